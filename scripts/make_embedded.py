@@ -1,0 +1,89 @@
+"""Makes the small checkpoint that ships with the package: a tiny Llama that solves the built-in tasks in words.
+
+    python scripts/make_embedded.py OUTPUT_FOLDER [--steps 1500]
+
+It writes a byte-level tokenizer learnt on the built-in sets, trains a random model on explicit chains of thought (the
+teacher's cross-entropy alone) and saves model and tokenizer as an ordinary transformers folder. No test problem is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kava.backbone.artifact import load_student
+from kava.config import GeneratorConfig, load_recipe
+from kava.data.encode import CUE, QUESTION_END
+from kava.data.generator import BUILT_IN, Generator
+from kava.train.run import train
+
+EOS, PAD = "<eos>", "<pad>"
+SHAPE = {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256}
+
+
+def make_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, so that any text has tokens and every result is one token."""
+    texts = []
+    for name in BUILT_IN:
+        for example in Generator(name, GeneratorConfig(train_size=2000)).split("train"):
+            texts.append(f"{example.question}{QUESTION_END}{' '.join(example.steps)}{CUE}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[EOS, PAD], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+
+
+def make_random(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **SHAPE,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--steps", type=int, default=1500)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        start, run = Path(temporary) / "random", Path(temporary) / "run"
+        make_random(start)
+        recipe = load_recipe(
+            "embedded",
+            [
+                f"model.name={start}", "loss.student_ce=0", "loss.alpha2_kv=0", f"training.max_steps={options.steps}",
+                "training.learning_rate=1e-3", "logging.report_to=[]", "logging.eval_steps=500",
+            ],
+        )  # fmt: skip
+        outcome = train(recipe, run)
+        model, tokenizer, _ = load_student(run / "best_checkpoint")
+        shutil.rmtree(options.output, ignore_errors=True)
+        model.causal_lm.config.use_cache = True
+        model.causal_lm.set_attn_implementation("sdpa")
+        model.causal_lm.save_pretrained(options.output)
+        tokenizer.save_pretrained(options.output)
+        print(f"explicit chain of thought, validation accuracy {outcome.best_accuracy:.3f}; saved in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

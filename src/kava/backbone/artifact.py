@@ -1,0 +1,126 @@
+"""A student's folder: everything that was trained, what it is, and its tokenizer. Loading is strict.
+
+    kava.json            method, versions, names of the trained weights, fingerprint of the frozen ones
+    recipe.yaml          every setting of the run that made it
+    trained.safetensors  every trained weight under its own name
+    config.json          the backbone's shape
+    tokenizer files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kava import __version__
+from kava.backbone.families import family_of
+from kava.backbone.load import _dtype, assemble, build_model, load_tokenizer
+from kava.backbone.model import LatentModel
+from kava.config import Recipe, load_recipe, save_recipe
+from kava.errors import CheckpointError
+from kava.files import new_folder, write_json
+
+CARD, RECIPE, WEIGHTS = "kava.json", "recipe.yaml", "trained.safetensors"
+FORMAT = 1
+
+
+def save_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: str | Path, **facts: Any) -> None:
+    """Writes the folder whole or not at all; `facts` (step, accuracy, ...) go into kava.json."""
+    with new_folder(folder) as partial:
+        write_student(model, tokenizer, recipe, partial, **facts)
+
+
+def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, **facts: Any) -> None:
+    """The same into a folder that exists already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.trained().items()}
+    save_file(weights, folder / WEIGHTS)
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card = {
+        "format": FORMAT,
+        "kava_version": __version__,
+        "method": "latent",
+        "trained": sorted(weights),
+        "frozen_fingerprint": fingerprint(model),
+        **facts,
+    }
+    save_recipe(recipe, folder / RECIPE)
+    write_json(folder / CARD, card)
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """kava.json of a student's folder."""
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a student's folder: it has no {CARD}", "give a run's best_checkpoint folder"
+        )
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})", "the folder is torn; use another") from error
+    if card.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {card.get('format')!r}, this version reads {FORMAT}", "update kava")
+    return card
+
+
+def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentModel, Any, Recipe]:
+    """The model as it was saved. With LoRA the base model is loaded too, from where the recipe says or from `base`."""
+    folder = Path(folder)
+    card = read_card(folder)
+    recipe = load_recipe(folder / RECIPE)
+    if base is not None:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": base, "revision": None})})
+    if recipe.lora.enabled:
+        model, tokenizer = build_model(recipe)
+    else:
+        tokenizer = load_tokenizer(folder, recipe.model)
+        config = AutoConfig.from_pretrained(folder)
+        lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
+        model = assemble(lm, family_of(config, str(folder)), tokenizer, recipe)
+    load_weights(model, folder)
+    if fingerprint(model) != card["frozen_fingerprint"]:
+        raise CheckpointError(
+            f"{folder}: the base model {recipe.model.name!r} is not the one this student was trained on",
+            "give the right base folder, or the revision it was trained with",
+        )
+    return model.eval(), tokenizer, recipe
+
+
+@torch.no_grad()
+def load_weights(model: LatentModel, folder: str | Path) -> None:
+    """Copies the saved weights in: names and shapes must be exactly those of the trained parameters."""
+    path = Path(folder) / WEIGHTS
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})", "the folder is torn; use another") from error
+    trained = model.trained()
+    missing, extra = sorted(set(trained) - set(saved)), sorted(set(saved) - set(trained))
+    if missing or extra:
+        raise CheckpointError(
+            f"{path}: weights do not fit the model (missing {missing[:3]}, unexpected {extra[:3]})",
+            "the recipe in kava.json must be the one the student was trained with",
+        )
+    for name, weight in trained.items():
+        if weight.shape != saved[name].shape:
+            raise CheckpointError(f"{path}: {name} has shape {tuple(saved[name].shape)}, not {tuple(weight.shape)}")
+        weight.copy_(saved[name])
+
+
+def fingerprint(model: LatentModel) -> str:
+    """A hash of name, shape and first values of every frozen weight: another base is noticed, a reload is not."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:
+            head = weight.detach().flatten()[:8].float().cpu().tolist()
+            digest.update(f"{name} {tuple(weight.shape)} {head}\n".encode())
+    return digest.hexdigest()

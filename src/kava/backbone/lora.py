@@ -1,0 +1,34 @@
+"""LoRA around the backbone. Of the embedding exactly the three new rows are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kava.backbone.families import Family
+from kava.backbone.tokens import SpecialTokens
+from kava.config import LoraConfig
+from kava.errors import ConfigError
+
+
+def add_lora(lm: Any, family: Family, special: SpecialTokens, lora: LoraConfig) -> Any:
+    """A PeftModel. The projection is not in it: it stays outside, fully trained."""
+    import peft
+
+    names = list(lora.target_modules or family.linear)
+    present = {name.rsplit(".", 1)[-1] for name, _ in lm.named_modules()}
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ConfigError(
+            f"lora.target_modules: the model has no layer named {', '.join(missing)}",
+            "its linear layers: " + ", ".join(family.linear),
+        )
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=names,
+        fan_in_fan_out=family.conv1d,
+        trainable_token_indices={family.embedding: special.ids},
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(lm, config)

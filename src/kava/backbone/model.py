@@ -1,0 +1,118 @@
+"""The student: a backbone, its three special tokens and the projection. The same weights are its own teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kava.backbone.attention import KV
+from kava.backbone.families import Family
+from kava.backbone.kv import Pass, run_decoder
+from kava.backbone.tokens import SpecialTokens
+from kava.config import LatentConfig
+from kava.latents import iterate, make_projection, start, unroll
+
+
+class LatentModel(nn.Module):
+    """Runs passes over the backbone and makes latents; knows nothing of losses or text.
+
+    `backbone` is a causal LM of transformers or a PeftModel around one, with room for the special tokens.
+    """
+
+    def __init__(
+        self, backbone: Any, family: Family, special: SpecialTokens, latent: LatentConfig, use_projection: bool
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.family = family
+        self.special = special
+        self.latent = latent
+        weight = next(self.backbone.parameters())
+        projection = make_projection(self.config.hidden_size, use_projection)
+        self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model itself, adapters in place."""
+        return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
+
+    @property
+    def decoder(self) -> Any:
+        return getattr(self.causal_lm, self.family.decoder)
+
+    @property
+    def config(self) -> Any:
+        return self.causal_lm.config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def rounds(self) -> int:
+        """Passes that the method counts between the first one and the answer: T, or M when decoded in sequence."""
+        latent = self.latent
+        return 0 if not self.thinks else latent.num_tokens if latent.method == "sequential" else latent.num_iterations
+
+    @property
+    def num_kv_heads(self) -> int:
+        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def scale(self) -> float:
+        """What attention multiplies q.k with."""
+        return self.head_size**-0.5
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.causal_lm.get_input_embeddings()(ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.causal_lm.get_output_embeddings()(hidden)
+
+    def run(
+        self, embeds: Tensor, positions: Tensor, mask: Tensor, prefix: KV | None = None, all_layers: bool = False
+    ) -> Pass:
+        return run_decoder(self.decoder, self.family, embeds, positions, mask, prefix, all_layers)
+
+    def slots(self, batch: int, bot: bool = True) -> Tensor:
+        """[B, 1 + M] ids of <bot> and the latent slots."""
+        ids = [self.special.bot] * bot + [self.special.latent] * self.latent.num_tokens
+        return torch.tensor(ids, dtype=torch.long, device=self.device).expand(batch, -1)
+
+    @property
+    def thinks(self) -> bool:
+        """False for pause tokens (T = 0) and for no latents at all (M = 0): then nothing is fed back."""
+        latent = self.latent
+        return latent.num_tokens > 0 and (latent.method == "sequential" or latent.num_iterations > 0)
+
+    def think(self, hidden: Tensor, run: Any) -> Tensor:
+        """Input embeddings [B, M, E] of the latents' last pass.
+
+        hidden [B, 1 + M, E] at <bot> and the slots after pass 0; run(embeds) -> hidden states on the [Q, <bot>] prefix.
+        """
+        dtype = hidden.dtype
+
+        def project(states: Tensor) -> Tensor:
+            return self.project(states).to(dtype)
+
+        if self.latent.method == "sequential":
+            return unroll(project(hidden[:, :1]), run, project, self.latent.num_tokens)
+        return iterate(start(hidden, project), run, project, self.latent.num_iterations - 1)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training may change, by name: what a student's folder holds."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize < 4 else dtype

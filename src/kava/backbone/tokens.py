@@ -1,0 +1,62 @@
+"""The tokenizer and the three special tokens of the student's text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kava.errors import ModelError
+
+NAMES = ("<bot>", "<latent>", "<eot>")
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of <bot> (thinking begins), <latent> (one slot) and <eot> (thinking ends)."""
+
+    bot: int
+    latent: int
+    eot: int
+
+    @property
+    def ids(self) -> list[int]:
+        return [self.bot, self.latent, self.eot]
+
+
+def add_special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Adds what is missing and returns the ids; a second call changes nothing."""
+    tokenizer.add_special_tokens({"additional_special_tokens": list(NAMES)}, **_keep_others(tokenizer))
+    return SpecialTokens(*(tokenizer.convert_tokens_to_ids(name) for name in NAMES))
+
+
+def _keep_others(tokenizer: Any) -> dict[str, bool]:
+    import inspect
+
+    parameter = "replace_extra_special_tokens"
+    if parameter in inspect.signature(tokenizer.add_special_tokens).parameters:
+        return {parameter: False}
+    return {"replace_additional_special_tokens": False}
+
+
+@torch.no_grad()
+def make_room(model: Any, special: SpecialTokens) -> None:
+    """Gives the special tokens rows of their own: the mean of the other rows plus a little noise of their own.
+
+    Deterministic, because rows that are not trained (an untied output head under LoRA) are not saved either. Never
+    shrinks: many checkpoints have more rows than their tokenizer has tokens.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(special.ids) >= rows:
+        model.resize_token_embeddings(max(special.ids) + 1, mean_resizing=False)
+    for layer in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        if layer is None:
+            raise ModelError("the model has no output embedding, so it is not a causal language model")
+        weight = layer.weight
+        others = torch.ones(weight.shape[0], dtype=torch.bool)
+        others[special.ids] = False
+        known = weight[others.to(weight.device)].float()
+        noise = torch.randn(len(special.ids), weight.shape[1], generator=torch.Generator().manual_seed(0))
+        fresh = known.mean(0) + 0.1 * known.std(0) * noise.to(weight.device)
+        weight[special.ids] = fresh.to(weight.dtype)

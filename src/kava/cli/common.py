@@ -1,0 +1,82 @@
+"""What the verbs share: a recipe from flags and overrides, and results for people or for programs.
+
+A verb that takes recipe settings looks like this:
+
+    CONTEXT = OVERRIDES
+
+    def train(ctx: typer.Context, config: Annotated[str, typer.Option(help="...")], seed: int | None = None) -> None:
+        recipe = parse_recipe_args(config, ctx, f"system.seed={seed}" if seed is not None else None)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+
+from kava.config import KEYS, Recipe, load_recipe
+from kava.errors import ConfigError
+from kava.registry import nearest
+
+OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def parse_recipe_args(config: str, extra: typer.Context | Sequence[str], *flags: str | None) -> Recipe:
+    """The recipe `config` (name or path) under the settings on the command line.
+
+    `extra` is what the verb's own flags left over; `flags` are settings that flags of the verb stand for
+    ("system.seed=7"; None = flag not given). A setting given both ways with different values is an error.
+    """
+    words = check_flags(extra)
+    settings = [flag for flag in flags if flag is not None]
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if key in given:
+            raise ConfigError(f"command line: {key} is set twice, by a flag and as {key}=...", "leave one of them out")
+    return load_recipe(config, [*words, *settings])
+
+
+def check_flags(extra: typer.Context | Sequence[str]) -> list[str]:
+    """The left-over words, once every unknown flag has been refused with the nearest known one."""
+    own: list[str] = []
+    if isinstance(extra, Sequence):
+        words = list(extra)
+    else:
+        own = [name for parameter in extra.command.params for name in parameter.opts if name.startswith("--")]
+        words = list(extra.args)
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("-") and not flag.startswith("--") and not _is_number(flag):
+            raise ConfigError(f"unknown flag {flag!r}", "flags start with two dashes")
+        if flag.startswith("--") and "." not in flag:
+            same_leaf = [key for key in KEYS if key.rpartition(".")[2] == flag.removeprefix("--")]
+            hint = f"did you mean {'--' + same_leaf[0]!r}?" if same_leaf else nearest(flag, own)
+            raise ConfigError(f"unknown flag {flag!r}", hint)
+    return words
+
+
+def no_settings(extra: typer.Context) -> None:
+    """Refuse section.key=value where the verb (or this use of it) reads no recipe."""
+    words = check_flags(extra)
+    if words:
+        raise ConfigError(f"unexpected {words[0]!r}", "settings need a recipe they apply to")
+
+
+def _is_number(word: str) -> bool:
+    return word.lstrip("-").replace(".", "", 1).replace("e-", "", 1).isdigit()
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Left-aligned columns in ASCII, the last one as long as it is."""
+    lines = [list(header), ["-" * len(word) for word in header], *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    texts = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(text.rstrip() for text in texts)
+
+
+def show_result(data: Mapping[str, Any] | Sequence[Any], text: str, quiet: bool) -> None:
+    """Print a result: `text` for people, or with --quiet `data` as one JSON document and nothing else."""
+    print(json.dumps(data, indent=2, allow_nan=False) if quiet else text)

@@ -1,0 +1,166 @@
+"""`kava config`: list, explain, compare and export recipes; every value with how well it is known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result, table
+from kava.config import KEYS, Recipe, Row, explain, list_recipes, load_recipe, save_recipe, show
+from kava.config.text import dump_yaml
+from kava.errors import ConfigError
+from kava.registry import nearest
+
+CONTEXT = OVERRIDES
+LEGEND = (
+    "tags: known = several sources or official code agree, noted = one second-hand source, "
+    "open = the paper's choice is unknown, ours"
+)
+
+
+def config(
+    ctx: typer.Context,
+    list_: Annotated[bool, typer.Option("--list", help="the shipped recipes (the default)")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="with --list: every value that is not a default")] = False,
+    get: Annotated[str | None, typer.Option(metavar="NAME", help="every value of a recipe (name or path)")] = None,
+    compare: Annotated[tuple[str, str] | None, typer.Option(metavar="A B", help="where two recipes differ")] = None,
+    export: Annotated[Path | None, typer.Option(metavar="DIR", help="write full recipe files into a folder")] = None,
+    format_: Annotated[
+        Literal["yaml", "json"] | None,
+        typer.Option("--format", help="of --export (default yaml); with --get: print the recipe as such a file"),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="every key: default, tag, allowed values, meaning")] = False,
+    filter_size: Annotated[str | None, typer.Option(metavar="SIZE", help="1b, 0.5b, 3b, embedded")] = None,
+    filter_dataset: Annotated[str | None, typer.Option(metavar="SET", help="aug, aug_nl, chains")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="JSON on stdout and nothing else")] = False,
+) -> None:
+    """List, explain, compare and export recipes.
+
+    --get also takes settings: kava config --get llama1b_aug training.batch_size=64
+    """
+    chosen = [name for name, on in (("--list", list_), ("--get", get), ("--compare", compare), ("--keys", keys)) if on]
+    if len(chosen) > 1:
+        raise ConfigError(f"{chosen[0]} and {chosen[1]} exclude each other", "give one of them")
+    if not get:
+        no_settings(ctx)
+    if verbose and (chosen not in ([], ["--list"]) or export):
+        raise ConfigError("--verbose has no effect here", "it belongs to --list")
+    if format_ and not (export or get):
+        raise ConfigError("--format has no effect here", "it belongs to --export or --get")
+    if (filter_size or filter_dataset) and chosen not in ([], ["--list"]):
+        raise ConfigError(f"filters have no effect on {chosen[0]}", "they belong to --list and --export")
+    if keys:
+        _keys(quiet)
+    elif compare:
+        _compare(*compare, quiet)
+    elif get and not export:
+        _get(load_recipe(get, check_flags(ctx)), format_, quiet)
+    else:
+        found = [load_recipe(get, check_flags(ctx))] if get else _filtered(filter_size, filter_dataset)
+        if export:
+            _export(found, export, format_ or "yaml", quiet)
+        else:
+            _list(found, verbose, quiet)
+
+
+def size_of(recipe: Recipe) -> str:
+    """The model's size as its name says it: "1b", "0.5b"; "embedded" for the shipped checkpoint."""
+    if recipe.model.name.startswith("kava:"):
+        return recipe.model.name.removeprefix("kava:")
+    found = re.search(r"(\d+(?:\.\d+)?b)(?![a-z0-9])", recipe.model.name.lower())
+    return found.group(1) if found else "?"
+
+
+def dataset_of(recipe: Recipe) -> str:
+    """The data set in short: "aug", "aug_nl", or its own name."""
+    name = recipe.dataset.name.rpartition("/")[2]
+    return name.removeprefix("gsm8k-").replace("-", "_")
+
+
+def _filtered(size: str | None, dataset: str | None) -> list[Recipe]:
+    recipes = [load_recipe(name) for name in list_recipes()]
+    for wanted, read, flag in ((size, size_of, "--filter_size"), (dataset, dataset_of, "--filter_dataset")):
+        if wanted is None:
+            continue
+        there = sorted({read(recipe) for recipe in recipes})
+        wanted = wanted.lower().replace("-", "_")
+        if wanted not in there:
+            raise ConfigError(f"{flag} {wanted!r}: no recipe has it", nearest(wanted, there))
+        recipes = [recipe for recipe in recipes if read(recipe) == wanted]
+    return recipes
+
+
+def _as_data(row: Row) -> dict[str, Any]:
+    return {"value": row.value, "tag": row.tag, "source": row.source, "origin": row.origin}
+
+
+def _list(recipes: list[Recipe], verbose: bool, quiet: bool) -> None:
+    data = [
+        {"name": r.about.name, "size": size_of(r), "dataset": dataset_of(r), "tag": r.about.tag, "title": r.about.title}
+        for r in recipes
+    ]
+    blocks = [table([list(entry.values()) for entry in data], ["name", "size", "dataset", "tag", "title"])]
+    for recipe, entry in zip(recipes, data, strict=True):
+        rows = [row for row in explain(recipe) if row.origin != "default"]
+        if verbose:
+            entry["values"] = {row.key: _as_data(row) for row in rows}
+            lines = [[row.key, show(row.value), row.tag, row.origin] for row in rows]
+            blocks.append(f"{entry['name']}\n" + table(lines, ["key", "value", "tag", "set in"]))
+    show_result(data, "\n\n".join([*blocks, LEGEND]), quiet)
+
+
+def _get(recipe: Recipe, format_: str | None, quiet: bool) -> None:
+    rows = explain(recipe)
+    if format_ == "yaml":
+        print(dump_yaml(recipe.to_dict()), end="")
+        return
+    if format_ == "json":
+        show_result(recipe.to_dict(), "", quiet=True)
+        return
+    lines = [[row.key, show(row.value), row.tag, row.origin, row.source] for row in rows]
+    text = f"{recipe.about.name}: {recipe.about.title}\n\n" + table(lines, ["key", "value", "tag", "set in", "source"])
+    data = {"name": recipe.about.name, "values": {row.key: _as_data(row) for row in rows}}
+    show_result(data, f"{text}\n\n{LEGEND}", quiet)
+
+
+def _compare(first: str, second: str, quiet: bool) -> None:
+    left, right = ({row.key: row for row in explain(load_recipe(name))} for name in (first, second))
+    every = list(dict.fromkeys([*left, *right]))
+    data, lines = {}, []
+    for key in every:
+        pair = [side.get(key) for side in (left, right)]
+        if pair[0] and pair[1] and pair[0].value == pair[1].value:
+            continue
+        data[key] = [_as_data(row) if row else None for row in pair]
+        lines.append([key, *(f"{show(row.value)} [{row.tag}]" if row else "-" for row in pair)])
+    same = f"{len(every) - len(lines)} other keys are equal"
+    text = f"{table(lines, ['key', first, second])}\n\n{same}\n{LEGEND}" if lines else f"no difference: {same}"
+    show_result(data, text, quiet)
+
+
+def _export(recipes: list[Recipe], folder: Path, format_: str, quiet: bool) -> None:
+    targets = {folder / f"{recipe.about.name}.{format_}": recipe for recipe in recipes}
+    for path, recipe in targets.items():
+        if path.exists() and load_recipe(path) != recipe:
+            raise ConfigError(f"{path} exists and holds another recipe", "choose another folder; nothing was written")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file", "give --export a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, recipe in targets.items():
+        save_recipe(recipe, path)
+    lines = [f"wrote {path}" for path in targets]
+    lines.append(f"each is a recipe: kava train --config {next(iter(targets))}")
+    show_result([str(path) for path in targets], "\n".join(lines), quiet)
+
+
+def _keys(quiet: bool) -> None:
+    data = {
+        key.name: {"default": key.default, "tag": key.tag, "allowed": key.kind, "meaning": key.description,
+                   "source": key.source}
+        for key in KEYS.values()
+    }  # fmt: skip
+    lines = [[key.name, show(key.default), key.tag, key.kind, key.description] for key in KEYS.values()]
+    show_result(data, table(lines, ["key", "default", "tag", "allowed", "meaning"]) + f"\n\n{LEGEND}", quiet)

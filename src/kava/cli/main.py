@@ -1,0 +1,179 @@
+"""The one command. This file knows the verbs' names and imports only the one that runs; `kava --help` imports none.
+
+A verb is a file `cli/<verb>.py` with a function of the verb's name (or a `typer.Typer` called `app`, for a verb with
+verbs of its own). Its parameters are the flags: underscores are canonical, `--output-dir` is read as `--output_dir`.
+A module attribute `CONTEXT = OVERRIDES` lets it take section.key=value (see `cli/common.py`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import kava
+from kava.errors import ConfigError, KavaError
+from kava.registry import nearest
+
+
+class Verb(NamedTuple):
+    """One line of `kava --help`."""
+
+    name: str
+    panel: str
+    line: str
+
+
+VERBS: tuple[Verb, ...] = (
+    Verb("demo", "Train and use", "distil the shipped checkpoint on built-in arithmetic and show what it learnt"),
+    Verb("train", "Train and use", "train a student from a recipe"),
+    Verb("infer", "Train and use", "ask a trained student, one question at a time or a file of them"),
+    Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),
+    Verb("bench", "Measure", "time passes and decoding, after checking that the fast way gives the same result"),
+    Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
+    Verb("data", "Recipes and data", "look at a data set: counts, lengths, hashes"),
+)
+CONVENTIONS = """\
+Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
+--quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
+Exit codes: 0 done, 1 a check failed, 2 your input, 130 interrupted."""
+
+
+def help_text() -> str:
+    """What `kava --help` prints."""
+    lines = [
+        "usage: kava VERB [FLAGS]",
+        "",
+        "KaVa: latent reasoning by distilling a teacher's compressed KV cache.",
+        "",
+    ]
+    for panel in dict.fromkeys(verb.panel for verb in VERBS):
+        lines.append(f"{panel}:")
+        lines += [f"  {verb.name:<10} {verb.line}" for verb in VERBS if verb.panel == panel]
+        lines.append("")
+    return "\n".join([*lines, "  --version  print the version and stop", "", CONVENTIONS])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; every mistake of the user ends here as one clear message."""
+    _survive_any_code_page()
+    words = list(sys.argv[1:] if argv is None else argv)
+    with _Border() as border:
+        border.code = _dispatch(words)
+        sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
+    return border.code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(help_text())
+        return 0
+    if words[0] == "--version":
+        print(f"kava {kava.__version__}")
+        return 0
+    names = [verb.name for verb in VERBS]
+    if words[0] not in names:
+        kind = "flag" if words[0].startswith("-") else "verb"
+        raise ConfigError(f"unknown {kind} {words[0]!r}", nearest(words[0], [*names, "--help", "--version"]))
+    return _run(words[0], underscores(words[1:]))
+
+
+def underscores(words: Sequence[str]) -> list[str]:
+    """Flag names with underscores: `--output-dir=a-b` becomes `--output_dir=a-b`; values stay as they are."""
+    found = []
+    for position, word in enumerate(words):
+        if word == "--":
+            return [*found, *words[position:]]
+        name, equals, value = word.partition("=")
+        flag = word.startswith("--") and not any(space in name for space in " \n\t")
+        found.append("--" + name[2:].replace("-", "_") + equals + value if flag else word)
+    return found
+
+
+def _run(verb: str, words: list[str]) -> int:
+    import typer
+
+    command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
+    usage: Any = typer.BadParameter.__mro__[2]  # click's base error; newer typers carry a click of their own
+    try:
+        code = command.main(words, prog_name=f"kava {verb}", standalone_mode=False)
+    except usage as error:
+        text = error.format_message().strip().rstrip(".")
+        raise ConfigError(
+            f"kava {verb}: {text[:1].lower()}{text[1:]}", f"kava {verb} --help lists the flags"
+        ) from error
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    return code if isinstance(code, int) else 0
+
+
+def verb_command(verb: str, module: ModuleType) -> Any:
+    """The command object of a verb's module, with its flags spelt with underscores."""
+    import typer
+
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        settings = {"help_option_names": ["--help", "-h"], **getattr(module, "CONTEXT", {})}
+        app.command(verb, context_settings=settings)(getattr(module, verb))
+    command = typer.main.get_command(app)
+    for one in (command, *getattr(command, "commands", {}).values()):
+        for parameter in one.params:
+            if parameter.param_type_name == "option":
+                parameter.opts = underscores(parameter.opts)
+                parameter.secondary_opts = underscores(parameter.secondary_opts)
+    return command
+
+
+class _Border:
+    """Turns what a verb raises into a message and an exit code. Anything unforeseen keeps its traceback."""
+
+    code = 0
+
+    def __enter__(self) -> _Border:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None:
+            return True
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+            self.code = 130
+        elif isinstance(error, BrokenPipeError):  # `kava config --list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.code = 141
+        elif (problem := _users_problem(error)) is not None:
+            print(f"error: {problem.message}", file=sys.stderr)
+            if problem.hint:
+                print(f"  hint: {problem.hint}", file=sys.stderr)
+            self.code = 2
+        else:
+            return False
+        return True
+
+
+def _users_problem(error: BaseException) -> KavaError | None:
+    """The error as one clear line, if it is the user's or the machine's and not a fault of ours."""
+    if isinstance(error, KavaError):
+        return error
+    name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    # not every library raises OSError here: safetensors and torch have errors of their own with the same words
+    if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "File too large")):
+        return KavaError(f"the disk is full{name} ({error})", "free some space or choose another --output_dir")
+    if isinstance(error, PermissionError):
+        return KavaError(f"not allowed{name} ({error.strerror})", "choose a folder that you may write to")
+    return None
+
+
+def _survive_any_code_page() -> None:
+    """What a terminal's code page (GBK, ASCII) cannot show is printed escaped instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

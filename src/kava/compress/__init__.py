@@ -1,0 +1,47 @@
+"""Which chain-of-thought entries the student is taught: one file per choice. The table below is all there is to add."""
+
+from __future__ import annotations
+
+from kava.compress.base import Compressed, Compressor, Samples
+from kava.compress.crop import Crop
+from kava.compress.full import Full
+from kava.compress.importance import importance
+from kava.compress.random_ import Random
+from kava.compress.redundancy import redundancy
+from kava.compress.rkv import RKV
+from kava.compress.rkv_original import RKVOriginal
+from kava.compress.shuffle import ShuffleExamples, ShuffleTime
+from kava.compress.steps import Steps
+from kava.compress.uniform import Uniform
+from kava.registry import lookup
+
+COMPRESSORS: dict[str, type[Compressor]] = {
+    "rkv": RKV,
+    "rkv_original": RKVOriginal,
+    "full": Full,
+    "crop": Crop,
+    "random": Random,
+    "uniform": Uniform,
+    "steps": Steps,
+}
+SHUFFLES = {"time": ShuffleTime, "examples": ShuffleExamples}
+
+
+def make_compressor(method: str, shuffle: str = "none", **settings: object) -> Compressor:
+    """The compressor a recipe names; of `settings` it takes those it has a field for."""
+    kind = lookup(COMPRESSORS, method, "compressor")
+    fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    compressor = kind(**{name: value for name, value in settings.items() if name in fields})
+    return compressor if shuffle == "none" else SHUFFLES[shuffle](inner=compressor)
+
+
+__all__ = [
+    "COMPRESSORS",
+    "SHUFFLES",
+    "Compressed",
+    "Compressor",
+    "Samples",
+    "importance",
+    "make_compressor",
+    "redundancy",
+]

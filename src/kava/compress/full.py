@@ -1,0 +1,52 @@
+"""full: no eviction; the entries are resampled in time onto the latent slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kava.compress.base import Compressed, Compressor, Samples, gather
+
+
+@dataclass(frozen=True)
+class Full(Compressor):
+    """Slot i of n = min(M, N_C) lies at u_i = i (N_C - 1) / (n - 1), linear between neighbours  [ours]
+
+    With N_C <= M this is the identity; `rkv.full_slots` raises M to the longest chain of thought instead.
+    """
+
+    def __call__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        importance: Tensor | None,
+        keep: int,
+        *,
+        samples: Samples | None = None,
+    ) -> Compressed:
+        batch, heads, columns, _ = keys.shape
+        length = mask.sum(1)
+        slots = self.count(mask, keep)
+        slot = torch.arange(keep, device=keys.device)
+        kept = slot < slots[:, None]
+        step = (length - 1).clamp(min=0).double() / (slots - 1).clamp(min=1)
+        position = (slot * step[:, None]).masked_fill(~kept, 0.0)
+        order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)  # column of the n-th real entry
+        if columns == 0:
+            order = mask.new_zeros(batch, 1, dtype=torch.long)
+        low = position.floor().long()
+        high = torch.minimum(low + 1, (length - 1).clamp(min=0)[:, None])
+        weight = (position - low).to(keys.dtype)[:, None, :, None]
+        kept_h = kept[:, None].expand(-1, heads, -1)
+
+        def at(place: Tensor) -> Tensor:
+            return order.gather(1, place)[:, None].expand(-1, heads, -1)
+
+        def mix(entries: Tensor) -> Tensor:
+            return (1 - weight) * gather(entries, at(low), kept_h) + weight * gather(entries, at(high), kept_h)
+
+        index = at(position.round().long()).masked_fill(~kept_h, 0)
+        return Compressed(mix(keys), mix(values), kept_h, index)

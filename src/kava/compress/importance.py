@@ -1,0 +1,30 @@
+"""How much the answer looks at each chain-of-thought entry."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.shapes import precise
+
+
+def importance(queries: Tensor, keys: Tensor, answer_mask: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """I [B, H, N], sums to 1 over the real entries of each sample and head (all 0 where there are none).
+
+    I = mean_a softmax_n( max_r q[a, h, r] . k[n, h] * scale )   a: answer tokens, r: query heads of a group  [known]
+
+    The group maximum is taken on the logits; the softmax runs over the chain-of-thought columns only.
+    queries [B, H*R, A, D] of the answer tokens as inputs; keys [B, H, N, D]; answer_mask [B, A]; mask [B, N].
+    """
+    batch, heads = keys.shape[:2]
+    grouped = precise(queries).reshape(batch, heads, -1, *queries.shape[2:])  # [B, H, R, A, D]
+    logits = torch.einsum("bhrad,bhnd->bhran", grouped, precise(keys)).amax(2) * scale
+    attention = masked_softmax(logits, mask[:, None, None, :])
+    weight = answer_mask[:, None, :, None].to(attention.dtype)
+    return (attention * weight).sum(2) / weight.sum(2).clamp(min=1)
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis of the True columns; all 0 where no column is True."""
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return torch.softmax(scores, dim=-1) * mask

@@ -1,0 +1,87 @@
+"""Controls wrapped around any compressor: right entries in the wrong order, or of the wrong question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kava.compress.base import Compressed, Compressor, Samples
+
+_SALT = 1  # the permutation is independent of what the wrapped compressor draws
+
+
+@dataclass(frozen=True)
+class _Wrapper(Compressor):
+    inner: Compressor = None  # type: ignore[assignment]
+
+    @property
+    def needs_importance(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_importance
+
+    def eligible(self, mask: Tensor, samples: Samples | None) -> Tensor:
+        return self.inner.eligible(mask, samples)
+
+    def count(self, mask: Tensor, keep: int, samples: Samples | None = None) -> Tensor:
+        return self.inner.count(mask, keep, samples)
+
+
+@dataclass(frozen=True)
+class ShuffleTime(_Wrapper):
+    """The seeds' E5: one permutation of the kept entries per sample, other than the identity, the same for all
+    layers, heads, K and V. Fewer than two entries stay as they are."""
+
+    def __call__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        importance: Tensor | None,
+        keep: int,
+        *,
+        samples: Samples | None = None,
+    ) -> Compressed:
+        if samples is None:
+            raise ValueError("ShuffleTime needs samples=Samples(...) to know what to draw from")
+        out = self.inner(keys, values, mask, importance, keep, samples=samples)
+        counts = self.count(mask, keep, samples).tolist()
+        pairs = zip(counts, samples.generators(_SALT), strict=True)
+        order = torch.stack([_derangement_like(n, keep, generator) for n, generator in pairs]).to(keys.device)
+        index = order[:, None].expand(-1, keys.shape[1], -1)
+        wide = index[..., None].expand(*index.shape, keys.shape[-1])
+        return Compressed(out.keys.gather(2, wide), out.values.gather(2, wide), out.kept, out.index.gather(2, index))
+
+
+def _derangement_like(count: int, slots: int, generator: torch.Generator) -> Tensor:
+    """A permutation of the first `count` slots that is not the identity (if two or more), rest in place."""
+    order = torch.arange(slots)
+    while count > 1 and bool((order[:count] == torch.arange(count)).all()):
+        order[:count] = torch.randperm(count, generator=generator)
+    return order
+
+
+@dataclass(frozen=True)
+class ShuffleExamples(_Wrapper):
+    """Every sample gets the entries of the next sample in its batch: right scale, wrong content  [ours]"""
+
+    crosses_samples: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        importance: Tensor | None,
+        keep: int,
+        *,
+        samples: Samples | None = None,
+    ) -> Compressed:
+        if keys.shape[0] < 2:
+            raise ValueError("ShuffleExamples needs a batch of at least two samples")
+        out = self.inner(keys, values, mask, importance, keep, samples=samples)
+        return Compressed(*(part.roll(1, dims=0) for part in (out.keys, out.values, out.kept, out.index)))
+
+    def count(self, mask: Tensor, keep: int, samples: Samples | None = None) -> Tensor:
+        return self.inner.count(mask, keep, samples).roll(1, dims=0)

@@ -1,0 +1,89 @@
+"""Settings without effect are errors: one row per reason.
+
+A setting is judged only against a setting made at the same place or before it. A recipe that chooses a compressor is
+not at fault when the command line then switches the key/value term off; a command line that does both is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from kava.config.schema import BUILTIN_DATASETS, METHODS, Recipe
+
+
+class Rule(NamedTuple):
+    """`keys` (or whole sections, ending in a dot) do nothing where `idle` holds; `cause` names what makes it so."""
+
+    keys: tuple[str, ...]
+    cause: tuple[str, ...]
+    idle: Callable[[Recipe], bool]
+    reason: str
+
+
+def _uses_lambda(recipe: Recipe) -> bool:
+    return recipe.rkv.method in ("rkv", "rkv_original") or recipe.rkv.method not in METHODS
+
+
+def _standard_deviation_idle(recipe: Recipe) -> bool:
+    """std_scope matters to CODI always, to the KV term only layer by layer."""
+    return recipe.loss.alpha1_codi == 0 and (recipe.loss.alpha2_kv == 0 or not recipe.loss.layerwise_std)
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(("dataset.generator.",), ("dataset.name",), lambda r: r.dataset.name not in BUILTIN_DATASETS,
+         f"only the built-in data sets ({', '.join(BUILTIN_DATASETS)}) are generated"),
+    Rule(("dataset.config", "dataset.val_size", "dataset.streaming"), ("dataset.name",),
+         lambda r: r.dataset.name in BUILTIN_DATASETS, "a built-in data set is generated (see dataset.generator)"),
+    Rule(("latent.num_iterations", "latent.method", "loss.use_projection"), ("latent.num_tokens",),
+         lambda r: r.latent.num_tokens == 0, "there are no latents"),
+    Rule(("latent.num_iterations",), ("latent.method",), lambda r: r.latent.method == "sequential",
+         "sequential decoding makes one latent after the other"),
+    Rule(("loss.use_projection",), ("latent.num_iterations", "latent.method"),
+         lambda r: r.latent.num_iterations == 0 and r.latent.method == "jacobi", "pause tokens are not projected"),
+    Rule(("rkv.", "loss.kv_loss_type"), ("loss.alpha2_kv",), lambda r: r.loss.alpha2_kv == 0,
+         "the key/value term is off"),
+    Rule(("loss.codi_loss_type",), ("loss.alpha1_codi",), lambda r: r.loss.alpha1_codi == 0, "the CODI term is off"),
+    Rule(("loss.layerwise_std",), ("loss.alpha1_codi", "loss.alpha2_kv"),
+         lambda r: r.loss.alpha1_codi == r.loss.alpha2_kv == 0, "both distillation terms are off"),
+    Rule(("loss.std_scope",), ("loss.alpha1_codi", "loss.alpha2_kv", "loss.layerwise_std"), _standard_deviation_idle,
+         "nothing is divided by a standard deviation"),
+    Rule(("rkv.lambda",), ("rkv.method",), lambda r: not _uses_lambda(r), "this compressor has no score"),
+    Rule(("rkv.crop_keep",), ("rkv.method",), lambda r: r.rkv.method != "crop", "only crop has two ends"),
+    Rule(("rkv.full_slots",), ("rkv.method",), lambda r: r.rkv.method != "full", "only full can fill every slot"),
+    Rule(("lora.r", "lora.alpha", "lora.dropout", "lora.target_modules"), ("lora.enabled",),
+         lambda r: not r.lora.enabled, "every weight is trained"),
+    Rule(("training.epochs",), ("training.max_steps",), lambda r: r.training.max_steps is not None,
+         "training.max_steps decides"),
+    Rule(("training.warmup_ratio",), ("training.lr_scheduler",), lambda r: r.training.lr_scheduler == "constant",
+         "a constant schedule does not warm up"),
+    Rule(("evaluation.top_p",), ("evaluation.temperature",), lambda r: r.evaluation.temperature == 0,
+         "temperature 0 is greedy"),
+    Rule(("logging.project",), ("logging.report_to",),
+         lambda r: not {"wandb", "trackio"} & set(r.logging.report_to), "only wandb and trackio have projects"),
+)  # fmt: skip
+
+
+def without_effect(recipe: Recipe, changed: Mapping[str, int]) -> tuple[str, str] | None:
+    """The first key that was changed and does nothing, with the reason; None if every change matters.
+
+    `changed` maps each key that differs from its default to the place (a rising number) that set it.
+    """
+    for rule in RULES:
+        if not rule.idle(recipe):
+            continue
+        blame = max((changed[cause] for cause in rule.cause if cause in changed), default=-1)
+        for key, place in changed.items():
+            named = any(key.startswith(name) if name.endswith(".") else key == name for name in rule.keys)
+            if named and place >= blame:
+                return key, f"{rule.reason} ({_because(recipe, rule)})"
+    return None
+
+
+def _because(recipe: Recipe, rule: Rule) -> str:
+    """The values of the causes, e.g. "loss.alpha2_kv = 0"."""
+    values = []
+    for cause in rule.cause:
+        section, _, name = cause.partition(".")
+        values.append(f"{cause} = {getattr(getattr(recipe, section), name)}")
+    return ", ".join(values)

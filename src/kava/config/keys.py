@@ -1,0 +1,151 @@
+"""Dotted keys ("training.batch_size"): the table of all of them, nested data to and from flat, help for wrong ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from kava.config.schema import METHODS, Recipe
+from kava.errors import ConfigError
+
+FREE = "training.hf"  # the one key below which any name is allowed
+
+
+class Key(NamedTuple):
+    """One setting: its default and what `kava.config.schema` says about it."""
+
+    name: str
+    default: Any
+    kind: str  # what values are allowed, in words
+    is_text: bool  # a plain string: the command line's characters are taken as they are
+    tag: str
+    source: str
+    description: str
+
+
+def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for field_name, field in model.model_fields.items():
+        name = prefix + (field.alias or field_name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _walk(field.annotation, name + ".")
+        else:
+            yield name, field
+
+
+def _choices(annotation: Any) -> tuple[list[Any], bool]:
+    """The plain types and literals of an annotation, and whether null is one of them."""
+    if get_origin(annotation) in (Union, UnionType):
+        parts = get_args(annotation)
+        return [part for part in parts if part is not type(None)], type(None) in parts
+    return [annotation], False
+
+
+def _limits(field: FieldInfo) -> str:
+    words = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    found = [f"{sign} {getattr(rule, name)}" for rule in field.metadata for name, sign in words.items()
+             if getattr(rule, name, None) is not None]  # fmt: skip
+    return " and ".join(found)
+
+
+def _describe(name: str, field: FieldInfo) -> str:
+    """What the key allows, e.g. "an integer >= 1 or null"."""
+    (kind, *_), nullable = _choices(field.annotation)
+    if get_origin(kind) is Literal:
+        text = "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    elif name == "rkv.method":
+        text = f"one of {', '.join(METHODS)}, or package.module:Name"
+    else:
+        plain = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+        text = plain.get(kind) or ("a mapping" if get_origin(kind) is dict else "a list of names")
+    limits = _limits(field)
+    return text + (f" {limits}" if limits else "") + (" or null" if nullable else "")
+
+
+def _table() -> dict[str, Key]:
+    defaults = flatten(Recipe().to_dict(), "defaults", None)
+    table = {}
+    for name, field in _walk(Recipe):
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        (kind, *_), _ = _choices(field.annotation)
+        table[name] = Key(
+            name,
+            defaults.get(name, {}),
+            _describe(name, field),
+            kind is str and name != "rkv.method",
+            str(extra.get("tag", "ours")),
+            str(extra.get("source", "")),
+            field.description or "",
+        )
+    return table
+
+
+def flatten(data: Mapping[str, Any], label: str, known: Mapping[str, Key] | None) -> dict[str, Any]:
+    """Nested sections as {"training.batch_size": 64, ...}; unknown keys are errors unless `known` is None."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Mapping[str, Any], prefix: str) -> None:
+        for part, value in node.items():
+            name = f"{prefix}{part}"
+            section = name in SECTIONS
+            if prefix == FREE + ".":
+                flat[name] = value
+            elif isinstance(value, Mapping) and (section or name == FREE):
+                visit(value, name + ".")
+            elif section and value is None:
+                continue  # "training:" with every line below it commented out
+            elif section:
+                raise ConfigError(f"{label}: {name} = {show(value)} is not valid: it is a section of keys")
+            elif known is not None and name not in known:
+                raise unknown_key(name, label)
+            else:
+                flat[name] = value
+
+    visit(data, "")
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        free = name.startswith(FREE + ".")
+        *sections, leaf = [*FREE.split("."), name[len(FREE) + 1 :]] if free else name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
+
+
+def unknown_key(name: str, label: str) -> ConfigError:
+    """The error for a key that does not exist, naming the nearest one that does."""
+    if name in SECTIONS:
+        inside = next(key for key in KEYS if key.startswith(name + "."))
+        return ConfigError(f"{label}: {name!r} is a section, not a key", f"name one of its keys, such as {inside}")
+    leaf = name.rpartition(".")[2]
+    same_leaf = [key for key in KEYS if key.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(name, [*KEYS, *sorted(SECTIONS)], n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else "kava config --keys lists every key"
+    return ConfigError(f"{label}: unknown key {name!r}", hint)
+
+
+def show(value: Any) -> str:
+    """A value as a recipe would write it, on one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {show(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
+
+
+SECTIONS = {name.rpartition(".")[0] for name, _ in _walk(Recipe)}
+KEYS: dict[str, Key] = _table()

@@ -1,0 +1,99 @@
+"""YAML and JSON text to plain data and back. Numbers and booleans as YAML 1.2 has them; a repeated key is an error.
+
+PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight and keeps the last of two equal keys in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kava.errors import ConfigError
+
+_PLAIN = (
+    ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
+    ("float", r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} appears twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in _PLAIN:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def parse_text(text: str, label: str, as_json: bool = False) -> Any:
+    """The data that YAML (or JSON) `text` holds; `label` names it in errors."""
+    try:
+        if as_json:
+            return json.loads(text, object_pairs_hook=_unique)
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{label}: {line}{error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{label}: not readable as {'JSON' if as_json else 'YAML'}: {error}") from error
+
+
+def read_file(path: Path, label: str) -> dict[str, Any]:
+    """The mapping in a .yaml, .yml or .json file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{label}: not a text file in UTF-8 ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"{label}: cannot be read: {error.strerror}", "kava config --list shows recipes") from error
+    data = parse_text(text, label, as_json=path.suffix.lower() == ".json")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{label}: a recipe is a mapping of sections, this is {type(data).__name__}")
+    return data
+
+
+def dump_yaml(data: Mapping[str, Any]) -> str:
+    """Block YAML in the order of `data`."""
+    return yaml.safe_dump(dict(data), sort_keys=False, width=110, allow_unicode=True)
+
+
+def write_file(path: Path, data: Mapping[str, Any], header: str = "") -> None:
+    """Write .json, else YAML, through a neighbour file: a half-written file never has the name."""
+    if path.suffix.lower() == ".json":
+        text = json.dumps(data, indent=2) + "\n"
+    else:
+        comment = "".join(f"# {line}\n" for line in header.splitlines())
+        text = comment + dump_yaml(data)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Encoded examples to one batch of tensors; each segment is padded on its own, the masks say what is real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from kava.data.encode import Encoded
+from kava.data.example import stable_hash
+from kava.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Collator:
+    """`Collator(pad_token_id)(list of Encoded) -> batch`, a dict of tensors:
+
+    question [B, Q] long, question_mask [B, Q] bool
+    cot [B, N] long, cot_mask [B, N], cot_result [B, N] bool      N = 0 columns where no example has a CoT
+    tail [B, A] = cue + answer + eos, tail_mask [B, A], tail_answer [B, A] bool = the answer tokens only
+    cue_last [B] long = column of the last cue token in tail      (where the CODI term is taken)
+    example_id [B] long = stable 63-bit hash of Encoded.id        (seeds the draws of random compressors)
+    """
+
+    def __init__(self, pad_token_id: int, padding_side: str = "right"):
+        if padding_side not in ("left", "right"):
+            raise DataError(f"padding_side is {padding_side!r}", 'use "left" or "right"')
+        self.pad_token_id = int(pad_token_id)
+        self.padding_side = padding_side
+
+    def __call__(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
+        import torch
+
+        tails = [[*e.cue, *e.answer, e.eos] for e in examples]
+        answers = [[False] * len(e.cue) + [True] * len(e.answer) + [False] for e in examples]
+        question, question_mask = self._pad([e.question for e in examples])
+        cot, cot_mask = self._pad([e.cot for e in examples])
+        cot_result, _ = self._pad([e.result for e in examples], fill=False)
+        tail, tail_mask = self._pad(tails)
+        tail_answer, _ = self._pad(answers, fill=False)
+        # The first real column of each tail: 0 with right padding.
+        start = [tail.shape[1] - len(t) if self.padding_side == "left" else 0 for t in tails]
+        return {
+            "question": question,
+            "question_mask": question_mask,
+            "cot": cot,
+            "cot_mask": cot_mask,
+            "cot_result": cot_result,
+            "tail": tail,
+            "tail_mask": tail_mask,
+            "tail_answer": tail_answer,
+            "cue_last": torch.tensor([s + len(e.cue) - 1 for s, e in zip(start, examples, strict=True)]),
+            "example_id": torch.tensor([stable_hash(e.id) for e in examples], dtype=torch.long),
+        }
+
+    def _pad(self, rows: Sequence[Sequence[int]], fill: int | bool | None = None) -> tuple[Tensor, Tensor]:
+        """[B, longest] values and mask; bool rows give a bool tensor."""
+        import torch
+
+        is_bool = fill is not None
+        width = max(map(len, rows))
+        values = torch.full((len(rows), width), self.pad_token_id if fill is None else fill,
+                            dtype=torch.bool if is_bool else torch.long)  # fmt: skip
+        mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for b, row in enumerate(rows):
+            where = slice(width - len(row), width) if self.padding_side == "left" else slice(0, len(row))
+            values[b, where] = torch.tensor(row, dtype=values.dtype)
+            mask[b, where] = True
+        return values, mask

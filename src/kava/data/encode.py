@@ -1,0 +1,232 @@
+"""Text to token ids, with every span known by construction: each segment is tokenized alone.
+
+    question = [bos] + ids(question + "\\n")     cot = ids(" ".join(steps))     tail = ids(cue) + ids(answer) + [eos]
+
+PCCoT's format (known); the separators, a newline after the question and one space between steps, are [open].
+`transformers` is not imported: any fast tokenizer object will do.
+"""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, overload
+
+import numpy as np
+
+from kava.data.example import Example
+from kava.data.progress import progress_bar
+from kava.data.spans import RESULT_OF, overlaps, result_spans
+from kava.errors import DataError
+
+CUE = "The answer is:"
+QUESTION_END = "\n"
+STEP_SEPARATOR = " "
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as ids. `answer` has no eos and no leading space; `result[j]`: cot token j carries a step's result."""
+
+    id: str
+    question: list[int]
+    cot: list[int]
+    result: list[bool]
+    cue: list[int]
+    answer: list[int]
+    eos: int
+
+    def __len__(self) -> int:
+        """Tokens of the teacher's sequence: question, cot, cue, answer, eos."""
+        return len(self.question) + len(self.cot) + len(self.cue) + len(self.answer) + 1
+
+
+class EncodedSet(Sequence[Encoded]):
+    """A list of `Encoded` kept in flat buffers (4 bytes a token), so that 385,620 rows fit into some 150 MB."""
+
+    SEGMENTS = ("question", "cot", "answer")
+
+    def __init__(self, cue: list[int], eos: int):
+        self.cue, self.eos = cue, eos
+        self.ids: list[str] = []
+        self._tokens = {name: array("i") for name in self.SEGMENTS}
+        self._ends = {name: array("q", [0]) for name in self.SEGMENTS}
+        self._result = bytearray()
+
+    def append(self, encoded: Encoded) -> None:
+        self.ids.append(encoded.id)
+        for name in self.SEGMENTS:
+            self._tokens[name].extend(getattr(encoded, name))
+            self._ends[name].append(len(self._tokens[name]))
+        self._result.extend(encoded.result)
+
+    def lengths(self, segment: str) -> np.ndarray:
+        """[rows] number of tokens of "question", "cot" or "answer" in each row."""
+        return np.diff(np.asarray(self._ends[segment]))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]  # negative indices, and IndexError beyond the end
+        cut = {name: slice(self._ends[name][i], self._ends[name][i + 1]) for name in self.SEGMENTS}
+        return Encoded(
+            id=self.ids[i],
+            question=self._tokens["question"][cut["question"]].tolist(),
+            cot=self._tokens["cot"][cut["cot"]].tolist(),
+            result=[bool(flag) for flag in self._result[cut["cot"]]],
+            cue=self.cue,
+            answer=self._tokens["answer"][cut["answer"]].tolist(),
+            eos=self.eos,
+        )
+
+
+class Encoder:
+    """`Encoder(tokenizer)(example) -> Encoded`; `encode_all(examples)` does the same in batches."""
+
+    def __init__(self, tokenizer: Any, drop_last_step: bool = True, cot_type: str = "equation"):
+        if cot_type not in RESULT_OF:
+            raise DataError(f"unknown cot_type {cot_type!r}", f"use one of: {', '.join(RESULT_OF)}")
+        self.tokenizer = tokenizer
+        self.drop_last_step = drop_last_step
+        self.cot_type = cot_type
+        self.eos = _eos(tokenizer)
+        self.bos = _bos_prefix(tokenizer)
+        self.cue: list[int] = self._ids([CUE])[0]
+
+    def __call__(self, example: Example) -> Encoded:
+        return self.encode_batch([example])[0]
+
+    def steps(self, example: Example) -> tuple[str, ...]:
+        """The steps that become the CoT: all of them, or all but the last one (the paper's choice, known)."""
+        return example.steps[:-1] if self.drop_last_step else example.steps
+
+    def encode_batch(self, examples: Sequence[Example]) -> list[Encoded]:
+        if not examples:
+            return []
+        steps = [self.steps(example) for example in examples]
+        questions = self._ids([example.question + QUESTION_END for example in examples])
+        answers = self._ids([example.answer.strip() for example in examples])
+        cots = self.tokenizer(
+            [STEP_SEPARATOR.join(one) for one in steps], add_special_tokens=False, return_offsets_mapping=True
+        )
+        rows = zip(examples, steps, questions, answers, cots["input_ids"], cots["offset_mapping"], strict=True)
+        return [self._row(*row) for row in rows]
+
+    def encode_all(self, examples: Iterable[Example], batch_size: int = 1000, progress: bool = True) -> EncodedSet:
+        """All examples, in order, without any length limit (`encode_split` has one)."""
+        return encode_split(examples, self, batch_size=batch_size, progress=progress).encoded
+
+    def _row(self, example: Example, steps: Sequence[str], question: list[int], answer: list[int],
+             cot: list[int], offsets: Sequence[tuple[int, int]]) -> Encoded:  # fmt: skip
+        if not answer:
+            raise DataError(
+                f"example {example.id}: the answer {example.answer!r} has no tokens",
+                "every example needs a non-empty answer",
+            )
+        if not question:
+            raise DataError(f"example {example.id}: the question {example.question!r} has no tokens")
+        result = overlaps(offsets, result_spans(steps, self.cot_type))
+        return Encoded(example.id, self.bos + question, list(cot), result, self.cue, answer, self.eos)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSplit:
+    """What `encode_split` returns: the examples that fit, and how many were longer than `max_length`."""
+
+    encoded: EncodedSet
+    skipped: int
+    total: int
+
+
+def encode_split(
+    examples: Iterable[Example],
+    encoder: Encoder,
+    max_length: int | None = None,
+    batch_size: int = 1000,
+    progress: bool = True,
+) -> EncodedSplit:
+    """Encodes a split; examples of more than `max_length` tokens (question .. eos) are skipped, counted, logged."""
+    encoded = EncodedSet(encoder.cue, encoder.eos)
+    total = 0
+    for example in _encode(progress_bar(examples, "encode", progress), encoder, batch_size):
+        total += 1
+        if max_length is None or len(example) <= max_length:
+            encoded.append(example)
+    skipped = total - len(encoded)
+    if skipped:
+        log.warning("%d of %d examples are longer than %s tokens and are skipped", skipped, total, max_length)
+    if not len(encoded):
+        raise DataError(
+            f"no example is left of {total}" + (f": all are longer than {max_length} tokens" if total else ""),
+            "raise dataset.max_length" if total else "the set is empty",
+        )
+    return EncodedSplit(encoded, skipped, total)
+
+
+class EncodedStream:
+    """The same for a stream of examples: an iterable that encodes as it goes. `skipped` counts the last pass."""
+
+    def __init__(
+        self, examples: Iterable[Example], encoder: Encoder, max_length: int | None = None, batch_size: int = 256
+    ):
+        self.examples, self.encoder = examples, encoder
+        self.max_length, self.batch_size = max_length, batch_size
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Encoded]:
+        self.skipped = 0
+        for example in _encode(self.examples, self.encoder, self.batch_size):
+            if self.max_length is None or len(example) <= self.max_length:
+                yield example
+            else:
+                self.skipped += 1
+        if self.skipped:
+            log.warning("%d examples are longer than %s tokens and were skipped", self.skipped, self.max_length)
+
+
+def _encode(examples: Iterable[Example], encoder: Encoder, batch_size: int) -> Iterator[Encoded]:
+    rest = iter(examples)
+    while batch := list(islice(rest, batch_size)):
+        yield from encoder.encode_batch(batch)
+
+
+def _eos(tokenizer: Any) -> int:
+    name = type(tokenizer).__name__
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"the tokenizer {name} is a slow one: it cannot tell which characters a token covers",
+            "use a fast tokenizer (one with a tokenizer.json; do not pass use_fast=False)",
+        )
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise DataError(
+            f"the tokenizer {name} has no end-of-sequence token, so an answer could never end",
+            "set tokenizer.eos_token before encoding, or choose a model that has one",
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def _bos_prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before every text: nothing, or its bos token."""
+    prefix = list(tokenizer("")["input_ids"])
+    if prefix and prefix != [getattr(tokenizer, "bos_token_id", None)]:
+        raise DataError(
+            f"the tokenizer {type(tokenizer).__name__} wraps an empty text into the tokens {prefix}; "
+            "only nothing or one bos token is supported",
+            "set its post-processor to add bos only, or choose a causal language model's tokenizer",
+        )
+    return prefix

@@ -1,0 +1,176 @@
+"""`load_examples(dataset, split)`: from the recipe's dataset section to examples.
+
+Validation is a set's own, or rows held out of train: those whose question has the smallest hash for dataset.seed; all
+rows with these questions leave train. It never comes from test, and test never from train. Streaming holds out the
+same rows, which costs one extra pass over the questions.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from kava.data.example import Example, stable_hash
+from kava.data.generator import BUILT_IN, FORMS, Generator
+from kava.data.places import JSON_SUFFIXES, Opened, open_set
+from kava.data.progress import progress_bar
+from kava.data.rows import JsonRows, Rows
+from kava.data.sources import OWN, Source
+from kava.errors import DataError
+
+if TYPE_CHECKING:
+    from kava.config import DatasetConfig
+
+log = logging.getLogger(__name__)
+
+Sized = TypeVar("Sized", list[Example], range)
+SPLITS = ("train", "validation", "test")
+
+
+def load_examples(dataset: DatasetConfig, split: str) -> Sequence[Example] | ExampleStream:
+    """The examples of one split; with dataset.streaming and split "train" an iterable that reads as it goes."""
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}", f"one of: {', '.join(SPLITS)}")
+    if dataset.name in BUILT_IN:
+        _check_cot_type(dataset, FORMS[dataset.name][2])
+        examples = Generator(dataset.name, dataset.generator, dataset.seed).split(split)
+        return _subset(_not_empty(examples, dataset.name, split), dataset, split)
+    opened = open_set(dataset.name, dataset.config, dataset.streaming)
+    _check_cot_type(dataset, opened.source.cot_type)
+    return _from_rows(opened, dataset, split)
+
+
+def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
+    """Every row of one .jsonl or .json file, whatever it is meant for (evaluation on a file given by hand)."""
+    path = Path(path).expanduser()
+    if not path.is_file() or path.suffix not in JSON_SUFFIXES:
+        what = "is not a .jsonl or .json file" if path.exists() else "does not exist"
+        raise DataError(f"{path} {what}", "give a file with one JSON object per line")
+    return _not_empty(list(_parse(JsonRows(path), OWN, cot_type, path.stem)), str(path), "whole")
+
+
+class ExampleStream(Iterable[Example]):
+    """Training rows read from the start at every pass; held-out questions left out, the first `subset_size` only.
+
+    A subset of a stream is its beginning: choosing at random would mean reading all of it.
+    """
+
+    def __init__(self, rows: Rows, source: Source, dataset: DatasetConfig, prefix: str, held_out: frozenset[int]):
+        self.rows, self.source, self.dataset, self.prefix = rows, source, dataset, prefix
+        self.held_out = held_out
+
+    def __iter__(self) -> Iterator[Example]:
+        count = 0
+        for example in _parse(self.rows, self.source, self.dataset.cot_type, self.prefix):
+            if _key(example, self.dataset.seed) in self.held_out:
+                continue
+            yield example
+            count += 1
+            if count == self.dataset.subset_size:
+                return
+        _not_empty(range(count), self.dataset.name, "train")
+
+
+def _from_rows(opened: Opened, dataset: DatasetConfig, split: str) -> Sequence[Example] | ExampleStream:
+    has_validation = "validation" in opened.splits
+    carve = split != "test" and not has_validation
+    rows, prefix = _rows_of(opened, dataset.name, "train" if carve else split)
+    if split == "train" and dataset.streaming:
+        examples = _parse(rows, opened.source, dataset.cot_type, prefix)
+        held_out = _held_out(examples, dataset) if carve and dataset.val_size else frozenset[int]()
+        return ExampleStream(rows, opened.source, dataset, prefix, held_out)
+    shown = progress_bar(_parse(rows, opened.source, dataset.cot_type, prefix), f"read {prefix}")
+    all_rows = _not_empty(list(shown), dataset.name, split)
+    if carve:
+        all_rows = _carved(all_rows, dataset, split)
+    return _subset(all_rows, dataset, split)
+
+
+def _rows_of(opened: Opened, name: str, split: str) -> tuple[Rows, str]:
+    """The raw rows of train or test, and the beginning of their ids."""
+    short = _short(opened, name)
+    if split in opened.splits:
+        return opened.splits[split], f"{short}/{split}"
+    only = opened.whole
+    if only is None and len(opened.splits) == 1 and opened.source.whole_is_test:
+        only = next(iter(opened.splits.values()))
+    meant_as = "test" if opened.source.whole_is_test else "train"
+    if only is not None and split == meant_as:
+        return only, f"{short}/{split}"
+    has = ", ".join(opened.splits) if opened.whole is None else f"one part, which is used as {meant_as}"
+    raise DataError(
+        f"data set {name} ({opened.place}) has no {split} split; it has {has}",
+        "add a file of that name (train.jsonl, validation.jsonl, test.jsonl in one folder), or choose another set",
+    )
+
+
+def _short(opened: Opened, name: str) -> str:
+    return Path(name).stem if opened.source is OWN else opened.source.name
+
+
+def _parse(rows: Rows, source: Source, cot_type: str, prefix: str) -> Iterator[Example]:
+    for number, (where, row) in enumerate(rows):
+        yield Example(f"{prefix}/{number}", *source.parse(row, where, cot_type))
+
+
+def _key(example: Example, seed: int) -> int:
+    return stable_hash(" ".join(example.question.split()), f"val{seed}")
+
+
+def _held_out(examples: Iterable[Example], dataset: DatasetConfig) -> frozenset[int]:
+    """The hashes of the questions that make up validation: the smallest ones, at most a tenth of all questions."""
+    keys = {_key(example, dataset.seed) for example in examples}
+    count = min(dataset.val_size, max(1, len(keys) // 10)) if len(keys) > 1 else 0
+    if count < dataset.val_size:
+        log.warning("%s: %d of the asked %d validation examples are held out of %d training questions",
+                    dataset.name, count, dataset.val_size, len(keys))  # fmt: skip
+    return frozenset(heapq.nsmallest(count, keys))
+
+
+def _carved(examples: list[Example], dataset: DatasetConfig, split: str) -> list[Example]:
+    if dataset.val_size == 0:
+        if split == "train":
+            return examples
+        raise DataError(
+            f"data set {dataset.name} has no validation split and dataset.val_size is 0",
+            "set dataset.val_size to hold training examples out",
+        )
+    held_out = _held_out(examples, dataset)
+    if split == "train":
+        return [e for e in examples if _key(e, dataset.seed) not in held_out]
+    first = {}  # a question that occurs twice is asked once
+    for example in examples:
+        key = _key(example, dataset.seed)
+        if key in held_out:
+            first.setdefault(key, example)
+    return _not_empty(list(first.values()), dataset.name, split)
+
+
+def _subset(examples: list[Example], dataset: DatasetConfig, split: str) -> list[Example]:
+    """Train only: the first subset_size of a seeded permutation, so that a larger subset contains a smaller one."""
+    if split != "train" or dataset.subset_size is None:
+        return examples
+    if dataset.subset_size > len(examples):
+        log.warning("%s: dataset.subset_size is %d, the training set has %d examples: all are used",
+                    dataset.name, dataset.subset_size, len(examples))  # fmt: skip
+    order = list(range(len(examples)))
+    random.Random(f"{dataset.seed}/subset").shuffle(order)
+    return [examples[i] for i in order[: dataset.subset_size]]
+
+
+def _not_empty(examples: Sized, name: str, split: str) -> Sized:
+    if not len(examples):
+        raise DataError(f"data set {name}: the {split} split is empty", "an empty set trains and measures nothing")
+    return examples
+
+
+def _check_cot_type(dataset: DatasetConfig, only: str | None) -> None:
+    if only is not None and dataset.cot_type != only:
+        raise DataError(
+            f"data set {dataset.name} has steps of the type {only!r}, dataset.cot_type is {dataset.cot_type!r}",
+            f"set dataset.cot_type={only}, or choose the data set of the other type",
+        )

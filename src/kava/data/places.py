@@ -1,0 +1,169 @@
+"""Where a data set may lie, and opening it there: a file, a folder, `save_to_disk`, the hub's cache, the hub.
+
+`open_set(name)` answers with the rows of each split. A set that is nowhere is an error that lists every place that was
+looked at; another set never stands in for it. `datasets` and `huggingface_hub` are imported only when needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kava.data.rows import JsonRows, Rows, TableRows
+from kava.data.sources import OWN, SOURCES, Source, known_source
+from kava.errors import DataError
+from kava.registry import nearest
+
+log = logging.getLogger(__name__)
+
+DATASETS = Path("datasets")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation", "test": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A data set that was found: its source, the place, and its splits; `whole` where it has no splits."""
+
+    source: Source
+    place: str
+    splits: Mapping[str, Rows]
+    whole: Rows | None = None
+
+
+def open_set(name: str, config: str | None = None, streaming: bool = False) -> Opened:
+    """Looks at: the path `name`; ./datasets/<name>; the hub's cache; the hub. The first that is there is used."""
+    source = known_source(name) or known_source(Path(name).name) or OWN
+    looked: list[str] = []
+    for place in _local_places(name, source):
+        if place.exists():
+            log.info("data set %s: read from %s", name, place)
+            return _open_local(place, source, config, streaming)
+        looked.append(str(place))
+    hub_id = _hub_id(name, source)
+    if hub_id is not None:
+        cached = _hub_cache(hub_id)
+        if cached is not None:
+            log.info("data set %s: read from the hub's cache, %s", name, cached)
+            return _open_local(cached, source, config, streaming, label=hub_id)
+        looked.append(f"the hub's cache ({hub_id})")
+        return _open_hub(hub_id, source, config, streaming, looked)
+    known = [n for s in SOURCES for n in s.names]
+    raise DataError(
+        f"data set {name!r} was not found; looked at: {', '.join(looked)}",
+        f"give a path to a .jsonl file or a folder, or a hub id with its owner; {nearest(name, known)}",
+    )
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).suffix in JSON_SUFFIXES or name.count("/") > 1 or "\\" in name
+
+
+def _local_places(name: str, source: Source) -> list[Path]:
+    """The path itself; then, unless it is meant as a path, ./datasets/ under every name the set has."""
+    path = Path(name).expanduser()
+    if _looks_like_path(name):
+        return [path]
+    names = dict.fromkeys([name, name.rpartition("/")[2], *(source.names if known_source(name) else ())])
+    places = [path]
+    for one in names:
+        places += [DATASETS / one, DATASETS / f"{one}.jsonl"]
+    return places
+
+
+def _hub_id(name: str, source: Source) -> str | None:
+    if known_source(name) is not None:
+        return source.hub_id
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not _looks_like_path(name) else None
+
+
+def _open_local(place: Path, source: Source, config: str | None, streaming: bool, label: str | None = None) -> Opened:
+    if place.is_file():
+        if place.suffix not in JSON_SUFFIXES:
+            raise DataError(f"{place}: files of the kind {place.suffix!r} are not read", "use .jsonl, or a folder")
+        return Opened(source, str(place), {}, JsonRows(place))
+    shown = label or str(place)
+    if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+        return _opened(_load(shown, "load_from_disk", str(place)), source, str(place), shown)
+    inner = place / (config or source.config or "main")
+    folders = [inner, place] if inner.is_dir() else [place]
+    for folder in folders:
+        splits = _split_files(folder)
+        if splits:
+            return Opened(source, str(folder), splits)
+        single = [f for f in sorted(folder.iterdir()) if f.suffix in JSON_SUFFIXES and "dataset_info" not in f.name]
+        if len(single) == 1 and not any(folder.glob("*.parquet")):
+            return Opened(source, str(single[0]), {}, JsonRows(single[0]))
+    # A sub-folder called like the configuration is opened itself: from above, all configurations would be mixed.
+    names = (config,) if config is not None and folders[0] == place else ()
+    table = _load(shown, "load_dataset", str(folders[0]), *names, streaming=streaming)
+    return _opened(table, source, str(folders[0]), shown)
+
+
+def _split_files(folder: Path) -> dict[str, Rows]:
+    """train.jsonl, validation.jsonl (valid, val, dev), test.jsonl; something_train.jsonl is a train file, too."""
+    splits: dict[str, Rows] = {}
+    for file in sorted(folder.iterdir()):
+        word = re.split(r"[_\-.]", file.stem)[-1].lower()
+        if file.is_file() and file.suffix in JSON_SUFFIXES and word in SPLIT_WORDS:
+            split = SPLIT_WORDS[word]
+            if split in splits:
+                raise DataError(f"{folder} has two {split} files, one of them {file.name}", "keep one of them there")
+            splits[split] = JsonRows(file)
+    return splits
+
+
+def _hub_cache(hub_id: str) -> Path | None:
+    """The newest snapshot of the data set in the hub's cache, if it holds more than descriptions."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(hub_id, repo_type="dataset", local_files_only=True))
+    except OSError:  # huggingface_hub's "not in the cache" is one
+        return None
+    has_rows = any(f.suffix in (*JSON_SUFFIXES, ".parquet", ".arrow", ".csv") for f in snapshot.rglob("*"))
+    return snapshot if has_rows else None
+
+
+def _open_hub(hub_id: str, source: Source, config: str | None, streaming: bool, looked: list[str]) -> Opened:
+    log.info("data set %s: asking the Hugging Face hub", hub_id)
+    try:
+        table = _load(hub_id, "load_dataset", hub_id, config or source.config, streaming=streaming)
+    except DataError as error:
+        if error.hint is not None:  # no `datasets` package
+            raise
+        raise DataError(
+            f"{error.message}; looked at: {', '.join(looked)} and the Hugging Face hub",
+            f"with a network: check the name; without: put the set under {DATASETS / hub_id} (train.jsonl, ...)",
+        ) from error
+    return _opened(table, source, hub_id, hub_id)
+
+
+def _load(shown: str, function: str, *args: Any, **options: Any) -> Any:
+    """One call of the `datasets` package, its failures in one line."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"data set {shown}: the package `datasets` is needed to read it", "pip install 'datasets>=4'"
+        ) from error
+    try:
+        return getattr(datasets, function)(*args, **options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"data set {shown} cannot be loaded ({reason})") from error
+
+
+def _opened(table: Any, source: Source, place: str, shown: str) -> Opened:
+    """A Dataset or a dictionary of them, with the splits under our names."""
+    if not isinstance(table, Mapping):
+        return Opened(source, place, {}, TableRows(table, shown))
+    splits = {SPLIT_WORDS.get(name, name): TableRows(rows, f"{shown} {name}") for name, rows in table.items()}
+    return Opened(source, place, splits)

@@ -1,0 +1,161 @@
+"""Rows before they are examples: reading JSON lines with their line numbers, and fields with clear complaints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from kava.errors import DataError
+
+Row = Mapping[str, Any]
+# (question, steps, answer), from (row, where it stands, cot_type)
+Parts = tuple[str, tuple[str, ...], str]
+
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|approx|No|a\.m|p\.m|e\.g|i\.e)\.$")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\"'(])")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+class Rows(Protocol):
+    """Rows that can be walked through again and again, each with the words that say where it stands."""
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]: ...
+
+
+class JsonRows:
+    """A .jsonl file line by line, or a .json file that holds one list of objects."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        try:
+            yield from self._lines() if self.path.suffix != ".json" else self._list()
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
+
+    def _lines(self) -> Iterator[tuple[str, Row]]:
+        # Bytes, because only "\n" ends a line of JSON; text mode would also split at a lone "\r".
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    where = f"{self.path} line {number}"
+                    yield where, _object(_json(line, where), where)
+
+    def _list(self) -> Iterator[tuple[str, Row]]:
+        rows = _json(self.path.read_bytes(), str(self.path))
+        if not isinstance(rows, list):
+            raise DataError(f"{self.path} holds a {type(rows).__name__}, not a list of objects")
+        for number, row in enumerate(rows, 1):
+            where = f"{self.path} item {number}"
+            yield where, _object(row, where)
+
+
+class TableRows:
+    """A split of a `datasets` Dataset or IterableDataset."""
+
+    def __init__(self, table: Any, name: str):
+        self.table, self.name = table, name
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(self.table, 1):
+            yield f"{self.name} row {number}", row
+
+
+def _json(raw: bytes, where: str) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise DataError(f"{where} is not valid JSON: {error.msg} at {place}", "one JSON object per line") from error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds a {type(row).__name__}, not a JSON object", 'write {"question": ..., ...}')
+    return row
+
+
+def present(row: Row, names: Sequence[str], where: str) -> str:
+    """The one of `names` that the row has."""
+    for name in names:
+        if row.get(name) is not None:
+            return name
+    wanted = " or ".join(repr(name) for name in names)
+    raise DataError(f"{where}: field {wanted} is missing", f"the row has: {', '.join(map(str, row)) or 'nothing'}")
+
+
+def text(row: Row, names: Sequence[str], where: str) -> str:
+    """A non-empty text field, stripped."""
+    name = present(row, names, where)
+    value = row[name]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise DataError(f"{where}: field {name!r} is empty")
+    return value.strip()
+
+
+def answer(row: Row, names: Sequence[str], where: str) -> str:
+    """The final answer as text: numbers are written out (51.0 -> "51"), commas in numbers removed."""
+    name = present(row, names, where)
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, neither text nor a number")
+    if isinstance(value, str):
+        return plain_number(text(row, names, where))
+    if value != value or value in (float("inf"), float("-inf")):
+        raise DataError(f"{where}: field {name!r} is {value}, not a finite number")
+    return number_text(value)
+
+
+def number_text(value: float) -> str:
+    """A number without exponent and without a needless ".0"."""
+    if float(value).is_integer():
+        return str(int(value))
+    digits = repr(float(value))
+    return format(float(value), "f") if "e" in digits else digits
+
+
+def plain_number(value: str) -> str:
+    """ "1,234" -> "1234"; a whole number written "51.0" -> "51"; other text unchanged."""
+    value = _THOUSANDS.sub("", value.strip())
+    return value[: value.index(".")] if re.fullmatch(r"-?\d+\.0+", value) else value
+
+
+def sentences(value: str) -> tuple[str, ...]:
+    """Lines if there are several, otherwise sentences; a full stop behind Mr, Dr, .. ends none."""
+    lines = [line.strip() for line in value.splitlines() if line.strip()]
+    if len(lines) > 1:
+        return tuple(lines)
+    parts: list[str] = []
+    for part in _SENTENCE_END.split(value.strip()):
+        if parts and _ABBREVIATION.search(parts[-1]):
+            parts[-1] += " " + part
+        elif part:
+            parts.append(part)
+    return tuple(parts)
+
+
+def equations(value: str) -> tuple[str, ...]:
+    """Equation steps written as one string: the <<..>> parts, or what stands between ";" and line ends."""
+    marked = re.findall(r"<<.*?>>", value)
+    return tuple(marked) or tuple(part.strip() for part in re.split(r"[;\n]", value) if part.strip())
+
+
+def step_list(row: Row, name: str, where: str, cot_type: str) -> tuple[str, ...]:
+    """The steps: a list of texts, or one text that is split. White space alone is no step; an empty list is fine."""
+    value = row[name]
+    if isinstance(value, str):
+        return equations(value) if cot_type == "equation" else sentences(value)
+    if not isinstance(value, (list, tuple)):
+        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, neither a list of texts nor text")
+    for i, step in enumerate(value):
+        if not isinstance(step, str):
+            raise DataError(f"{where}: field '{name}[{i}]' is a {type(step).__name__}, not text")
+    return tuple(step.strip() for step in value if step.strip())

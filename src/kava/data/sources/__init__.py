@@ -1,0 +1,46 @@
+"""The data sets known by name: what each is called, where the hub keeps it, and how its rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kava.data.rows import Parts, Row
+from kava.data.sources import aug, gsm8k, gsm_hard, own, svamp
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set. `folders`: what its folder under ./datasets may be called, besides its name and hub id."""
+
+    name: str
+    hub_id: str
+    parse: Callable[[Row, str, str], Parts]
+    config: str | None = None
+    folders: tuple[str, ...] = ()
+    cot_type: str | None = None  # the only one it has; None = either
+    whole_is_test: bool = False  # published for evaluation: a copy without splits is the test set
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names a user may write, the hub id first."""
+        last = self.hub_id.rpartition("/")[2]
+        return tuple(dict.fromkeys(n for n in (self.hub_id, self.name, last, *self.folders) if n))
+
+
+OWN = Source("own", "", own.parse)
+SOURCES: tuple[Source, ...] = (
+    Source("gsm8k-aug", "whynlp/gsm8k-aug", aug.parse, cot_type="equation"),
+    Source("gsm8k-aug-nl", "whynlp/gsm8k-aug-nl", aug.parse, cot_type="natural_language"),
+    Source("gsm8k", "openai/gsm8k", gsm8k.parse, config="main"),
+    Source(
+        "gsm8k-hard", "reasoning-machines/gsm-hard", gsm_hard.parse, folders=("gsm_hard",), whole_is_test=True
+    ),
+    Source("svamp", "ChilleD/SVAMP", svamp.parse, whole_is_test=True),
+)
+
+
+def known_source(name: str) -> Source | None:
+    """The source called `name`, in any of its spellings; upper and lower case are the same."""
+    wanted = name.lower()
+    return next((s for s in SOURCES if wanted in (n.lower() for n in s.names)), None)

@@ -1,0 +1,36 @@
+"""Rows of a set we do not know by name; their fields say how to read them.
+
+    {"question": ..., "steps": [...], "answer": ...}                                    as aug.py
+    {"question": ..., "answer": "worked solution <<1+1=2>> ... #### 2"}                 as gsm8k.py
+    {"input", "code", "target"}, {"Body", "Question", "Answer"}                         as gsm_hard.py, svamp.py
+    {"prompt" | "question" | "problem": ..., "target" | "answer" | "answer_text": ...}  no steps (N_C = 0)
+"""
+
+from __future__ import annotations
+
+from kava.data.rows import Parts, Row, answer, present, text
+from kava.data.sources import aug, gsm8k, gsm_hard, svamp
+from kava.errors import DataError
+
+QUESTION = ("question", "prompt", "problem")
+ANSWER = ("answer", "target", "answer_text")
+
+
+def parse(row: Row, where: str, cot_type: str) -> Parts:
+    if row.get("steps") is not None:
+        return aug.parse(row, where, cot_type)
+    if {"input", "code", "target"} <= row.keys():
+        return gsm_hard.parse(row, where, cot_type)
+    if {"Body", "Question", "Answer"} <= row.keys():
+        return svamp.parse(row, where, cot_type)
+    question = text(row, QUESTION, where)
+    field = present(row, ANSWER, where)
+    value = answer(row, (field,), where)
+    if "####" in value:
+        return (question, *gsm8k.solution(value, where, field, cot_type))
+    if "<<" in value:
+        raise DataError(
+            f"{where}: field {field!r} has <<..>> annotations but no '#### number' behind them",
+            "end the solution with '#### number', or give steps and answer as fields of their own",
+        )
+    return question, (), value

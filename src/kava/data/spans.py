@@ -1,0 +1,59 @@
+"""Where a step's result stands in its text: the characters that the `steps` compressor anchors on.
+
+Equation step "<<16-3-4=9>>": after the last "=", up to ">>" or the end.  Sentence: its last number.  [ours]
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# A minus belongs to the number only where it cannot be the operator of "10-5".
+NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+")
+
+Span = tuple[int, int]
+
+
+def equation_result(step: str) -> Span | None:
+    """[start, end) of the result in an equation step, None where there is no "=" or nothing behind it."""
+    equals = step.rfind("=")
+    if equals < 0:
+        return None
+    close = step.find(">>", equals)
+    text = step[equals + 1 : len(step) if close < 0 else close]
+    start = equals + 1 + len(text) - len(text.lstrip())
+    end = start + len(text.strip().rstrip(";,. "))
+    return (start, end) if end > start else None
+
+
+def sentence_result(step: str) -> Span | None:
+    """[start, end) of the last number of a sentence, None where it has none."""
+    last = None
+    for last in NUMBER.finditer(step):
+        pass
+    return None if last is None else last.span()
+
+
+RESULT_OF = {"equation": equation_result, "natural_language": sentence_result}
+
+
+def result_spans(steps: Sequence[str], cot_type: str) -> list[Span]:
+    """The spans of all steps' results as positions in " ".join(steps)."""
+    spans, start = [], 0
+    for step in steps:
+        span = RESULT_OF[cot_type](step)
+        if span is not None:
+            spans.append((start + span[0], start + span[1]))
+        start += len(step) + 1
+    return spans
+
+
+def overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """For each token: does it share a character with one of the spans? Both lists are in text order."""
+    flags = [False] * len(offsets)
+    first = 0
+    for j, (start, end) in enumerate(offsets):
+        while first < len(spans) and spans[first][1] <= start:
+            first += 1
+        flags[j] = first < len(spans) and end > start and end > spans[first][0]
+    return flags

@@ -1,0 +1,35 @@
+"""A user's mistake is one of these: what is wrong, and what to do. The command line prints both and exits with 2."""
+
+from __future__ import annotations
+
+
+class KavaError(Exception):
+    """`message` says what is wrong and where; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  hint: {self.hint}"
+
+
+class ConfigError(KavaError):
+    """A recipe, a key, a value or a flag."""
+
+
+class DataError(KavaError):
+    """A data set, a file of examples, a tokenizer that cannot give spans."""
+
+
+class ModelError(KavaError):
+    """A model family, a checkpoint of the wrong kind, weights that do not fit."""
+
+
+class CheckpointError(KavaError):
+    """A run or student folder that is torn, missing or of another make."""
+
+
+class RunError(KavaError):
+    """A run that had to stop: non-finite loss, an occupied output folder, a full disk."""

@@ -1,0 +1,166 @@
+"""Answers, a whole batch at a time: think, then decode with every key and value kept. The teacher is never run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kava.backbone.attention import KV
+from kava.backbone.kv import join
+from kava.backbone.layout import causal_mask, pick, positions, previous
+from kava.backbone.model import LatentModel
+
+MODES = ("latent", "cot", "direct")
+
+
+@dataclass
+class Generation:
+    """tokens without eos; forward_passes = 1 + T + generated tokens with eos (the method's rule); executed = the model
+    calls that were needed, one less because the last round and the cue share a call."""
+
+    tokens: list[int] = field(default_factory=list)
+    forward_passes: int = 0
+    executed: int = 0
+    truncated: bool = True
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """logits [B, V] -> token ids [B]."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        chance = torch.softmax(logits.float() / self.temperature, dim=-1)
+        if self.top_p < 1:
+            ordered, index = chance.sort(-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
+            chance = torch.zeros_like(chance).scatter(-1, index, ordered)
+        return torch.multinomial(chance, 1, generator=self.generator).squeeze(-1)
+
+
+@dataclass
+class _State:
+    """The next hidden state [B, E] of each row, what it has seen, and the position of its next token."""
+
+    hidden: Tensor
+    prefix: KV
+    known: Tensor
+    offset: Tensor
+
+    def rows(self, index: Tensor) -> _State:
+        return _State(
+            self.hidden[index],
+            [(k[index], v[index]) for k, v in self.prefix],
+            self.known[index],
+            self.offset[index],
+        )
+
+
+@torch.inference_mode()
+def generate(
+    model: LatentModel,
+    question: Tensor,
+    mask: Tensor,
+    lead: list[int],
+    eos: int,
+    max_new_tokens: int,
+    mode: str = "latent",
+    sampling: Sampling | None = None,
+) -> list[Generation]:
+    """One Generation per row of question [B, Q] (any padding side). `lead` is given before the first generated token.
+
+    latent: [Q, <bot>, latents, <eot>, lead]; direct: the same without latents; cot: [Q, lead].
+    """
+    sampling = sampling or Sampling()
+    state, calls = _prefill(model, question, mask, lead, mode)
+    rounds = model.rounds if mode == "latent" else 0
+    out = [Generation() for _ in range(len(question))]
+    alive = torch.arange(len(question))
+    for step in range(max_new_tokens):
+        token = sampling.choose(model.head(state.hidden))
+        for row, value in zip(alive.tolist(), token.tolist(), strict=True):
+            generation = out[row]
+            generation.forward_passes = 1 + rounds + step + 1
+            generation.executed = calls + step
+            if value == eos:
+                generation.truncated = False
+            else:
+                generation.tokens.append(value)
+        going = (token != eos).nonzero().squeeze(-1)
+        if len(going) == 0 or step + 1 == max_new_tokens:
+            break
+        if len(going) < len(token):
+            alive, token, state = alive[going.cpu()], token[going], state.rows(going)
+        state = _step(model, state, token)
+    return out
+
+
+def _prefill(model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str) -> tuple[_State, int]:
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r}, known: {MODES}")
+    rows = len(question)
+    if mode == "cot":
+        return _read(model, question, mask, torch.tensor(lead, device=model.device).long().expand(rows, -1)), 1
+    after = torch.tensor([model.special.eot, *lead], device=model.device).expand(rows, -1)
+    slots = model.slots(rows)
+    if mode == "direct":
+        return _read(model, question, mask, torch.cat([slots[:, :1], after], 1)), 1
+    if not model.thinks:
+        return _read(model, question, mask, torch.cat([slots, after], 1)), 1
+    return _think(model, question, mask, slots, after)
+
+
+def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> _State:
+    """One pass over [Q, after]."""
+    ids = torch.cat([question, after], dim=1)
+    known = torch.cat([mask, torch.ones_like(after, dtype=torch.bool)], dim=1)
+    out = model.run(model.embed(ids), positions(known), causal_mask(known))
+    last = previous(torch.nn.functional.pad(known, (0, 1)))[:, -1]
+    return _State(pick(out.hidden, last), out.kv(slice(None)), known, known.sum(1))
+
+
+def _think(
+    model: LatentModel, question: Tensor, mask: Tensor, slots: Tensor, after: Tensor
+) -> tuple[_State, int]:
+    """Pass 0, the rounds, and [latents, <eot>, lead] in the last of them."""
+    ids = torch.cat([question, slots], dim=1)
+    real = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)
+    first = model.run(model.embed(ids), positions(real), causal_mask(real))
+    calls = 1
+    bot = question.shape[1]
+    prefix = first.kv(slice(0, bot + 1))
+    known = real[:, : bot + 1]
+    offset = known.sum(1)
+
+    def run(embeds: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        here = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        return model.run(embeds, positions(here, offset), causal_mask(here, known), prefix).hidden
+
+    latents = model.think(first.hidden[:, bot:], run)
+    embeds = torch.cat([latents, model.embed(after)], dim=1)
+    here = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    out = model.run(embeds, positions(here, offset), causal_mask(here, known), prefix)
+    state = _State(
+        out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, here], 1), offset + embeds.shape[1]
+    )
+    return state, calls + 1
+
+
+def _step(model: LatentModel, state: _State, token: Tensor) -> _State:
+    """One more token for every row."""
+    here = torch.ones_like(token, dtype=torch.bool)[:, None]
+    mask = causal_mask(here, state.known)
+    out = model.run(model.embed(token[:, None]), state.offset[:, None], mask, state.prefix)
+    return _State(
+        out.hidden[:, -1], join(state.prefix, out.kv(slice(None))), torch.cat([state.known, here], 1), state.offset + 1
+    )

@@ -1,0 +1,117 @@
+"""A trained student, ready to be asked: `Student.from_pretrained(folder).answer(["..."])`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava import answers
+from kava.backbone.artifact import load_student
+from kava.backbone.model import LatentModel
+from kava.config import Recipe
+from kava.data.encode import CUE, QUESTION_END, Encoder
+from kava.errors import ConfigError
+from kava.infer.generate import Generation, Sampling, generate
+
+
+@dataclass(frozen=True)
+class Answer:
+    """text as generated (after the cue, where the cue is given); value the number in it, None if there is none."""
+
+    text: str
+    value: str | None
+    forward_passes: int
+    truncated: bool
+    executed: int
+    num_tokens: int
+
+
+class Student:
+    """A LatentModel with its tokenizer and the recipe it was trained with."""
+
+    def __init__(self, model: LatentModel, tokenizer: Any, recipe: Recipe):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.recipe = recipe
+        self._encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, device: str = "auto", base: str | None = None) -> Student:
+        """Loads a student's folder; `base` overrides where a LoRA student's base model is found."""
+        model, tokenizer, recipe = load_student(path, base)
+        return cls(model.to(pick_device(device)), tokenizer, recipe)
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        mode: str = "latent",
+        batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> list[Answer]:
+        """One Answer per question, in order. The batch size changes nothing but the time."""
+        settings = self.recipe.evaluation
+        size = batch_size or settings.batch_size
+        limit = max_new_tokens or settings.max_new_tokens
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))  # like lengths together: less padding
+        found: dict[int, Answer] = {}
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            made = self._generate([questions[i] for i in chosen], mode, limit, sampling)
+            found.update(zip(chosen, (self._read(generation, mode) for generation in made), strict=True))
+        return [found[i] for i in range(len(questions))]
+
+    def stream(self, questions: Sequence[str], batch_size: int, **settings: Any) -> Iterator[list[Answer]]:
+        """Batch by batch, for progress bars."""
+        for start in range(0, len(questions), batch_size):
+            yield self.answer(questions[start : start + batch_size], batch_size=batch_size, **settings)
+
+    def _generate(
+        self, questions: list[str], mode: str, limit: int, sampling: Sampling | None
+    ) -> list[Generation]:
+        bos = self._encoder.bos
+        texts = [question + QUESTION_END for question in questions]
+        rows = [bos + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        device = self.model.device
+        lead = self._lead(mode)
+        self.model.eval()
+        return generate(
+            self.model, ids.to(device), mask.to(device), lead, self._encoder.eos, limit, mode, sampling
+        )
+
+    def _lead(self, mode: str) -> list[int]:
+        """The cue, where it is given; an explicit chain of thought always writes its own."""
+        return self._encoder.cue if mode != "cot" and self.recipe.evaluation.cue == "given" else []
+
+    def _read(self, generation: Generation, mode: str) -> Answer:
+        text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+        marked = f"{CUE} {text}" if self._lead(mode) else text
+        return Answer(
+            text=text.strip(),
+            value=answers.flexible(marked),
+            forward_passes=generation.forward_passes,
+            truncated=generation.truncated,
+            executed=generation.executed,
+            num_tokens=len(generation.tokens) + (not generation.truncated),
+        )
+
+
+def pick_device(name: str) -> torch.device:
+    """auto = CUDA, else MPS, else CPU; a device that is not there is an error, not a fallback."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    kind = name.split(":")[0]
+    if kind not in present or not present[kind]():
+        raise ConfigError(f"device {name!r} is not available on this machine", "use --device cpu or auto")
+    return torch.device(name)

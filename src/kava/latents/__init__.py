@@ -1,0 +1,9 @@
+"""How latent slots get their input embeddings; pure functions around a `run` that the backbone supplies."""
+
+from __future__ import annotations
+
+from kava.latents.jacobi import iterate, start
+from kava.latents.projection import Projection, make_projection, residual
+from kava.latents.sequential import unroll
+
+__all__ = ["Projection", "iterate", "make_projection", "residual", "start", "unroll"]

@@ -1,0 +1,10 @@
+"""The four terms of the loss and how terms add up; pure functions of tensors."""
+
+from __future__ import annotations
+
+from kava.losses.ce import cross_entropy
+from kava.losses.codi import codi_loss
+from kava.losses.kv import kv_loss
+from kava.losses.term import Term, add
+
+__all__ = ["Term", "add", "codi_loss", "cross_entropy", "kv_loss"]

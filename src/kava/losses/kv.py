@@ -1,0 +1,23 @@
+"""The KV term: each latent's keys and values against the teacher entry it is paired with."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kava.losses.distance import masked_std, scaled
+
+
+def kv_loss(
+    student: Tensor, teacher: Tensor, kept: Tensor, kind: str = "smooth_l1", std: bool = True, std_scope: str = "sample"
+) -> Tensor:
+    """One layer's sum over kept slots, heads and D of d(student, sg(teacher)) / std. Keys and values apart.
+
+    L_KV = 1/2 (mean_K + mean_V), each a mean over valid slots x layers x heads x D; the paper's 1/M is inside
+    the mean [open: scale]. `std`: one per layer, K and V apart, over this sample's kept slots, heads and D  [ours: per
+    sample, so that batches change nothing], or over the whole batch (`std_scope` batch, as the parents do).
+    student, teacher [B, H, M, D]; kept [B, H, M].
+    """
+    real = kept[..., None]
+    dims = (1, 2, 3) if std_scope == "sample" else (0, 1, 2, 3)
+    scale = masked_std(teacher, real, dims) if std else None
+    return (scaled(student, teacher, kind, scale) * real).sum()

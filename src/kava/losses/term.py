@@ -1,0 +1,30 @@
+"""A loss is a sum of terms, and a term is a sum and what it has to be divided by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """weight * total / count. `total` is a sum over this micro-batch; whoever adds terms up divides by the count of
+    the whole update window (all micro-batches, all ranks), so that 1x8 = 2x4 = 8x1  [ours]"""
+
+    name: str
+    total: Tensor
+    count: float
+    weight: float = 1.0
+
+    def value(self, count: float | None = None) -> Tensor:
+        """The unweighted mean; 0, never NaN, where nothing was counted."""
+        denominator = self.count if count is None else count
+        return self.total / denominator if denominator else torch.zeros_like(self.total)
+
+
+def add(terms: list[Term], counts: dict[str, float] | None = None) -> Tensor:
+    """sum_i weight_i * total_i / count_i, with the counts of the update window where they are given."""
+    counts = counts or {}
+    return torch.stack([term.weight * term.value(counts.get(term.name)) for term in terms]).sum()

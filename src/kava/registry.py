@@ -1,0 +1,33 @@
+"""Names in a recipe become classes here: a short name from a table, or "package.module:Name" from anywhere."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from kava.errors import ConfigError
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """A hint that names the closest known word, or lists them all."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
+
+
+def lookup(table: Mapping[str, type], name: str, kind: str) -> type:
+    """The class called `name`: from `table`, or imported when it is written as "package.module:Name"."""
+    if name in table:
+        return table[name]
+    if ":" not in name:
+        raise ConfigError(f"unknown {kind} {name!r}", nearest(name, list(table)))
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{kind} {name!r}: cannot import {module_name!r} ({error})", "check PYTHONPATH") from error
+    found: Any = getattr(module, attribute, None)
+    if not isinstance(found, type):
+        raise ConfigError(f"{kind} {name!r}: {module_name!r} has no class {attribute!r}")
+    return found

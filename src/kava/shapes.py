@@ -1,0 +1,19 @@
+"""The letters that tensor shapes are written in, at every interface of the package.
+
+B batch   T tokens   N chain-of-thought tokens   A answer-part tokens (cue, answer, eos)   M latents, or kept entries
+L layers  H key/value heads   R query heads per key/value head   D head size   E model width   V vocabulary   S teachers
+
+Masks are bool and True means "real". Keys and values are [B, H, T, D], after the rotary embedding, as a cache holds them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or better: softmaxes, norms and losses are not taken in half precision."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor

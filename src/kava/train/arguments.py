@@ -1,0 +1,75 @@
+"""A recipe in the words of transformers.TrainingArguments, for every version we support."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from kava.config import Recipe
+from kava.errors import ConfigError
+
+INSTALL = {"tensorboard": "pip install 'kava[track]'", "wandb": "pip install wandb", "trackio": "pip install trackio"}
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+    """Saving and validating are scheduled by our own callback, so their strategies are off here."""
+    training, system, logs = recipe.training, recipe.system, recipe.logging
+    _set_up_trackers(recipe, folder)
+    wanted: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "optim": training.optimizer,
+        "lr_scheduler_type": training.lr_scheduler,
+        "max_grad_norm": training.gradient_clipping,
+        "logging_steps": logs.logging_steps,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": list(logs.report_to) or "none",
+        "project": logs.project,
+        "seed": system.seed,
+        "data_seed": system.seed,
+        "bf16": system.mixed_precision == "bf16",
+        "fp16": system.mixed_precision == "fp16",
+        "use_cpu": system.device == "cpu",
+        "dataloader_num_workers": system.num_workers,
+        "dataloader_pin_memory": torch.cuda.is_available() and system.device != "cpu",
+        "dataloader_drop_last": recipe.rkv.shuffle == "examples",  # a lone sample has no partner
+        "remove_unused_columns": False,
+        "label_names": [],
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        **training.hf,
+    }
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    unknown = sorted(set(training.hf) - known)
+    if unknown:
+        raise ConfigError(f"training.hf: this transformers has no TrainingArguments field {', '.join(unknown)}")
+    warmup = "warmup_ratio" if "warmup_ratio" in known else "warmup_steps"
+    wanted[warmup] = training.warmup_ratio
+    if "logging_dir" in known:
+        wanted["logging_dir"] = str(folder / "logs")
+    return TrainingArguments(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _set_up_trackers(recipe: Recipe, folder: Path) -> None:
+    for tracker in recipe.logging.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(
+                f"logging.report_to names {tracker}, which is not installed",
+                f"{INSTALL.get(tracker, 'pip install ' + tracker)}, or set logging.report_to=[]",
+            )
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
+    os.environ.setdefault("WANDB_PROJECT", recipe.logging.project)
+    os.environ.setdefault("WANDB_DIR", str(folder))
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))

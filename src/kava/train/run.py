@@ -1,0 +1,194 @@
+"""One training run, from a recipe to best_checkpoint/."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kava.backbone.load import build_model
+from kava.backbone.model import LatentModel
+from kava.config import Recipe
+from kava.data.cards import card
+from kava.data.collate import Collator
+from kava.data.encode import Encoder, encode_split
+from kava.data.example import Example
+from kava.data.load import load_examples
+from kava.errors import DataError
+from kava.evaluate.score import score
+from kava.files import write_json
+from kava.infer.student import Student, pick_device
+from kava.objectives.latent import LatentObjective
+from kava.train import checkpoint, folder
+from kava.train.arguments import training_arguments
+from kava.train.callbacks import Console, GradientNorms, Journal, Schedule
+from kava.train.interrupt import Interrupt
+from kava.train.trainer import BEST, KavaTrainer
+
+log = logging.getLogger("kava.train")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind; exit_code is not 0 when a signal ended it early."""
+
+    folder: Path
+    steps: int
+    best_accuracy: float | None
+    exit_code: int
+
+
+def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> Outcome:
+    """Trains, saves and validates. `resume` is None, "auto" or a checkpoint folder."""
+    from transformers import set_seed
+    from transformers.utils import logging as hf_logging
+
+    run = Path(output)
+    folder.claim(run, recipe, resume)
+    _open_log(run / "train.log", quiet)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    start, notes = checkpoint.choose(run, resume) if resume else (None, [])
+    for note in notes:
+        log.warning(note)
+    if resume:
+        log.info("continuing from %s", start) if start else log.info("no checkpoint yet: starting from the beginning")
+
+    pick_device(recipe.system.device)
+    set_seed(recipe.system.seed)
+    model, tokenizer = build_model(recipe)
+    data = _load_data(recipe, tokenizer)
+    if recipe.rkv.full_slots:
+        recipe = _with_slots(recipe, int(data.train.lengths("cot").max()))
+        model.latent = recipe.latent
+    objective = LatentObjective.from_recipe(model, recipe)
+    _describe(run, recipe, data, model)
+
+    with Interrupt() as interrupt:
+        trainer = _trainer(run, recipe, objective, tokenizer, data, interrupt, quiet)
+        began = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        if interrupt.signal is None and not (run / BEST).exists():  # nothing to validate on
+            trainer.save_best(validation=None)
+        getattr(trainer, "end", lambda: None)()
+        best = trainer.state.best_metric
+        _close(run, trainer, interrupt, time.perf_counter() - began)
+    return Outcome(run, trainer.state.global_step, best, interrupt.exit_code)
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: Any
+    validation: Sequence[Example]
+    card: dict[str, Any]
+
+
+def _load_data(recipe: Recipe, tokenizer: Any) -> _Data:
+    dataset = recipe.dataset
+    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
+    examples = load_examples(dataset, "train")
+    validation = list(load_examples(dataset, "validation")) if dataset.val_size else []
+    if recipe.evaluation.validation_size is not None:
+        validation = validation[: recipe.evaluation.validation_size]
+    if dataset.streaming:
+        from kava.data.stream import stream_dataset
+
+        return _Data(stream_dataset(examples, encoder, dataset.max_length), validation, {"streaming": True})
+    split = encode_split(examples, encoder, dataset.max_length)
+    facts = card(split.encoded, examples, recipe.latent.num_tokens) | {"skipped": split.skipped}
+    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and facts["share_no_result"] in (None, 1):
+        raise DataError(
+            f"rkv.method is steps, but no example of {dataset.name!r} has a step result to anchor on",
+            "use a data set with equation steps (a = b) or another rkv.method, such as rkv",
+        )
+    return _Data(split.encoded, validation, facts)
+
+
+def _with_slots(recipe: Recipe, longest: int) -> Recipe:
+    """`rkv.full_slots`: as many latents as the longest chain of thought has tokens."""
+    return recipe.model_copy(update={"latent": recipe.latent.model_copy(update={"num_tokens": longest})})
+
+
+def _describe(run: Path, recipe: Recipe, data: _Data, model: LatentModel) -> None:
+    trained = model.trained()
+    facts = {
+        "data": data.card,
+        "trained_parameters": sum(weight.numel() for weight in trained.values()),
+        "all_parameters": sum(weight.numel() for weight in model.parameters()),
+        "effective_batch_size": recipe.training.batch_size * recipe.training.gradient_accumulation_steps,
+    }
+    folder.describe(run, recipe, facts)
+    write_json(run / "data_card.json", data.card)
+    log.info("%s: %s", recipe.about.name or "run", json.dumps(facts["data"]))
+    log.info("training %(trained_parameters)s of %(all_parameters)s parameters", facts)
+    if recipe.loss.std_scope == "batch":
+        log.warning("loss.std_scope is batch, as in the parents' code: the loss depends on how batches are split")
+    if data.card.get("share_no_result") and recipe.rkv.method == "steps":
+        log.warning("%.1f %% of the examples have no step result: their KV term is empty", 100 * data.card["share_no_result"])
+
+
+def _trainer(
+    run: Path,
+    recipe: Recipe,
+    objective: LatentObjective,
+    tokenizer: Any,
+    data: _Data,
+    interrupt: Interrupt,
+    quiet: bool,
+) -> KavaTrainer:
+    student = Student(objective.model, tokenizer, recipe)
+    mode = "latent" if recipe.loss.student_ce > 0 else "cot"
+
+    def validate() -> dict[str, float] | None:
+        if not data.validation:
+            return None
+        return score(student, data.validation, mode, stop=lambda: interrupt.signal is not None)
+
+    trainer = KavaTrainer(
+        objective,
+        recipe,
+        tokenizer,
+        validate,
+        args=training_arguments(recipe, run),
+        train_dataset=data.train,
+        data_collator=Collator(tokenizer.pad_token_id),
+    )
+    for callback in (
+        Schedule(trainer, interrupt),
+        GradientNorms(trainer),
+        Journal(run / "log.jsonl"),
+        Console(quiet),
+    ):
+        trainer.add_callback(callback)
+    return trainer
+
+
+def _close(run: Path, trainer: KavaTrainer, interrupt: Interrupt, seconds: float) -> None:
+    state = trainer.state
+    finished = interrupt.signal is None
+    folder.update(
+        run, finished=finished, steps=state.global_step, best_accuracy=state.best_metric, seconds=round(seconds, 1)
+    )
+    if finished:
+        log.info("done: %d updates, best validation accuracy %s, student in %s", state.global_step, state.best_metric, run / BEST)
+    else:
+        log.info("stopped at update %d; continue with --resume auto", state.global_step)
+
+
+def _open_log(path: Path, quiet: bool) -> None:
+    """kava's own lines go to train.log and, unless quiet, to the console."""
+    root = logging.getLogger("kava")
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING if quiet else logging.INFO)
+    root.handlers = [file, console]
+    root.setLevel(logging.INFO)
+    root.propagate = False

@@ -1,0 +1,151 @@
+"""transformers.Trainer, taught four things: terms with counts, our checkpoints, generated validation, a stop that saves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer
+
+from kava.backbone.artifact import load_weights, save_student, write_student
+from kava.config import Recipe
+from kava.errors import RunError
+from kava.files import replace_folder
+from kava.losses import add
+from kava.objectives.latent import LatentObjective, Result
+from kava.train.checkpoint import rotate
+
+INCOMING = ".partial-checkpoint"
+BEST = "best_checkpoint"
+
+
+class KavaTrainer(Trainer):
+    """The model is the objective: one forward gives the terms of a micro-batch. It knows no method.
+
+    `validate()` returns the accuracy of generated answers, or None when it was cut short.
+    """
+
+    loss_is_scaled_for_ga = True  # each term is divided by the count of the whole update window, once
+
+    def __init__(
+        self,
+        objective: LatentObjective,
+        recipe: Recipe,
+        tokenizer: Any,
+        validate: Callable[[], dict[str, float] | None],
+        **trainer: Any,
+    ):
+        super().__init__(model=objective, **trainer)
+        self.remove_callback(PrinterCallback)  # our own console says it
+        self.model_accepts_loss_kwargs = True  # what transformers before 5.19 reads instead
+        self.objective = objective
+        self.recipe = recipe
+        self.tokenizer_to_save = tokenizer
+        self.validate = validate
+        self.at_epoch_end = False
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, float] = defaultdict(float)
+        self._health: dict[str, float] = {}
+
+    # -- the loss ------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one update, and what each term is divided by over all of them and all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts: dict[str, float] = defaultdict(float)
+        for batch in batches:
+            for name, count in self.objective.counts(batch).items():
+                counts[name] += count
+        if self.args.world_size > 1 and counts:
+            names = sorted(counts)
+            local = torch.tensor([counts[name] for name in names], dtype=torch.float64, device=device)
+            counts = dict(zip(names, self.accelerator.reduce(local, "sum").tolist(), strict=True))
+        return batches, dict(counts)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self.objective.watch = self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1
+        result: Result = model(inputs)
+        loss = add(result.terms, num_items_in_batch) * self.args.world_size  # DDP averages over the ranks
+        if not torch.isfinite(loss):
+            self._refuse(result, inputs)
+        for term in result.terms:
+            self._sums[term.name] += float(term.total.detach())
+            self._counts[term.name] += term.count
+        self._health |= {name: float(value) for name, value in result.health.items()}
+        return (loss, result) if return_outputs else loss
+
+    def _refuse(self, result: Result, inputs: Any) -> None:
+        parts = ", ".join(f"{term.name} {float(term.value()):.4g}" for term in result.terms)
+        ids = ", ".join(str(i) for i in inputs["example_id"].tolist()[:8])
+        raise RunError(
+            f"the loss is not finite in update {self.state.global_step + 1} ({parts}); example ids of the batch: {ids}",
+            "lower training.learning_rate or the alphas; the last checkpoint is untouched (--resume auto)",
+        )
+
+    def note(self, name: str, value: float) -> None:
+        """A number for the next log line."""
+        self._health[name] = value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
+            logs |= self._health
+            self._sums.clear()
+            self._counts.clear()
+            self._health = {}
+        super().log(logs, start_time)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / INCOMING)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """transformers writes into a hidden folder; one rename makes it a checkpoint."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            run, step = Path(self.args.output_dir), self.state.global_step
+            name = f"ep{round(self.state.epoch or 0)}" if self.at_epoch_end else f"step{step}"
+            replace_folder(run / INCOMING / f"checkpoint-{step}", run / f"checkpoint-{name}")
+            (run / INCOMING).rmdir()
+            rotate(run, self.recipe.logging.save_total_limit)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        write_student(
+            self.objective.model,
+            self.tokenizer_to_save,
+            self.recipe,
+            Path(output_dir or self.args.output_dir),
+            step=self.state.global_step,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.objective.model, resume_from_checkpoint)
+
+    # -- validation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Generated answers on the validation set; the best so far becomes best_checkpoint/."""
+        found = self.validate()
+        if found is None:
+            return {}
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        best = self.state.best_metric
+        if self.args.should_save and (best is None or found["accuracy"] > best):
+            self.state.best_metric = found["accuracy"]
+            self.save_best(validation=found)
+        self.log(dict(metrics))
+        return metrics
+
+    def save_best(self, **facts: Any) -> None:
+        folder = Path(self.args.output_dir) / BEST
+        save_student(
+            self.objective.model, self.tokenizer_to_save, self.recipe, folder, step=self.state.global_step, **facts
+        )

@@ -1,0 +1,182 @@
+"""Every loss and its gradient against plain loops; targets get no gradient."""
+
+from __future__ import annotations
+
+import itertools
+
+import oracle_losses as slow
+import pytest
+import torch
+from torch import Tensor
+
+from kava.losses import Term, add, codi_loss, cross_entropy, kv_loss
+
+KINDS = ("l1", "mse", "smooth_l1")
+SCOPES = ("sample", "batch")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+COUNTS = {"mixed": (3, 0, 1, 2), "none": (0, 0), "all": (3, 3), "one number": (1,)}  # kept slots of each sample
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.5) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def leaves(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+def close(actual: Tensor, expected: object, tolerance: float = 1e-9) -> None:
+    wanted = torch.tensor(expected, dtype=torch.float64).reshape(actual.shape)
+    torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+# kv
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("kind", "std", "scope"), list(itertools.product(KINDS, (True, False), SCOPES)))
+def test_kv_loss(kind: str, std: bool, scope: str, counts: str, dtype: torch.dtype) -> None:
+    slots = COUNTS[counts]
+    heads, width = (1, 1) if counts == "one number" else (2, 4)
+    student, teacher = leaves(
+        draw(len(slots), heads, 3, width, seed=1).to(dtype), draw(len(slots), heads, 3, width, seed=2).to(dtype)
+    )
+    kept = (torch.arange(3) < torch.tensor(slots)[:, None])[:, None].expand(-1, heads, -1)
+    loss = kv_loss(student, teacher, kept, kind, std, scope)
+    lists = student.double().tolist(), teacher.double().tolist(), kept.tolist()
+    total, gradient = slow.kv_loss(*lists, kind, std, scope)
+    close(loss, total, TOLERANCE[dtype])
+    loss.backward()
+    close(student.grad, gradient, TOLERANCE[dtype])
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kv_loss_of_a_batch_is_the_sum_over_its_samples(kind: str) -> None:
+    """std_scope sample: split as you like. An empty slot may hold anything finite."""
+    student, teacher = draw(4, 2, 3, 5, seed=3), draw(4, 2, 3, 5, seed=4)
+    kept = (torch.arange(3) < torch.tensor([3, 0, 1, 2])[:, None])[:, None].expand(-1, 2, -1)
+    whole = kv_loss(student, teacher, kept, kind)
+    rows = [kv_loss(student[b : b + 1], teacher[b : b + 1], kept[b : b + 1], kind) for b in range(4)]
+    torch.testing.assert_close(torch.stack(rows).sum(), whole, rtol=1e-12, atol=0.0)
+    elsewhere = torch.where(kept[..., None], teacher, 1e3)
+    torch.testing.assert_close(kv_loss(student, elsewhere, kept, kind), whole, rtol=1e-12, atol=0.0)
+
+
+def test_kv_loss_divides_the_loss_and_not_its_argument() -> None:
+    """smooth_l1(x) / std: at x = 3, std 2 that is 2.5 / 2, and not smooth_l1(1.5) = 1."""
+    teacher = torch.tensor([[[[-(2**0.5), 2**0.5]]]], dtype=torch.float64)
+    kept = torch.ones(1, 1, 1, dtype=torch.bool)
+    close(kv_loss(teacher + 3, teacher, kept, "smooth_l1"), 2 * 2.5 / 2)
+    close(kv_loss(teacher + 3, teacher, kept, "mse"), 2 * 9 / 4)
+
+
+# codi
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("kind", "layerwise", "scope"), list(itertools.product(KINDS, (True, False), SCOPES)))
+def test_codi_loss(kind: str, layerwise: bool, scope: str, batch: int, dtype: torch.dtype) -> None:
+    scales = torch.tensor([1.0, 5.0, 0.2])[:, None]  # layers of unlike size: one std for all differs from one for each
+    student, teacher = leaves(
+        (draw(batch, 3, 4, seed=5) * scales).to(dtype), (draw(batch, 3, 4, seed=6) * scales + 1).to(dtype)
+    )
+    loss = codi_loss(student, teacher, kind, layerwise, scope)
+    total, gradient = slow.codi_loss(student.double().tolist(), teacher.double().tolist(), kind, layerwise, scope)
+    close(loss, total, TOLERANCE[dtype])
+    loss.backward()
+    close(student.grad, gradient, TOLERANCE[dtype])
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_teacher_is_no_division_by_zero(kind: str) -> None:
+    student, teacher = draw(2, 3, 4, seed=7), torch.ones(2, 3, 4, dtype=torch.float64)
+    total, _ = slow.codi_loss(student.tolist(), teacher.tolist(), kind, True, "sample")
+    close(codi_loss(student, teacher, kind), total)
+
+
+def test_unknown_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="huber"):
+        codi_loss(torch.ones(1, 1, 2), torch.ones(1, 1, 2), "huber")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_reduced_in_float32(kind: str) -> None:
+    """10,000 small differences in bfloat16: a sum in that precision would stop growing long before its end."""
+    student, teacher = draw(1, 1, 100, 100, seed=8).bfloat16(), draw(1, 1, 100, 100, seed=9).bfloat16()
+    kept = torch.ones(1, 1, 100, dtype=torch.bool)
+    half = kv_loss(student, teacher, kept, kind)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(
+        half.double(), kv_loss(student.double(), teacher.double(), kept, kind), rtol=1e-5, atol=0
+    )
+
+
+# cross-entropy
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(("rows", "chunk"), [(7, 4096), (7, 7), (7, 3), (7, 1), (0, 4), (1, 1)])
+def test_cross_entropy(rows: int, chunk: int, dtype: torch.dtype) -> None:
+    """Whole or in pieces: the same sum and the same gradients for the hidden states and the head."""
+    hidden, weight = leaves(draw(rows, 4, seed=10).to(dtype), draw(11, 4, seed=11).to(dtype))
+    targets = torch.arange(rows) * 3 % 11
+    loss = cross_entropy(hidden, targets, lambda rows: rows @ weight.T, chunk)
+    total, grad_hidden, grad_head = slow.cross_entropy(
+        hidden.double().tolist(), targets.tolist(), weight.double().tolist()
+    )
+    close(loss, total, TOLERANCE[dtype])
+    loss.backward()
+    close(hidden.grad, grad_hidden, TOLERANCE[dtype])
+    close(weight.grad, grad_head, TOLERANCE[dtype])
+
+
+def test_cross_entropy_makes_no_logits_without_need() -> None:
+    """In pieces, never more than `chunk` rows pass the head at once."""
+    widest = []
+
+    def head(rows: Tensor) -> Tensor:
+        widest.append(len(rows))
+        return rows
+
+    cross_entropy(draw(10, 5, seed=12).requires_grad_(), torch.zeros(10, dtype=torch.long), head, 4).backward()
+    assert max(widest) == 4
+
+
+# terms
+
+
+def test_add_against_sums_and_counts() -> None:
+    totals, counts, weights = [6.0, 5.0, 7.0], [3.0, 0.0, 2.0], [1.0, 10.0, 0.5]
+    terms = [Term(f"t{i}", torch.tensor(totals[i]), counts[i], weights[i]) for i in range(3)]
+    close(add(terms), slow.weighted(totals, counts, weights))
+    window = {"t0": 12.0, "t1": 4.0, "t2": 0.0}
+    close(add(terms, window), slow.weighted(totals, [12.0, 4.0, 0.0], weights))
+
+
+@pytest.mark.parametrize("total", [0.0, float("nan"), float("inf")])
+def test_a_term_without_a_count_is_zero_and_not_nan(total: float) -> None:
+    term = Term("kv", torch.tensor(total), 0.0, 2.0)
+    assert term.value().item() == 0.0
+    assert add([term, Term("ce", torch.tensor(3.0), 2.0)]).item() == 1.5
+
+
+def test_any_split_of_a_window_adds_up_to_the_same() -> None:
+    """1x8 = 2x4 = 8x1: uneven counts, one sample with nothing to count; value and gradient."""
+    numbers, counts = draw(8, seed=13), [3.0, 0.0, 1.0, 2.0, 0.0, 4.0, 1.0, 1.0]
+    live = torch.tensor([count > 0 for count in counts])
+    results = []
+    for size in (8, 4, 1):
+        leaf = numbers.clone().requires_grad_()
+        window = {"kv": sum(counts), "ce": 8.0}
+        for at in range(0, 8, size):
+            part = leaf[at : at + size]
+            kv = Term("kv", (part.square() * live[at : at + size]).sum(), sum(counts[at : at + size]), 2.0)
+            ce = Term("ce", part.exp().sum(), float(size))
+            add([kv, ce], window).backward()
+        results.append(leaf.grad)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-12, atol=1e-12)

@@ -1,0 +1,83 @@
+"""Tiny models of every family, built in memory with fixed seeds."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from kava.backbone.attention import NAME
+from kava.backbone.families import family_of
+from kava.backbone.model import LatentModel
+from kava.backbone.tokens import SpecialTokens
+from kava.config import LatentConfig
+
+VOCAB = 61
+SPECIAL = SpecialTokens(bot=58, latent=59, eot=60)
+
+_common = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 3, "intermediate_size": 40}
+_heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
+FAMILIES = {
+    "llama-gqa": lambda: LlamaForCausalLM(LlamaConfig(**_common, **_heads, num_key_value_heads=2)),
+    "llama-mha": lambda: LlamaForCausalLM(LlamaConfig(**_common, **_heads, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_common, **_heads, num_key_value_heads=1)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_common, **_heads, num_key_value_heads=2, head_dim=8)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, n_embd=24, n_layer=3, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0)
+    ),
+}
+
+
+def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64):
+    """A random causal LM of the family, dropout off unless trained with it, attention through kava."""
+    torch.manual_seed(seed)
+    model = FAMILIES[family]()
+    for weight in model.parameters():  # larger than the usual start, so that attention is far from even
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.3)
+    model.set_attn_implementation(NAME)
+    return model.to(dtype).eval()
+
+
+def latent_model(family: str, use_projection: bool = True, dtype: torch.dtype = torch.float64, **latent) -> LatentModel:
+    """A LatentModel around a tiny random backbone."""
+    settings = LatentConfig(**{"num_tokens": 4, "num_iterations": 3, **latent})
+    lm = causal_lm(family, dtype=dtype)
+    torch.manual_seed(1)
+    model = LatentModel(lm, family_of(lm.config, family), SPECIAL, settings, use_projection)
+    return model.to(dtype).eval()
+
+
+def batch(lengths=((5, 7, 2), (3, 2, 1), (6, 0, 3)), side: str = "right", seed: int = 0, cue: int = 3) -> dict:
+    """A batch of random ids; each sample is (question, chain of thought, answer) lengths. Pads hold a real id, so that a
+    pad that leaks shows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def segment(rows):
+        width = max((len(row) for row in rows), default=0)
+        ids = torch.full((len(rows), width), 7)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, place] = row
+            mask[i, place] = True
+        return ids, mask
+
+    def draw(count):
+        return torch.randint(8, 50, (count,), generator=generator)
+
+    cue_ids = torch.arange(51, 51 + cue)
+    samples = [(draw(q), draw(c), draw(a), torch.rand(c, generator=generator) < 0.4) for q, c, a in lengths]
+    question, question_mask = segment([s[0] for s in samples])
+    cot, cot_mask = segment([s[1] for s in samples])
+    result, _ = segment([s[3].long() for s in samples])
+    tail, tail_mask = segment([torch.cat([cue_ids, s[2], torch.tensor([1])]) for s in samples])
+    first = tail_mask.int().argmax(1)
+    column = torch.arange(tail.shape[1])
+    answer = tail_mask & (column >= (first + cue)[:, None]) & (tail != 1)
+    return {
+        "question": question, "question_mask": question_mask,
+        "cot": cot, "cot_mask": cot_mask, "cot_result": (result == 1) & cot_mask,
+        "tail": tail, "tail_mask": tail_mask, "tail_answer": answer,
+        "cue_last": first + cue - 1, "example_id": torch.arange(len(samples)) + 11 * seed,
+    }  # fmt: skip
