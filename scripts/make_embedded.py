@@ -1,6 +1,6 @@
 """Makes the small checkpoint that ships with the package: a tiny Llama that solves the built-in tasks in words.
 
-    python scripts/make_embedded.py OUTPUT_FOLDER [--steps 1500]
+    python scripts/make_embedded.py OUTPUT_FOLDER [--steps 1000]
 
 It writes a byte-level tokenizer learnt on the built-in sets, trains a random model on explicit chains of thought (the
 teacher's cross-entropy alone) and saves model and tokenizer as an ordinary transformers folder. No test problem is seen.
@@ -63,7 +63,7 @@ def make_random(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         start, run = Path(temporary) / "random", Path(temporary) / "run"
@@ -72,7 +72,7 @@ def main() -> None:
             "embedded",
             [
                 f"model.name={start}", "loss.student_ce=0", "loss.alpha2_kv=0", f"training.max_steps={options.steps}",
-                "training.learning_rate=1e-3", "logging.report_to=[]", "logging.eval_steps=500",
+                "training.learning_rate=2e-3", "logging.report_to=[]", "logging.eval_steps=250",
             ],
         )  # fmt: skip
         outcome = train(recipe, run)

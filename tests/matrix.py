@@ -46,7 +46,7 @@ SHUFFLED_EXAMPLES = {
 VARIANTS: dict[str, Callable[[], Compressor]] = {**PLAIN, **SHUFFLED_TIME}  # + SHUFFLED_EXAMPLES, which need partners
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # compared and cached by identity
 class Case:
     """A padded batch as a compressor sees it, and where each sample begins."""
 
@@ -131,9 +131,9 @@ def make_case(
     )
 
 
-def cases(heads: str, pads: str, dtype: torch.dtype = torch.float64) -> list[Case]:
-    """N_C of every kind: together in one batch, then each on its own."""
-    return [make_case(heads, pads, lengths, dtype) for lengths in LENGTHS.values()]
+def cases(heads: str, dtype: torch.dtype = torch.float64) -> list[Case]:
+    """N_C of every kind, left and right pads: together in one batch, then each on its own."""
+    return [make_case(heads, pads, lengths, dtype) for pads in PADS for lengths in LENGTHS.values()]
 
 
 def alone(case: Case, row: int, heads: str) -> Case:

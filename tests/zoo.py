@@ -36,7 +36,28 @@ def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64):
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.3)
     model.set_attn_implementation(NAME)
-    return model.to(dtype).eval()
+    model = model.to(dtype).eval()
+    return exact(model) if dtype == torch.float64 else model
+
+
+class ExactNorm(torch.nn.Module):
+    """RMSNorm all in float64: the families' own goes through float32, which hides differences below 1e-7."""
+
+    def __init__(self, norm: torch.nn.Module):
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self.eps)
+
+
+def exact(model):
+    """The model with every RMSNorm replaced by ExactNorm."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "variance_epsilon"):
+                setattr(parent, name, ExactNorm(child))
+    return model
 
 
 def latent_model(family: str, use_projection: bool = True, dtype: torch.dtype = torch.float64, **latent) -> LatentModel:

@@ -7,7 +7,7 @@ words        whitespace words and punctuation, lower-cased (a WordPiece-like tok
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -42,12 +42,12 @@ def _byte_level_core(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-@lru_cache(maxsize=None)
+@cache
 def byte_level(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     return _fast(_byte_level_core(vocab_size))
 
 
-@lru_cache(maxsize=None)
+@cache
 def bos(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     tokenizer = _byte_level_core(vocab_size)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -56,7 +56,7 @@ def bos(vocab_size: int = 400) -> PreTrainedTokenizerFast:
     return _fast(tokenizer, bos_token="<bos>")
 
 
-@lru_cache(maxsize=None)
+@cache
 def words() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

@@ -1,34 +1,51 @@
 """The one reader of answers, used for data, inference and evaluation alike. Level 0: text in, number out.
 
-    strict    the number right after the last "The answer is:", "####" or inside the last \\boxed{}
+    strict    the number right behind the last "The answer is:" or "####", or the first one inside the last \\boxed{}
     flexible  the strict one, or else the last number of the text
+
+Both give the number in plain form: no currency, no thousands separators ("-$1,234.50" -> "-1234.50", "50 %" -> "50%").
+
+What the documents leave open, decided here (ours): a clock time or ratio (12:30) is no number; a minus behind a number,
+a bracket or glued to a word is an operator or a hyphen ("4-2" ends in 2, "GPT-2" in 2); a sign that stands apart from
+its number counts only at the beginning or behind = : ( ("= - 3"); at the start of a line it is a bullet.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 _NUMBER = re.compile(
-    r"(?P<sign>[-+]\s?)?(?P<cur>[$\u00a3\u20ac]\s?)?(?P<sign2>[-+])?"
-    r"(?P<body>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?P<exp>[eE][-+]?\d+)?"
-    r"(?:\s?/\s?(?P<den>\d+))?(?P<pct>\s?(?:%|percent\b))?"
+    r"(?P<clock>\d+(?::\d+)+)"
+    r"|(?:(?P<sign>[-+])(?P<gap>\s?))?(?:[$\u00a3\u20ac]\s?)?(?P<inner>[-+])?"
+    r"(?P<body>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)(?P<exp>[eE][-+]?\d{1,3}(?!\d))?"
+    r"(?:\s?/\s?(?P<den>\d+(?:\.\d+)?))?(?P<pct>\s?(?:%|percent\b))?"
 )
-_MARK = re.compile(r"(?:the\s+answer\s+is\s*:?|####)\s*", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+_MARK = re.compile(r"the\s+answer\s+is\s*:?|####", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_LATEX = (
+    (re.compile(r"\\[dt]?frac\s*\{\s*([\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}"), r"\1/\2"),
+    (re.compile(r"\{,\}|\\[,!;](?=\d)"), ""),  # 1{,}000 and 1\,000
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile("\u2212"), "-"),
+)
+_LONGEST = 400  # digits; a model that repeats itself writes longer ones, and none of them is an answer
+_RELATIVE, _ABSOLUTE = Fraction(1, 10**6), Fraction(1, 1000)
 
 
 def strict(text: str) -> str | None:
     """The number that the text itself marks as its answer, or None."""
+    text = _plain(text)
     boxed = list(_BOXED.finditer(text))
     marks = list(_MARK.finditer(text))
     if boxed and (not marks or boxed[-1].start() > marks[-1].start()):
-        return _first(boxed[-1].group(1))
-    if marks:
-        rest = text[marks[-1].end() :]
-        found = _NUMBER.search(rest)
-        return found.group(0).strip() if found and not re.search(r"[A-Za-z0-9]", rest[: found.start()]) else None
-    return None
+        return next((word for _, word in _numbers(boxed[-1].group(1))), None)
+    if not marks:
+        return None
+    rest = text[marks[-1].end() :].lstrip()
+    start, word = next(_numbers(rest), (0, None))
+    return None if re.search(r"[^\W_]", rest[:start]) else word
 
 
 def flexible(text: str) -> str | None:
@@ -36,55 +53,62 @@ def flexible(text: str) -> str | None:
     marked = strict(text)
     if marked is not None:
         return marked
-    found = [match for match in _NUMBER.finditer(text)]
-    return _clean(text, found[-1]) if found else None
+    return ([None] + [word for _, word in _numbers(_plain(text))])[-1]
 
 
 def number(text: str | None) -> Fraction | None:
-    """The value of one number as written: 1,234  -3  $5.00  3/4  50 %  1e3."""
-    if text is None:
+    """The value of the first number in a text: 1,234  -3  $5.00  3/4  50 %  1e3; None where there is none."""
+    word = next((word for _, word in _numbers(_plain(text or ""))), None)
+    if word is None or len(word) > _LONGEST:
         return None
-    match = _NUMBER.search(text)
-    if match is None:
+    top, _, bottom = word.rstrip("%").partition("/")
+    if bottom and not Fraction(bottom):
         return None
-    value = Fraction(match["body"].replace(",", "") + (match["exp"] or ""))
-    if match["den"]:
-        if int(match["den"]) == 0:
-            return None
-        value /= int(match["den"])
-    if match["pct"]:
-        value /= 100
-    sign = _clean(text, match)[0]
-    return -value if sign == "-" or match["sign2"] == "-" else value
+    value = Fraction(top) / Fraction(bottom or 1)
+    return value / 100 if word.endswith("%") else value
 
 
 def equal(given: str | None, gold: str | None) -> bool:
-    """The same number: exactly, or to 1e-6 of its size where one side is a decimal fraction.
+    """The same number. Decimals may differ by 1e-6 of their size and by 1e-3 at most (ours), whole numbers not at all.
 
-    A percentage also equals its bare number (50 % and 50), because data sets drop the sign as they like.
+    50 % equals 0.5 and also 50: the sets ask for percentages and leave the sign out (ours).
     """
     left, right = number(given), number(gold)
     if left is None or right is None:
         return False
-    if _near(left, right):
-        return True
-    bare = [value * 100 if side and "%" in side else value for value, side in ((left, given), (right, gold))]
-    return _near(bare[0], bare[1])
+    left_percent, right_percent = (str(text).rstrip().endswith(("%", "percent")) for text in (given, gold))
+    if left_percent != right_percent:
+        return _near(left, right) or _near(left * (100 if left_percent else 1), right * (100 if right_percent else 1))
+    return _near(left, right)
 
 
 def _near(left: Fraction, right: Fraction) -> bool:
-    return abs(left - right) <= Fraction(1, 10**6) * max(abs(left), abs(right), 1) if left != right else True
+    return abs(left - right) <= min(_ABSOLUTE, _RELATIVE * max(abs(left), abs(right)))
 
 
-def _first(text: str) -> str | None:
-    match = _NUMBER.search(text)
-    return _clean(text, match) if match else None
+def _plain(text: str) -> str:
+    """The text with LaTeX's ways of writing a number, and the typographic minus, undone."""
+    for pattern, replacement in _LATEX:
+        text = pattern.sub(replacement, text)
+    return text
 
 
-def _clean(text: str, match: re.Match[str]) -> str:
-    """The match without a sign that belongs to what stands before it: the 2 of "4-2" is 2."""
-    before = text[: match.start()].rstrip()
-    word = match.group(0).strip()
-    if match["sign"] and before and (before[-1].isalnum() or before[-1] == ")"):
-        return word[len(match["sign"].strip()) :].strip()
-    return word
+def _numbers(text: str) -> Iterator[tuple[int, str]]:
+    """Where each number starts, and the number in plain form."""
+    for match in _NUMBER.finditer(text):
+        if match["clock"]:
+            continue
+        minus = match["inner"] == "-" or (match["sign"] == "-" and _is_sign(text[: match.start()], match["gap"]))
+        body = match["body"].replace(",", "") + (match["exp"] or "")
+        bottom = "/" + match["den"] if match["den"] else ""
+        yield match.start(), ("-" if minus else "") + body + bottom + ("%" if match["pct"] else "")
+
+
+def _is_sign(before: str, gap: str) -> bool:
+    """Is a minus behind `before` a sign (True), or an operator, a hyphen or a bullet?"""
+    if gap:
+        return not before.strip() or before.rstrip(" ")[-1] in "=:("
+    last = before.rstrip()[-1:]
+    if last.isdigit() or last in (")", "%"):
+        return False
+    return not before[-1:].isalnum()

@@ -28,7 +28,7 @@ from matrix import (
     make_case,
 )
 
-everywhere = pytest.mark.parametrize(("name", "heads", "pads"), list(itertools.product(VARIANTS, HEADS, PADS)))
+everywhere = pytest.mark.parametrize(("name", "heads"), list(itertools.product(VARIANTS, HEADS)))
 
 
 def chooses(compressor: Compressor) -> bool:
@@ -80,10 +80,10 @@ def assert_entries_come_from_the_index(compressor: Compressor, case: Case, out: 
 
 
 @everywhere
-def test_contract(name: str, heads: str, pads: str) -> None:
+def test_contract(name: str, heads: str) -> None:
     """Counts, shapes, empty slots, origin and time order of what is kept; no padding; the input left alone."""
     compressor = VARIANTS[name]()
-    for case in cases(heads, pads):
+    for case in cases(heads):
         before = case.keys.clone(), case.values.clone()
         out = compress(compressor, case)
         assert torch.equal(before[0], case.keys)
@@ -92,31 +92,34 @@ def test_contract(name: str, heads: str, pads: str) -> None:
         assert_entries_come_from_the_index(compressor, case, out)
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @everywhere
-def test_neither_padding_nor_the_batch_matters(name: str, heads: str, pads: str, dtype: torch.dtype) -> None:
+def test_neither_padding_nor_the_batch_matters(name: str, heads: str) -> None:
     """A padded batch of n = n batches of one without padding, the index counted from the first real entry."""
     compressor = VARIANTS[name]()
     assert not compressor.crosses_samples
-    for case in cases(heads, pads, dtype):
+    singles: dict[tuple[int, int, torch.dtype], Compressed] = {}
+    for case in [*cases(heads), *(make_case(heads, pads, LENGTHS["mixed"], torch.float32) for pads in PADS)]:
         out = compress(compressor, case)
         for row, first in enumerate(case.first):
-            single = compress(compressor, alone(case, row, heads))
+            which = (int(case.samples.example_id[row]), case.lengths[row], case.keys.dtype)
+            if which not in singles:
+                singles[which] = compress(compressor, alone(case, row, heads))
+            single = singles[which]
             assert torch.equal(single.kept[0], out.kept[row])
             assert torch.equal(single.index[0][single.kept[0]], out.index[row][out.kept[row]] - first)
-            same(single.keys[0], out.keys[row], TOLERANCE[dtype])
-            same(single.values[0], out.values[row], TOLERANCE[dtype])
+            same(single.keys[0], out.keys[row], TOLERANCE[case.keys.dtype])
+            same(single.values[0], out.values[row], TOLERANCE[case.keys.dtype])
 
 
-@pytest.mark.parametrize("keep", [0, 1, 3, 40])
-@pytest.mark.parametrize("pads", PADS)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_any_budget(name: str, pads: str, keep: int) -> None:
+def test_any_budget(name: str) -> None:
     """Nothing, one, or far more than there is."""
-    compressor, case = VARIANTS[name](), make_case("gqa", pads, LENGTHS["mixed"])
-    out = compress(compressor, case, keep)
-    assert_well_formed(compressor, case, out, keep)
-    assert_entries_come_from_the_index(compressor, case, out)
+    compressor = VARIANTS[name]()
+    for pads, keep in itertools.product(PADS, (0, 1, 3, 40)):
+        case = make_case("gqa", pads, LENGTHS["mixed"])
+        out = compress(compressor, case, keep)
+        assert_well_formed(compressor, case, out, keep)
+        assert_entries_come_from_the_index(compressor, case, out)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -127,25 +130,25 @@ def test_a_batch_without_any_chain_of_thought(name: str) -> None:
     assert_well_formed(VARIANTS[name](), case, compress(VARIANTS[name](), case), KEEP)
 
 
-@pytest.mark.parametrize("garbage", [1e30, float("inf"), float("nan")])
 @pytest.mark.parametrize("name", {**VARIANTS, **SHUFFLED_EXAMPLES})
-def test_what_padding_holds_does_not_matter(name: str, garbage: float) -> None:
+def test_what_padding_holds_does_not_matter(name: str) -> None:
     """A fully masked attention row may be NaN: not one bit of the result may come from there."""
     compressor = {**VARIANTS, **SHUFFLED_EXAMPLES}[name]()
-    for pads in PADS:
+    for pads, garbage in itertools.product(PADS, (1e30, float("inf"), float("nan"))):
         clean = compress(compressor, make_case("gqa", pads, LENGTHS["mixed"], torch.float32))
         dirty = compress(compressor, make_case("gqa", pads, LENGTHS["mixed"], torch.float32, garbage=garbage))
         for left, right in zip(vars(clean).values(), vars(dirty).values(), strict=True):
             same(left, right, 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_half_precision_in_half_precision_out(name: str, dtype: torch.dtype) -> None:
-    compressor, case = VARIANTS[name](), make_case("gqa", "left", LENGTHS["mixed"], dtype)
-    out = compress(compressor, case)
-    assert_well_formed(compressor, case, out, KEEP)
-    assert_entries_come_from_the_index(compressor, case, out)
+def test_half_precision_in_half_precision_out(name: str) -> None:
+    compressor = VARIANTS[name]()
+    for dtype in (torch.bfloat16, torch.float16):
+        case = make_case("gqa", "left", LENGTHS["mixed"], dtype)
+        out = compress(compressor, case)
+        assert_well_formed(compressor, case, out, KEEP)
+        assert_entries_come_from_the_index(compressor, case, out)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kava import __version__
 from kava.backbone.families import family_of
-from kava.backbone.load import _dtype, assemble, build_model, load_tokenizer
+from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
 from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.errors import CheckpointError
@@ -83,7 +83,7 @@ def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentMod
         model, tokenizer = build_model(recipe)
     else:
         tokenizer = load_tokenizer(folder, recipe.model)
-        config = AutoConfig.from_pretrained(folder)
+        config = _fetch(AutoConfig, folder, recipe.model, "config.json")
         lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
         model = assemble(lm, family_of(config, str(folder)), tokenizer, recipe)
     load_weights(model, folder)

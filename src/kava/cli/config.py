@@ -98,7 +98,7 @@ def _as_data(row: Row) -> dict[str, Any]:
 
 
 def _list(recipes: list[Recipe], verbose: bool, quiet: bool) -> None:
-    data = [
+    data: list[dict[str, Any]] = [
         {"name": r.about.name, "size": size_of(r), "dataset": dataset_of(r), "tag": r.about.tag, "title": r.about.title}
         for r in recipes
     ]

@@ -83,12 +83,12 @@ def _dispatch(words: list[str]) -> int:
 
 def underscores(words: Sequence[str]) -> list[str]:
     """Flag names with underscores: `--output-dir=a-b` becomes `--output_dir=a-b`; values stay as they are."""
-    found = []
+    found: list[str] = []
     for position, word in enumerate(words):
         if word == "--":
             return [*found, *words[position:]]
         name, equals, value = word.partition("=")
-        flag = word.startswith("--") and not any(space in name for space in " \n\t")
+        flag = word.startswith("--") and name[2:3].isalpha() and not any(space in name for space in " \n\t")
         found.append("--" + name[2:].replace("-", "_") + equals + value if flag else word)
     return found
 

@@ -31,8 +31,9 @@ class Key(NamedTuple):
 def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for field_name, field in model.model_fields.items():
         name = prefix + (field.alias or field_name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _walk(field.annotation, name + ".")
+        kind = field.annotation
+        if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _walk(kind, name + ".")
         else:
             yield name, field
 

@@ -214,7 +214,7 @@ def _public_name(loc: Sequence[int | str]) -> str:
 def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], layers: Sequence[Layer]) -> None:
     """Raise for a setting without effect. A file that lists every key is a saved run, judged when it was made."""
     complete = {place for place, layer in enumerate(layers) if set(KEYS) - {FREE} <= set(layer.values)}
-    judged = {key: place if place not in complete else -2 for key, place in changed.items()}
+    judged = {key: place for key, place in changed.items() if place not in complete}
     found = without_effect(recipe, judged)
     if found is not None:
         key, reason = found

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, Strict, model_validator
 
 TAGS = ("known", "noted", "open", "ours")
-BUILTIN_DATASETS = ("chains", "variables")
+BUILTIN_DATASETS = ("chains", "chains_nl", "variables", "variables_nl")
 METHODS = ("rkv", "rkv_original", "full", "crop", "random", "uniform", "steps")
 METHOD_ALIASES = {"r-kv": "rkv", "right_crop": "crop", "right": "crop"}
 TABLE_ROW = "Table 6, row "
@@ -43,7 +43,13 @@ HF_OWNED = {
     "save_steps": "logging.save_steps",
     "save_total_limit": "logging.save_total_limit",
     "report_to": "logging.report_to",
+    "project": "logging.project",
+    "logging_dir": "--output_dir",
     "per_device_eval_batch_size": "evaluation.batch_size",
+    "save_strategy": "logging.save_steps",
+    "eval_strategy": "logging.eval_steps",
+    "remove_unused_columns": "the trainer itself",
+    "label_names": "the trainer itself",
 }
 
 
@@ -88,7 +94,7 @@ Scheduler = Literal[
 
 def knob(default: Any, tag: str, description: str, source: str = "", **limits: Any) -> Any:
     """One key of a recipe: its default, how well that default is known, what it does, and its range."""
-    extra = {"tag": tag, "source": source or ("" if tag == "ours" else TABLE_ROW + "Llama-1B AUG")}
+    extra: Any = {"tag": tag, "source": source or ("" if tag == "ours" else TABLE_ROW + "Llama-1B AUG")}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
@@ -137,7 +143,7 @@ class GeneratorConfig(Section):
 
 
 class DatasetConfig(Section):
-    name: str = knob("chains", "ours", "hub name, local file or folder, or a built-in set: chains, variables")
+    name: str = knob("chains", "ours", "hub name, local file or folder, or a built-in set (chains, variables, *_nl)")
     config: str | None = knob(None, "ours", "the hub data set's configuration, e.g. main")
     cot_type: Literal["equation", "natural_language"] = knob(
         "equation", "known", "form of the chain of thought", "the AUG and AUG-NL data sets"
@@ -223,7 +229,7 @@ class TrainingConfig(Section):
     def _nothing_set_twice(self) -> TrainingConfig:
         for name in self.hf:
             if name in HF_OWNED:
-                raise ValueError(f"hf.{name} is set by {HF_OWNED[name]}; use that key")
+                raise ValueError(f"hf.{name} is set by {HF_OWNED[name]}; leave training.hf.{name} out")
         return self
 
 

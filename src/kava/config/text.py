@@ -6,7 +6,6 @@ PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight and keeps t
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from kava.errors import ConfigError
+from kava.files import write_text
 
 _PLAIN = (
     ("null", r"^(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
 
 for _tag, _pattern, _first in _PLAIN:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,15 +85,10 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
 
 
 def write_file(path: Path, data: Mapping[str, Any], header: str = "") -> None:
-    """Write .json, else YAML, through a neighbour file: a half-written file never has the name."""
+    """Write JSON where the suffix is .json, else YAML with `header` as its comment."""
     if path.suffix.lower() == ".json":
         text = json.dumps(data, indent=2) + "\n"
     else:
         comment = "".join(f"# {line}\n" for line in header.splitlines())
         text = comment + dump_yaml(data)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, text)

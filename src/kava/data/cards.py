@@ -11,6 +11,7 @@ from typing import Any
 
 from kava.data.encode import Encoded, EncodedSet
 from kava.data.example import Example, content_hash
+from kava.data.generator import BUILT_IN
 from kava.data.sources import known_source
 from kava.errors import DataError
 
@@ -62,9 +63,9 @@ def shipped_card(name: str) -> str:
     """The Markdown card that comes with the package for a built-in set or a source known by name."""
     source = known_source(name)
     stem = "built-in" if source is None else source.name
-    if source is None and name not in ("built-in", "chains", "variables", "chains_nl", "variables_nl"):
+    if source is None and name not in BUILT_IN:
         raise DataError(f"there is no card for the data set {name!r}")
-    return resources.files("kava.data").joinpath("cards", f"{stem}.md").read_text(encoding="utf-8")
+    return resources.files("kava.data").joinpath(f"cards/{stem}.md").read_text(encoding="utf-8")
 
 
 def _mean(values: Sequence[float]) -> float | None:

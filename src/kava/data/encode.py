@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example as ids. `answer` has no eos and no leading space; `result[j]`: cot token j carries a step's result."""
+    """One example as ids. `answer`: no eos, no leading space. `result[j]`: cot token j carries a step's result."""
 
     id: str
     question: list[int]
@@ -163,10 +163,10 @@ def encode_split(
     """Encodes a split; examples of more than `max_length` tokens (question .. eos) are skipped, counted, logged."""
     encoded = EncodedSet(encoder.cue, encoder.eos)
     total = 0
-    for example in _encode(progress_bar(examples, "encode", progress), encoder, batch_size):
+    for one in _encode(progress_bar(examples, "encode", progress), encoder, batch_size):
         total += 1
-        if max_length is None or len(example) <= max_length:
-            encoded.append(example)
+        if max_length is None or len(one) <= max_length:
+            encoded.append(one)
     skipped = total - len(encoded)
     if skipped:
         log.warning("%d of %d examples are longer than %s tokens and are skipped", skipped, total, max_length)
@@ -190,9 +190,9 @@ class EncodedStream:
 
     def __iter__(self) -> Iterator[Encoded]:
         self.skipped = 0
-        for example in _encode(self.examples, self.encoder, self.batch_size):
-            if self.max_length is None or len(example) <= self.max_length:
-                yield example
+        for one in _encode(self.examples, self.encoder, self.batch_size):
+            if self.max_length is None or len(one) <= self.max_length:
+                yield one
             else:
                 self.skipped += 1
         if self.skipped:

@@ -17,6 +17,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from kava.data.example import Example, stable_hash
@@ -98,14 +99,15 @@ BUILT_IN = tuple(FORMS)
 
 
 class Generator:
-    """`Generator("chains", config, seed).split("train")` and `.of_length("test", 3, 500)`; same arguments, same rows."""
+    """`Generator("chains", config, seed).split("train")`, `.of_length("test", 3, 500)`: same arguments, same rows."""
 
     def __init__(self, name: str, config: GeneratorConfig, seed: int = 0):
         if name not in FORMS:
             raise DataError(f"unknown built-in set {name!r}", f"one of: {', '.join(FORMS)}")
         if config.modulus < 2 or not 1 <= config.min_steps <= config.max_steps:
             raise DataError(
-                f"built-in set {name}: modulus {config.modulus}, min_steps {config.min_steps}, max_steps {config.max_steps}",
+                f"built-in set {name}: modulus {config.modulus}, "
+                f"min_steps {config.min_steps}, max_steps {config.max_steps}",
                 "needs modulus >= 2 and 1 <= min_steps <= max_steps",
             )
         self.name, self.config, self.seed = name, config, seed
@@ -116,7 +118,7 @@ class Generator:
         return range(self.config.min_steps, self.config.max_steps + 1)
 
     def split(self, split: str) -> list[Example]:
-        """Train: drawn with replacement, lengths uniform. Validation, test: distinct problems, lengths as even as exist."""
+        """Train: drawn with replacement, lengths uniform. Held out: distinct problems, lengths as even as exist."""
         if split == "train":
             return self._train()
         size = {"validation": self.config.val_size, "test": self.config.test_size}[split]
@@ -128,7 +130,7 @@ class Generator:
         rng = random.Random(f"{self.seed}/{split}/{steps}")
         total = self._space(steps)
         if total <= ENUMERATE_UP_TO:
-            indices = self._members(split, steps)
+            indices = list(self._members(split, steps))
             if count > len(indices):
                 raise DataError(
                     f"built-in set {self.name}: {count} {split} problems of {steps} steps were asked for, "
@@ -139,14 +141,16 @@ class Generator:
             indices = indices[:count]
         else:
             indices = self._rejection(split, steps, count, total, rng)
-        return [self._example(self._problem(steps, i), f"{self.name}/{steps}/{i}") for i in indices]
+        return [
+            self._example(problem_number(self.config.modulus, steps, i), f"{self.name}/{steps}/{i}") for i in indices
+        ]
 
     def _train(self) -> list[Example]:
         rng = random.Random(f"{self.seed}/train")
         examples: list[Example] = []
         while len(examples) < self.config.train_size:
             steps = rng.choice(self.lengths)
-            problem = self._problem(steps, rng.randrange(self._space(steps)))
+            problem = problem_number(self.config.modulus, steps, rng.randrange(self._space(steps)))
             if split_of(problem) == "train":
                 examples.append(self._example(problem, f"{self.name}/train/{len(examples)}"))
         return examples
@@ -176,8 +180,8 @@ class Generator:
         """How many problems may be drawn by rejection: half of what is expected to exist."""
         return total * len(SHARES[split]) // 200
 
-    def _members(self, split: str, steps: int) -> list[int]:
-        return [i for i in range(self._space(steps)) if split_of(self._problem(steps, i)) == split]
+    def _members(self, split: str, steps: int) -> tuple[int, ...]:
+        return members(self.config.modulus, steps)[split]
 
     def _rejection(self, split: str, steps: int, count: int, total: int, rng: random.Random) -> list[int]:
         if count > self._plenty(split, total):
@@ -188,18 +192,9 @@ class Generator:
         chosen: dict[int, None] = {}
         while len(chosen) < count:
             i = rng.randrange(total)
-            if split_of(self._problem(steps, i)) == split:
+            if split_of(problem_number(self.config.modulus, steps, i)) == split:
                 chosen[i] = None
         return list(chosen)
-
-    def _problem(self, steps: int, index: int) -> Problem:
-        """Problem number `index` of that length: the mixed-radix digits of the index."""
-        m, pairs = self.config.modulus, []
-        for _ in range(steps):
-            index, operand = divmod(index, m)
-            index, operation = divmod(index, len(OPERATIONS))
-            pairs.append((OPERATIONS[operation], operand))
-        return Problem(index, tuple(pairs), m)
 
     def _example(self, problem: Problem, name: str) -> Example:
         return Example(name, self._question(problem), tuple(self._steps(problem)), str(problem.values()[-1]))
@@ -209,3 +204,22 @@ def split_of(problem: Problem) -> str:
     """Its split's name: a hash of the chain alone decides, so no seed and no size can make splits overlap."""
     bucket = stable_hash(problem.chain(), "kava-built-in") % 100
     return next(split for split, buckets in SHARES.items() if bucket in buckets)
+
+
+def problem_number(modulus: int, steps: int, index: int) -> Problem:
+    """Problem `index` of that length, 0 <= index < m * (3 m)^steps: the mixed-radix digits of the index."""
+    pairs = []
+    for _ in range(steps):
+        index, operand = divmod(index, modulus)
+        index, operation = divmod(index, len(OPERATIONS))
+        pairs.append((OPERATIONS[operation], operand))
+    return Problem(index, tuple(pairs), modulus)
+
+
+@cache
+def members(modulus: int, steps: int) -> dict[str, tuple[int, ...]]:
+    """The indices of all problems of one length, by split."""
+    found: dict[str, list[int]] = {split: [] for split in SHARES}
+    for i in range(modulus * (len(OPERATIONS) * modulus) ** steps):
+        found[split_of(problem_number(modulus, steps, i))].append(i)
+    return {split: tuple(indices) for split, indices in found.items()}

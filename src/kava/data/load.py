@@ -95,12 +95,9 @@ def _rows_of(opened: Opened, name: str, split: str) -> tuple[Rows, str]:
     short = _short(opened, name)
     if split in opened.splits:
         return opened.splits[split], f"{short}/{split}"
-    only = opened.whole
-    if only is None and len(opened.splits) == 1 and opened.source.whole_is_test:
-        only = next(iter(opened.splits.values()))
     meant_as = "test" if opened.source.whole_is_test else "train"
-    if only is not None and split == meant_as:
-        return only, f"{short}/{split}"
+    if opened.whole is not None and split == meant_as:
+        return opened.whole, f"{short}/{split}"
     has = ", ".join(opened.splits) if opened.whole is None else f"one part, which is used as {meant_as}"
     raise DataError(
         f"data set {name} ({opened.place}) has no {split} split; it has {has}",
@@ -142,7 +139,7 @@ def _carved(examples: list[Example], dataset: DatasetConfig, split: str) -> list
     held_out = _held_out(examples, dataset)
     if split == "train":
         return [e for e in examples if _key(e, dataset.seed) not in held_out]
-    first = {}  # a question that occurs twice is asked once
+    first: dict[int, Example] = {}  # a question that occurs twice is asked once
     for example in examples:
         key = _key(example, dataset.seed)
         if key in held_out:

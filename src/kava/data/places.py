@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.data.generator import BUILT_IN
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, SOURCES, Source, known_source
 from kava.errors import DataError
@@ -40,7 +41,8 @@ class Opened:
 
 def open_set(name: str, config: str | None = None, streaming: bool = False) -> Opened:
     """Looks at: the path `name`; ./datasets/<name>; the hub's cache; the hub. The first that is there is used."""
-    source = known_source(name) or known_source(Path(name).name) or OWN
+    path = Path(name).expanduser()
+    source = known_source(name) or (known_source(path.name) if path.exists() else None) or OWN
     looked: list[str] = []
     for place in _local_places(name, source):
         if place.exists():
@@ -55,7 +57,9 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
             return _open_local(cached, source, config, streaming, label=hub_id)
         looked.append(f"the hub's cache ({hub_id})")
         return _open_hub(hub_id, source, config, streaming, looked)
-    known = [n for s in SOURCES for n in s.names]
+    if _looks_like_path(name):
+        raise DataError(f"data set {name}: there is no such file or folder", f"looked for {path.absolute()}")
+    known = [*BUILT_IN, *(n for s in SOURCES for n in s.names)]
     raise DataError(
         f"data set {name!r} was not found; looked at: {', '.join(looked)}",
         f"give a path to a .jsonl file or a folder, or a hub id with its owner; {nearest(name, known)}",
@@ -165,5 +169,9 @@ def _opened(table: Any, source: Source, place: str, shown: str) -> Opened:
     """A Dataset or a dictionary of them, with the splits under our names."""
     if not isinstance(table, Mapping):
         return Opened(source, place, {}, TableRows(table, shown))
-    splits = {SPLIT_WORDS.get(name, name): TableRows(rows, f"{shown} {name}") for name, rows in table.items()}
+    splits: dict[str, Rows] = {}
+    for name, rows in table.items():
+        splits[SPLIT_WORDS.get(str(name), str(name))] = TableRows(rows, f"{shown} {name}")
+    if source.whole_is_test and len(splits) == 1:  # the hub calls the only part of an evaluation set "train"
+        return Opened(source, place, {}, next(iter(splits.values())))
     return Opened(source, place, splits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +73,9 @@ def _json(raw: bytes, where: str) -> Any:
         raise DataError(f"{where} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"{where} is not valid JSON: {error.msg} at {place}", "one JSON object per line") from error
+        raise DataError(
+            f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {place}", "one JSON object per line"
+        ) from error
 
 
 def _object(row: Any, where: str) -> Row:
@@ -119,7 +122,7 @@ def number_text(value: float) -> str:
     if float(value).is_integer():
         return str(int(value))
     digits = repr(float(value))
-    return format(float(value), "f") if "e" in digits else digits
+    return format(Decimal(digits), "f") if "e" in digits else digits
 
 
 def plain_number(value: str) -> str:

@@ -28,10 +28,8 @@ def equation_result(step: str) -> Span | None:
 
 def sentence_result(step: str) -> Span | None:
     """[start, end) of the last number of a sentence, None where it has none."""
-    last = None
-    for last in NUMBER.finditer(step):
-        pass
-    return None if last is None else last.span()
+    found = list(NUMBER.finditer(step))
+    return found[-1].span() if found else None
 
 
 RESULT_OF = {"equation": equation_result, "natural_language": sentence_result}

@@ -1,4 +1,9 @@
-"""Accuracy of generated answers; every item counts, whatever happened to it."""
+"""Accuracy of generated answers; every item counts, whatever happened to it.
+
+An item is correct when the number right behind the cue "The answer is:", given or written by the model, is the gold
+number: the method's exact match (`answers.strict`). Beside it stands the flexible reading, which falls back to the last
+number of the text.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,23 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kava import answers
+from kava.data.encode import CUE
 from kava.data.example import Example
+from kava.data.progress import progress_bar
+from kava.infer.generate import Sampling
 from kava.infer.student import Answer, Student
 
+METRIC = "strict: the number right behind the cue equals the gold number"
 
-def judge(example: Example, answer: Answer, mode: str) -> dict[str, Any]:
-    """One line of predictions_<set>.jsonl."""
+
+def cue_of(student: Student, mode: str) -> str:
+    """given or generated; a chain of thought always writes its own cue."""
+    return "generated" if mode == "cot" else student.recipe.evaluation.cue
+
+
+def judge(example: Example, answer: Answer, mode: str, cue: str = "given") -> dict[str, Any]:
+    """One line of predictions_<set>.jsonl; `text` is raw, so that it can be judged again."""
+    marked = answers.strict(f"{CUE} {answer.text}" if cue == "given" and mode != "cot" else answer.text)
     return {
         "id": example.id,
         "question": example.question,
@@ -20,8 +36,10 @@ def judge(example: Example, answer: Answer, mode: str) -> dict[str, Any]:
         "num_steps": len(example.steps),
         "mode": mode,
         "text": answer.text,
+        "strict_value": marked,
         "value": answer.value,
-        "correct": answers.equal(answer.value, example.answer),
+        "correct": answers.equal(marked, example.answer),
+        "correct_flexible": answers.equal(answer.value, example.answer),
         "truncated": answer.truncated,
         "forward_passes": answer.forward_passes,
         "executed_calls": answer.executed,
@@ -37,37 +55,42 @@ def predict(
     max_new_tokens: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
+    sampling: Sampling | None = None,
 ) -> list[dict[str, Any]] | None:
-    """A judged prediction per example, in order; None when `stop` said so in between."""
-    from kava.data.progress import progress_bar
-
+    """A judged prediction per example, in order; None when `stop` said so in between. Greedy unless `sampling`."""
     size = batch_size or student.recipe.evaluation.batch_size
+    cue = cue_of(student, mode)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
     found: dict[int, dict[str, Any]] = {}
-    for start in progress_bar(range(0, len(order), size), "answer", progress):
+    for start in progress_bar(range(0, len(order), size), f"answer {len(order)} questions", progress):
         if stop():
             return None
         chosen = order[start : start + size]
-        given = student.answer([examples[i].question for i in chosen], mode, size, max_new_tokens)
-        found.update((i, judge(examples[i], answer, mode)) for i, answer in zip(chosen, given, strict=True))
+        given = student.answer([examples[i].question for i in chosen], mode, size, max_new_tokens, sampling)
+        found.update((i, judge(examples[i], answer, mode, cue)) for i, answer in zip(chosen, given, strict=True))
     return [found[i] for i in range(len(examples))]
 
 
 def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and means over all items: accuracy is a fraction, the spread over items a sample standard deviation."""
+    """Counts and means over all items: shares are fractions, the spread over items is a sample standard deviation."""
     total = len(predictions)
     passes = [item["forward_passes"] for item in predictions]
     correct = sum(item["correct"] for item in predictions)
-    lengths = sorted({item["num_steps"] for item in predictions})
+    lengths = sorted({item["num_steps"] for item in predictions} - {0})  # 0 = the set does not tell its steps
     return {
         "accuracy": correct / total,
         "correct": correct,
         "total": total,
+        "unit": "fraction",
+        "metric": METRIC,
+        "strict_accuracy": correct / total,
+        "flexible_accuracy": sum(item["correct_flexible"] for item in predictions) / total,
         "no_answer": sum(item["value"] is None for item in predictions) / total,
         "truncated": sum(item["truncated"] for item in predictions) / total,
         "avg_forward_passes": fmean(passes),
         "std_forward_passes": stdev(passes) if total > 1 else None,
         "avg_executed_calls": fmean(item["executed_calls"] for item in predictions),
+        "avg_generated_tokens": fmean(item["generated_tokens"] for item in predictions),
         "by_steps": {n: _share([item for item in predictions if item["num_steps"] == n]) for n in lengths},
     }
 

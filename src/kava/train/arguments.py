@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from kava.config import Recipe
 from kava.errors import ConfigError
+from kava.infer.student import pick_device
 
 INSTALL = {"tensorboard": "pip install 'kava[track]'", "wandb": "pip install wandb", "trackio": "pip install trackio"}
 
@@ -41,7 +42,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "data_seed": system.seed,
         "bf16": system.mixed_precision == "bf16",
         "fp16": system.mixed_precision == "fp16",
-        "use_cpu": system.device == "cpu",
+        "use_cpu": pick_device(system.device).type == "cpu",  # with "auto", too, where there is nothing else
         "dataloader_num_workers": system.num_workers,
         "dataloader_pin_memory": torch.cuda.is_available() and system.device != "cpu",
         "dataloader_drop_last": recipe.rkv.shuffle == "examples",  # a lone sample has no partner

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.backbone.hush import hush
 from kava.backbone.load import build_model
 from kava.backbone.model import LatentModel
 from kava.config import Recipe
@@ -45,13 +46,11 @@ class Outcome:
 def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> Outcome:
     """Trains, saves and validates. `resume` is None, "auto" or a checkpoint folder."""
     from transformers import set_seed
-    from transformers.utils import logging as hf_logging
 
     run = Path(output)
     folder.claim(run, recipe, resume)
     _open_log(run / "train.log", quiet)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    hush()
     start, notes = checkpoint.choose(run, resume) if resume else (None, [])
     for note in notes:
         log.warning(note)

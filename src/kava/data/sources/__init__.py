@@ -33,9 +33,7 @@ SOURCES: tuple[Source, ...] = (
     Source("gsm8k-aug", "whynlp/gsm8k-aug", aug.parse, cot_type="equation"),
     Source("gsm8k-aug-nl", "whynlp/gsm8k-aug-nl", aug.parse, cot_type="natural_language"),
     Source("gsm8k", "openai/gsm8k", gsm8k.parse, config="main"),
-    Source(
-        "gsm8k-hard", "reasoning-machines/gsm-hard", gsm_hard.parse, folders=("gsm_hard",), whole_is_test=True
-    ),
+    Source("gsm8k-hard", "reasoning-machines/gsm-hard", gsm_hard.parse, folders=("gsm_hard",), whole_is_test=True),
     Source("svamp", "ChilleD/SVAMP", svamp.parse, whole_is_test=True),
 )
 

@@ -4,6 +4,8 @@
     {"question": ..., "answer": "worked solution <<1+1=2>> ... #### 2"}                 as gsm8k.py
     {"input", "code", "target"}, {"Body", "Question", "Answer"}                         as gsm_hard.py, svamp.py
     {"prompt" | "question" | "problem": ..., "target" | "answer" | "answer_text": ...}  no steps (N_C = 0)
+
+The first form whose fields are all there is taken.
 """
 
 from __future__ import annotations

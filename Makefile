@@ -1,0 +1,39 @@
+# make demo and make test are all a fresh machine needs: each sets up first (setup.sh, quick when nothing changed).
+# The environment is setup.sh's: KAVA_VENV, else the active one, else .venv.
+
+SHELL := bash
+PYTHON = "$$(bash setup.sh --python)"
+TEST_ENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+OLDEST = .venv-oldest
+
+.PHONY: demo test test-long test-oldest lint types setup ready clean
+
+demo: ready  ## distil the shipped checkpoint on built-in arithmetic (about five minutes on two cores)
+	$(PYTHON) -m kava demo
+
+test: ready  ## the fast suite: no network, under three minutes on two cores
+	$(TEST_ENV) $(PYTHON) -m pytest
+
+test-long: ready  ## real training runs, kill tests
+	$(TEST_ENV) $(PYTHON) -m pytest -m long
+
+test-oldest:  ## oracles and invariants on the oldest supported transformers, in an environment of its own
+	KAVA_VENV="$(OLDEST)" KAVA_LOCK=requirements-oldest.txt bash setup.sh --quick
+	$(TEST_ENV) "$(OLDEST)/bin/python" -m pytest tests/oracles tests/invariants
+
+lint: ready
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types: ready
+	$(PYTHON) -m mypy
+
+setup:  ## set up or check, and report
+	bash setup.sh
+
+ready:
+	@bash setup.sh --quick
+
+clean:  ## caches and build leftovers; runs, data and environments stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests examples scripts -name __pycache__ -type d -prune -exec rm -rf {} +

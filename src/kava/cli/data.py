@@ -1,0 +1,115 @@
+"""kava data: look at a data set before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from kava.cli.common import OVERRIDES, parse_recipe_args, show_result, table
+from kava.errors import DataError
+
+if TYPE_CHECKING:
+    from kava.config import DatasetConfig
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def data() -> None:
+    """Look at a data set: counts, lengths, hashes, and where it comes from."""
+
+
+@app.command("check", context_settings={"help_option_names": ["--help", "-h"], **OVERRIDES})
+def check(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="a set's name, a hub id, a file or a folder")],
+    config: Annotated[
+        str | None, typer.Option(help="count tokens as this recipe does: its tokenizer, M, dropped last step")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="count tokens with this model's tokenizer instead")] = None,
+    split: Annotated[
+        Literal["train", "validation", "test", "all"], typer.Option(help="which part to read")
+    ] = "all",
+    quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
+) -> int:
+    """Read a set as training would, and print its card: rows, hash, steps, share of N_C < M and of N_C = 0.
+
+    Every row is read and checked; the first bad one is named by file, line and field. Token counts need a tokenizer:
+    --config or --tokenizer. Settings can follow: dataset.drop_last_step=false.
+    """
+    from kava.backbone.hush import hush
+    from kava.data.cards import shipped_card
+    from kava.data.load import load_examples
+
+    hush()
+    recipe = parse_recipe_args(config or "embedded", ctx)
+    dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": _cot_type(name, recipe.dataset)})
+    wanted = _splits(dataset) if split == "all" else [split]
+    parts = {one: list(load_examples(dataset.model_copy(update={"streaming": False}), one)) for one in wanted}
+    encoder = None
+    if config is not None or tokenizer is not None:
+        from kava.backbone.load import load_tokenizer, locate
+        from kava.data.encode import Encoder
+
+        model = recipe.model.model_copy(update={"name": tokenizer} if tokenizer is not None else {})
+        encoder = Encoder(load_tokenizer(locate(model.name), model), dataset.drop_last_step, dataset.cot_type)
+    cards = {one: _card(one, parts, encoder, recipe.latent.num_tokens, quiet) for one in parts}
+    try:
+        about = shipped_card(name)
+    except DataError:  # a set of the user's own
+        about = None
+    text = "\n".join([f"{name} ({dataset.cot_type})", "", _table(cards), *(["", about.strip()] if about else [])])
+    show_result({"name": name, "cot_type": dataset.cot_type, "splits": cards, "card": about}, text, quiet)
+    return 0
+
+
+def _splits(dataset: DatasetConfig) -> list[str]:
+    """The splits that training and evaluation would find."""
+    from kava.data.generator import BUILT_IN
+    from kava.data.load import SPLITS
+    from kava.data.places import open_set
+
+    if dataset.name in BUILT_IN:
+        return list(SPLITS)
+    opened = open_set(dataset.name, dataset.config)
+    found = set(opened.splits)
+    if opened.whole is not None:
+        found = {"test" if opened.source.whole_is_test else "train"}
+    if "train" in found and dataset.val_size:
+        found.add("validation")
+    return [one for one in SPLITS if one in found]
+
+
+def _cot_type(name: str, own: DatasetConfig) -> Any:
+    """The form of steps the set has; the recipe's where it has both."""
+    from kava.data.generator import BUILT_IN, FORMS
+    from kava.data.sources import known_source
+
+    if name in BUILT_IN:
+        return FORMS[name][2]
+    source = known_source(name) or known_source(Path(name).name)
+    return source.cot_type if source is not None and source.cot_type is not None else own.cot_type
+
+
+def _card(split: str, parts: dict[str, list[Any]], encoder: Any, keep: int, quiet: bool) -> dict[str, Any]:
+    from kava.data.cards import card
+
+    other = parts.get("test") if split != "test" else None
+    if encoder is not None:
+        return card(encoder.encode_all(parts[split], progress=not quiet), parts[split], keep, other)
+    uncounted = ("encoded", "keep", "mean_cot_tokens", "max_cot_tokens")
+    found = card([], parts[split], keep, other)
+    return {key: value for key, value in found.items() if key not in uncounted and not key.startswith("share_")}
+
+
+def _table(cards: dict[str, dict[str, Any]]) -> str:
+    keys = list(next(iter(cards.values())))
+    return table([[key, *(_cell(card[key]) for card in cards.values())] for key in keys], ["", *cards])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else value[:16] if isinstance(value, str) else str(value)

@@ -1,0 +1,196 @@
+"""kava demo: the whole method in minutes on a CPU, with its controls."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from kava.errors import RunError
+
+
+class Member(NamedTuple):
+    """One student of the demo: what it is called and how it differs from the recipe."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+MEMBERS = {
+    "no_cot": Member("no-CoT student, same steps", ("latent.num_tokens=0", "loss.alpha2_kv=0")),
+    "no_kv": Member("latent student, no KV term", ("loss.alpha2_kv=0",)),
+    "kava": Member("latent student, KV term", ()),
+}
+TIMED = 40  # questions asked one by one for the time per question
+
+
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="where the runs, the table and the plot go")] = Path("outputs/demo"),
+    seed: Annotated[int, typer.Option(help="seed of all three students")] = 42,
+    config: Annotated[str, typer.Option(help="the recipe of the latent student with the KV term")] = "embedded",
+    jobs: Annotated[int, typer.Option(help="students trained at once; 0 = one per core")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
+) -> int:
+    """Distil the shipped checkpoint on built-in arithmetic: about five minutes on two cores.
+
+    Three students start from the same checkpoint and train for the same steps on the same data: one without thoughts,
+    one with latents but no KV term, one with the KV term. The table compares them with the checkpoint's explicit chain
+    of thought, on held-out problems; the tests are paired and exact.
+    """
+    from kava.files import write_json, write_text
+    from kava.report import demo as report
+
+    folders = {key: output_dir / key / f"seed_{seed}" for key in MEMBERS}
+    _train(folders, config, seed, jobs or os.cpu_count() or 1, quiet)
+    rows, predictions = _measure(folders, quiet)
+    longest = max(rows[0]["by_steps"])
+    paired = {
+        other: _compare(predictions["kava"], predictions[other], longest) for other in ("no_cot", "no_kv")
+    }
+    lines = [report.verdict(MEMBERS["kava"].name, MEMBERS[k].name, longest, paired[k]) for k in paired]
+    text = report.table(rows) + "\n\n" + "\n".join(lines)
+    write_text(output_dir / "table.txt", text + "\n")
+    result = {"seed": seed, "rows": rows, "paired": {key: value._asdict() for key, value in paired.items()}}
+    write_json(output_dir / "result.json", result)
+    report.plot(rows, output_dir / "plot.png")
+    print(json.dumps(result, indent=2) if quiet else f"\n{text}\n\ntable, plot and runs: {output_dir}")
+    return 0
+
+
+def _train(folders: dict[str, Path], config: str, seed: int, jobs: int, quiet: bool) -> None:
+    """Runs `kava train` for every member that is not finished, `jobs` at a time, with one shared progress bar."""
+    waiting = [key for key in MEMBERS if not _finished(folders[key])]
+    total = {key: _planned(config) for key in waiting}
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(waiting) or 1))))
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    bar = _Bar(sum(total.values()), quiet)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                key = waiting.pop()
+                running[key] = _start(key, folders[key], config, seed, threads)
+            time.sleep(0.3)
+            bar.show({key: _step(folders[key]) for key in total})
+            for key in [key for key, process in running.items() if process.poll() is not None]:
+                _check(key, folders[key], running.pop(key).returncode)
+    finally:
+        for process in running.values():
+            process.terminate()
+        bar.close()
+
+
+def _start(key: str, folder: Path, config: str, seed: int, threads: str) -> subprocess.Popen[bytes]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "kava.cli.main", "train", "--config", config, "--output_dir", str(folder)]
+    words += ["--seed", str(seed), "--resume", "auto", "--quiet", "logging.report_to=[]", *MEMBERS[key].settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    with (folder.parent / f"seed_{seed}.out").open("wb") as out:
+        return subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment)
+
+
+def _check(key: str, folder: Path, code: int) -> None:
+    if code:
+        log = folder.with_suffix(".out")
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
+        raise RunError(f"training {key} ended with code {code}: {' '.join(last)}", f"the whole output is in {log}")
+
+
+def _finished(folder: Path) -> bool:
+    meta = folder / "meta.json"
+    return meta.is_file() and bool(json.loads(meta.read_text(encoding="utf-8")).get("finished"))
+
+
+def _planned(config: str) -> int:
+    from kava.config import load_recipe
+
+    steps = load_recipe(config).training.max_steps
+    if steps is None:
+        raise RunError(f"recipe {config} sets no training.max_steps", "the demo needs equal, known lengths")
+    return steps
+
+
+def _step(folder: Path) -> int:
+    """The last update that a run has logged."""
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+class _Bar:
+    """One bar over all runs on a terminal, a line every 15 seconds elsewhere."""
+
+    def __init__(self, total: int, quiet: bool):
+        from tqdm import tqdm
+
+        self.live = sys.stderr.isatty() and not quiet
+        self.quiet = quiet
+        self.total = total
+        self.bar = tqdm(total=total, ascii=True, unit="upd", desc="train", disable=not self.live)
+        self.began = self.last = time.monotonic()
+
+    def show(self, steps: dict[str, int]) -> None:
+        done = sum(steps.values())
+        self.bar.n = done
+        self.bar.set_postfix(steps, refresh=True)
+        now = time.monotonic()
+        if not self.live and not self.quiet and now - self.last > 15:
+            self.last = now
+            parts = ", ".join(f"{key} {step}" for key, step in steps.items())
+            print(f"training {done}/{self.total} updates ({parts}), {now - self.began:.0f} s", flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _measure(folders: dict[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Every member and the explicit chain of thought on the test problems."""
+    from kava.data.load import load_examples
+    from kava.evaluate.score import predict, summary
+    from kava.files import write_text
+    from kava.infer.student import Student
+
+    rows, predictions = [], {}
+    students = {key: Student.from_pretrained(folder / "best_checkpoint") for key, folder in folders.items()}
+    asked = [("cot", "explicit chain of thought", students["kava"], "cot")]
+    asked += [(key, member.name, students[key], "latent") for key, member in MEMBERS.items()]
+    examples = list(load_examples(students["kava"].recipe.dataset, "test"))
+    for key, name, student, mode in asked:
+        if not quiet:
+            print(f"answering {len(examples)} held-out problems: {name}", flush=True)
+        found = predict(student, examples, mode, batch_size=128, progress=not quiet)
+        assert found is not None
+        predictions[key] = found
+        numbers = summary(found)
+        rows.append({"name": name, "ms": _milliseconds(student, examples, mode), **numbers})
+        lines = "".join(json.dumps(item) + "\n" for item in found)
+        write_text(folders["kava"].parent.parent / f"predictions_{key}.jsonl", lines)
+    return rows, predictions
+
+
+def _milliseconds(student: Any, examples: Any, mode: str) -> float:
+    """Median time of one question asked alone, over some of the longest problems."""
+    from statistics import median
+
+    longest = max(len(example.steps) for example in examples)
+    questions = [example.question for example in examples if len(example.steps) == longest][:TIMED]
+    times = []
+    for question in questions:
+        began = time.perf_counter()
+        student.answer([question], mode)
+        times.append(1000 * (time.perf_counter() - began))
+    return median(times)
+
+
+def _compare(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int) -> Any:
+    from kava.report.paired import mcnemar
+
+    def right(items: list[dict[str, Any]]) -> list[bool]:
+        return [item["correct"] for item in items if item["num_steps"] == steps]
+
+    return mcnemar(right(first), right(second))

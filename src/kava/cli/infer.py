@@ -1,0 +1,225 @@
+"""kava infer: ask a trained student."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from kava.cli.common import show_result
+from kava.cli.many import app_of
+from kava.errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from kava.config import Recipe
+    from kava.infer.student import Answer, Student
+
+RULE = "-" * 80
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+# what a recipe says about the network and the text it reads; the rest is only about how it was trained
+SHAPING = (
+    "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
+    "lora.enabled", "lora.r", "lora.alpha", "lora.target_modules",
+)  # fmt: skip
+
+
+def infer(
+    checkpoint: Annotated[
+        Path, typer.Option("--checkpoint", "--checkpoint_dir", help="a student's folder, such as a run's best_checkpoint")
+    ],
+    config: Annotated[str | None, typer.Option(help="the recipe you take it for: an error if it is another")] = None,
+    mode: Annotated[
+        Literal["interactive", "batch"] | None, typer.Option(help="default: batch if there are questions")
+    ] = None,
+    questions: Annotated[list[str] | None, typer.Option(help='questions for batch mode: "q1" "q2" ...')] = None,
+    input_file: Annotated[
+        Path | None, typer.Option(help="questions for batch mode: .txt, one a line, or .jsonl with question|prompt|problem")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option(help="also write the answers: Q: and A: blocks, or JSON lines for a name in .jsonl")
+    ] = None,
+    use_latent: Annotated[
+        bool, typer.Option("--use_latent/--no_latent", help="think in latents, or write the steps with the same weights")
+    ] = True,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    base: Annotated[str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="batch mode: one JSON document and nothing else")] = False,
+) -> int:
+    """Ask a trained student: one question at a time, or many.
+
+    Prints each answer and its forward passes: 1 + T + generated tokens with the end token. Interactive mode knows
+    /latent on|off, /temp x, /help and /quit.
+    """
+    batch = mode == "batch" or (mode is None and (questions is not None or input_file is not None))
+    _check_inputs(batch, questions, input_file, output_file, quiet)
+    asked = _questions(questions, input_file) if batch else []
+    recipe = stored_recipe(checkpoint)
+    if config is not None:
+        check_config(config, recipe)
+    way = "latent" if use_latent else "cot"
+
+    from kava.backbone.hush import hush
+    from kava.infer.chat import Chat
+    from kava.infer.modes import untrained
+    from kava.infer.student import Student
+
+    note = untrained(recipe, way)
+    if note:
+        print(f"note: {way} answers: {note}", file=sys.stderr)
+    hush()
+    student = Student.from_pretrained(checkpoint, device, base)
+    if not batch:
+        _survive_any_input()
+        Chat(student, way, max_new_tokens).run()
+        return 0
+    answers = _ask(student, asked, way, batch_size, max_new_tokens, quiet)
+    rows = [_row(question, answer, way) for question, answer in zip(asked, answers, strict=True)]
+    if output_file is not None:
+        _write(output_file, rows)
+    show_result(rows, _printed(rows, output_file), quiet)
+    return 0
+
+
+app = app_of("infer", infer)
+
+
+def stored_recipe(checkpoint: Path) -> Recipe:
+    """The recipe in a student's folder, or an error that says what the folder is instead."""
+    from kava.config import load_recipe
+
+    if not checkpoint.is_dir():
+        what = "is not a folder" if checkpoint.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {checkpoint} {what}", "give a student's folder, such as RUN/best_checkpoint")
+    if not (checkpoint / "kava.json").is_file():
+        inside = sorted(folder.parent.name for folder in checkpoint.glob("*/kava.json"))
+        raise CheckpointError(
+            f"{checkpoint} is not a student's folder: it has no kava.json",
+            f"it is a run: give {checkpoint / inside[0]}" if inside else "give a run's best_checkpoint folder",
+        )
+    if not (checkpoint / "recipe.yaml").is_file():
+        raise CheckpointError(f"{checkpoint} has no recipe.yaml", "the folder is torn; use another")
+    return load_recipe(checkpoint / "recipe.yaml")
+
+
+def check_config(config: str, stored: Recipe) -> None:
+    """The recipe `config` must describe the same network and text as the checkpoint's own."""
+    from kava.config import explain, load_recipe, show
+
+    wanted, own = ({row.key: row.value for row in explain(recipe)} for recipe in (load_recipe(config), stored))
+    keys = [key for key in own if key.startswith(SHAPING) and not (key.startswith("lora.") and not own["lora.enabled"])]
+    if own["rkv.full_slots"]:  # then training counted the latents itself
+        keys.remove("latent.num_tokens")
+    differ = [key for key in ["lora.enabled", *keys] if wanted[key] != own[key]]
+    if differ:
+        key = differ[0]
+        more = f" (and {len(set(differ)) - 1} more keys)" if len(set(differ)) > 1 else ""
+        raise ConfigError(
+            f"--config {config}: {key} is {show(wanted[key])}, the checkpoint was trained with {show(own[key])}{more}",
+            "leave --config out (the checkpoint knows its recipe), or give the checkpoint that belongs to it",
+        )
+
+
+def _check_inputs(
+    batch: bool, questions: Sequence[str] | None, source: Path | None, target: Path | None, quiet: bool
+) -> None:
+    if not batch:
+        given = {"--questions": questions, "--input_file": source, "--output_file": target, "--quiet": quiet or None}
+        idle = [flag for flag, value in given.items() if value is not None]
+        if idle:
+            raise ConfigError(f"{idle[0]} has no effect in interactive mode", "use --mode batch")
+    elif questions is None and source is None:
+        raise ConfigError("batch mode has no questions", 'give --questions "..." "..." or --input_file F')
+    elif questions is not None and source is not None:
+        raise ConfigError("--questions and --input_file exclude each other", "give one of them")
+    if target is not None and (target.is_dir() or target == source):
+        what = "a folder" if target.is_dir() else "the input file"
+        raise ConfigError(f"--output_file {target} is {what}", "name another file")
+
+
+def _questions(questions: Sequence[str] | None, source: Path | None) -> list[str]:
+    if source is None:
+        blank = [i for i, question in enumerate(questions or (), 1) if not question.strip()]
+        if blank:
+            raise DataError(f"--questions: question {blank[0]} is empty")
+        return [question.strip() for question in questions or ()]
+    if source.suffix in JSON_LINES:
+        from kava.data.rows import JsonRows, text
+        from kava.data.sources.own import QUESTION
+
+        found = [text(row, QUESTION, where) for where, row in JsonRows(source)]
+    else:
+        found = [line.strip() for line in _read(source).split("\n") if line.strip()]
+    if not found:
+        raise DataError(f"{source} holds no question", "one question a line, or JSON lines in a file named .jsonl")
+    return found
+
+
+def _read(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror}") from error
+
+
+def _ask(
+    student: Student, asked: Sequence[str], way: str, size: int | None, limit: int | None, quiet: bool
+) -> list[Answer]:
+    from kava.data.progress import progress_bar
+    from kava.infer.generate import Sampling
+    from kava.infer.modes import sampling_of
+
+    size = size or student.recipe.evaluation.batch_size
+    sampling = Sampling(**sampling_of(student.recipe))
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
+    found: dict[int, Answer] = {}
+    for start in progress_bar(range(0, len(order), size), "batches", not quiet):
+        chosen = order[start : start + size]
+        answers = student.answer([asked[i] for i in chosen], way, size, limit, sampling)
+        found.update(zip(chosen, answers, strict=True))
+    return [found[i] for i in range(len(asked))]
+
+
+def _row(question: str, answer: Answer, way: str) -> dict[str, Any]:
+    return {
+        "question": question,
+        "answer": answer.text,
+        "value": answer.value,
+        "mode": way,
+        "forward_passes": answer.forward_passes,
+        "executed_calls": answer.executed,
+        "generated_tokens": answer.num_tokens,
+        "truncated": answer.truncated,
+    }
+
+
+def _block(row: dict[str, Any]) -> str:
+    return f"Q: {row['question']}\nA: {row['answer']}"
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    from kava.files import write_text
+
+    if path.suffix in JSON_LINES:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        write_text(path, f"\n{RULE}\n".join(_block(row) for row in rows) + "\n")
+
+
+def _printed(rows: Sequence[dict[str, Any]], written: Path | None) -> str:
+    cut = {True: ", cut off", False: ""}
+    blocks = [f"{_block(row)}\n[{row['forward_passes']} forward passes{cut[row['truncated']]}]" for row in rows]
+    return f"\n{RULE}\n".join(blocks) + (f"\nwrote {written}" if written else "")
+
+
+def _survive_any_input() -> None:
+    """A pasted byte that the terminal's code page does not know is shown as a mark instead of raising."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")

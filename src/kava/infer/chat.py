@@ -1,0 +1,80 @@
+"""A conversation on the terminal: a line is a question, a line with a slash is a command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from kava.infer.generate import Sampling
+from kava.infer.modes import sampling_of, untrained
+from kava.infer.student import Answer, Student
+
+HELP = """\
+/latent on|off   think in latents, or write the steps
+/temp x          0 = always the likeliest token, above 0 = draw
+/help            this list
+/quit            leave (so do Ctrl-D and Ctrl-C)"""
+
+
+class Chat:
+    """Each question stands alone: nothing of it is remembered for the next one."""
+
+    def __init__(
+        self, student: Student, mode: str, max_new_tokens: int | None = None, write: Callable[[str], object] = print
+    ):
+        self.student, self.mode, self.limit, self.write = student, mode, max_new_tokens, write
+        self.temperature = student.recipe.evaluation.temperature
+
+    def run(self, read: Callable[[str], str] = input) -> None:
+        """Until /quit, the end of the input or Ctrl-C."""
+        self.write(f"mode {self.mode}; /help lists the commands")
+        try:
+            while self.line(read("kava> ").strip()):
+                pass
+        except (EOFError, KeyboardInterrupt):
+            self.write("")
+
+    def line(self, line: str) -> bool:
+        """Does what one line asks for; False to leave."""
+        name, _, value = line.partition(" ")
+        if name == "/quit":
+            return False
+        if name == "/latent":
+            self._set_latent(value.strip())
+        elif name == "/temp":
+            self._set_temperature(value.strip())
+        elif name.startswith("/"):
+            self.write(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
+        elif line:
+            self._ask(line)
+        return True
+
+    def _set_latent(self, value: str) -> None:
+        if value not in ("on", "off"):
+            self.write("usage: /latent on|off")
+            return
+        self.mode = "latent" if value == "on" else "cot"
+        note = untrained(self.student.recipe, self.mode)
+        self.write(f"mode {self.mode}" + (f" ({note})" if note else ""))
+
+    def _set_temperature(self, value: str) -> None:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < math.inf:
+            self.write("usage: /temp x, a number from 0 on")
+            return
+        self.temperature = number
+        self.write(f"temperature {number:g}")
+
+    def _ask(self, question: str) -> None:
+        sampling = Sampling(**sampling_of(self.student.recipe, self.temperature))
+        answer = self.student.answer([question], self.mode, 1, self.limit, sampling)[0]
+        self.write(f"{answer.text}\n{remark(answer)}")
+
+
+def remark(answer: Answer) -> str:
+    """What an answer cost, in brackets."""
+    cut = ", cut off" if answer.truncated else ""
+    return f"[{answer.forward_passes} forward passes{cut}]"

@@ -1,0 +1,23 @@
+"""The three ways to answer: latent (think in latents), cot (write the steps), direct (neither)."""
+
+from __future__ import annotations
+
+from kava.config import Recipe
+
+
+def untrained(recipe: Recipe, mode: str) -> str | None:
+    """Why answers of this mode say little about the student: nothing in its recipe trained them. None if something did."""
+    loss = recipe.loss
+    if mode == "cot":
+        return None if loss.teacher_ce > 0 else "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
+    if loss.student_ce == 0:
+        return "not trained for: loss.student_ce was 0, so it never learnt to answer without steps"
+    if mode == "direct" and recipe.latent.num_tokens > 0:
+        return f"not trained for: it was trained with {recipe.latent.num_tokens} latents before every answer"
+    return None
+
+
+def sampling_of(recipe: Recipe, temperature: float | None = None) -> dict[str, float]:
+    """temperature and top_p as the recipe has them, or with another temperature."""
+    settings = recipe.evaluation
+    return {"temperature": settings.temperature if temperature is None else temperature, "top_p": settings.top_p}

@@ -1,0 +1,37 @@
+"""Every test runs offline, on the CPU, on one thread. A test that opens a network connection fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+# before anything imports torch or transformers
+for _name, _value in {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "WANDB_MODE": "offline",
+    "CUDA_VISIBLE_DEVICES": os.environ.get("KAVA_TEST_GPU", ""),
+}.items():
+    os.environ[_name] = _value
+
+import pytest  # noqa: E402
+
+_connect = socket.socket.connect
+
+
+def _only_local(self: socket.socket, address: object) -> None:
+    host = address[0] if isinstance(address, tuple) else "localhost"
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        raise AssertionError(f"a test tried to reach {host}")
+    _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets to other machines are refused; local ones (worker processes, process groups) work."""
+    monkeypatch.setattr(socket.socket, "connect", _only_local)
