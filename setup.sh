@@ -111,6 +111,7 @@ if [ -z "$python" ]; then
 fi
 works "$python" || fail "$python is older than Python 3.10 or does not run"
 
+[ -f "$lock" ] || fail "no such list of packages: $lock"
 stamp="$env_dir/.kava-setup"
 step="reading the lock"
 wanted="$(fingerprint)"

@@ -12,12 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import zoo
 from kava.backbone.model import LatentModel
 from kava.compress import Compressor, make_compressor
-from kava.config import LossConfig
+from kava.config import GeneratorConfig, LossConfig
+from kava.data.generator import Generator
+from kava.evaluate.score import score
+from kava.infer.student import Student
 from kava.losses import Term
 from kava.objectives.latent import LatentObjective
+from zoo_tokenizers import byte_level
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 UNEVEN = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 4, 1))  # question, CoT, answer; with M = 4: N_C > M, < M, 0, = M
@@ -138,3 +144,39 @@ def plain_attention(model: LatentModel) -> Iterator[Any]:
         yield model.causal_lm
     finally:
         model.causal_lm.set_attn_implementation("kava")
+
+
+def tiny_base(folder: Path, tied: bool = False, seed: int = 0, tokenizer: Any = None, **config: object) -> Path:
+    """A random Llama and a tokenizer as an ordinary transformers folder."""
+    tokenizer = tokenizer or byte_level()
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    lm = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), intermediate_size=40, tie_word_embeddings=tied, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **(shape | config),
+        )
+    )  # fmt: skip
+    for weight in lm.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def facts(folder: str | Path, device: str = "cpu") -> dict[str, Any]:
+    """What a student's folder says and does: names, loss terms, answers, accuracy. For comparing across processes."""
+    return facts_of(Student.from_pretrained(folder, device))
+
+
+def facts_of(student: Student) -> dict[str, Any]:
+    student.model.eval()
+    examples = Generator("chains", GeneratorConfig(train_size=1, val_size=1, test_size=6)).split("test")
+    terms = objective(student.model, alpha2_kv=1.0)(zoo.batch(UNEVEN)).terms
+    return {
+        "trained": sorted(student.model.trained()),
+        "terms": {term.name: float(term.total.detach()).hex() for term in terms},
+        "answers": [answer.text for answer in student.answer([example.question for example in examples])],
+        "score": score(student, examples, "latent"),
+    }

@@ -10,12 +10,19 @@ hub cache, and the data sets of the paper under ./datasets in their real schemas
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from zoo_tokenizers import bos, byte_level
+
+from kava.backbone.artifact import save_student
+from kava.backbone.families import family_of
+from kava.backbone.load import assemble
+from kava.config import load_recipe
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SHAPE = {
@@ -56,6 +63,20 @@ def enter(root: Path, monkeypatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "datasets_cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     return root
+
+
+def tiny_student(folder: Path, settings: Sequence[str] = (), recipe: str = "debug") -> Path:
+    """A student's folder with every weight in it, nothing of it trained."""
+    made = load_recipe(recipe, ["lora.enabled=false", "evaluation.max_new_tokens=8", *settings])
+    torch.manual_seed(3)
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=400, **(SHAPE | {"bos_token_id": 2, "dtype": "float32"})))
+    for weight in lm.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    tokenizer = copy.deepcopy(bos())  # special tokens are added to it
+    model = assemble(lm, family_of(lm.config, "tiny"), tokenizer, made)
+    save_student(model, tokenizer, made, folder)
+    return folder
 
 
 def _model(hub: Path, name: str, model, tokenizer) -> None:

@@ -24,7 +24,7 @@ def write_text(path: str | Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        usual_mode(name)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -71,6 +71,11 @@ def sweep(folder: str | Path) -> None:
             shutil.rmtree(left)
         else:
             left.unlink()
+
+
+def usual_mode(path: str | Path) -> None:
+    """Gives a file that was made private (by tempfile, by safetensors) the rights that any new file has."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -25,7 +25,7 @@ from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_token
 from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.errors import CheckpointError
-from kava.files import new_folder, write_json
+from kava.files import new_folder, usual_mode, write_json
 
 CARD, RECIPE, WEIGHTS = "kava.json", "recipe.yaml", "trained.safetensors"
 FORMAT = 1
@@ -42,6 +42,7 @@ def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.trained().items()}
     save_file(weights, folder / WEIGHTS)
+    usual_mode(folder / WEIGHTS)
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     card = {

@@ -30,7 +30,11 @@ class LatentModel(nn.Module):
         self.special = special
         self.latent = latent
         weight = next(self.backbone.parameters())
-        projection = make_projection(self.config.hidden_size, use_projection)
+        scale = 1.0
+        if latent.scale == "embedding":
+            table = self.causal_lm.get_input_embeddings().weight.detach().float()
+            scale = float(table.square().mean().sqrt())
+        projection = make_projection(self.config.hidden_size, use_projection, scale)
         self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -41,13 +40,16 @@ def check(
     """
     from kava.backbone.hush import hush
     from kava.data.cards import shipped_card
+    from kava.data.generator import BUILT_IN
     from kava.data.load import load_examples
+    from kava.evaluate.sets import cot_type_of
 
     hush()
-    recipe = parse_recipe_args(config or "embedded", ctx)
-    dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": _cot_type(name, recipe.dataset)})
+    recipe = parse_recipe_args(config or ("embedded" if name in BUILT_IN else "llama1b_aug"), ctx)
+    cot_type = cot_type_of(name, recipe.dataset.cot_type)
+    dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": cot_type, "streaming": False})
     wanted = _splits(dataset) if split == "all" else [split]
-    parts = {one: list(load_examples(dataset.model_copy(update={"streaming": False}), one)) for one in wanted}
+    parts = {one: list(load_examples(dataset, one)) for one in wanted}
     encoder = None
     if config is not None or tokenizer is not None:
         from kava.backbone.load import load_tokenizer, locate
@@ -80,17 +82,6 @@ def _splits(dataset: DatasetConfig) -> list[str]:
     if "train" in found and dataset.val_size:
         found.add("validation")
     return [one for one in SPLITS if one in found]
-
-
-def _cot_type(name: str, own: DatasetConfig) -> Any:
-    """The form of steps the set has; the recipe's where it has both."""
-    from kava.data.generator import BUILT_IN, FORMS
-    from kava.data.sources import known_source
-
-    if name in BUILT_IN:
-        return FORMS[name][2]
-    source = known_source(name) or known_source(Path(name).name)
-    return source.cot_type if source is not None and source.cot_type is not None else own.cot_type
 
 
 def _card(split: str, parts: dict[str, list[Any]], encoder: Any, keep: int, quiet: bool) -> dict[str, Any]:

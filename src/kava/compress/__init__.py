@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+
 from kava.compress.base import Compressed, Compressor, Samples
 from kava.compress.crop import Crop
 from kava.compress.full import Full
@@ -13,6 +15,7 @@ from kava.compress.rkv_original import RKVOriginal
 from kava.compress.shuffle import ShuffleExamples, ShuffleTime
 from kava.compress.steps import Steps
 from kava.compress.uniform import Uniform
+from kava.errors import ConfigError
 from kava.registry import lookup
 
 COMPRESSORS: dict[str, type[Compressor]] = {
@@ -30,6 +33,8 @@ SHUFFLES = {"time": ShuffleTime, "examples": ShuffleExamples}
 def make_compressor(method: str, shuffle: str = "none", **settings: object) -> Compressor:
     """The compressor a recipe names; of `settings` it takes those it has a field for."""
     kind = lookup(COMPRESSORS, method, "compressor")
+    if not (issubclass(kind, Compressor) and is_dataclass(kind)):
+        raise ConfigError(f"compressor {method!r} is not a dataclass derived from kava.compress.Compressor")
     fields = kind.__dataclass_fields__  # type: ignore[attr-defined]
     compressor = kind(**{name: value for name, value in settings.items() if name in fields})
     return compressor if shuffle == "none" else SHUFFLES[shuffle](inner=compressor)

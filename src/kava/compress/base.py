@@ -118,8 +118,8 @@ def select(keys: Tensor, values: Tensor, score: Tensor, keep: int) -> Compressed
     Order of kept entries: time [open]. N < keep leaves the last slots empty, never filled [open].
     """
     columns = score.shape[-1]
-    top = score.topk(min(keep, columns), dim=-1)
-    index = torch.where(top.values > NEVER, top.indices, columns)
+    top = score.sort(dim=-1, descending=True, stable=True)  # equals: the earlier one; topk's choice depends on padding
+    index = torch.where(top.values > NEVER, top.indices, columns)[..., :keep]
     index = index.sort(dim=-1).values
     if columns < keep:
         index = torch.nn.functional.pad(index, (0, keep - columns), value=columns)
@@ -133,4 +133,4 @@ def gather(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
     if entries.shape[2] == 0:
         return entries.new_zeros(*index.shape, entries.shape[-1])
     picked = entries.gather(2, index[..., None].expand(*index.shape, entries.shape[-1]))
-    return picked * kept[..., None]
+    return picked.masked_fill(~kept[..., None], 0)

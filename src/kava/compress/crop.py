@@ -15,6 +15,10 @@ class Crop(Compressor):
 
     side: str = "last"
 
+    def __post_init__(self) -> None:
+        if self.side not in ("last", "first"):
+            raise ValueError(f"crop keeps the last or the first entries, not {self.side!r}")
+
     def score(self, cot: Cot) -> Tensor:
-        rank = cot.rank.to(cot.keys.dtype)[:, None]
+        rank = cot.rank.float()[:, None]
         return rank if self.side == "last" else -rank

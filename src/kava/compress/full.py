@@ -32,14 +32,14 @@ class Full(Compressor):
         slots = self.count(mask, keep)
         slot = torch.arange(keep, device=keys.device)
         kept = slot < slots[:, None]
-        step = (length - 1).clamp(min=0).double() / (slots - 1).clamp(min=1)
-        position = (slot * step[:, None]).masked_fill(~kept, 0.0)
+        last, parts = (length - 1).clamp(min=0)[:, None], (slots - 1).clamp(min=1)[:, None]
+        place = (slot * last).masked_fill(~kept, 0)  # u_i = place / parts, in whole numbers: exact, and no float64
         order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)  # column of the n-th real entry
         if columns == 0:
             order = mask.new_zeros(batch, 1, dtype=torch.long)
-        low = position.floor().long()
-        high = torch.minimum(low + 1, (length - 1).clamp(min=0)[:, None])
-        weight = (position - low).to(keys.dtype)[:, None, :, None]
+        low = place // parts
+        high = torch.minimum(low + 1, last)
+        weight = ((place % parts).to(keys.dtype) / parts)[:, None, :, None]
         kept_h = kept[:, None].expand(-1, heads, -1)
 
         def at(place: Tensor) -> Tensor:
@@ -48,5 +48,5 @@ class Full(Compressor):
         def mix(entries: Tensor) -> Tensor:
             return (1 - weight) * gather(entries, at(low), kept_h) + weight * gather(entries, at(high), kept_h)
 
-        index = at(position.round().long()).masked_fill(~kept_h, 0)
+        index = at((2 * place + parts) // (2 * parts)).masked_fill(~kept_h, 0)
         return Compressed(mix(keys), mix(values), kept_h, index)

@@ -20,8 +20,8 @@ def importance(queries: Tensor, keys: Tensor, answer_mask: Tensor, mask: Tensor,
     grouped = precise(queries).reshape(batch, heads, -1, *queries.shape[2:])  # [B, H, R, A, D]
     logits = torch.einsum("bhrad,bhnd->bhran", grouped, precise(keys)).amax(2) * scale
     attention = masked_softmax(logits, mask[:, None, None, :])
-    weight = answer_mask[:, None, :, None].to(attention.dtype)
-    return (attention * weight).sum(2) / weight.sum(2).clamp(min=1)
+    real = answer_mask[:, None, :, None]
+    return attention.masked_fill(~real, 0.0).sum(2) / real.sum(2).clamp(min=1)
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:

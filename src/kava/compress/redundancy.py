@@ -24,5 +24,5 @@ def redundancy(keys: Tensor, mask: Tensor) -> Tensor:
 
 def unit_keys(keys: Tensor, mask: Tensor) -> Tensor:
     """Keys of length 1 in float32 or better, 0 on padding."""
-    keys = precise(keys)
-    return keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-8) * mask[:, None, :, None]
+    keys = precise(keys).masked_fill(~mask[:, None, :, None], 0.0)
+    return keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-8)

@@ -64,7 +64,7 @@ def _derangement_like(count: int, slots: int, generator: torch.Generator) -> Ten
 
 @dataclass(frozen=True)
 class ShuffleExamples(_Wrapper):
-    """Every sample gets the entries of the next sample in its batch: right scale, wrong content  [ours]"""
+    """Every sample gets the entries of its neighbour in the batch: right scale, wrong content  [ours]"""
 
     crosses_samples: ClassVar[bool] = True
 

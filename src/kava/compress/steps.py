@@ -22,4 +22,4 @@ class Steps(Compressor):
         return mask & samples.result
 
     def score(self, cot: Cot) -> Tensor:
-        return -cot.rank.to(cot.keys.dtype)[:, None]
+        return -cot.rank.float()[:, None]

@@ -165,6 +165,12 @@ class LatentConfig(Section):
         3, "known", "T, Jacobi iterations; 0 = pause tokens", "PCCoT's official code", ge=0, le=4096
     )
     method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code")
+    scale: Literal["one", "embedding"] = knob(
+        "one",
+        "known",
+        "start of the projection's LayerNorm gain: 1 (latents far longer than token embeddings), or their root mean square",
+        "parents' code",
+    )
 
 
 class LossConfig(Section):

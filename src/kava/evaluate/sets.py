@@ -60,7 +60,7 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     own = recipe.dataset
     if Path(name).suffix in JSON_SUFFIXES:
         return load_file(name, own.cot_type)
-    settings = {"name": name, "cot_type": _cot_type(name, own.cot_type), "seed": own.seed}
+    settings = {"name": name, "cot_type": cot_type_of(name, own.cot_type), "seed": own.seed}
     if name in BUILT_IN:
         settings["generator"] = own.generator
     elif name == own.name:
@@ -68,8 +68,8 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     return list(load_examples(DatasetConfig(**settings), "test"))
 
 
-def _cot_type(name: str, default: str) -> str:
-    """The form of steps the set has; only the number of steps is used here."""
+def cot_type_of(name: str, default: str) -> str:
+    """The form of steps the set has; `default` where it has both."""
     if name in BUILT_IN:
         return FORMS[name][2]
     source = known_source(name) or known_source(Path(name).name)

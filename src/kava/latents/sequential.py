@@ -19,4 +19,4 @@ def unroll(first: Tensor, run: Run, project: Run, num_latents: int) -> Tensor:
     for _ in range(num_latents - 1):
         hidden = run(embeds)
         embeds = torch.cat([embeds, project(hidden[:, -1:])], dim=1)
-    return embeds
+    return embeds[:, :num_latents]

@@ -26,5 +26,5 @@ class Term:
 
 def add(terms: list[Term], counts: dict[str, float] | None = None) -> Tensor:
     """sum_i weight_i * total_i / count_i, with the counts of the update window where they are given."""
-    counts = counts or {}
-    return torch.stack([term.weight * term.value(counts.get(term.name)) for term in terms]).sum()
+    values = [term.value() if counts is None else term.value(counts[term.name]) for term in terms]
+    return torch.stack([term.weight * value for term, value in zip(terms, values, strict=True)]).sum()

@@ -12,7 +12,7 @@ from kava.objectives.views import Batch, StudentView, Targets, Teacher, Wants
 
 
 def unpacked(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Teacher | None, StudentView | None]:
-    """T + 3 passes: teacher, pass 0, T rounds, of which the last runs together with the answer: T + 2 in fact."""
+    """T + 2 passes: the teacher, pass 0, T - 1 rounds, and the last round together with the answer."""
     teacher = run_teacher(model, batch, wants) if wants.teacher else None
     student = run_student(model, batch, wants) if wants.student else None
     return teacher, student

@@ -1,0 +1,203 @@
+"""docs/paper-map.md, docs/layout.md and docs/add-a-variant.md say what the tree says, and the examples run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from compare import load_by_hand
+from kava.cli import main as cli
+from kava.compress import make_compressor
+from kava.config import KEYS, TAGS, explain, list_recipes, load_recipe, parse_overrides
+from kava.errors import DataError
+from matrix import KEEP, TOLERANCE, alone, cases, compress
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "kava"
+MAP = (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8")
+LAYOUT = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+VARIANT = (ROOT / "docs" / "add-a-variant.md").read_text(encoding="utf-8")
+SECTIONS = "|".join(sorted({key.partition(".")[0] for key in KEYS}))
+COLUMNS = {
+    "learning rate": "training.learning_rate", "alpha1": "loss.alpha1_codi", "alpha2": "loss.alpha2_kv",
+    "KV loss": "loss.kv_loss_type", "layer std": "loss.layerwise_std", "lambda": "rkv.lambda",
+    "projection": "loss.use_projection", "weight decay": "training.weight_decay", "epochs": "training.epochs",
+    "accumulation": "training.gradient_accumulation_steps",
+}  # fmt: skip
+
+NEEDS = {"rkv.crop_keep": ["rkv.method=crop"], "rkv.full_slots": ["rkv.method=full"]}  # else without effect
+
+
+def section(number: int) -> str:
+    return re.search(rf"^## {number}\. .*?(?=^## |\Z)", MAP, re.M | re.S).group(0)
+
+
+def rows(text: str, first: str) -> list[dict[str, str]]:
+    """The table whose first column is called `first`, a dict per line."""
+    lines = [line for line in text[text.index(f"| {first} |") :].splitlines() if line.startswith("|")]
+    header, _, *body = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [dict(zip(header, cells, strict=False)) for cells in body if len(cells) == len(header)]
+
+
+def value(text: str) -> Any:
+    return next(iter(parse_overrides([f"training.learning_rate={text}"]).values()))
+
+
+# ---- paper-map.md
+
+
+def resolve(reference: str) -> Any:
+    """`compress/rkv.py:RKV` or `examples/by_hand.py:by_hand` as the object it names."""
+    path, _, name = reference.partition(":")
+    if path.startswith("examples/"):
+        assert Path(path).name == "by_hand.py"
+        module = load_by_hand()
+    else:
+        module = importlib.import_module("kava." + path.removesuffix(".py").replace("/", "."))
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def references() -> list[str]:
+    return sorted(set(re.findall(r"`([\w/]+\.py:[\w.]+)`", MAP)))
+
+
+def test_every_name_is_in_the_code() -> None:
+    assert len(references()) > 40
+    for reference in references():
+        resolve(reference)
+
+
+@cache
+def functions_in(stem: str) -> set[str]:
+    (file,) = (ROOT / "tests").rglob(f"{stem}.py")
+    return {node.name for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_test_is_there() -> None:
+    found = re.findall(r"`(test_\w+)::(test_\w+)`", MAP)
+    assert len(found) > 40
+    assert [f"{stem}::{name}" for stem, name in found if name not in functions_in(stem)] == []
+
+
+def test_every_setting_is_a_key_and_accepted() -> None:
+    named = set(re.findall(rf"`((?:{SECTIONS})\.[a-z0-9_.]+)(=[^`]+)?`", MAP))
+    assert len(named) > 30
+    for key, equals in named:
+        assert key in KEYS, key
+        if equals:
+            load_recipe("llama3b_aug" if "accumulation" in key else "llama1b_aug", [*NEEDS.get(key, ()), key + equals])
+
+
+def test_the_table_of_recipes() -> None:
+    table = rows(section(6), "recipe")
+    assert {row["recipe"] for row in table} == set(list_recipes()) - {"debug", "embedded"}
+    for row in table:
+        values = {found.key: found.value for found in explain(load_recipe(row["recipe"]))}
+        for name, key in COLUMNS.items():
+            assert values[key] == value(row[name]), f"{row['recipe']}: {key}"
+
+
+def test_what_the_recipes_share() -> None:
+    table = rows(section(6)[section(6).index("Common to the six") :], "setting")
+    for name in set(list_recipes()) - {"debug", "embedded"}:
+        values = {found.key: found for found in explain(load_recipe(name))}
+        for row in table:
+            key = row["setting"].strip("`")
+            assert values[key].value == value(row["value"]), f"{name}: {key}"
+            tag = KEYS[key].tag if values[key].origin == "default" else values[key].tag
+            assert tag == row["tag"], key
+
+
+def test_every_row_has_a_tag_and_settings_have_theirs() -> None:
+    for number in range(1, 6):
+        for row in rows(section(number), "what"):
+            tag = row["tag"]
+            assert tag == "-" or set(re.findall(r"[a-z]+", tag)) & set(TAGS), row["what"]
+
+
+def test_every_open_setting_is_among_the_open_points() -> None:
+    open_keys = {key.name for key in KEYS.values() if key.tag == "open"}
+    assert {key for key in open_keys if key not in section(8)} == set()
+
+
+# ---- layout.md
+
+
+def test_every_room_is_on_the_map() -> None:
+    rooms = {path.name + "/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    files = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    assert {name for name in rooms | files if f"`{name}`" not in LAYOUT} == set()
+    for name in re.findall(r"`((?:src|tests|scripts)/[\w./]+)`", LAYOUT + VARIANT):
+        there = (ROOT / name).exists()
+        assert there or name == "src/kava/data/sources/riddles.py", name  # the page's own example
+
+
+# ---- add-a-variant.md
+
+
+def example(index: int) -> str:
+    return re.findall(r"^```python\n(.*?)^```$", VARIANT, re.M | re.S)[index]
+
+
+@pytest.fixture
+def my_compressors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    (tmp_path / "my_compressors.py").write_text(example(0), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_compressors", raising=False)
+    return importlib.import_module("my_compressors")
+
+
+@pytest.mark.parametrize("heads", ["mha", "gqa"])
+def test_the_compressor_of_the_page_keeps_small_norms(my_compressors: ModuleType, heads: str) -> None:
+    compressor = make_compressor("my_compressors:SmallNorm")
+    assert isinstance(compressor, my_compressors.SmallNorm)
+    for case in cases(heads):
+        out = compress(compressor, case)
+        for b, length in enumerate(case.lengths):
+            norms = case.keys[b, :, case.first[b] : case.first[b] + length].norm(dim=-1)
+            for h, norm in enumerate(norms):
+                wanted = sorted(norm.argsort()[: min(KEEP, length)].tolist())
+                got = (out.index[b, h][out.kept[b, h]] - case.first[b]).tolist()
+                assert got == wanted
+            single = compress(compressor, alone(case, b, heads))
+            torch.testing.assert_close(out.keys[b], single.keys[0], atol=TOLERANCE[torch.float64], rtol=0)
+
+
+def test_the_compressor_of_the_page_trains(
+    my_compressors: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^```bash\nPYTHONPATH=\. kava (.*)\n```$", VARIANT, re.M)
+    assert cli.main([*command.split(), "logging.report_to=[]"]) == 0
+    recipe = yaml.safe_load((tmp_path / "outputs" / "small_norm" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["rkv"]["method"] == "my_compressors:SmallNorm"
+
+
+def test_the_source_of_the_page_reads_its_row() -> None:
+    names: dict[str, Any] = {}
+    for index in (1, 2):
+        exec(compile(example(index), "add-a-variant.md", "exec"), names)
+    row = ast.literal_eval(re.search(r"\{.*\}", example(1)).group(0))
+    assert names["parse"](row, "riddles.jsonl line 1", "equation") == ("I am 3 more than 4.", ("4+3=7",), "7")
+    assert names["riddles"].names == ("owner/riddles", "riddles")
+    with pytest.raises(DataError, match=r"riddles.jsonl line 1: field 'solution' is missing"):
+        names["parse"]({name: row[name] for name in ("riddle", "working")}, "riddles.jsonl line 1", "equation")
+
+
+def test_the_family_of_the_page_is_a_family() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(example(3), "add-a-variant.md", "exec"), {}, names)
+    assert names["mine"].rotary
