@@ -289,7 +289,6 @@ def test_accumulation_is_read_in_both_places(write):
         ("extends: my.yaml", "extends itself", None),
         ("latent: {num_tokens: 0}", "latent.num_tokens = 0", "set loss.alpha2_kv=0"),
         ("rkv: {shuffle: examples}\ntraining: {batch_size: 1}", "training.batch_size = 1", None),
-        ("model: {attn_implementation: flash_attention_2}", "tree mask", "set training.packed=false"),
         ("training: {hf: {bf16: true}}", "hf.bf16 is set by system.mixed_precision", None),
         ("dataset: {generator: {min_steps: 4}}", "min_steps = 4 is above max_steps = 3", None),
         ("loss: {student_ce: 0, teacher_ce: 0, alpha1_codi: 0, alpha2_kv: 0}", "nothing would be trained", None),

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "kava"
 # A room (a folder or file right below src/kava) may import lower levels and itself; level 0 may import level 0.
 LEVEL = {
-    **dict.fromkeys(("shapes", "errors", "registry", "config", "files", "answers"), 0.0),
+    **dict.fromkeys(("shapes", "errors", "registry", "config", "files", "answers", "provenance"), 0.0),
     **dict.fromkeys(("latents", "compress", "losses", "align", "fuse"), 1.0),
     **dict.fromkeys(("backbone", "data"), 2.0),
     **{"teachers": 3.0, "objectives": 3.5},

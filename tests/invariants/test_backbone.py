@@ -203,7 +203,7 @@ def test_trained_names_are_saved_names_are_loaded_names(name: str, students: dic
     saved = sorted(load_file(folder / WEIGHTS))
     assert before["trained"] == saved == json.loads((folder / CARD).read_text())["trained"]
     assert facts(folder) == before
-    assert (len(saved) < 60) == name.startswith("lora")
+    assert any("lora_" in weight for weight in saved) == name.startswith("lora")
 
 
 def test_a_new_process_gives_the_same_loss_answers_and_accuracy(students: dict) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
@@ -70,7 +71,7 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
         return kind.from_pretrained(
             source, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the {what} of model {str(source)!r}: {reason}",

@@ -30,11 +30,7 @@ class LatentModel(nn.Module):
         self.special = special
         self.latent = latent
         weight = next(self.backbone.parameters())
-        scale = 1.0
-        if latent.scale == "embedding":
-            table = self.causal_lm.get_input_embeddings().weight.detach().float()
-            scale = float(table.square().mean().sqrt())
-        projection = make_projection(self.config.hidden_size, use_projection, scale)
+        projection = make_projection(self.config.hidden_size, use_projection)
         self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
 
     @property

@@ -119,9 +119,6 @@ class ModelConfig(Section):
     name: str = knob("kava:embedded", "ours", "hub name, local folder, or kava:embedded (the shipped checkpoint)")
     revision: str | None = knob(None, "ours", "branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = knob("float32", "ours", "type the weights are loaded in")
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = knob(
-        "sdpa", "ours", "attention kernel; flash needs training.packed false"
-    )
     trust_remote_code: Flag = knob(False, "ours", "run code that comes with the model")
 
 
@@ -165,12 +162,6 @@ class LatentConfig(Section):
         3, "known", "T, Jacobi iterations; 0 = pause tokens", "PCCoT's official code", ge=0, le=4096
     )
     method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code")
-    scale: Literal["one", "embedding"] = knob(
-        "one",
-        "known",
-        "start of the projection's LayerNorm gain: 1 (latents far longer than token embeddings), or their root mean square",
-        "parents' code",
-    )
 
 
 class LossConfig(Section):
@@ -309,11 +300,6 @@ class Recipe(Section):
             )
         if loss.student_ce == loss.teacher_ce == loss.alpha1_codi == loss.alpha2_kv == 0:
             raise ValueError("every weight under loss is 0, so nothing would be trained; set loss.student_ce=1")
-        if training.packed and self.model.attn_implementation.startswith("flash"):
-            raise ValueError(
-                f"model.attn_implementation = {self.model.attn_implementation} cannot use the packed pass's tree mask; "
-                "set training.packed=false"
-            )
         twin = self.system.gradient_accumulation_steps
         if twin is not None and twin != training.gradient_accumulation_steps:
             raise ValueError(

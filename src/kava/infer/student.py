@@ -110,8 +110,7 @@ def pick_device(name: str) -> torch.device:
     """auto = CUDA, else MPS, else CPU; a device that is not there is an error, not a fallback."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    kind = name.split(":")[0]
-    if kind not in present or not present[kind]():
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not present.get(name.split(":")[0], False):
         raise ConfigError(f"device {name!r} is not available on this machine", "use --device cpu or auto")
     return torch.device(name)

@@ -7,21 +7,19 @@ from torch import Tensor, nn
 
 
 class Projection(nn.Module):
-    """Linear - GELU - Linear - LayerNorm, all of model width  [known: parents' code]."""
+    """Linear - GELU - Linear - LayerNorm, all of model width  [known: parents' code]"""
 
-    def __init__(self, width: int, scale: float = 1.0):
+    def __init__(self, width: int):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
 
-        nn.init.constant_(self.layers[-1].weight, scale)  # type: ignore[arg-type]
-
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.layers(hidden.to(self.layers[0].weight.dtype))
+        return self.layers(hidden.to(next(self.parameters()).dtype))
 
 
-def make_projection(width: int, use_projection: bool, scale: float = 1.0) -> nn.Module:
-    """`loss.use_projection` off leaves the hidden state as it is. `scale` is where LayerNorm's gain starts."""
-    return Projection(width, scale) if use_projection else nn.Identity()
+def make_projection(width: int, use_projection: bool) -> nn.Module:
+    """`loss.use_projection` off leaves the hidden state as it is."""
+    return Projection(width) if use_projection else nn.Identity()
 
 
 @torch.no_grad()

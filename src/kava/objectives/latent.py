@@ -12,6 +12,7 @@ from kava.backbone.layout import positions
 from kava.backbone.model import LatentModel
 from kava.compress import Compressor, Samples, importance, make_compressor
 from kava.config import LossConfig, Recipe
+from kava.errors import ConfigError
 from kava.latents import residual
 from kava.losses import Term, codi_loss, cross_entropy, kv_loss
 from kava.objectives.packed import packed
@@ -57,6 +58,10 @@ class LatentObjective(nn.Module):
     def from_recipe(cls, model: LatentModel, recipe: Recipe) -> LatentObjective:
         """The objective a recipe describes."""
         rkv = recipe.rkv
+        if rkv.rotary == "before" and not model.family.rotary:
+            raise ConfigError(
+                f"rkv.rotary is before, but {model.family.name} has no rotary embedding", "leave rkv.rotary out"
+            )
         compressor = make_compressor(rkv.method, rkv.shuffle, lambda_=rkv.lambda_, side=rkv.crop_keep)
         return cls(model, recipe.loss, compressor, recipe.training.packed, rkv.rotary, recipe.system.seed)
 

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import kava
 from kava.config import Recipe, explain, load_recipe, save_recipe
 from kava.errors import RunError
 from kava.files import sweep, write_json
+from kava.provenance import surroundings
 
 RECIPE, META = "recipe.yaml", "meta.json"
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "datasets")
 FREE_TO_CHANGE = ("about.", "logging.", "evaluation.", "system.num_workers", "system.device")
 
 
@@ -50,12 +42,20 @@ def claim(folder: Path, recipe: Recipe, resume: str | None) -> None:
 def differing(before: Recipe, now: Recipe) -> list[str]:
     """The settings that change what is learnt and are not the same."""
     old, new = ({row.key: row.value for row in explain(recipe)} for recipe in (before, now))
-    keys = [key for key in old if not key.startswith(FREE_TO_CHANGE)]
+    counted = ("latent.num_tokens",) if now.rkv.full_slots else ()  # M was read off the data, not set
+    keys = [key for key in old if not key.startswith((*FREE_TO_CHANGE, *counted))]
     return [f"{key} was {old[key]}, is {new[key]}" for key in keys if old[key] != new[key]]
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """recipe.yaml and meta.json, before anything is trained."""
+    """recipe.yaml and meta.json, before anything is trained; a run that goes on must find the data it began with."""
+    if (folder / META).exists():
+        before = json.loads((folder / META).read_text(encoding="utf-8")).get("data", {}).get("sha256")
+        if before != facts["data"].get("sha256"):
+            raise RunError(
+                f"{folder} was begun with other training data (sha256 {before}, now {facts['data'].get('sha256')})",
+                "put the data back, or choose another --output_dir",
+            )
     save_recipe(recipe, folder / RECIPE)
     write_json(folder / META, {**surroundings(), **facts})
 
@@ -64,43 +64,3 @@ def update(folder: Path, **facts: Any) -> None:
     """Adds facts to meta.json."""
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
     write_json(folder / META, meta | facts)
-
-
-def surroundings() -> dict[str, Any]:
-    """Versions, device, git revision and command line of this process."""
-    cuda = torch.cuda.is_available()
-    return {
-        "kava": kava.__version__,
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "threads": torch.get_num_threads(),
-        "git": _git(),
-        "command": sys.argv,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git() -> str | None:
-    """The revision of the source tree, with "+changes" where it was edited; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    revision = git("rev-parse", "HEAD")
-    if revision is None:
-        return None
-    return revision + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

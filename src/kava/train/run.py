@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kava.backbone.hush import hush
+import torch
+
 from kava.backbone.load import build_model
 from kava.backbone.model import LatentModel
 from kava.config import Recipe
@@ -18,8 +20,8 @@ from kava.data.cards import card
 from kava.data.collate import Collator
 from kava.data.encode import Encoder, encode_split
 from kava.data.example import Example
-from kava.data.load import load_examples
-from kava.errors import DataError
+from kava.data.load import ExampleStream, load_examples
+from kava.errors import ConfigError, DataError
 from kava.evaluate.score import score
 from kava.files import write_json
 from kava.infer.student import Student, pick_device
@@ -94,9 +96,13 @@ def _load_data(recipe: Recipe, tokenizer: Any) -> _Data:
     if recipe.evaluation.validation_size is not None:
         validation = validation[: recipe.evaluation.validation_size]
     if dataset.streaming:
+        if recipe.rkv.full_slots:
+            raise ConfigError("rkv.full_slots needs the longest chain of thought, which a stream does not tell",
+                              "set dataset.streaming=false, or latent.num_tokens by hand")  # fmt: skip
         from kava.data.stream import stream_dataset
 
         return _Data(stream_dataset(examples, encoder, dataset.max_length), validation, {"streaming": True})
+    assert not isinstance(examples, ExampleStream)
     split = encode_split(examples, encoder, dataset.max_length)
     facts = card(split.encoded, examples, recipe.latent.num_tokens) | {"skipped": split.skipped}
     if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and facts["share_no_result"] in (None, 1):
@@ -116,6 +122,9 @@ def _describe(run: Path, recipe: Recipe, data: _Data, model: LatentModel) -> Non
     trained = model.trained()
     facts = {
         "data": data.card,
+        "device": torch.cuda.get_device_name(0) if model.device.type == "cuda" else model.device.type,
+        "threads": torch.get_num_threads(),
+        "trained_names": len(trained),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
         "all_parameters": sum(weight.numel() for weight in model.parameters()),
         "effective_batch_size": recipe.training.batch_size * recipe.training.gradient_accumulation_steps,
@@ -126,8 +135,9 @@ def _describe(run: Path, recipe: Recipe, data: _Data, model: LatentModel) -> Non
     log.info("training %(trained_parameters)s of %(all_parameters)s parameters", facts)
     if recipe.loss.std_scope == "batch":
         log.warning("loss.std_scope is batch, as in the parents' code: the loss depends on how batches are split")
-    if data.card.get("share_no_result") and recipe.rkv.method == "steps":
-        log.warning("%.1f %% of the examples have no step result: their KV term is empty", 100 * data.card["share_no_result"])
+    without = data.card.get("share_no_result")
+    if without and recipe.rkv.method == "steps":
+        log.warning("%.1f %% of the examples have no step result: their KV term is empty", 100 * without)
 
 
 def _trainer(
@@ -173,7 +183,8 @@ def _close(run: Path, trainer: KavaTrainer, interrupt: Interrupt, seconds: float
         run, finished=finished, steps=state.global_step, best_accuracy=state.best_metric, seconds=round(seconds, 1)
     )
     if finished:
-        log.info("done: %d updates, best validation accuracy %s, student in %s", state.global_step, state.best_metric, run / BEST)
+        best = "none (nothing to validate on)" if state.best_metric is None else f"{state.best_metric:.4f}"
+        log.info("done: %d updates, best validation accuracy %s, student in %s", state.global_step, best, run / BEST)
     else:
         log.info("stopped at update %d; continue with --resume auto", state.global_step)
 

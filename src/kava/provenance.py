@@ -1,0 +1,55 @@
+"""Which code, versions and machine made a file: what meta.json and every results file say. Level 0: no torch."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import kava
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "datasets")
+
+
+def versions() -> dict[str, str | None]:
+    """kava, Python and the libraries that can move a number; null where one is not installed."""
+    return {"kava": kava.__version__, "python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions, machine, git revision and command line of this process."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "git": revision(),
+        "command": sys.argv,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def revision() -> str | None:
+    """The revision of the source tree, with "+changes" where it was edited; None outside a checkout."""
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*words: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,140 @@
+"""docs/from-the-guides.md: lines marked `works` run on tiny models, lines marked `planned` do not parse yet."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import hub
+import pytest
+import yaml
+
+from kava.cli.common import OVERRIDES, check_flags
+from kava.cli.main import VERBS, main, underscores, verb_command
+from kava.config import load_recipe
+from kava.errors import KavaError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "from-the-guides.md"
+STATES = ("works", "planned", "same")
+SCRIPTS = """
+setup.sh smoke_test.py train.py evaluate.py aggregate_multi_seed.py format_results.py run_multi_seed.py run_multi_seed.ps1
+hpc_run_all.sh submit_multi_seed.slurm submit_aggregate.slurm submit_kava.sh inference.py benchmark_incremental_decoding.py
+model_configs.py train_with_kv.py export_gsm8k.py run_hpc_training.sh run_all_experiments.sh analyze_results.py
+run_ultra_large.sh run_multinode.sh check_environment.py train_adaptive.py submit_slurm.sh submit_pbs.sh test_setup.sh
+download_assets.py test_multi_teacher.py train_multi_teacher_kv.py run_multi_teacher.sh run_three_stage_routing.sh
+extract_dual_style_kv.py
+""".split()
+
+
+class Row(NamedTuple):
+    there: str
+    here: str
+    state: str
+
+    @property
+    def words(self) -> list[str]:
+        """Our command, if the cell is one."""
+        code = re.fullmatch(r"`([^`]+)`", self.here)
+        return shlex.split(code[1]) if code else []
+
+
+def rows() -> list[Row]:
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [Row(*three) for three in cells if three[2] in STATES]
+
+
+ROWS = rows()
+OURS = [row for row in ROWS if row.words[:1] == ["kava"]]
+
+
+def parse(words: list[str]) -> None:
+    """Everything short of running the verb: its flags, their values and the settings behind them."""
+    verb, *rest = words
+    if verb not in [known.name for known in VERBS]:
+        raise KavaError(f"no verb {verb}")
+    if importlib.util.find_spec(f"kava.cli.{verb}") is None:
+        raise KavaError(f"{verb} is not written yet")
+    module = importlib.import_module(f"kava.cli.{verb}")
+    command = verb_command(verb, module)
+    rest = underscores(rest)
+    if hasattr(command, "commands"):
+        if rest[0] not in command.commands:
+            raise KavaError(f"no {verb} {rest[0]}")
+        command, rest = command.commands[rest[0]], rest[1:]
+    context = command.make_context(verb, list(rest))
+    if getattr(module, "CONTEXT", None) is OVERRIDES:
+        load_recipe(context.params.get("config") or context.params.get("get") or "debug", check_flags(context))
+
+
+def test_every_row_has_a_state_and_every_script_a_row() -> None:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    heads = [line for line in lines if line.startswith(("| there", "|---"))]
+    assert len(ROWS) + len(heads) == len(lines)
+    there = " ".join(row.there for row in ROWS)
+    assert [name for name in SCRIPTS if not re.search(rf"(?<![\w]){re.escape(name)}", there)] == []
+
+
+@pytest.mark.parametrize("row", [row for row in OURS if row.state == "planned"], ids=lambda row: row.here)
+def test_what_is_planned_does_not_work_yet(row: Row) -> None:
+    import typer
+
+    usage = typer.BadParameter.__mro__[2]
+    with pytest.raises((KavaError, usage)):
+        parse(row.words[1:])
+
+
+@pytest.mark.parametrize("row", [row for row in OURS if row.state == "works"], ids=lambda row: row.here)
+def test_flags_and_settings_are_known(row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "configs_backup/llama1b_aug.yaml" in row.words:
+        assert main(["config", "--export", "configs_backup"]) == 0
+    parse(row.words[1:])
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.state == "works" and row.words[:1] != ["kava"]])
+def test_what_is_no_verb_of_ours_exists(row: Row) -> None:
+    program, target = row.words
+    if program == "make":
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    else:
+        subprocess.run([program, "-n", target], cwd=ROOT, check=True)
+
+
+def quick(words: list[str]) -> list[str] | None:
+    """The line as it is run here: training for four updates, without a tracker that is not installed; None = not run."""
+    if any(word.partition("=")[2].startswith("/path/to/") for word in words):
+        return None  # a path of the reader's own
+    words = [word for word in words if word != "--use_wandb"]
+    if words[0] == "train":
+        given = [word for word in words if word.startswith("training.batch_size=")]  # a batch larger than the tiny set
+        words = [word for word in words if word not in given]
+        words += ["system.num_workers=0", "lora.r=4"] if "--lora.r" not in words else ["system.num_workers=0"]
+        words += [] if "--quick_test" in words else ["--quick_test"]
+    if words[0] in ("evaluate", "infer") and "--max_new_tokens" not in words:
+        words += ["--max_new_tokens", "4"]
+    return words
+
+
+@pytest.mark.long
+def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = hub.enter(hub.build(tmp_path), monkeypatch)
+    (root / "questions.txt").write_text("Ann has 3 apples and buys 4. How many?\n3+4?\n")
+    for row in OURS:
+        words = quick(row.words[1:]) if row.state == "works" else None
+        if words is not None:
+            monkeypatch.setattr(sys, "stdin", io.StringIO("3+4?\n/latent off\n3+4?\n/quit\n"))
+            assert main(words) == 0, row.here
+    seed = root / "outputs" / "llama1b_aug" / "seed_42"
+    for name in ("gsm8k", "gsm8k-hard", "svamp"):
+        assert yaml.safe_load((seed / f"results_{name}.yaml").read_text())["total"] == hub.TEST_ROWS
+    assert (root / "outputs" / "llama1b_aug_seed_42_quick" / "results_gsm8k.yaml").is_file()
+    assert len((root / "answers.txt").read_text().split("-" * 80)) == 2
