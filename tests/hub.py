@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-from zoo_tokenizers import bos, byte_level
 
 from kava.backbone.artifact import save_student
 from kava.backbone.families import family_of
 from kava.backbone.load import assemble
 from kava.config import load_recipe
+from zoo_tokenizers import bos, byte_level
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 SHAPE = {
@@ -32,7 +32,12 @@ SHAPE = {
 }  # fmt: skip
 MODELS = {
     "meta-llama/Llama-3.2-1B-Instruct": (LlamaForCausalLM, LlamaConfig, bos, {"bos_token_id": 2}),
-    "meta-llama/Llama-3.2-3B-Instruct": (LlamaForCausalLM, LlamaConfig, bos, {"bos_token_id": 2, "num_hidden_layers": 3}),
+    "meta-llama/Llama-3.2-3B-Instruct": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        bos,
+        {"bos_token_id": 2, "num_hidden_layers": 3},
+    ),
     "Qwen/Qwen2.5-0.5B-Instruct": (Qwen2ForCausalLM, Qwen2Config, byte_level, {"bos_token_id": None}),
 }
 RECIPES = ("llama1b_aug", "llama1b_aug_nl", "qwen05b_aug", "qwen05b_aug_nl", "llama3b_aug", "llama3b_aug_nl")
@@ -149,4 +154,6 @@ def _jsonl(path: Path, rows: list[dict]) -> None:
 def _save_to_disk(path: Path, splits: dict[str, list[dict]]) -> None:
     import datasets
 
-    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(str(path))
+    datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}).save_to_disk(
+        str(path)
+    )

@@ -7,8 +7,8 @@ import json
 import shutil
 
 import pytest
-from hub import tiny_student
 
+from hub import tiny_student
 from kava.cli.infer import RULE
 from kava.cli.main import main, underscores
 from kava.cli.many import spread
@@ -56,7 +56,12 @@ def test_list_flags_take_all_words_up_to_the_next_flag(words, expected):
 
 
 def test_a_question_is_not_respelt():
-    assert underscores(["--input-file", "a-b", "--5-3?", "--how-many"]) == ["--input_file", "a-b", "--5-3?", "--how_many"]
+    assert underscores(["--input-file", "a-b", "--5-3?", "--how-many"]) == [
+        "--input_file",
+        "a-b",
+        "--5-3?",
+        "--how_many",
+    ]
 
 
 def test_batch_from_the_command_line(capsys, tmp_path, checkpoint, student):
@@ -191,7 +196,9 @@ def test_conversation(student):
     assert one.temperature == 0  # /quit came first
 
 
-@pytest.mark.parametrize("line", ["/temp x", "/temp -1", "/temp inf", "/temp", "/latent maybe", "/latent", "/foo", "/help"])
+@pytest.mark.parametrize(
+    "line", ["/temp x", "/temp -1", "/temp inf", "/temp", "/latent maybe", "/latent", "/foo", "/help"]
+)
 def test_a_bad_command_explains_itself_and_changes_nothing(student, line):
     one, said = chat(student, line)
     assert (one.mode, one.temperature) == ("latent", 0)

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import hub
 import pytest
 import yaml
 
+import hub
 from kava.cli.common import OVERRIDES, check_flags
 from kava.cli.main import VERBS, main, underscores, verb_command
 from kava.config import load_recipe
@@ -24,14 +24,15 @@ from kava.errors import KavaError
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "from-the-guides.md"
 STATES = ("works", "planned", "same")
-SCRIPTS = """
-setup.sh smoke_test.py train.py evaluate.py aggregate_multi_seed.py format_results.py run_multi_seed.py run_multi_seed.ps1
-hpc_run_all.sh submit_multi_seed.slurm submit_aggregate.slurm submit_kava.sh inference.py benchmark_incremental_decoding.py
-model_configs.py train_with_kv.py export_gsm8k.py run_hpc_training.sh run_all_experiments.sh analyze_results.py
-run_ultra_large.sh run_multinode.sh check_environment.py train_adaptive.py submit_slurm.sh submit_pbs.sh test_setup.sh
-download_assets.py test_multi_teacher.py train_multi_teacher_kv.py run_multi_teacher.sh run_three_stage_routing.sh
-extract_dual_style_kv.py
-""".split()
+SCRIPTS = (
+    "setup.sh", "smoke_test.py", "train.py", "evaluate.py", "aggregate_multi_seed.py", "format_results.py",
+    "run_multi_seed.py", "run_multi_seed.ps1", "hpc_run_all.sh", "submit_multi_seed.slurm", "submit_aggregate.slurm",
+    "submit_kava.sh", "inference.py", "benchmark_incremental_decoding.py", "model_configs.py", "train_with_kv.py",
+    "export_gsm8k.py", "run_hpc_training.sh", "run_all_experiments.sh", "analyze_results.py", "run_ultra_large.sh",
+    "run_multinode.sh", "check_environment.py", "train_adaptive.py", "submit_slurm.sh", "submit_pbs.sh",
+    "test_setup.sh", "download_assets.py", "test_multi_teacher.py", "train_multi_teacher_kv.py",
+    "run_multi_teacher.sh", "run_three_stage_routing.sh", "extract_dual_style_kv.py",
+)  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -117,8 +118,7 @@ def quick(words: list[str]) -> list[str] | None:
     if words[0] == "train":
         given = [word for word in words if word.startswith("training.batch_size=")]  # a batch larger than the tiny set
         words = [word for word in words if word not in given]
-        words += ["system.num_workers=0", "lora.r=4"] if "--lora.r" not in words else ["system.num_workers=0"]
-        words += [] if "--quick_test" in words else ["--quick_test"]
+        words += ["system.num_workers=0", *([] if "--quick_test" in words else ["--quick_test"])]
     if words[0] in ("evaluate", "infer") and "--max_new_tokens" not in words:
         words += ["--max_new_tokens", "4"]
     return words

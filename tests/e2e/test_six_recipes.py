@@ -11,10 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub
 import pytest
 import yaml
 
+import hub
 from kava.cli.main import main
 from kava.config import load_recipe
 from kava.infer.student import Student
@@ -52,7 +52,9 @@ def test_train_evaluate_ask_reload(here: Path, recipe: str, capsys: pytest.Captu
     asked = [json.loads(line) for line in (run / "predictions_svamp.jsonl").read_text().splitlines()]
 
     capsys.readouterr()
-    kava(f"infer --checkpoint {best} --config {recipe} --input_file {questions(here, asked)} --quiet --max_new_tokens 6")
+    kava(
+        f"infer --checkpoint {best} --config {recipe} --input_file {questions(here, asked)} --quiet --max_new_tokens 6"
+    )
     answered = json.loads(capsys.readouterr().out)
     again = Student.from_pretrained(best).answer([item["question"] for item in asked], max_new_tokens=6)
     for item, row, answer in zip(asked, answered, again, strict=True):
@@ -66,7 +68,12 @@ def trained(run: Path, recipe: str) -> None:
     assert [name for name in named if not (run / name).exists()] == []
     stored, shipped = load_recipe(run / "recipe.yaml"), load_recipe(recipe)
     assert stored.model == shipped.model
-    assert (stored.loss, stored.rkv, stored.latent, stored.lora) == (shipped.loss, shipped.rkv, shipped.latent, shipped.lora)
+    assert (stored.loss, stored.rkv, stored.latent, stored.lora) == (
+        shipped.loss,
+        shipped.rkv,
+        shipped.latent,
+        shipped.lora,
+    )
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     updates = [line for line in log if "loss" in line]
     assert [line["step"] for line in updates] == [1, 2, 3, 4]
@@ -83,7 +90,17 @@ def questions(root: Path, asked: list[dict]) -> Path:
 def test_the_command_itself_in_a_new_process(here: Path) -> None:
     """Nothing of this process helps: the environment variables of the guide and the working folder are all there is."""
     best = hub.tiny_student(here / "own" / "best_checkpoint")
-    words = ["evaluate", "--checkpoint", str(best), "--dataset", "gsm8k", "--quick_test", "--quiet", "--max_new_tokens", "6"]
+    words = [
+        "evaluate",
+        "--checkpoint",
+        str(best),
+        "--dataset",
+        "gsm8k",
+        "--quick_test",
+        "--quiet",
+        "--max_new_tokens",
+        "6",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "kava", *words],
         cwd=here, env={**os.environ, **hub.environment(here)}, capture_output=True, text=True, check=False,

@@ -109,7 +109,7 @@ def load_weights(model: LatentModel, folder: str | Path) -> None:
     if missing or extra:
         raise CheckpointError(
             f"{path}: weights do not fit the model (missing {missing[:3]}, unexpected {extra[:3]})",
-            "the recipe in kava.json must be the one the student was trained with",
+            "recipe.yaml beside it must be the one the student was trained with",
         )
     for name, weight in trained.items():
         if weight.shape != saved[name].shape:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
 from kava.backbone.families import Family, family_of
+from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
 from kava.backbone.model import LatentModel
 from kava.backbone.tokens import add_special_tokens, make_room
@@ -51,6 +52,12 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
     special = add_special_tokens(tokenizer)
     make_room(lm, special)
     lm.config.use_cache = False
+    if recipe.training.gradient_checkpointing and not keywords_arrive(family):
+        raise ModelError(
+            f"training.gradient_checkpointing cannot be used with {family.name} on this transformers (before 5): a "
+            "recomputed layer would not see its key/value prefix",
+            "update transformers, or set training.gradient_checkpointing=false",
+        )
     if recipe.training.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone = add_lora(lm, family, special, recipe.lora) if recipe.lora.enabled else lm

@@ -69,6 +69,11 @@ class LatentModel(nn.Module):
         return self.config.num_hidden_layers
 
     @property
+    def max_positions(self) -> int | None:
+        """The longest sequence that learned positions can count; rotary ones have no hard end."""
+        return None if self.family.rotary else self.config.max_position_embeddings
+
+    @property
     def scale(self) -> float:
         """What attention multiplies q.k with."""
         return self.head_size**-0.5

@@ -28,9 +28,7 @@ def check(
         str | None, typer.Option(help="count tokens as this recipe does: its tokenizer, M, dropped last step")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="count tokens with this model's tokenizer instead")] = None,
-    split: Annotated[
-        Literal["train", "validation", "test", "all"], typer.Option(help="which part to read")
-    ] = "all",
+    split: Annotated[Literal["train", "validation", "test", "all"], typer.Option(help="which part to read")] = "all",
     quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
 ) -> int:
     """Read a set as training would, and print its card: rows, hash, steps, share of N_C < M and of N_C = 0.

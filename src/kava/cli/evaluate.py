@@ -17,15 +17,18 @@ QUICK_LIMIT = 16
 
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint_dir", "--checkpoint", help="a student's folder, such as a run's best_checkpoint")
+        Path,
+        typer.Option("--checkpoint_dir", "--checkpoint", help="a student's folder, such as a run's best_checkpoint"),
     ],
     datasets: Annotated[
         list[str] | None,
         typer.Option(
-            "--eval_dataset", "--dataset", "--datasets",
+            "--eval_dataset",
+            "--dataset",
+            "--datasets",
             help="gsm8k, gsm8k-hard, svamp, a built-in set (chains), or a path; several allowed; default: the recipe's",
         ),
-    ] = None,  # fmt: skip
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="a .yaml or .json file, or a folder; default: beside best_checkpoint")
     ] = None,
@@ -36,9 +39,13 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="so many items, always the same ones")] = None,
     num_steps: Annotated[int | None, typer.Option(min=1, help="built-in sets: problems of exactly this length")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
-    base: Annotated[str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
 ) -> int:
     """Accuracy and forward passes of a trained student on test sets.

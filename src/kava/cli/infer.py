@@ -29,7 +29,8 @@ SHAPING = (
 
 def infer(
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", "--checkpoint_dir", help="a student's folder, such as a run's best_checkpoint")
+        Path,
+        typer.Option("--checkpoint", "--checkpoint_dir", help="a student's folder, such as a run's best_checkpoint"),
     ],
     config: Annotated[str | None, typer.Option(help="the recipe you take it for: an error if it is another")] = None,
     mode: Annotated[
@@ -37,18 +38,24 @@ def infer(
     ] = None,
     questions: Annotated[list[str] | None, typer.Option(help='questions for batch mode: "q1" "q2" ...')] = None,
     input_file: Annotated[
-        Path | None, typer.Option(help="questions for batch mode: .txt, one a line, or .jsonl with question|prompt|problem")
+        Path | None,
+        typer.Option(help="questions for batch mode: .txt, one a line, or .jsonl with question|prompt|problem"),
     ] = None,
     output_file: Annotated[
         Path | None, typer.Option(help="also write the answers: Q: and A: blocks, or JSON lines for a name in .jsonl")
     ] = None,
     use_latent: Annotated[
-        bool, typer.Option("--use_latent/--no_latent", help="think in latents, or write the steps with the same weights")
+        bool,
+        typer.Option("--use_latent/--no_latent", help="think in latents, or write the steps with the same weights"),
     ] = True,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
-    base: Annotated[str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="batch mode: one JSON document and nothing else")] = False,
 ) -> int:
     """Ask a trained student: one question at a time, or many.
@@ -173,11 +180,10 @@ def _ask(
     student: Student, asked: Sequence[str], way: str, size: int | None, limit: int | None, quiet: bool
 ) -> list[Answer]:
     from kava.data.progress import progress_bar
-    from kava.infer.generate import Sampling
     from kava.infer.modes import sampling_of
 
     size = size or student.recipe.evaluation.batch_size
-    sampling = Sampling(**sampling_of(student.recipe))
+    sampling = sampling_of(student.recipe)
     order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     found: dict[int, Answer] = {}
     for start in progress_bar(range(0, len(order), size), "batches", not quiet):

@@ -41,6 +41,8 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint first; --resume auto then continues to the same bits.
     """
     given = {word.partition("=")[0].removeprefix("--") for word in ctx.args}
+    if "system.gradient_accumulation_steps" in given:  # the same key in its other place
+        given.add("training.gradient_accumulation_steps")
     settings = [setting for setting in QUICK if quick_test and setting.partition("=")[0] not in given]
     if seed is not None:
         settings.append(f"system.seed={seed}")

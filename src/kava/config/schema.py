@@ -219,7 +219,7 @@ class TrainingConfig(Section):
     )
     gradient_clipping: float = knob(2.0, "known", "largest gradient norm; 0 = no clipping", ge=0)
     gradient_checkpointing: Flag = knob(False, "ours", "less memory, more time")
-    packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 3; same losses")
+    packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 2; same losses")
     hf: dict[str, Any] = knob({}, "ours", "any other TrainingArguments field of transformers, by its own name")
 
     @model_validator(mode="after")
@@ -244,7 +244,7 @@ class LoggingConfig(Section):
     logging_steps: int = knob(50, "noted", "updates between log lines", "the guide", ge=1)
     eval_steps: int = knob(500, "noted", "updates between validations", "the guide", ge=1)
     save_steps: int = knob(1000, "noted", "updates between checkpoints", "the guide", ge=1)
-    save_total_limit: int = knob(2, "ours", "step checkpoints kept, the newest", ge=1)
+    save_total_limit: int = knob(2, "ours", "checkpoints kept of each kind (step, epoch), the newest", ge=1)
     report_to: Names = knob(("tensorboard",), "noted", "tensorboard, wandb, trackio; [] = none", "the guide")
     project: str = knob("kava-reproduction", "noted", "project name for wandb and trackio", "the guide")
 

@@ -169,9 +169,7 @@ def bench(sizes: Sizes, repeats: int, device: str = "cpu", progress: bool = Fals
     """
     where = pick_device(device)
     latent = LatentConfig(num_tokens=sizes.latents, num_iterations=sizes.rounds)
-    model = random_llama(
-        sizes.layers, sizes.width, sizes.heads, sizes.kv_heads, sizes.vocabulary, latent
-    ).to(where)
+    model = random_llama(sizes.layers, sizes.width, sizes.heads, sizes.kv_heads, sizes.vocabulary, latent).to(where)
     batch, kinds = random_batch(sizes, where), objectives(model)
     terms = {}
     for name, (_, _, kind) in kinds.items():

@@ -20,7 +20,6 @@ from kava.errors import ConfigError, RunError
 from kava.evaluate.score import cue_of, predict, summary
 from kava.evaluate.sets import Asked
 from kava.files import write_text
-from kava.infer.generate import Sampling
 from kava.infer.modes import sampling_of, untrained
 from kava.infer.student import Student
 
@@ -84,7 +83,7 @@ def evaluate(
     recipe = student.recipe
     limit = max_new_tokens or recipe.evaluation.max_new_tokens
     size = batch_size or recipe.evaluation.batch_size
-    sampling = Sampling(**sampling_of(recipe), generator=_generator(student))
+    sampling = sampling_of(recipe, generator=_generator(student))
     began = time.perf_counter()
     predictions = predict(student, asked.examples, mode, size, limit, progress=progress, sampling=sampling)
     assert predictions is not None  # nobody asked it to stop
@@ -104,7 +103,8 @@ def evaluate(
         "checkpoint": str(checkpoint),
         "max_new_tokens": limit,
         "batch_size": size,
-        **sampling_of(recipe),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
         "device": _device(student.model.device),
         "versions": versions(),
     }

@@ -6,15 +6,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 from kava import answers
-from kava.config import DatasetConfig, Recipe
+from kava.config import DatasetConfig, GeneratorConfig, Recipe
 from kava.data.example import Example, content_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.load import load_examples, load_file
 from kava.data.places import JSON_SUFFIXES
 from kava.data.sources import known_source
 from kava.errors import ConfigError, DataError
+
+CotType = Literal["equation", "natural_language"]
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,22 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     own = recipe.dataset
     if Path(name).suffix in JSON_SUFFIXES:
         return load_file(name, own.cot_type)
-    settings = {"name": name, "cot_type": cot_type_of(name, own.cot_type), "seed": own.seed}
-    if name in BUILT_IN:
-        settings["generator"] = own.generator
-    elif name == own.name:
-        settings["config"] = own.config
-    return list(load_examples(DatasetConfig(**settings), "test"))
+    asked = DatasetConfig(
+        name=name,
+        config=own.config if name == own.name else None,
+        cot_type=cot_type_of(name, own.cot_type),
+        seed=own.seed,
+        generator=own.generator if name in BUILT_IN else GeneratorConfig(),
+    )
+    return list(load_examples(asked, "test"))
 
 
-def cot_type_of(name: str, default: str) -> str:
+def cot_type_of(name: str, default: CotType) -> CotType:
     """The form of steps the set has; `default` where it has both."""
     if name in BUILT_IN:
-        return FORMS[name][2]
+        return cast(CotType, FORMS[name][2])
     source = known_source(name) or known_source(Path(name).name)
-    return source.cot_type if source is not None and source.cot_type is not None else default
+    return cast(CotType, source.cot_type) if source is not None and source.cot_type is not None else default
 
 
 def _of_length(recipe: Recipe, name: str, num_steps: int, limit: int | None) -> Asked:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from kava.infer.generate import Sampling
 from kava.infer.modes import sampling_of, untrained
 from kava.infer.student import Answer, Student
 
@@ -69,7 +68,7 @@ class Chat:
         self.write(f"temperature {number:g}")
 
     def _ask(self, question: str) -> None:
-        sampling = Sampling(**sampling_of(self.student.recipe, self.temperature))
+        sampling = sampling_of(self.student.recipe, self.temperature)
         answer = self.student.answer([question], self.mode, 1, self.limit, sampling)[0]
         self.write(f"{answer.text}\n{remark(answer)}")
 

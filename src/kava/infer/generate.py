@@ -127,9 +127,7 @@ def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> 
     return _State(pick(out.hidden, last), out.kv(slice(None)), known, known.sum(1))
 
 
-def _think(
-    model: LatentModel, question: Tensor, mask: Tensor, slots: Tensor, after: Tensor
-) -> tuple[_State, int]:
+def _think(model: LatentModel, question: Tensor, mask: Tensor, slots: Tensor, after: Tensor) -> tuple[_State, int]:
     """Pass 0, the rounds, and [latents, <eot>, lead] in the last of them."""
     ids = torch.cat([question, slots], dim=1)
     real = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import torch
+
 from kava.config import Recipe
+from kava.infer.generate import Sampling
 
 
 def untrained(recipe: Recipe, mode: str) -> str | None:
     """Why answers of this mode say little about the student: nothing in its recipe trained them. None if something did."""
     loss = recipe.loss
     if mode == "cot":
-        return None if loss.teacher_ce > 0 else "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
+        return (
+            None if loss.teacher_ce > 0 else "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
+        )
     if loss.student_ce == 0:
         return "not trained for: loss.student_ce was 0, so it never learnt to answer without steps"
     if mode == "direct" and recipe.latent.num_tokens > 0:
@@ -17,7 +22,7 @@ def untrained(recipe: Recipe, mode: str) -> str | None:
     return None
 
 
-def sampling_of(recipe: Recipe, temperature: float | None = None) -> dict[str, float]:
+def sampling_of(recipe: Recipe, temperature: float | None = None, generator: torch.Generator | None = None) -> Sampling:
     """temperature and top_p as the recipe has them, or with another temperature."""
     settings = recipe.evaluation
-    return {"temperature": settings.temperature if temperature is None else temperature, "top_p": settings.top_p}
+    return Sampling(settings.temperature if temperature is None else temperature, settings.top_p, generator)

@@ -14,7 +14,7 @@ from kava.backbone.artifact import load_student
 from kava.backbone.model import LatentModel
 from kava.config import Recipe
 from kava.data.encode import CUE, QUESTION_END, Encoder
-from kava.errors import ConfigError
+from kava.errors import ConfigError, DataError
 from kava.infer.generate import Generation, Sampling, generate
 
 
@@ -55,6 +55,7 @@ class Student:
     ) -> list[Answer]:
         """One Answer per question, in order. The batch size changes nothing but the time."""
         settings = self.recipe.evaluation
+        sampling = sampling or Sampling(settings.temperature, settings.top_p)
         size = batch_size or settings.batch_size
         limit = max_new_tokens or settings.max_new_tokens
         order = sorted(range(len(questions)), key=lambda i: len(questions[i]))  # like lengths together: less padding
@@ -70,9 +71,7 @@ class Student:
         for start in range(0, len(questions), batch_size):
             yield self.answer(questions[start : start + batch_size], batch_size=batch_size, **settings)
 
-    def _generate(
-        self, questions: list[str], mode: str, limit: int, sampling: Sampling | None
-    ) -> list[Generation]:
+    def _generate(self, questions: list[str], mode: str, limit: int, sampling: Sampling | None) -> list[Generation]:
         bos = self._encoder.bos
         texts = [question + QUESTION_END for question in questions]
         rows = [bos + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -84,10 +83,19 @@ class Student:
             mask[i, : len(row)] = True
         device = self.model.device
         lead = self._lead(mode)
+        self._check_length(rows, questions, 2 + self.model.latent.num_tokens + len(lead) + limit)
         self.model.eval()
-        return generate(
-            self.model, ids.to(device), mask.to(device), lead, self._encoder.eos, limit, mode, sampling
-        )
+        return generate(self.model, ids.to(device), mask.to(device), lead, self._encoder.eos, limit, mode, sampling)
+
+    def _check_length(self, rows: list[list[int]], questions: list[str], more: int) -> None:
+        most = self.model.max_positions
+        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+        if most is not None and len(rows[longest]) + more > most:
+            raise DataError(
+                f"a question of {len(rows[longest])} tokens and {more} more for thought and answer do not fit into the "
+                f"model's {most} positions: {questions[longest][:60]!r}",
+                "ask a shorter question, or lower max_new_tokens",
+            )
 
     def _lead(self, mode: str) -> list[int]:
         """The cue, where it is given; an explicit chain of thought always writes its own."""

@@ -60,7 +60,9 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     wanted[warmup] = training.warmup_ratio
     if "logging_dir" in known:
         wanted["logging_dir"] = str(folder / "logs")
-    return TrainingArguments(**{name: value for name, value in wanted.items() if name in known})
+    arguments = TrainingArguments(**{name: value for name, value in wanted.items() if name in known})
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process uses one GPU; torchrun starts more. Never DataParallel.
+    return arguments
 
 
 def _set_up_trackers(recipe: Recipe, folder: Path) -> None:

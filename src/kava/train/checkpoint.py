@@ -88,7 +88,7 @@ def choose(run: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Deletes the oldest step checkpoints beyond `keep`; epoch checkpoints but the last go with the same rule."""
+    """Keeps the newest `keep` step checkpoints and the newest `keep` epoch checkpoints."""
     whole, _ = find(run)
     for group in (True, False):
         for old in [c for c in whole if c.at_epoch is group][:-keep]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,31 @@ from kava.provenance import surroundings
 
 RECIPE, META = "recipe.yaml", "meta.json"
 FREE_TO_CHANGE = ("about.", "logging.", "evaluation.", "system.num_workers", "system.device")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind; exit_code is not 0 when a signal ended it early."""
+
+    folder: Path
+    steps: int
+    best_accuracy: float | None
+    exit_code: int = 0
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def finished(folder: Path) -> bool:
+    return bool(read_meta(folder).get("finished"))
+
+
+def outcome(folder: Path) -> Outcome:
+    """The outcome of a finished run, as it was written down."""
+    meta = read_meta(folder)
+    return Outcome(folder, meta["steps"], meta["best_accuracy"])
 
 
 def claim(folder: Path, recipe: Recipe, resume: str | None) -> None:
@@ -49,8 +75,8 @@ def differing(before: Recipe, now: Recipe) -> list[str]:
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
     """recipe.yaml and meta.json, before anything is trained; a run that goes on must find the data it began with."""
-    if (folder / META).exists():
-        before = json.loads((folder / META).read_text(encoding="utf-8")).get("data", {}).get("sha256")
+    if meta := read_meta(folder):
+        before = meta.get("data", {}).get("sha256")
         if before != facts["data"].get("sha256"):
             raise RunError(
                 f"{folder} was begun with other training data (sha256 {before}, now {facts['data'].get('sha256')})",
@@ -62,5 +88,4 @@ def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
 
 def update(folder: Path, **facts: Any) -> None:
     """Adds facts to meta.json."""
-    meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    write_json(folder / META, meta | facts)
+    write_json(folder / META, read_meta(folder) | facts)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from kava.backbone.load import build_model
 from kava.backbone.model import LatentModel
-from kava.config import Recipe
+from kava.config import BUILTIN_DATASETS, Recipe
 from kava.data.cards import card
 from kava.data.collate import Collator
 from kava.data.encode import Encoder, encode_split
@@ -35,17 +37,7 @@ from kava.train.trainer import BEST, KavaTrainer
 log = logging.getLogger("kava.train")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run left behind; exit_code is not 0 when a signal ended it early."""
-
-    folder: Path
-    steps: int
-    best_accuracy: float | None
-    exit_code: int
-
-
-def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> Outcome:
+def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> folder.Outcome:
     """Trains, saves and validates. `resume` is None, "auto" or a checkpoint folder."""
     from transformers import set_seed
 
@@ -59,10 +51,15 @@ def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: 
     if resume:
         log.info("continuing from %s", start) if start else log.info("no checkpoint yet: starting from the beginning")
 
-    pick_device(recipe.system.device)
+    if start is not None and folder.finished(run):
+        log.info("nothing to do: the run in %s is finished", run)
+        return folder.outcome(run)
+    if pick_device(recipe.system.device).type == "cpu":
+        torch.set_flush_denormal(True)  # subnormal numbers are worth nothing here and cost a fifth of a step
     set_seed(recipe.system.seed)
     model, tokenizer = build_model(recipe)
     data = _load_data(recipe, tokenizer)
+    _check_positions(model, data.train)
     if recipe.rkv.full_slots:
         recipe = _with_slots(recipe, int(data.train.lengths("cot").max()))
         model.latent = recipe.latent
@@ -78,7 +75,7 @@ def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: 
         getattr(trainer, "end", lambda: None)()
         best = trainer.state.best_metric
         _close(run, trainer, interrupt, time.perf_counter() - began)
-    return Outcome(run, trainer.state.global_step, best, interrupt.exit_code)
+    return folder.Outcome(run, trainer.state.global_step, best, interrupt.exit_code)
 
 
 @dataclass(frozen=True)
@@ -92,25 +89,61 @@ def _load_data(recipe: Recipe, tokenizer: Any) -> _Data:
     dataset = recipe.dataset
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
     examples = load_examples(dataset, "train")
-    validation = list(load_examples(dataset, "validation")) if dataset.val_size else []
-    if recipe.evaluation.validation_size is not None:
-        validation = validation[: recipe.evaluation.validation_size]
+    validation = _validation(recipe)
     if dataset.streaming:
-        if recipe.rkv.full_slots:
-            raise ConfigError("rkv.full_slots needs the longest chain of thought, which a stream does not tell",
-                              "set dataset.streaming=false, or latent.num_tokens by hand")  # fmt: skip
-        from kava.data.stream import stream_dataset
-
-        return _Data(stream_dataset(examples, encoder, dataset.max_length), validation, {"streaming": True})
+        return _Data(_stream(recipe, examples, encoder), validation, {"streaming": True})
     assert not isinstance(examples, ExampleStream)
     split = encode_split(examples, encoder, dataset.max_length)
     facts = card(split.encoded, examples, recipe.latent.num_tokens) | {"skipped": split.skipped}
-    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and facts["share_no_result"] in (None, 1):
+    _check_results(recipe, facts["share_no_result"] not in (None, 1))
+    return _Data(split.encoded, validation, facts)
+
+
+def _validation(recipe: Recipe) -> list[Example]:
+    """The validation examples, or a seeded choice of `evaluation.validation_size` of them."""
+    dataset, size = recipe.dataset, recipe.evaluation.validation_size
+    held_out = dataset.generator.val_size if dataset.name in BUILTIN_DATASETS else dataset.val_size
+    found = list(load_examples(dataset, "validation")) if held_out else []
+    if size is None or size >= len(found):
+        return found
+    chosen = random.Random(dataset.seed).sample(range(len(found)), size)
+    return [found[i] for i in sorted(chosen)]
+
+
+def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
+    from kava.data.stream import stream_dataset
+
+    if recipe.rkv.full_slots:
+        raise ConfigError(
+            "rkv.full_slots needs the longest chain of thought, which a stream does not tell",
+            "set dataset.streaming=false, or latent.num_tokens by hand",
+        )
+    if recipe.training.max_steps is None:
+        raise ConfigError("a stream has no known length", "set training.max_steps, or dataset.streaming=false")
+    _check_results(recipe, any(any(encoder(example).result) for example in islice(examples, 200)))
+    return stream_dataset(examples, encoder, recipe.dataset.max_length)
+
+
+def _check_results(recipe: Recipe, some: bool) -> None:
+    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and not some:
         raise DataError(
-            f"rkv.method is steps, but no example of {dataset.name!r} has a step result to anchor on",
+            f"rkv.method is steps, but no example of {recipe.dataset.name!r} has a step result to anchor on",
             "use a data set with equation steps (a = b) or another rkv.method, such as rkv",
         )
-    return _Data(split.encoded, validation, facts)
+
+
+def _check_positions(model: LatentModel, train: Any) -> None:
+    """Learned positions have an end; a sequence beyond it would stop the run in the middle."""
+    most = model.max_positions
+    if most is None or not hasattr(train, "lengths"):
+        return
+    answer = train.lengths("answer") + len(train.cue) + 1
+    longest = train.lengths("question") + answer + train.lengths("cot").clip(min=model.latent.num_tokens + 2)
+    if longest.max() > most:
+        raise DataError(
+            f"{(longest > most).sum()} training examples need up to {longest.max()} positions, the model has {most}",
+            "skip them with dataset.max_length, or use a model with a longer context",
+        )
 
 
 def _with_slots(recipe: Recipe, longest: int) -> Recipe:

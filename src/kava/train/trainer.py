@@ -12,6 +12,7 @@ from transformers import PrinterCallback, Trainer
 
 from kava.backbone.artifact import load_weights, save_student, write_student
 from kava.config import Recipe
+from kava.data.example import stable_hash
 from kava.errors import RunError
 from kava.files import replace_folder
 from kava.losses import add
@@ -83,7 +84,8 @@ class KavaTrainer(Trainer):
 
     def _refuse(self, result: Result, inputs: Any) -> None:
         parts = ", ".join(f"{term.name} {float(term.value()):.4g}" for term in result.terms)
-        ids = ", ".join(str(i) for i in inputs["example_id"].tolist()[:8])
+        known = {stable_hash(name): name for name in getattr(self.train_dataset, "ids", ())}
+        ids = ", ".join(str(known.get(i, i)) for i in inputs["example_id"].tolist()[:8])
         raise RunError(
             f"the loss is not finite in update {self.state.global_step + 1} ({parts}); example ids of the batch: {ids}",
             "lower training.learning_rate or the alphas; the last checkpoint is untouched (--resume auto)",
