@@ -48,16 +48,16 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
 
 def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentModel:
     """Puts special tokens, adapters and projection around a causal LM."""
-    lm.set_attn_implementation(NAME)
-    special = add_special_tokens(tokenizer)
-    make_room(lm, special)
-    lm.config.use_cache = False
     if recipe.training.gradient_checkpointing and not keywords_arrive(family):
         raise ModelError(
             f"training.gradient_checkpointing cannot be used with {family.name} on this transformers (before 5): a "
             "recomputed layer would not see its key/value prefix",
             "update transformers, or set training.gradient_checkpointing=false",
         )
+    lm.set_attn_implementation(NAME)
+    special = add_special_tokens(tokenizer)
+    make_room(lm, special)
+    lm.config.use_cache = False
     if recipe.training.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone = add_lora(lm, family, special, recipe.lora) if recipe.lora.enabled else lm

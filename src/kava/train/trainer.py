@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ class KavaTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._health: dict[str, float] = {}
+        self._tokens, self._since = 0, time.perf_counter()
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
@@ -62,6 +64,7 @@ class KavaTrainer(Trainer):
         for batch in batches:
             for name, count in self.objective.counts(batch).items():
                 counts[name] += count
+            self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
         if self.args.world_size > 1 and counts:
             names = sorted(counts)
             local = torch.tensor([counts[name] for name in names], dtype=torch.float64, device=device)
@@ -99,6 +102,8 @@ class KavaTrainer(Trainer):
         if "loss" in logs:
             logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
             logs |= self._health
+            logs["tokens_per_s"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
+            self._tokens, self._since = 0, time.perf_counter()
             self._sums.clear()
             self._counts.clear()
             self._health = {}
@@ -135,7 +140,9 @@ class KavaTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Generated answers on the validation set; the best so far becomes best_checkpoint/."""
+        before = time.perf_counter()
         found = self.validate()
+        self._since += time.perf_counter() - before  # tokens_per_s speaks of training
         if found is None:
             return {}
         metrics = {f"eval_{name}": value for name, value in found.items()}
