@@ -20,6 +20,7 @@ from kava.config import load_recipe
 from kava.losses import add
 from kava.objectives.latent import LatentObjective
 from kava.train.arguments import training_arguments
+from kava.train.interrupt import Interrupt
 from kava.train.trainer import KavaTrainer
 
 EIGHT = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 4, 1), (2, 9, 2), (7, 1, 2), (3, 0, 1), (5, 5, 4))
@@ -53,6 +54,7 @@ def one_update(
         recipe,
         None,
         lambda: None,
+        Interrupt(),
         args=training_arguments(recipe, folder),
         train_dataset=list(range(len(EIGHT))),  # type: ignore[arg-type]
         data_collator=lambda rows: take(batch, rows),

@@ -27,6 +27,7 @@ MEMBERS = {
     "no_kv": Member("latent student, no KV term", ("loss.alpha2_kv=0",)),
     "kava": Member("latent student, KV term", ()),
 }
+NOTE = "All three students also keep training the teacher's cross-entropy; passes by the rule 1 + T + generated tokens."
 TIMED = 40  # questions asked one by one for the time per question
 
 
@@ -54,7 +55,7 @@ def demo(
         other: _compare(predictions["kava"], predictions[other], longest) for other in ("no_cot", "no_kv")
     }
     lines = [report.verdict(MEMBERS["kava"].name, MEMBERS[k].name, longest, paired[k]) for k in paired]
-    text = report.table(rows) + "\n\n" + "\n".join(lines)
+    text = "\n".join([report.table(rows), "", *lines, NOTE])
     write_text(output_dir / "table.txt", text + "\n")
     result = {"seed": seed, "rows": rows, "paired": {key: value._asdict() for key, value in paired.items()}}
     write_json(output_dir / "result.json", result)

@@ -21,11 +21,19 @@ SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv")
 
 
 class Schedule(TrainerCallback):
-    """A checkpoint every `save_steps` and every epoch, a validation every `eval_steps` and every epoch."""
+    """A checkpoint every `save_steps` and every epoch, a validation every `eval_steps` and every epoch.
+
+    A signal saves at once and validates nothing; the run that continues begins with the validation that is due.
+    """
 
     def __init__(self, trainer: KavaTrainer, interrupt: Interrupt):
         self.trainer = trainer
         self.interrupt = interrupt
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        every = self.trainer.recipe.logging.eval_steps
+        if state.global_step and not _validated(state) and (state.global_step % every == 0 or _whole(state.epoch)):
+            self.trainer.evaluate()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.objective.epoch = int((state.epoch or 0) + 1e-6)
@@ -40,9 +48,14 @@ class Schedule(TrainerCallback):
             control.should_evaluate = state.global_step % logs.eval_steps == 0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.interrupt.signal is None or _whole(state.epoch):
-            self.trainer.at_epoch_end = _whole(state.epoch)
-            control.should_save = control.should_evaluate = True
+        self.trainer.at_epoch_end = _whole(state.epoch)
+        control.should_save = self.interrupt.signal is None or _whole(state.epoch)
+        control.should_evaluate = self.interrupt.signal is None and not _validated(state)
+
+
+def _validated(state: Any) -> bool:
+    """This very update has its validation in the history already."""
+    return any(line["step"] == state.global_step for line in state.log_history if "eval_accuracy" in line)
 
 
 def _whole(epoch: float) -> bool:

@@ -6,7 +6,8 @@ import json
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,21 +40,24 @@ log = logging.getLogger("kava.train")
 
 def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> folder.Outcome:
     """Trains, saves and validates. `resume` is None, "auto" or a checkpoint folder."""
-    from transformers import set_seed
-
     run = Path(output)
     folder.claim(run, recipe, resume)
-    _open_log(run / "train.log", quiet)
-    hush()
-    start, notes = checkpoint.choose(run, resume) if resume else (None, [])
-    for note in notes:
-        log.warning(note)
-    if resume:
-        log.info("continuing from %s", start) if start else log.info("no checkpoint yet: starting from the beginning")
+    with _open_log(run / "train.log", quiet):
+        hush()
+        start, notes = checkpoint.choose(run, resume) if resume else (None, [])
+        for note in notes:
+            log.warning(note)
+        if start is not None and folder.finished(run):
+            log.info("nothing to do: the run in %s is finished", run)
+            return folder.outcome(run)
+        if resume:
+            log.info("continuing from %s", start or "the beginning: there is no checkpoint yet")
+        return _run(run, recipe, start, quiet)
 
-    if start is not None and folder.finished(run):
-        log.info("nothing to do: the run in %s is finished", run)
-        return folder.outcome(run)
+
+def _run(run: Path, recipe: Recipe, start: Path | None, quiet: bool) -> folder.Outcome:
+    from transformers import set_seed
+
     if pick_device(recipe.system.device).type == "cpu":
         torch.set_flush_denormal(True)  # subnormal numbers are worth nothing here and cost a fifth of a step
     set_seed(recipe.system.seed)
@@ -73,9 +77,8 @@ def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: 
         if interrupt.signal is None and not (run / BEST).exists():  # nothing to validate on
             trainer.save_best(validation=None)
         getattr(trainer, "end", lambda: None)()
-        best = trainer.state.best_metric
         _close(run, trainer, interrupt, time.perf_counter() - began)
-    return folder.Outcome(run, trainer.state.global_step, best, interrupt.exit_code)
+    return folder.Outcome(run, trainer.state.global_step, trainer.state.best_metric, interrupt.exit_code)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ def _trainer(
         recipe,
         tokenizer,
         validate,
+        interrupt,
         args=training_arguments(recipe, run),
         train_dataset=data.train,
         data_collator=Collator(tokenizer.pad_token_id),
@@ -222,16 +226,20 @@ def _close(run: Path, trainer: KavaTrainer, interrupt: Interrupt, seconds: float
         log.info("stopped at update %d; continue with --resume auto", state.global_step)
 
 
-def _open_log(path: Path, quiet: bool) -> None:
-    """kava's own lines go to train.log and, unless quiet, to the console."""
+@contextmanager
+def _open_log(path: Path, quiet: bool) -> Iterator[None]:
+    """kava's own lines go to train.log and, unless quiet, to the console, for as long as the run lasts."""
     root = logging.getLogger("kava")
-    for old in list(root.handlers):
-        root.removeHandler(old)
-        old.close()
+    before = (root.handlers, root.level, root.propagate)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING if quiet else logging.INFO)
-    root.handlers = [file, console]
+    root.handlers, root.propagate = [file, console], False
     root.setLevel(logging.INFO)
-    root.propagate = False
+    try:
+        yield
+    finally:
+        root.handlers, level, root.propagate = before
+        root.setLevel(level)
+        file.close()

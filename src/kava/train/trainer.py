@@ -19,6 +19,7 @@ from kava.files import replace_folder
 from kava.losses import add
 from kava.objectives.latent import LatentObjective, Result
 from kava.train.checkpoint import rotate
+from kava.train.interrupt import Interrupt
 
 INCOMING = ".partial-checkpoint"
 BEST = "best_checkpoint"
@@ -38,6 +39,7 @@ class KavaTrainer(Trainer):
         recipe: Recipe,
         tokenizer: Any,
         validate: Callable[[], dict[str, float] | None],
+        interrupt: Interrupt,
         **trainer: Any,
     ):
         super().__init__(model=objective, **trainer)
@@ -47,6 +49,7 @@ class KavaTrainer(Trainer):
         self.recipe = recipe
         self.tokenizer_to_save = tokenizer
         self.validate = validate
+        self.interrupt = interrupt
         self.at_epoch_end = False
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
@@ -59,6 +62,9 @@ class KavaTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro-batches of one update, and what each term is divided by over all of them and all ranks."""
+        if self.state.global_step >= self.state.max_steps:  # resumed behind the last update: only its end is due
+            self.control.should_training_stop = True
+            return [], {}
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts: dict[str, float] = defaultdict(float)
         for batch in batches:
@@ -86,7 +92,7 @@ class KavaTrainer(Trainer):
         return (loss, result) if return_outputs else loss
 
     def _refuse(self, result: Result, inputs: Any) -> None:
-        parts = ", ".join(f"{term.name} {float(term.value()):.4g}" for term in result.terms)
+        parts = ", ".join(f"{term.name} {float(term.value().detach()):.4g}" for term in result.terms)
         known = {stable_hash(name): name for name in getattr(self.train_dataset, "ids", ())}
         ids = ", ".join(str(known.get(i, i)) for i in inputs["example_id"].tolist()[:8])
         raise RunError(
@@ -102,7 +108,7 @@ class KavaTrainer(Trainer):
         if "loss" in logs:
             logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
             logs |= self._health
-            logs["tokens_per_s"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
+            logs["tokens_per_second"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
             self._tokens, self._since = 0, time.perf_counter()
             self._sums.clear()
             self._counts.clear()
@@ -142,8 +148,10 @@ class KavaTrainer(Trainer):
         """Generated answers on the validation set; the best so far becomes best_checkpoint/."""
         before = time.perf_counter()
         found = self.validate()
-        self._since += time.perf_counter() - before  # tokens_per_s speaks of training
+        self._since += time.perf_counter() - before  # tokens_per_second speaks of training
         if found is None:
+            if self.interrupt.signal is not None:  # it came while answers were written: stop here, not an update later
+                self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = {f"eval_{name}": value for name, value in found.items()}
         best = self.state.best_metric
