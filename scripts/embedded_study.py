@@ -42,7 +42,18 @@ AGAINST = ("no_cot", "no_kv")
 
 
 def train(folder: Path, member: str, seed: int, config: str) -> int:
-    words = [sys.executable, "-m", "kava", "train", "--config", config, "--output_dir", str(folder), "--seed", str(seed)]
+    words = [
+        sys.executable,
+        "-m",
+        "kava",
+        "train",
+        "--config",
+        config,
+        "--output_dir",
+        str(folder),
+        "--seed",
+        str(seed),
+    ]
     words += ["--resume", "auto", "--quiet", "logging.report_to=[]", *MEMBERS[member]]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".out").open("wb") as out:

@@ -54,7 +54,7 @@ def test_the_demo_runs_end_to_end_and_again(tmp_path, capsys):
     words = ["demo", "--config", "debug", "--output_dir", str(tmp_path), "--quiet"]
     assert main(words) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in result["rows"]][0] == "explicit chain of thought"
+    assert result["rows"][0]["name"] == "explicit chain of thought"
     assert {"table.txt", "result.json", "plot.png"} <= {path.name for path in tmp_path.iterdir()}
     made = (tmp_path / "kava" / "seed_42" / "best_checkpoint" / "trained.safetensors").stat().st_mtime_ns
     assert main(words) == 0  # nothing is trained twice

@@ -17,7 +17,11 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy
 
 def versions() -> dict[str, str | None]:
     """kava, Python and the libraries that can move a number; null where one is not installed."""
-    return {"kava": kava.__version__, "python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {
+        "kava": kava.__version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
 
 
 def surroundings() -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """A student's folder: everything that was trained, what it is, and its tokenizer. Loading is strict.
 
-    kava.json            method, versions, names of the trained weights, fingerprint of the frozen ones
-    recipe.yaml          every setting of the run that made it
-    trained.safetensors  every trained weight under its own name
-    config.json          the backbone's shape
-    tokenizer files
+kava.json            method, versions, names of the trained weights, fingerprint of the frozen ones
+recipe.yaml          every setting of the run that made it
+trained.safetensors  every trained weight under its own name
+config.json          the backbone's shape
+tokenizer files
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ def locate(name: str) -> str | Path:
 
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:
     try:
-        return kind.from_pretrained(
-            source, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra
-        )
+        return kind.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

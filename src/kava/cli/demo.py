@@ -51,9 +51,7 @@ def demo(
     _train(folders, config, seed, jobs or os.cpu_count() or 1, quiet)
     rows, predictions = _measure(folders, quiet)
     longest = max(rows[0]["by_steps"])
-    paired = {
-        other: _compare(predictions["kava"], predictions[other], longest) for other in ("no_cot", "no_kv")
-    }
+    paired = {other: _compare(predictions["kava"], predictions[other], longest) for other in ("no_cot", "no_kv")}
     lines = [report.verdict(MEMBERS["kava"].name, MEMBERS[k].name, longest, paired[k]) for k in paired]
     text = "\n".join([report.table(rows), "", *lines, NOTE])
     write_text(output_dir / "table.txt", text + "\n")

@@ -25,7 +25,9 @@ QUICK = (
 def train(
     ctx: typer.Context,
     config: Annotated[str, typer.Option(help="a shipped recipe's name (kava config --list) or a YAML file")],
-    output_dir: Annotated[str | None, typer.Option(help="the run's folder; default outputs/<recipe>_seed_<seed>")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(help="the run's folder; default outputs/<recipe>_seed_<seed>")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="short for system.seed=N")] = None,
     use_wandb: Annotated[bool, typer.Option("--use_wandb", "--wandb", help="also report to Weights & Biases")] = False,
     quick_test: Annotated[bool, typer.Option("--quick_test", help="four updates on 32 examples: does it run?")] = False,

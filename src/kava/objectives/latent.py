@@ -130,9 +130,7 @@ class LatentObjective(nn.Module):
                 if self.compressor.needs_importance:
                     weight = importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale)
                 plain = self._unrotated(key, batch, "teacher")
-                kept = self.compressor(
-                    plain, value, batch["cot_mask"], weight, latent_key.shape[2], samples=samples
-                )
+                kept = self.compressor(plain, value, batch["cot_mask"], weight, latent_key.shape[2], samples=samples)
             plain = self._unrotated(latent_key, batch, "latents")
             for mine, target in ((plain, kept.keys), (latent_value, kept.values)):
                 part = kv_loss(mine, target, kept.kept, loss.kv_loss_type, loss.layerwise_std, loss.std_scope)

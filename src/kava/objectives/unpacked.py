@@ -27,9 +27,7 @@ def run_teacher(model: LatentModel, batch: Batch, wants: Wants) -> Teacher:
     return read_teacher(out, batch, ids, mask, question, slice(question, question + cot), wants)
 
 
-def read_teacher(
-    out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: Wants
-) -> Teacher:
+def read_teacher(out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: Wants) -> Teacher:
     """The teacher's view of a pass whose columns from `first` on are targets; the tail follows the CoT columns."""
     tail = slice(cot.stop, cot.stop + batch["tail"].shape[1])
     return Teacher(

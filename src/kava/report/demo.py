@@ -21,10 +21,10 @@ def table(rows: Sequence[Row]) -> str:
         lines.append([row["name"], *cells, f"{row['avg_forward_passes']:.1f}", f"{row['ms']:.1f}"])
     lines.append(["problems", *[str(rows[0]["by_steps"][n]["total"]) for n in lengths], "", ""])
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
+    texts = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        texts.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
     rule = "-" * len(texts[0])
     return "\n".join([texts[0], rule, *texts[1:-1], rule, texts[-1]])
 

@@ -46,7 +46,9 @@ def claim(folder: Path, recipe: Recipe, resume: str | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make the output folder {folder}: {error.strerror}", "choose another --output_dir") from error
+        raise RunError(
+            f"cannot make the output folder {folder}: {error.strerror}", "choose another --output_dir"
+        ) from error
     sweep(folder)
     stored = folder / RECIPE
     if not stored.exists():

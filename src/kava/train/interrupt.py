@@ -30,7 +30,9 @@ class Interrupt:
             raise KeyboardInterrupt
         self.signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: saving a checkpoint after this update, then stopping (Ctrl-C again stops at once)", flush=True)
+        print(
+            f"\n{name}: saving a checkpoint after this update, then stopping (Ctrl-C again stops at once)", flush=True
+        )
 
     @property
     def exit_code(self) -> int:

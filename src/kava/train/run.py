@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kava.backbone.hush import hush
 import torch
 
+from kava.backbone.hush import hush
 from kava.backbone.load import build_model
 from kava.backbone.model import LatentModel
 from kava.config import BUILTIN_DATASETS, Recipe
