@@ -176,7 +176,7 @@ def bench(sizes: Sizes, repeats: int, device: str = "cpu", progress: bool = Fals
         kind.watch = False
         found = kind(batch).terms
         terms[name] = {term.name: float(term.value().detach()) for term in found} | {"loss": float(add(found).detach())}
-    result = {"hardware": hardware(where), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
+    result: dict[str, Any] = {"hardware": hardware(where), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
     result["equal"] = not unequal(terms)
     if result["equal"]:
         result |= _timed({name: _step(kind, batch, where) for name, (_, _, kind) in kinds.items()}, repeats, progress)

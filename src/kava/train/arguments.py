@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kava.config import Recipe
 from kava.errors import ConfigError
 from kava.infer.student import pick_device
 
+log = logging.getLogger("kava.train")
 INSTALL = {"tensorboard": "pip install 'kava[track]'", "wandb": "pip install wandb", "trackio": "pip install trackio"}
 
 
@@ -76,3 +78,11 @@ def _set_up_trackers(recipe: Recipe, folder: Path) -> None:
     os.environ.setdefault("WANDB_PROJECT", recipe.logging.project)
     os.environ.setdefault("WANDB_DIR", str(folder))
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+    if "wandb" in recipe.logging.report_to and not _wandb_login():
+        os.environ.setdefault("WANDB_MODE", "offline")  # without a login it would ask, which stops a batch job
+        log.warning("wandb: no login found, so it writes to %s; send it later with: wandb sync", folder / "wandb")
+
+
+def _wandb_login() -> bool:
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
