@@ -11,6 +11,7 @@ from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
 CONTEXT = OVERRIDES
 QUICK = (
     "dataset.subset_size=32",
+    "system.num_workers=0",
     "training.max_steps=4",
     "training.batch_size=4",
     "training.gradient_accumulation_steps=1",

@@ -51,7 +51,7 @@ def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: 
             log.info("nothing to do: the run in %s is finished", run)
             return folder.outcome(run)
         if resume:
-            log.info("continuing from %s", start or "the beginning: there is no checkpoint yet")
+            log.info(f"continuing from {start}" if start else "no checkpoint yet: starting from the beginning")
         return _run(run, recipe, start, quiet)
 
 
