@@ -30,7 +30,7 @@ class LatentModel(nn.Module):
         self.special = special
         self.latent = latent
         weight = next(self.backbone.parameters())
-        projection = make_projection(self.config.hidden_size, use_projection)
+        projection = make_projection(self.config.hidden_size, use_projection and self.thinks)  # nothing trains in vain
         self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
 
     @property
