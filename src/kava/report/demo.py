@@ -35,9 +35,10 @@ def verdict(name: str, other: str, steps: int, paired: Paired) -> str:
         word = "no significant difference"
     else:
         word = "better" if paired.only_first > paired.only_second else "worse"
+    p = f"= {paired.p:.2g}" if paired.p > 0 else "< 1e-300"
     return (
         f"{name} against {other}, {steps}-step problems: {word} "
-        f"(only the first right {paired.only_first}, only the second {paired.only_second}, exact paired p = {paired.p:.2g})"
+        f"(only the first right {paired.only_first}, only the second {paired.only_second}, exact paired p {p})"
     )
 
 
