@@ -35,14 +35,14 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="where the runs, the table and the plot go")] = Path("outputs/demo"),
     seed: Annotated[int, typer.Option(help="seed of all three students")] = 42,
     config: Annotated[str, typer.Option(help="the recipe of the latent student with the KV term")] = "embedded",
-    jobs: Annotated[int, typer.Option(help="students trained at once; 0 = all three, which keeps every core busy to the end")] = 0,
+    jobs: Annotated[int, typer.Option(help="students trained at once; 0 = all three, so that no core is idle")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
 ) -> int:
     """Distil the shipped checkpoint on built-in arithmetic: about five minutes on two cores.
 
     Three students start from the same checkpoint and train for the same steps on the same data: one without thoughts,
-    one with latents but no KV term, one with the KV term. The table compares them with the checkpoint's explicit chain
-    of thought, on held-out problems; the tests are paired and exact.
+    one with latents but no KV term, one with the KV term. The table compares them with the explicit chain of thought
+    that the last one's weights write as their own teacher, on held-out problems; the tests are paired and exact.
     """
     from kava.files import write_json, write_text
     from kava.report import demo as report
