@@ -90,6 +90,30 @@ def test_what_is_read(text, marked, read):
     assert flexible(text) == read
 
 
+FORMS = [
+    ("1,234", 1234), ("-3", -3), ("$5.00", 5), ("3/4", Fraction(3, 4)), ("50 %", Fraction(1, 2)), ("1e3", 1000),
+    ("2.75", Fraction(11, 4)), ("-0.5", Fraction(-1, 2)),
+]  # fmt: skip
+PLACES = {
+    "cue": "The answer is: {}",
+    "cue, full stop": "The answer is: {}.",
+    "two numbers": "The answer is: {} and not 99",
+    "another before": "First 98. The answer is: {}",
+    "####": "97 of them\n#### {}",
+    "boxed": "so \\boxed{{{}}} of 96",
+    "nothing": "it must be {}",
+    "nothing, full stop": "95 or it must be {}.",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("form", "value"), FORMS)
+def test_every_form_in_every_place(form, value, place):
+    text = PLACES[place].format(form)
+    assert number(flexible(text)) == value
+    assert number(strict(text)) == (None if place.startswith("nothing") else value)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from scipy.stats import binomtest
 
 from kava.cli.main import main
 from kava.report.demo import plot, table, verdict
-from kava.report.paired import Paired, mcnemar
+from kava.report.stats import Paired
 
 ROWS = [
     {"name": "explicit", "by_steps": {1: {"correct": 3, "total": 4}, 2: {"correct": 5, "total": 10}},
@@ -17,15 +16,6 @@ ROWS = [
     {"name": "latent", "by_steps": {1: {"correct": 4, "total": 4}, 2: {"correct": 1, "total": 10}},
      "avg_forward_passes": 5.0, "ms": 9.5},
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("b", "c", "both"), [(0, 0, 5), (5, 0, 3), (0, 7, 0), (12, 30, 100), (200, 230, 50)])
-def test_mcnemar_is_the_exact_binomial_test(b, c, both):
-    first = [True] * b + [False] * c + [True] * both
-    second = [False] * b + [True] * c + [True] * both
-    found = mcnemar(first, second)
-    assert (found.only_first, found.only_second) == (b, c)
-    assert found.p == pytest.approx(binomtest(b, b + c).pvalue if b + c else 1.0, rel=1e-9)
 
 
 def test_the_table_shows_percent_counts_and_passes():

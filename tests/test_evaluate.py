@@ -14,7 +14,8 @@ from kava.cli.main import main
 from kava.config import load_recipe
 from kava.data.example import Example
 from kava.errors import ConfigError, DataError
-from kava.evaluate.run import files_for
+from kava.evaluate import run
+from kava.evaluate.result_files import files_for
 from kava.evaluate.score import judge, predict, score, summary
 from kava.evaluate.sets import Asked, open_asked, short_name
 from kava.infer.student import Answer, Student
@@ -22,7 +23,7 @@ from kava.infer.student import Answer, Student
 FIELDS = {
     "dataset", "mode", "cue", "accuracy", "correct", "total", "unit", "metric", "strict_accuracy", "flexible_accuracy",
     "no_answer", "truncated", "avg_forward_passes", "std_forward_passes", "avg_executed_calls", "avg_generated_tokens",
-    "by_steps", "set_size", "data_sha256", "wall_time_s", "config", "seed", "checkpoint", "max_new_tokens", "batch_size",
+    "by_steps", "set_size", "data_sha256", "wall_time_s", "config", "seed", "checkpoint", "step", "max_new_tokens", "batch_size",
     "temperature", "top_p", "device", "versions",
 }  # fmt: skip
 
@@ -34,7 +35,7 @@ class Canned:
         self.texts = texts
         self.recipe = load_recipe("debug", [f"evaluation.cue={cue}"])
 
-    def answer(self, questions, mode="latent", batch_size=None, max_new_tokens=None, sampling=None):
+    def answer(self, questions, mode="latent", batch_size=None, max_new_tokens=None, sampling=None, latents=None):
         from kava import answers
 
         made = []
@@ -161,6 +162,23 @@ def test_modes_parts_and_other_checkpoints_have_files_of_their_own(here, capsys)
     assert not (here / "run/results_svamp.yaml").exists()
 
 
+def test_only_what_is_missing_is_asked(here, tmp_path, capsys):
+    out = ("--checkpoint", "run/best_checkpoint", "--output", tmp_path, "--max_new_tokens", 4)
+
+    def sets(*words):
+        capsys.readouterr()
+        assert evaluate(*out, *words, "--missing", "--quiet") == 0
+        return [found["dataset"] for found in json.loads(capsys.readouterr().out)]
+
+    assert sets("--dataset", "svamp") == ["svamp"]
+    assert sets("--dataset", "svamp", "gsm8k") == ["gsm8k"]
+    assert sets("--dataset", "svamp", "gsm8k") == []
+    assert sets("--dataset", "svamp", "--losses") == ["svamp"]  # the file there has none
+    path = tmp_path / "results_gsm8k.yaml"
+    path.write_text(path.read_text().replace("step: ", "step: 9"))  # of another checkpoint
+    assert sets("--dataset", "svamp", "gsm8k") == ["gsm8k"]
+
+
 def test_output(here, tmp_path, capsys):
     words = ("--checkpoint", "run/best_checkpoint", "--max_new_tokens", 2, "--quiet", "--quick_test")
     assert evaluate(*words, "--dataset", "gsm8k", "--output", tmp_path / "a" / "results_x.yaml") == 0
@@ -187,12 +205,19 @@ def test_default_sets_are_the_recipes(here, tmp_path, capsys):
     assert [(one["dataset"], one["total"]) for one in found] == [("chains", 16)]  # debug's own generator settings
 
 
-def test_batches_change_nothing(here, tmp_path):
+@pytest.mark.parametrize("mode", ["latent", "cot", "direct"])
+def test_batches_change_nothing(here, tmp_path, mode):
+    """Texts and passes, to the byte of the file."""
     student = Student.from_pretrained("run/best_checkpoint")
-    asked = open_asked(student.recipe, "gsm8k").examples[:9]
-    for mode in ("latent", "cot", "direct"):
-        first, *others = (predict(student, asked, mode, size, 4) for size in (1, 7, 64))
-        assert all(found == first for found in others)
+    asked, checkpoint = open_asked(student.recipe, "gsm8k", 9), here / "run/best_checkpoint"
+    found = []
+    for size in (1, 7, 64):
+        files = files_for(checkpoint, asked, mode, tmp_path / f"b{size}")
+        results = run.evaluate(student, asked, files, checkpoint, mode, size, 4)
+        found.append((files.predictions.read_bytes(), results["avg_forward_passes"], results["correct"]))
+        assert results["batch_size"] == size
+    assert found[0] == found[1] == found[2]
+    assert found[0][0].count(b"\n") == 9
 
 
 def test_held_out_problems_of_one_length(here, tmp_path, capsys):
@@ -271,6 +296,29 @@ def test_each_mistake_is_one_line_and_writes_nothing(here, tmp_path, capsys):
         assert len(err.splitlines()) <= 2
         assert not out
     assert set((here / "run").rglob("*")) == before
+
+
+def test_a_folder_of_another_kind_is_told_from_a_student(here, tmp_path, capsys):
+    empty, model, adapter = (tmp_path / name for name in ("empty", "model", "adapter"))
+    for folder, file in ((empty, None), (model, "config.json"), (adapter, "adapter_config.json")):
+        folder.mkdir()
+        if file is not None:
+            (folder / file).write_text("{}")
+    seeds = tmp_path / "member"
+    (seeds / "seed_1").mkdir(parents=True)
+    (seeds / "seed_1" / "best_checkpoint").symlink_to(here / "run" / "best_checkpoint")
+    for folder, said, hint in (
+        (empty, "is empty", "give a run's best_checkpoint"),
+        (model, "a model of transformers", "kava train"),
+        (adapter, "an adapter of peft", "best_checkpoint"),
+        (here / "run", "has no kava.json", "run/best_checkpoint"),
+        (seeds, "has no kava.json", "member/seed_1/best_checkpoint"),
+        (tmp_path / "nowhere", "does not exist", "best_checkpoint"),
+    ):
+        assert evaluate("--checkpoint", folder, "--quick_test") == 2
+        message, advice = capsys.readouterr().err.splitlines()
+        assert said in message
+        assert hint in advice
 
 
 def test_a_set_that_cannot_be_loaded_is_never_another_one(here):

@@ -139,7 +139,7 @@ def bad_inputs(tmp_path, checkpoint):
     yield ["--checkpoint", checkpoint, *ask, "--config", "nosuch"], "unknown recipe"
     yield ["--checkpoint", tmp_path / "nowhere", *ask], "does not exist"
     yield ["--checkpoint", empty, *ask], "is not a folder"
-    yield ["--checkpoint", folder, *ask], "no kava.json"
+    yield ["--checkpoint", folder, *ask], "is empty"
     yield ["--checkpoint", checkpoint.parent, *ask], str(checkpoint)
     yield [*ask], "--checkpoint"
 

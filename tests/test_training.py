@@ -22,6 +22,8 @@ from compare import tiny_base
 from kava.backbone.artifact import WEIGHTS, load_student
 from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError, RunError
+from kava.files import sole_owner
+from kava.train import folder as folder_module
 from kava.train import run as run_module
 from kava.train.checkpoint import find
 from kava.train.folder import Outcome, update
@@ -84,7 +86,7 @@ def assert_same_run(folder: Path, wanted: Path) -> None:
 def test_the_folder_explains_the_run(undisturbed: Path, base: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     wanted = {"recipe.yaml", "meta.json", "data_card.json", "train.log", "log.jsonl", "best_checkpoint"}
-    assert names - {"logs"} == wanted | {"checkpoint-step8", LAST, "checkpoint-ep1"}
+    assert names - {"logs", ".lock"} == wanted | {"checkpoint-step8", LAST, "checkpoint-ep1"}
     assert load_recipe(undisturbed / "recipe.yaml") == recipe_for(base)
     assert yaml.safe_load((undisturbed / "recipe.yaml").read_text())["training"]["batch_size"] == 4
     meta = json.loads((undisturbed / "meta.json").read_text())
@@ -341,3 +343,26 @@ def test_kill_at_random_moments_ends_in_the_same_bits(base: Path, forty: Path, t
     process = start(base, folder, "--resume", "auto")
     assert process.wait(900) == 0, process.stderr.read() if process.stderr else ""
     assert_same_end(folder, forty)
+
+
+def test_a_folder_in_use_is_refused_and_a_resumed_run_waits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "PATIENCE", 0.3)
+    (tmp_path / "run").mkdir()
+    with (
+        sole_owner(tmp_path / "run" / folder_module.LOCK),
+        pytest.raises(RunError, match="another process is at work in"),
+    ):
+        train(recipe_for(base), tmp_path / "run", "auto", quiet=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_run_whose_parent_was_killed_saves_and_stops(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAVA_PARENT", "1" if os.getppid() != 1 else "2")
+    outcome = train(recipe_for(base), tmp_path / "run", quiet=True)
+    assert (outcome.exit_code, outcome.steps) == (128 + signal.SIGTERM, 1)
+    monkeypatch.delenv("KAVA_PARENT")
+    assert train(recipe_for(base), tmp_path / "run", "auto", quiet=True).steps == 9

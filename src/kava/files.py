@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from kava.errors import RunError
 
 PARTIAL = ".partial-"
 
@@ -58,6 +63,41 @@ def replace_folder(source: Path, target: Path) -> None:
         os.rename(target, old)
     os.rename(source, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def sole_owner(path: str | Path, patience: float = 0.0) -> Iterator[None]:
+    """Holds the lock file `path` while the block runs; the system frees it when the process ends, however it ends.
+
+    `patience` is how many seconds to wait for a process that holds it.
+    """
+    with open(path, "a", encoding="utf-8") as file:
+        until = time.monotonic() + patience
+        while not _lock(file.fileno()):
+            if time.monotonic() >= until:
+                folder = Path(path).parent
+                raise RunError(f"another process is at work in {folder}", "wait for it, or choose another folder")
+            time.sleep(0.2)
+        yield
+
+
+def _lock(handle: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+            return True
+        raise
+    return True
 
 
 def sweep(folder: str | Path) -> None:

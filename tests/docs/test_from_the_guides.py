@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -119,6 +120,12 @@ def quick(words: list[str]) -> list[str] | None:
         given = [word for word in words if word.startswith("training.batch_size=")]  # a batch larger than the tiny set
         words = [word for word in words if word not in given]
         words += ["system.num_workers=0", *([] if "--quick_test" in words else ["--quick_test"])]
+    if words[0] == "seeds":
+        words += ["--quick_test", "system.num_workers=0", "evaluation.max_new_tokens=4"]
+    if words[0] == "suite":  # two members of the default recipe stand for all
+        words += ["--quick_test", "--seeds", "42", "--members", "E1_baseline", "E4_rkv"]
+    if words[0] == "bench":
+        words += ["--repeats", "1"]
     if words[0] in ("evaluate", "infer") and "--max_new_tokens" not in words:
         words += ["--max_new_tokens", "4"]
     return words
@@ -137,4 +144,13 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("gsm8k", "gsm8k-hard", "svamp"):
         assert yaml.safe_load((seed / f"results_{name}.yaml").read_text())["total"] == hub.TEST_ROWS
     assert (root / "outputs" / "llama1b_aug_seed_42_quick" / "results_gsm8k.yaml").is_file()
+    for tree in ("llama1b_aug", "llama1b_aug_multi_seed"):
+        found = json.loads((root / "outputs" / tree / "aggregated_results.json").read_text())["llama1b_aug"]
+        assert found == json.loads(
+            json.dumps(yaml.safe_load((root / "outputs" / tree / "aggregated_results.yaml").read_text()))
+        )
+        assert (found["num_seeds"], list(found["datasets"])) == (3, ["gsm8k", "gsm8k-hard", "svamp"])
+    assert r"\begin{tabular}{llccc}" in (root / "paper_tables.tex").read_text()
+    assert len((root / "results.csv").read_text().splitlines()) == 4
+    assert "E4_rkv" in (root / "outputs" / "EXPERIMENT_REPORT.txt").read_text()
     assert len((root / "answers.txt").read_text().split("-" * 80)) == 2

@@ -96,9 +96,7 @@ class LatentModel(nn.Module):
 
     @property
     def thinks(self) -> bool:
-        """False for pause tokens (T = 0) and for no latents at all (M = 0): then nothing is fed back."""
-        latent = self.latent
-        return latent.num_tokens > 0 and (latent.method == "sequential" or latent.num_iterations > 0)
+        return self.latent.thinks
 
     def think(self, hidden: Tensor, run: Any) -> Tensor:
         """Input embeddings [B, M, E] of the latents' last pass.

@@ -1,13 +1,21 @@
-"""For benchmarks: a random model of any size, and attention that keeps its logits and probabilities, as older code does."""
+"""What is measured against: random models of any size, the library's own generation, and attention that keeps its
+logits and probabilities, as older code does."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from kava.backbone.attention import NAME, Call
@@ -20,25 +28,64 @@ from kava.config import LatentConfig
 EAGER = "kava_eager"
 
 
-def random_llama(
-    layers: int, width: int, heads: int, kv_heads: int, vocabulary: int, latent: LatentConfig, seed: int = 0
+def random_model(
+    layers: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    vocabulary: int,
+    latent: LatentConfig,
+    family: str = "llama",
+    std: float = 0.02,
+    seed: int = 0,
 ) -> LatentModel:
-    """A LatentModel around an untrained Llama; its last three tokens are the special ones."""
+    """A LatentModel around an untrained model of a family; its last three tokens are the special ones.
+
+    `std` is that of the weights; with the usual 0.02 a small model's attention is all but even.
+    """
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
+        head_dim=width // heads,
+        initializer_range=std,
         tie_word_embeddings=True,
         use_cache=False,
     )
-    lm = LlamaForCausalLM(config)
+    lm = AutoModelForCausalLM.from_config(config)
     lm.set_attn_implementation(NAME)
     special = SpecialTokens(vocabulary - 3, vocabulary - 2, vocabulary - 1)
-    return LatentModel(lm, FAMILIES["llama"], special, latent, use_projection=True)
+    return LatentModel(lm, FAMILIES[family], special, latent, use_projection=True)
+
+
+def library_twin(model: LatentModel) -> Any:
+    """The same weights, not copied, in a model of transformers as anybody else uses it: its attention, its cache."""
+    lm = model.causal_lm
+    shared = {id(part): part for part in (*lm.parameters(), *lm.buffers())}
+    twin = copy.deepcopy(lm, shared)
+    twin.set_attn_implementation("sdpa")
+    twin.config.use_cache = True
+    return twin.eval()
+
+
+@torch.inference_mode()
+def library_generate(twin: Any, ids: Tensor, mask: Tensor, eos: int, limit: int) -> list[list[int]]:
+    """The tokens that `generate` of transformers adds to each row, greedily, eos included; ids, mask [B, T].
+
+    What the checkpoint itself asks for (sampling, penalties, other end tokens) is left out.
+    """
+    twin.generation_config = GenerationConfig(
+        max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=eos, use_cache=True
+    )
+    order = mask.to(torch.int8).argsort(dim=1, stable=True)  # padding to the left, as the library wants it
+    out = twin.generate(ids.gather(1, order), attention_mask=mask.gather(1, order).long())
+    rows = out[:, ids.shape[1] :].tolist()
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
 @dataclass

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -63,83 +60,16 @@ def demo(
 
 
 def _train(folders: dict[str, Path], config: str, seed: int, jobs: int, quiet: bool) -> None:
-    """Runs `kava train` for every member, `jobs` at a time, with one shared bar; what is finished stays as it is."""
-    waiting = list(MEMBERS)
-    total = {key: _planned(config) for key in waiting}
-    threads = str(max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(waiting) or 1))))
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    bar = _Bar(sum(total.values()), quiet)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                key = waiting.pop()
-                running[key] = _start(key, folders[key], config, seed, threads)
-            time.sleep(0.3)
-            bar.show({key: _step(folders[key]) for key in total})
-            for key in [key for key, process in running.items() if process.poll() is not None]:
-                _check(key, folders[key], running.pop(key).returncode)
-    finally:
-        for process in running.values():
-            process.terminate()
-        bar.close()
+    """Runs `kava train` for every member; what is finished stays as it is."""
+    from kava.suites.members import job
+    from kava.suites.runner import run_jobs
 
-
-def _start(key: str, folder: Path, config: str, seed: int, threads: str) -> subprocess.Popen[bytes]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "kava.cli.main", "train", "--config", config, "--output_dir", str(folder)]
-    words += ["--seed", str(seed), "--resume", "auto", "--quiet", "logging.report_to=[]", *MEMBERS[key].settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    with (folder.parent / f"seed_{seed}.out").open("wb") as out:
-        return subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, env=environment)
-
-
-def _check(key: str, folder: Path, code: int) -> None:
-    if code:
-        log = folder.with_suffix(".out")
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-2:]
-        raise RunError(f"training {key} ended with code {code}: {' '.join(last)}", f"the whole output is in {log}")
-
-
-def _planned(config: str) -> int:
-    from kava.config import load_recipe
-
-    steps = load_recipe(config).training.max_steps
-    if steps is None:
-        raise RunError(f"recipe {config} sets no training.max_steps", "the demo needs equal, known lengths")
-    return steps
-
-
-def _step(folder: Path) -> int:
-    """The last update that a run has logged."""
-    log = folder / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-
-class _Bar:
-    """One bar over all runs on a terminal, a line every 15 seconds elsewhere."""
-
-    def __init__(self, total: int, quiet: bool):
-        from tqdm import tqdm
-
-        self.live = sys.stderr.isatty() and not quiet
-        self.quiet = quiet
-        self.total = total
-        self.bar = tqdm(total=total, ascii=True, unit="upd", desc="train", disable=not self.live)
-        self.began = self.last = time.monotonic()
-
-    def show(self, steps: dict[str, int]) -> None:
-        done = sum(steps.values())
-        self.bar.n = done
-        self.bar.set_postfix(steps, refresh=True)
-        now = time.monotonic()
-        if not self.live and not self.quiet and now - self.last > 15:
-            self.last = now
-            parts = ", ".join(f"{key} {step}" for key, step in steps.items())
-            print(f"training {done}/{self.total} updates ({parts}), {now - self.began:.0f} s", flush=True)
-
-    def close(self) -> None:
-        self.bar.close()
+    queue = [
+        job(key, config, folders[key], seed, ["logging.report_to=[]", *member.settings], [])
+        for key, member in MEMBERS.items()
+    ]
+    for key, reason in run_jobs(queue, jobs, quiet).items():
+        raise RunError(f"{key}: {reason}", f"the whole output is in {folders[key]}.out")
 
 
 def _measure(folders: dict[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
@@ -182,7 +112,7 @@ def _milliseconds(student: Any, examples: Any, mode: str) -> float:
 
 
 def _compare(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int) -> Any:
-    from kava.report.paired import mcnemar
+    from kava.report.stats import mcnemar
 
     def right(items: list[dict[str, Any]]) -> list[bool]:
         return [item["correct"] for item in items if item["num_steps"] == steps]

@@ -8,18 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.infer import stored_recipe
 from kava.cli.many import app_of
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet, stored_recipe
 from kava.errors import ConfigError
 
 QUICK_LIMIT = 16
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path,
-        typer.Option("--checkpoint_dir", "--checkpoint", help="a student's folder, such as a run's best_checkpoint"),
-    ],
+    checkpoint: Checkpoint,
     datasets: Annotated[
         list[str] | None,
         typer.Option(
@@ -35,23 +32,35 @@ def evaluate(
     mode: Annotated[
         Literal["latent", "cot", "direct"], typer.Option(help="think in latents, write the steps, or neither")
     ] = "latent",
+    ablate: Annotated[
+        Literal["zero", "mean", "swap", "noise"] | None,
+        typer.Option(help="put these in place of the latents: does the answer depend on them?"),
+    ] = None,
+    num_tokens: Annotated[int | None, typer.Option(min=0, max=4096, help="think in so many latents (M)")] = None,
+    num_iterations: Annotated[int | None, typer.Option(min=0, max=4096, help="think for so many rounds (T)")] = None,
+    cue: Annotated[
+        Literal["given", "generated"] | None, typer.Option(help="give the cue, or let the model write it")
+    ] = None,
+    losses: Annotated[
+        bool, typer.Option("--losses", help="also the held-out loss terms, and the distance to what compressors keep")
+    ] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="leave out sets that this very checkpoint has results of")
+    ] = False,
     quick_test: Annotated[bool, typer.Option("--quick_test", help=f"{QUICK_LIMIT} items: does it run?")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="so many items, always the same ones")] = None,
     num_steps: Annotated[int | None, typer.Option(min=1, help="built-in sets: problems of exactly this length")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
-    base: Annotated[
-        str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    base: Base = None,
+    quiet: Quiet = False,
 ) -> int:
     """Accuracy and forward passes of a trained student on test sets.
 
-    Writes results_<set>[.<mode>].yaml and predictions_<set>[.<mode>].jsonl. Accuracies are fractions of all items;
-    correct is the number right behind the cue; a set that cannot be loaded is an error before anything is asked.
+    Writes results_<set>[.<mode>].yaml and predictions_<set>[.<mode>].jsonl; .ablate_<kind>, .M<n>, .T<n> and .cue_<how>
+    are added where the student is changed. Accuracies are fractions of all items; correct is the number right behind
+    the cue; a set that cannot be loaded is an error before anything is asked.
     """
     recipe = stored_recipe(checkpoint)
     names = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
@@ -59,20 +68,42 @@ def evaluate(
         limit = QUICK_LIMIT
     if output is not None and len(names) > 1 and output.suffix and not output.is_dir():
         raise ConfigError(f"--output {output} is one file, there are {len(names)} sets", "give --output a folder")
+    if losses and (ablate is not None or mode == "direct"):
+        what = "--ablate" if ablate is not None else "mode direct"
+        raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
 
+    from kava.backbone.artifact import read_card
     from kava.backbone.hush import hush
-    from kava.evaluate.run import check_writable, evaluate, files_for, line
+    from kava.evaluate.changes import Changes
+    from kava.evaluate.result_files import check_writable, files_for, line, up_to_date
+    from kava.evaluate.run import evaluate
     from kava.evaluate.sets import open_asked
     from kava.infer.student import Student
 
+    changes = Changes.of(recipe, mode, ablate, num_tokens, num_iterations, cue)
     hush()
     asked = [open_asked(recipe, name, limit, num_steps) for name in names]
-    files = [files_for(checkpoint, one, mode, output) for one in asked]
+    for one in asked:
+        changes.check_items(one.examples, one.name)
+    files = [files_for(checkpoint, one, mode, output, changes) for one in asked]
     check_writable(files)
+    pairs = list(zip(asked, files, strict=True))
+    if missing:
+        step = read_card(checkpoint).get("step")
+        pairs = [
+            (one, pair)
+            for one, pair in pairs
+            if not up_to_date(pair, {"step": step, "mode": mode, "data_sha256": one.sha256}, losses)
+        ]
+    if not pairs:
+        show_result([], "nothing to do: every set has results of this checkpoint", quiet)
+        return 0
     student = Student.from_pretrained(checkpoint, device, base)
     found = []
-    for one, pair in zip(asked, files, strict=True):
-        results = evaluate(student, one, pair, checkpoint, mode, batch_size, max_new_tokens, progress=not quiet)
+    for one, pair in pairs:
+        results = evaluate(
+            student, one, pair, checkpoint, mode, batch_size, max_new_tokens, changes, losses, progress=not quiet
+        )
         found.append(results | {"results": str(pair.results), "predictions": str(pair.predictions)})
         if not quiet:
             print(f"{line(results)}\n  wrote {pair.results} and {pair.predictions.name}", flush=True)

@@ -12,7 +12,8 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.many import app_of
-from kava.errors import CheckpointError, ConfigError, DataError
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, stored_recipe
+from kava.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from kava.config import Recipe
@@ -28,10 +29,7 @@ SHAPING = (
 
 
 def infer(
-    checkpoint: Annotated[
-        Path,
-        typer.Option("--checkpoint", "--checkpoint_dir", help="a student's folder, such as a run's best_checkpoint"),
-    ],
+    checkpoint: Checkpoint,
     config: Annotated[str | None, typer.Option(help="the recipe you take it for: an error if it is another")] = None,
     mode: Annotated[
         Literal["interactive", "batch"] | None, typer.Option(help="default: batch if there are questions")
@@ -48,14 +46,10 @@ def infer(
         bool,
         typer.Option("--use_latent/--no_latent", help="think in latents, or write the steps with the same weights"),
     ] = True,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="questions at once; changes nothing but the time")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
-    base: Annotated[
-        str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    base: Base = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="batch mode: one JSON document and nothing else")] = False,
 ) -> int:
     """Ask a trained student: one question at a time, or many.
@@ -94,24 +88,6 @@ def infer(
 
 
 app = app_of("infer", infer)
-
-
-def stored_recipe(checkpoint: Path) -> Recipe:
-    """The recipe in a student's folder, or an error that says what the folder is instead."""
-    from kava.config import load_recipe
-
-    if not checkpoint.is_dir():
-        what = "is not a folder" if checkpoint.exists() else "does not exist"
-        raise CheckpointError(f"checkpoint {checkpoint} {what}", "give a student's folder, such as RUN/best_checkpoint")
-    if not (checkpoint / "kava.json").is_file():
-        inside = sorted(folder.parent.name for folder in checkpoint.glob("*/kava.json"))
-        raise CheckpointError(
-            f"{checkpoint} is not a student's folder: it has no kava.json",
-            f"it is a run: give {checkpoint / inside[0]}" if inside else "give a run's best_checkpoint folder",
-        )
-    if not (checkpoint / "recipe.yaml").is_file():
-        raise CheckpointError(f"{checkpoint} has no recipe.yaml", "the folder is torn; use another")
-    return load_recipe(checkpoint / "recipe.yaml")
 
 
 def check_config(config: str, stored: Recipe) -> None:

@@ -10,24 +10,28 @@ import typer
 from typer.core import TyperCommand
 
 _FLAG = re.compile(r"--[A-Za-z][\w.-]*(=.*)?", re.DOTALL)
+_SETTING = re.compile(r"[a-z]\w*(\.\w+)+=.*", re.DOTALL)
 
 
 class ManyCommand(TyperCommand):
-    """A verb whose list flags take all words up to the next flag; a word such as "-3+4?" is one of them."""
+    """A verb whose list flags take all words up to the next flag; a word such as "-3+4?" is one of them.
+
+    Where the verb takes recipe settings, section.key=value ends a list as well.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
-        return super().parse_args(ctx, spread(args, lists))
+        return super().parse_args(ctx, spread(args, lists, self.context_settings.get("allow_extra_args", False)))
 
 
-def app_of(verb: str, function: Any) -> typer.Typer:
-    """The `app` of a verb's file, with list flags as above."""
+def app_of(verb: str, function: Any, **context: Any) -> typer.Typer:
+    """The `app` of a verb's file, with list flags as above; `context` may be OVERRIDES."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(verb, cls=ManyCommand, context_settings={"help_option_names": ["--help", "-h"]})(function)
+    app.command(verb, cls=ManyCommand, context_settings={"help_option_names": ["--help", "-h"], **context})(function)
     return app
 
 
-def spread(words: Sequence[str], lists: Collection[str]) -> list[str]:
+def spread(words: Sequence[str], lists: Collection[str], settings: bool = False) -> list[str]:
     """`words` with every value behind a flag of `lists` glued to it; after "--" nothing is a flag any more."""
     found: list[str] = []
     current: str | None = None
@@ -40,6 +44,9 @@ def spread(words: Sequence[str], lists: Collection[str]) -> list[str]:
             current = name if name in lists else None
             bare = current is None or equals or i + 1 == len(words) or _FLAG.fullmatch(words[i + 1])
             found += [word] if bare else []
+        elif settings and not literal and _SETTING.fullmatch(word):
+            current = None
+            found.append(word)
         else:
             found.append(f"{current}={word}" if current else word)
     return found

@@ -8,6 +8,7 @@ A recipe file holds only what differs from its parent (`extends:`); a file witho
 
 from __future__ import annotations
 
+from kava.config.compare import differing
 from kava.config.keys import KEYS, Key, show
 from kava.config.load import (
     Row,
@@ -61,6 +62,7 @@ __all__ = [
     "Row",
     "SystemConfig",
     "TrainingConfig",
+    "differing",
     "explain",
     "list_recipes",
     "load_recipe",

@@ -163,6 +163,11 @@ class LatentConfig(Section):
     )
     method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code")
 
+    @property
+    def thinks(self) -> bool:
+        """False for pause tokens (T = 0) and for no latents at all (M = 0): then nothing is fed back."""
+        return self.num_tokens > 0 and (self.method == "sequential" or self.num_iterations > 0)
+
 
 class LossConfig(Section):
     alpha1_codi: float = knob(10.0, "known", "weight of the hidden-state term at the last cue token", ge=0)

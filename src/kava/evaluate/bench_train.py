@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from kava.backbone.kv import join
 from kava.backbone.layout import causal_mask, positions
 from kava.backbone.model import LatentModel
-from kava.backbone.yardstick import random_llama, run_eager
+from kava.backbone.yardstick import random_model, run_eager
 from kava.compress import make_compressor
 from kava.compress.importance import masked_softmax
 from kava.config import LatentConfig, LossConfig
-from kava.data.progress import progress_bar
+from kava.evaluate.timing import hardware, ratio, take_turns
 from kava.infer.student import pick_device
 from kava.losses import add, kv_loss
 from kava.objectives.latent import LatentObjective, Result
@@ -169,7 +166,7 @@ def bench(sizes: Sizes, repeats: int, device: str = "cpu", progress: bool = Fals
     """
     where = pick_device(device)
     latent = LatentConfig(num_tokens=sizes.latents, num_iterations=sizes.rounds)
-    model = random_llama(sizes.layers, sizes.width, sizes.heads, sizes.kv_heads, sizes.vocabulary, latent).to(where)
+    model = random_model(sizes.layers, sizes.width, sizes.heads, sizes.kv_heads, sizes.vocabulary, latent).to(where)
     batch, kinds = random_batch(sizes, where), objectives(model)
     terms = {}
     for name, (_, _, kind) in kinds.items():
@@ -179,9 +176,8 @@ def bench(sizes: Sizes, repeats: int, device: str = "cpu", progress: bool = Fals
     result: dict[str, Any] = {"hardware": hardware(where), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
     result["equal"] = not unequal(terms)
     if result["equal"]:
-        result |= _timed({name: _step(kind, batch, where) for name, (_, _, kind) in kinds.items()}, repeats, progress)
-        for name, (title, passes, _) in kinds.items():
-            result["orders"][name] |= {"title": title, "passes": passes}
+        steps = {name: _step(kind, batch) for name, (_, _, kind) in kinds.items()}
+        result |= _measured(kinds, steps, repeats, where, progress)
     return result
 
 
@@ -195,51 +191,30 @@ def unequal(terms: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def _step(kind: LatentObjective, batch: Batch, device: torch.device) -> Callable[[], None]:
+def _step(kind: LatentObjective, batch: Batch) -> Callable[[], None]:
     def step() -> None:
         kind.zero_grad(set_to_none=True)
         add(kind(batch).terms).backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return step
 
 
-def _timed(steps: dict[str, Callable[[], None]], repeats: int, progress: bool) -> dict[str, Any]:
-    """Rounds in which every order runs once, a different one first each time, so that noise falls on all alike."""
-    names = list(steps)
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
-    for turn in progress_bar(range(-1, repeats), "time", progress):  # turn -1 warms up
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            before, spent = time.perf_counter(), time.process_time()
-            steps[name]()
-            if turn >= 0:
-                wall[name].append(time.perf_counter() - before)
-                cpu[name].append(time.process_time() - spent)
+def _measured(kinds: dict[str, tuple[str, int, LatentObjective]], steps: dict[str, Callable[[], None]],
+              repeats: int, device: torch.device, progress: bool) -> dict[str, Any]:  # fmt: skip
+    times = take_turns(steps, repeats, device, progress=progress)
+    packed = times["packed"]
     return {
-        "orders": {n: {"seconds": median(wall[n]), "cpu_seconds": median(cpu[n]), "rounds": wall[n]} for n in names},
-        "ratio": {n: _ratio(wall[n], wall["packed"]) for n in names},
-        "cpu_ratio": {n: _ratio(cpu[n], cpu["packed"]) for n in names},
+        "orders": {
+            name: {"title": title, "passes": passes, "gflop": _gflop(steps[name]), **times[name].facts()}
+            for name, (title, passes, _) in kinds.items()
+        },
+        "ratio": {name: ratio(found.wall, packed.wall) for name, found in times.items()},
+        "cpu_ratio": {name: ratio(found.cpu, packed.cpu) for name, found in times.items()},
     }
 
 
-def _ratio(mine: list[float], packed: list[float]) -> float:
-    """The median over rounds of one order's time to packed's in the same round."""
-    return median(a / b for a, b in zip(mine, packed, strict=True))
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were taken on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
-    cpu = names[0].split(":")[1].strip() if names else platform.processor()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": cpu,
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-    }
+def _gflop(step: Callable[[], None]) -> float:
+    """What a step has to do, whatever else the machine does: 1e9 operations in matrix products, as torch counts them."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # not every kernel is counted
+        step()
+    return counter.get_total_flops() / 1e9

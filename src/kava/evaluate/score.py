@@ -9,26 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kava import answers
+from kava.config import Recipe
 from kava.data.encode import CUE
 from kava.data.example import Example
 from kava.data.progress import progress_bar
-from kava.infer.generate import Sampling
-from kava.infer.student import Answer, Student
+
+if TYPE_CHECKING:  # saved answers are judged again without loading torch
+    from torch import Tensor
+
+    from kava.infer.generate import Sampling
+    from kava.infer.student import Answer, Student
 
 METRIC = "strict: the number right behind the cue equals the gold number"
 
 
-def cue_of(student: Student, mode: str) -> str:
+def cue_of(recipe: Recipe, mode: str) -> str:
     """given or generated; a chain of thought always writes its own cue."""
-    return "generated" if mode == "cot" else student.recipe.evaluation.cue
+    return "generated" if mode == "cot" else recipe.evaluation.cue
+
+
+def verdict(text: str, gold: str, cue: str) -> dict[str, Any]:
+    """What a raw text answers, and whether that is right. A given cue stands before the text."""
+    whole = f"{CUE} {text}" if cue == "given" else text
+    marked, value = answers.strict(whole), answers.flexible(whole)
+    return {
+        "strict_value": marked,
+        "value": value,
+        "correct": answers.equal(marked, gold),
+        "correct_flexible": answers.equal(value, gold),
+    }
 
 
 def judge(example: Example, answer: Answer, mode: str, cue: str = "given") -> dict[str, Any]:
     """One line of predictions_<set>.jsonl; `text` is raw, so that it can be judged again."""
-    marked = answers.strict(f"{CUE} {answer.text}" if cue == "given" and mode != "cot" else answer.text)
     return {
         "id": example.id,
         "question": example.question,
@@ -36,10 +52,7 @@ def judge(example: Example, answer: Answer, mode: str, cue: str = "given") -> di
         "num_steps": len(example.steps),
         "mode": mode,
         "text": answer.text,
-        "strict_value": marked,
-        "value": answer.value,
-        "correct": answers.equal(marked, example.answer),
-        "correct_flexible": answers.equal(answer.value, example.answer),
+        **verdict(answer.text, example.answer, cue),
         "truncated": answer.truncated,
         "forward_passes": answer.forward_passes,
         "executed_calls": answer.executed,
@@ -56,19 +69,33 @@ def predict(
     stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
     sampling: Sampling | None = None,
+    ablate: str | None = None,
 ) -> list[dict[str, Any]] | None:
-    """A judged prediction per example, in order; None when `stop` said so in between. Greedy unless `sampling`."""
+    """A judged prediction per example, in order; None when `stop` said so in between. Greedy unless `sampling`.
+
+    `ablate`: everything is thought first, because other latents are made from those of the whole set.
+    """
     size = batch_size or student.recipe.evaluation.batch_size
-    cue = cue_of(student, mode)
+    cue = cue_of(student.recipe, mode)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
+    latents = _other_latents(student, examples, size, ablate, progress) if ablate is not None else None
     found: dict[int, dict[str, Any]] = {}
     for start in progress_bar(range(0, len(order), size), f"answer {len(order)} questions", progress):
         if stop():
             return None
         chosen = order[start : start + size]
-        given = student.answer([examples[i].question for i in chosen], mode, size, max_new_tokens, sampling)
+        questions = [examples[i].question for i in chosen]
+        rows = None if latents is None else latents[chosen]
+        given = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
         found.update((i, judge(examples[i], answer, mode, cue)) for i, answer in zip(chosen, given, strict=True))
     return [found[i] for i in range(len(examples))]
+
+
+def _other_latents(student: Student, examples: Sequence[Example], size: int, ablate: str, progress: bool) -> Tensor:
+    from kava.infer.ablate import ABLATIONS
+
+    thought = student.think([example.question for example in examples], size, progress)
+    return ABLATIONS[ablate](thought, [example.id for example in examples])
 
 
 def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kava.backbone.attention import KV
-from kava.backbone.kv import join
+from kava.backbone.kv import Pass, join
 from kava.backbone.layout import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
 
@@ -48,20 +48,14 @@ class Sampling:
 
 @dataclass
 class _State:
-    """The next hidden state [B, E] of each row, what it has seen, and the position of its next token."""
+    """The next hidden state [B, E] of each row and what it has seen."""
 
     hidden: Tensor
     prefix: KV
     known: Tensor
-    offset: Tensor
 
     def rows(self, index: Tensor) -> _State:
-        return _State(
-            self.hidden[index],
-            [(k[index], v[index]) for k, v in self.prefix],
-            self.known[index],
-            self.offset[index],
-        )
+        return _State(self.hidden[index], [(k[index], v[index]) for k, v in self.prefix], self.known[index])
 
 
 @torch.inference_mode()
@@ -74,13 +68,15 @@ def generate(
     max_new_tokens: int,
     mode: str = "latent",
     sampling: Sampling | None = None,
+    latents: Tensor | None = None,
 ) -> list[Generation]:
     """One Generation per row of question [B, Q] (any padding side). `lead` is given before the first generated token.
 
-    latent: [Q, <bot>, latents, <eot>, lead]; direct: the same without latents; cot: [Q, lead].
+    latent: [Q, <bot>, latents, <eot>, lead]; direct: the same without latents; cot: [Q, lead]. `latents` [B, M, E]
+    stand in for those the model would think; the counters still tell what thinking takes.
     """
     sampling = sampling or Sampling()
-    state, calls = _prefill(model, question, mask, lead, mode)
+    state = _prefill(model, question, mask, lead, mode, latents)
     rounds = model.rounds if mode == "latent" else 0
     out = [Generation() for _ in range(len(question))]
     alive = torch.arange(len(question))
@@ -89,7 +85,7 @@ def generate(
         for row, value in zip(alive.tolist(), token.tolist(), strict=True):
             generation = out[row]
             generation.forward_passes = 1 + rounds + step + 1
-            generation.executed = calls + step
+            generation.executed = 1 + rounds + step
             if value == eos:
                 generation.truncated = False
             else:
@@ -99,23 +95,34 @@ def generate(
             break
         if len(going) < len(token):
             alive, token, state = alive[going.cpu()], token[going], state.rows(going)
-        state = _step(model, state, token)
+        state = _extend(model, model.embed(token[:, None]), state.prefix, state.known)
     return out
 
 
-def _prefill(model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str) -> tuple[_State, int]:
+@torch.inference_mode()
+def think(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
+    """The latents [B, M, E] as `generate` takes them: input embeddings of their last pass."""
+    return _think(model, question, mask)[0]
+
+
+def _prefill(
+    model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str, latents: Tensor | None
+) -> _State:
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}, known: {MODES}")
+    if latents is not None and not (mode == "latent" and model.thinks):
+        raise ValueError("there are no latents to replace")
     rows = len(question)
     if mode == "cot":
-        return _read(model, question, mask, torch.tensor(lead, device=model.device).long().expand(rows, -1)), 1
+        return _read(model, question, mask, torch.tensor(lead, device=model.device).long().expand(rows, -1))
     after = torch.tensor([model.special.eot, *lead], device=model.device).expand(rows, -1)
     slots = model.slots(rows)
     if mode == "direct":
-        return _read(model, question, mask, torch.cat([slots[:, :1], after], 1)), 1
+        return _read(model, question, mask, torch.cat([slots[:, :1], after], 1))
     if not model.thinks:
-        return _read(model, question, mask, torch.cat([slots, after], 1)), 1
-    return _think(model, question, mask, slots, after)
+        return _read(model, question, mask, torch.cat([slots, after], 1))
+    latents, prefix, known = _think(model, question, mask, latents)
+    return _extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)
 
 
 def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> _State:
@@ -124,41 +131,32 @@ def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> 
     known = torch.cat([mask, torch.ones_like(after, dtype=torch.bool)], dim=1)
     out = model.run(model.embed(ids), positions(known), causal_mask(known))
     last = previous(torch.nn.functional.pad(known, (0, 1)))[:, -1]
-    return _State(pick(out.hidden, last), out.kv(slice(None)), known, known.sum(1))
+    return _State(pick(out.hidden, last), out.kv(slice(None)), known)
 
 
-def _think(model: LatentModel, question: Tensor, mask: Tensor, slots: Tensor, after: Tensor) -> tuple[_State, int]:
-    """Pass 0, the rounds, and [latents, <eot>, lead] in the last of them."""
+def _think(
+    model: LatentModel, question: Tensor, mask: Tensor, latents: Tensor | None = None
+) -> tuple[Tensor, KV, Tensor]:
+    """Pass 0 and the rounds before the last one: the latents (those given, if any), and the KV of [Q, <bot>] with mask."""
+    slots = model.slots(len(question))
     ids = torch.cat([question, slots], dim=1)
     real = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)
     first = model.run(model.embed(ids), positions(real), causal_mask(real))
-    calls = 1
     bot = question.shape[1]
-    prefix = first.kv(slice(0, bot + 1))
-    known = real[:, : bot + 1]
-    offset = known.sum(1)
-
-    def run(embeds: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        here = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        return model.run(embeds, positions(here, offset), causal_mask(here, known), prefix).hidden
-
-    latents = model.think(first.hidden[:, bot:], run)
-    embeds = torch.cat([latents, model.embed(after)], dim=1)
-    here = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    out = model.run(embeds, positions(here, offset), causal_mask(here, known), prefix)
-    state = _State(
-        out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, here], 1), offset + embeds.shape[1]
-    )
-    return state, calls + 1
+    prefix, known = first.kv(slice(0, bot + 1)), real[:, : bot + 1]
+    if latents is None:
+        latents = model.think(first.hidden[:, bot:], lambda embeds: _behind(model, embeds, prefix, known).hidden)
+    return latents.to(first.hidden), prefix, known
 
 
-def _step(model: LatentModel, state: _State, token: Tensor) -> _State:
-    """One more token for every row."""
-    here = torch.ones_like(token, dtype=torch.bool)[:, None]
-    mask = causal_mask(here, state.known)
-    out = model.run(model.embed(token[:, None]), state.offset[:, None], mask, state.prefix)
-    return _State(
-        out.hidden[:, -1], join(state.prefix, out.kv(slice(None))), torch.cat([state.known, here], 1), state.offset + 1
-    )
+def _extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> _State:
+    """The state behind embeds [B, T, E]."""
+    out = _behind(model, embeds, prefix, known)
+    here = torch.ones_like(embeds[..., 0], dtype=torch.bool)
+    return _State(out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, here], 1))
+
+
+def _behind(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> Pass:
+    """One pass over embeds [B, T, E], none of them padding, behind a prefix."""
+    here = torch.ones_like(embeds[..., 0], dtype=torch.bool)
+    return model.run(embeds, positions(here, known.sum(1)), causal_mask(here, known), prefix)

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kava import answers
 from kava.backbone.artifact import load_student
 from kava.backbone.model import LatentModel
 from kava.config import Recipe
 from kava.data.encode import CUE, QUESTION_END, Encoder
+from kava.data.progress import progress_bar
 from kava.errors import ConfigError, DataError
-from kava.infer.generate import Generation, Sampling, generate
+from kava.infer.generate import Generation, Sampling, generate, think
 
 
 @dataclass(frozen=True)
@@ -52,40 +54,58 @@ class Student:
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
+        latents: Tensor | None = None,
     ) -> list[Answer]:
-        """One Answer per question, in order. The batch size changes nothing but the time."""
+        """One Answer per question, in order. The batch size changes nothing but the time.
+
+        `latents` [n, M, E], a row per question, stand in for those that `think` gives.
+        """
         settings = self.recipe.evaluation
         sampling = sampling or Sampling(settings.temperature, settings.top_p)
-        size = batch_size or settings.batch_size
         limit = max_new_tokens or settings.max_new_tokens
-        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))  # like lengths together: less padding
+        lead = self._lead(mode)
         found: dict[int, Answer] = {}
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            made = self._generate([questions[i] for i in chosen], mode, limit, sampling)
+        for chosen in self._batches(questions, batch_size):
+            ids, mask = self._encoded([questions[i] for i in chosen], len(lead) + limit)
+            given = None if latents is None else latents[chosen].to(ids.device)
+            made = generate(self.model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, given)
             found.update(zip(chosen, (self._read(generation, mode) for generation in made), strict=True))
         return [found[i] for i in range(len(questions))]
+
+    def think(self, questions: Sequence[str], batch_size: int | None = None, progress: bool = False) -> Tensor:
+        """The latents of each question, [n, M, E] float32 on the CPU: input embeddings of their last pass."""
+        if not self.model.thinks:
+            raise ConfigError("this student thinks no latents: T or M is 0")
+        found = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
+        batches = self._batches(questions, batch_size)
+        for chosen in progress_bar(batches, f"think about {len(questions)} questions", progress):
+            found[chosen] = think(self.model, *self._encoded([questions[i] for i in chosen])).float().cpu()
+        return found
 
     def stream(self, questions: Sequence[str], batch_size: int, **settings: Any) -> Iterator[list[Answer]]:
         """Batch by batch, for progress bars."""
         for start in range(0, len(questions), batch_size):
             yield self.answer(questions[start : start + batch_size], batch_size=batch_size, **settings)
 
-    def _generate(self, questions: list[str], mode: str, limit: int, sampling: Sampling | None) -> list[Generation]:
+    def _batches(self, questions: Sequence[str], batch_size: int | None) -> list[list[int]]:
+        """Indices, batch by batch; like lengths together: less padding."""
+        size = batch_size or self.recipe.evaluation.batch_size
+        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _encoded(self, questions: list[str], more: int = 0) -> tuple[Tensor, Tensor]:
+        """ids and mask [B, Q], once they are known to fit with `more` tokens behind the thought."""
         bos = self._encoder.bos
         texts = [question + QUESTION_END for question in questions]
         rows = [bos + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        self._check_length(rows, questions, 2 + self.model.latent.num_tokens + more)
+        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = True
-        device = self.model.device
-        lead = self._lead(mode)
-        self._check_length(rows, questions, 2 + self.model.latent.num_tokens + len(lead) + limit)
         self.model.eval()
-        return generate(self.model, ids.to(device), mask.to(device), lead, self._encoder.eos, limit, mode, sampling)
+        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _check_length(self, rows: list[list[int]], questions: list[str], more: int) -> None:
         most = self.model.max_positions
@@ -102,10 +122,10 @@ class Student:
         return self._encoder.cue if mode != "cot" and self.recipe.evaluation.cue == "given" else []
 
     def _read(self, generation: Generation, mode: str) -> Answer:
-        text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+        text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
         marked = f"{CUE} {text}" if self._lead(mode) else text
         return Answer(
-            text=text.strip(),
+            text=text,
             value=answers.flexible(marked),
             forward_passes=generation.forward_passes,
             truncated=generation.truncated,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from kava.backbone.kv import unrotate
 from kava.backbone.layout import positions
 from kava.backbone.model import LatentModel
-from kava.compress import Compressor, Samples, importance, make_compressor
+from kava.compress import Compressed, Compressor, Samples, importance, make_compressor
 from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
 from kava.latents import residual
@@ -121,21 +122,25 @@ class LatentObjective(nn.Module):
 
     def _kv(self, batch: Batch, student: StudentView, teacher: Teacher) -> Tensor:
         """1/2 (sum_K + sum_V) over the layers; teacher entries chosen per sample, layer and head, no gradient."""
-        loss, samples = self.loss, self._samples(batch)
-        total = student.targets.hidden.new_zeros((), dtype=torch.float32)
-        layers = zip(teacher.queries, teacher.keys, teacher.values, student.keys, student.values, strict=True)
-        for query, key, value, latent_key, latent_value in layers:
-            with torch.no_grad():
-                weight = None
-                if self.compressor.needs_importance:
-                    weight = importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale)
-                plain = self._unrotated(key, batch, "teacher")
-                kept = self.compressor(plain, value, batch["cot_mask"], weight, latent_key.shape[2], samples=samples)
+        loss, total = self.loss, student.targets.hidden.new_zeros((), dtype=torch.float32)
+        for kept, latent_key, latent_value in zip(self.kept(batch, teacher), student.keys, student.values, strict=True):
             plain = self._unrotated(latent_key, batch, "latents")
             for mine, target in ((plain, kept.keys), (latent_value, kept.values)):
                 part = kv_loss(mine, target, kept.kept, loss.kv_loss_type, loss.layerwise_std, loss.std_scope)
                 total = total + part / 2
         return total
+
+    def kept(self, batch: Batch, teacher: Teacher) -> Iterator[Compressed]:
+        """Layer by layer, what the compressor keeps of the teacher's chain of thought; no gradient."""
+        keep, samples = self.model.latent.num_tokens, self._samples(batch)
+        for query, key, value in zip(teacher.queries, teacher.keys, teacher.values, strict=True):
+            with torch.no_grad():
+                weight = None
+                if self.compressor.needs_importance:
+                    weight = importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale)
+                plain = self._unrotated(key, batch, "teacher")
+                found = self.compressor(plain, value, batch["cot_mask"], weight, keep, samples=samples)
+            yield found
 
     def _unrotated(self, keys: Tensor, batch: Batch, who: str) -> Tensor:
         """Keys as cached, or before the rotary embedding (`rkv.rotary: before`)  [open: after]"""

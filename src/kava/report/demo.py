@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.report.paired import Paired
+from kava.report.stats import Paired
 
 Row = Mapping[str, Any]  # name, by_steps {n: {correct, total}}, avg_forward_passes, ms
 

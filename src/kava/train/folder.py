@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kava.config import Recipe, explain, load_recipe, save_recipe
+from kava.config import Recipe, differing, load_recipe, save_recipe
 from kava.errors import RunError
-from kava.files import sweep, write_json
+from kava.files import sole_owner, sweep, write_json
 from kava.provenance import surroundings
 
 RECIPE, META = "recipe.yaml", "meta.json"
-FREE_TO_CHANGE = ("about.", "logging.", "evaluation.", "system.num_workers", "system.device")
+LOCK = ".lock"
+PATIENCE = 60.0  # seconds a run that was told to stop may take to save
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,24 @@ def outcome(folder: Path) -> Outcome:
     return Outcome(folder, meta["steps"], meta["best_accuracy"])
 
 
-def claim(folder: Path, recipe: Recipe, resume: str | None) -> None:
-    """Makes the folder, or refuses one that holds another run or other settings."""
+@contextmanager
+def claimed(folder: Path, recipe: Recipe, resume: str | None) -> Iterator[None]:
+    """The folder for this process alone, or a refusal: it holds another run, other settings, or is in use."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
             f"cannot make the output folder {folder}: {error.strerror}", "choose another --output_dir"
         ) from error
-    sweep(folder)
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process answers for all
+    with sole_owner(folder / LOCK, PATIENCE if resume else 0.0) if first else nullcontext():
+        if first:
+            sweep(folder)
+        _refuse_another_run(folder, recipe, resume)
+        yield
+
+
+def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> None:
     stored = folder / RECIPE
     if not stored.exists():
         if resume is None and any(folder.glob("checkpoint-*")):
@@ -65,14 +78,6 @@ def claim(folder: Path, recipe: Recipe, resume: str | None) -> None:
             f"{folder} was run with other settings: " + "; ".join(differ[:5]),
             "continue with the same settings, or choose another --output_dir",
         )
-
-
-def differing(before: Recipe, now: Recipe) -> list[str]:
-    """The settings that change what is learnt and are not the same."""
-    old, new = ({row.key: row.value for row in explain(recipe)} for recipe in (before, now))
-    counted = ("latent.num_tokens",) if now.rkv.full_slots else ()  # M was read off the data, not set
-    keys = [key for key in old if not key.startswith((*FREE_TO_CHANGE, *counted))]
-    return [f"{key} was {old[key]}, is {new[key]}" for key in keys if old[key] != new[key]]
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:

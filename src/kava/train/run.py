@@ -41,8 +41,7 @@ log = logging.getLogger("kava.train")
 def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> folder.Outcome:
     """Trains, saves and validates. `resume` is None, "auto" or a checkpoint folder."""
     run = Path(output)
-    folder.claim(run, recipe, resume)
-    with _open_log(run / "train.log", quiet):
+    with folder.claimed(run, recipe, resume), _open_log(run / "train.log", quiet):
         hush()
         start, notes = checkpoint.choose(run, resume) if resume else (None, [])
         for note in notes:

@@ -1,0 +1,40 @@
+"""kava aggregate: mean and spread over seeds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kava.cli.common import show_result, table
+from kava.cli.many import app_of
+from kava.report.aggregate import aggregate as over_seeds
+from kava.report.aggregate import lines, missing, write
+
+
+def aggregate(
+    seed_dirs: Annotated[list[Path], typer.Option(help="the runs of one recipe, one folder per seed")],
+    datasets: Annotated[list[str] | None, typer.Option(help="sets; default: all that have results")] = None,
+    model_name: Annotated[str | None, typer.Option(help="how tables call the model; default: the recipe's")] = None,
+    config_name: Annotated[str | None, typer.Option(help="the root key; default: the recipe's name")] = None,
+    mode: Annotated[Literal["latent", "cot", "direct"], typer.Option(help="results of which way to answer")] = "latent",
+    output_json: Annotated[Path | None, typer.Option(help="write the result here")] = None,
+    output_yaml: Annotated[Path | None, typer.Option(help="and here")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
+) -> None:
+    """Mean, sample standard deviation and every seed's value, per set.
+
+    Reads results_<set>.yaml of every folder. A seed without results is named as missing and enters nothing; results of
+    different sizes, items or protocols are refused.
+    """
+    found = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)
+    write(found, output_json, output_yaml)
+    for line in missing(found):
+        print(f"warning: {line}", file=sys.stderr)
+    header = ("set", "seeds", "accuracy", "sd", "passes", "per seed, %")
+    show_result(found, f"{next(iter(found))}\n{table(lines(found), header)}", quiet)
+
+
+app = app_of("aggregate", aggregate)

@@ -1,0 +1,54 @@
+"""kava analyze: what a suite's results support."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kava.cli.many import app_of
+from kava.errors import RunError
+
+REPORT = "EXPERIMENT_REPORT.txt"
+
+
+def analyze(
+    output_base: Annotated[
+        Path, typer.Option(help="the folder of a suite, or one above it; E1_baseline/ may be a run or hold seeds")
+    ] = Path("outputs"),
+    experiments: Annotated[
+        list[str] | None, typer.Option(help="folder names; default: every experiment of the E1-E5 suite that is there")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="the set to compare on; default: the first that every experiment was asked")
+    ] = None,
+    save_json: Annotated[Path | None, typer.Option(help="write the whole analysis here as well")] = None,
+    margin: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="an effect below this share of accuracy is no support")
+    ] = 0.02,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the analysis, as JSON")] = False,
+) -> int:
+    """Supported, not supported or inconclusive: the guide's claims and our controls, with the tests behind each word.
+
+    Writes EXPERIMENT_REPORT.txt into the folder. Runs are paired by seed, answers by item; missing seeds are named and
+    enter nothing; runs with other data, updates or items are refused.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise RunError("kava analyze needs the package scipy", "pip install 'kava[stats]'")
+    from kava.files import write_json, write_text
+    from kava.report.analysis import analyse
+    from kava.report.analysis_text import render
+
+    found = analyse(output_base, experiments or [], dataset, margin)
+    text = render(found)
+    write_text(output_base / REPORT, text)
+    if save_json is not None:
+        write_json(save_json, found)
+    print(json.dumps(found, indent=2, allow_nan=False) if quiet else f"{text}\nwrote {output_base / REPORT}")
+    return 0
+
+
+app = app_of("analyze", analyze)

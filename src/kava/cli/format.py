@@ -1,0 +1,49 @@
+"""kava format: aggregated results as LaTeX and CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kava.cli.common import show_result, table
+from kava.errors import ConfigError
+from kava.files import write_text
+from kava.report.paper import SOURCE
+from kava.report.tables import as_csv, as_latex, as_text, find_aggregated
+
+
+def format(
+    input_dir: Annotated[Path, typer.Option(help="every aggregated_results.json or .yaml below it is read")] = Path(
+        "outputs"
+    ),
+    output_latex: Annotated[Path, typer.Option(help="the tables: accuracy, forward passes, beside the paper")] = Path(
+        "paper_tables.tex"
+    ),
+    output_csv: Annotated[Path, typer.Option(help="a line per recipe and set; fractions")] = Path("results.csv"),
+    latex_only: Annotated[bool, typer.Option("--latex_only", help="no CSV")] = False,
+    csv_only: Annotated[bool, typer.Option("--csv_only", help="no LaTeX")] = False,
+    style: Annotated[Literal["paren", "pm"], typer.Option(help="56.5 (0.4), or with a plus-minus sign")] = "paren",
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the names of the files, as JSON")] = False,
+) -> None:
+    """LaTeX tables (booktabs) and a CSV file from the aggregated results of any number of recipes.
+
+    Columns are the sets that have results. A missing number is a dash; a cell of one seed has no spread.
+    """
+    if latex_only and csv_only:
+        raise ConfigError("--latex_only and --csv_only exclude each other", "leave both out to get both files")
+    rows = find_aggregated(input_dir)
+    wrote = {}
+    if not csv_only:
+        write_text(output_latex, as_latex(rows, style))
+        wrote["latex"] = str(output_latex)
+    if not latex_only:
+        write_text(output_csv, as_csv(rows))
+        wrote["csv"] = str(output_csv)
+    header = ("model", "trained on", "GSM8k ours, %", "paper, %", "difference")
+    beside = as_text(rows)
+    text = f"wrote {' and '.join(wrote.values())}: {len(rows)} recipe{'s' if len(rows) > 1 else ''}"
+    if beside:
+        text += f"\n\n{table(beside, header)}\npaper: {SOURCE}"
+    show_result(wrote, text, quiet)

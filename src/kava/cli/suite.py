@@ -1,0 +1,173 @@
+"""kava suite: an experiment with all its controls, over several seeds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
+from kava.cli.many import app_of
+from kava.cli.seeds import SEEDS
+from kava.errors import ConfigError
+from kava.files import write_json
+from kava.provenance import surroundings
+from kava.report.collect import SUITE, find_runs
+from kava.suites.members import Member, chosen, job, suite_named, suites
+from kava.suites.runner import run_jobs
+
+CONTEXT = OVERRIDES
+
+
+def suite(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="SUITE", help="e1-e5 or ablations")] = "",
+    config: Annotated[str, typer.Option(help="the recipe that every member starts from")] = "embedded",
+    seeds: Annotated[list[int] | None, typer.Option(help="default: 42 123 456")] = None,
+    members: Annotated[list[str] | None, typer.Option(help="only these; default: all (see --list)")] = None,
+    output_dir: Annotated[Path, typer.Option(help="the runs go to <output_dir>/<line>/<member>/seed_N")] = Path(
+        "outputs"
+    ),
+    datasets: Annotated[list[str] | None, typer.Option(help="default: the recipe's evaluation.datasets")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="runs at once; with several CUDA_VISIBLE_DEVICES, one each")] = 1,
+    skip_train: Annotated[bool, typer.Option("--skip_train", help="evaluate what is there")] = False,
+    skip_eval: Annotated[bool, typer.Option("--skip_eval", help="only train")] = False,
+    quick_test: Annotated[bool, typer.Option("--quick_test", help="a few updates and items: does it run?")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="print the members and their settings, run nothing")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
+) -> int:
+    """Run every member of an experiment on the same data, in the same order, for the same updates, with the same seeds.
+
+    e1-e5: no KV term, full KV, right-crop, R-KV, R-KV shuffled in time; and the controls random, uniform, targets of
+    another question, pause tokens, no thoughts, explicit chain of thought. ablations: one thing at a time. Finished runs
+    are kept; a member that breaks stops no other one, is shown as broken, and the exit code is 1. Settings that follow
+    apply to every member. Then: kava analyze and kava report.
+    """
+    settings = check_flags(ctx)
+    if not name:
+        return _list_suites(quiet)
+    experiment = suite_named(name)
+    recipe = parse_recipe_args(config, settings)
+    picked = chosen(experiment.members(recipe), members or [])
+    if list_:
+        rows = [[one.name, one.title, " ".join(one.settings) or "(the recipe)"] for one in picked]
+        show_result([one._asdict() for one in picked], table(rows, ("member", "what", "settings")), quiet)
+        return 0
+    numbers = list(dict.fromkeys(seeds or SEEDS))
+    sets = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
+    root = output_dir / experiment.line
+    plan = {
+        f"{one.name}/seed_{number}": (one, number, root / one.name / f"seed_{number}")
+        for number in numbers  # seeds outermost: whoever stops early has whole comparisons
+        for one in picked
+    }
+    quick = ["--quick_test"] if quick_test else []
+    queue, broken = [], {}
+    for label, (one, number, folder) in plan.items():
+        try:
+            run = job(label, config, folder, number, [*settings, *one.settings], [_evaluation(one, sets, quick)], quick)
+        except ConfigError as error:  # a member that this recipe cannot have
+            broken[label] = error.message
+            continue
+        queue.append(run.without(train=skip_train, evaluate=skip_eval))
+    _describe(root, name, config, settings, numbers, sets, picked, broken)
+    broken |= run_jobs(queue, jobs, quiet)
+    _describe(root, name, config, settings, numbers, sets, picked, broken)
+    for label, reason in broken.items():
+        print(f"broken: {label}: {reason}", file=sys.stderr)
+    result = _result(root, picked, broken)
+    show_result(result, _text(result, root, name), quiet)
+    return 1 if broken else 0
+
+
+def _list_suites(quiet: bool) -> int:
+    known = suites().values()
+    data = [{"name": one.name, "title": one.title} for one in known]
+    text = table([[one.name, one.title] for one in known], ("suite", "what"))
+    show_result(data, text + "\n\nkava suite NAME --list shows the members", quiet)
+    return 0
+
+
+def _evaluation(member: Member, sets: list[str], quick: list[str]) -> list[str]:
+    words = ["--eval_dataset", *sets, "--missing", *quick]
+    return [*words, "--mode", member.mode] if member.mode != "latent" else [*words, "--losses"]
+
+
+def _describe(
+    root: Path,
+    name: str,
+    config: str,
+    settings: list[str],
+    seeds: list[int],
+    sets: list[str],
+    members: tuple[Member, ...],
+    broken: dict[str, str],
+) -> None:
+    """suite.json: what was asked for; members and seeds of an earlier call stay in it."""
+    path = root / SUITE
+    before: dict[str, Any] = _before(path, name, config)
+    known = {
+        one.name: {"title": one.title, "settings": [*settings, *one.settings], "mode": one.mode} for one in members
+    }
+    asked = {f"{one.name}/seed_{number}" for one in members for number in seeds}
+    still = {label: reason for label, reason in before.get("broken", {}).items() if label not in asked}
+    facts = {
+        "suite": name,
+        "config": config,
+        "seeds": list(dict.fromkeys([*before.get("seeds", []), *seeds])),
+        "sets": sets,
+        "members": before.get("members", {}) | known,
+        "broken": still | broken,
+    }
+    write_json(path, facts | surroundings())
+
+
+def _before(path: Path, name: str, config: str) -> dict[str, Any]:
+    from kava.config.text import read_file
+
+    before = read_file(path, str(path)) if path.is_file() else {}
+    for key, value in (("suite", name), ("config", config)):
+        if before and before.get(key) != value:
+            raise ConfigError(
+                f"{path.parent} holds {key} {before.get(key)!r}, not {value!r}", "choose another --output_dir"
+            )
+    return before
+
+
+def _result(root: Path, members: tuple[Member, ...], broken: dict[str, str]) -> list[dict[str, Any]]:
+    """A line per run and set, and the broken ones without numbers."""
+    runs = find_runs([root]) if any(root.iterdir()) else []
+    modes = {one.name: one.mode for one in members}
+    rows = []
+    for run in runs:
+        if run.member not in modes:
+            continue
+        facts: dict[str, Any] = {"member": run.member, "seed": run.seed, "status": run.status}
+        found = [r for r in run.results if (r.mode, r.ablate, r.part) == (modes[run.member], None, "")]
+        rows += [
+            facts
+            | {"set": r.set, "accuracy": r.accuracy, "correct": r.correct, "total": r.total, "passes": r.passes_mean}
+            for r in found
+        ] or [facts | {"reason": broken.get(f"{run.member}/seed_{run.seed}", "not evaluated")}]
+    return rows
+
+
+def _text(rows: list[dict[str, Any]], root: Path, name: str) -> str:
+    lines = []
+    for row in rows:
+        if "accuracy" in row:
+            counts = f"{row['correct']}/{row['total']}" if row["correct"] is not None else str(row["total"])
+            numbers = [row["set"], f"{100 * row['accuracy']:.1f} %", counts, f"{row['passes'] or 0:.1f}"]
+        else:
+            numbers = ["-", "-", "-", row["reason"]]
+        lines.append([row["member"], str(row["seed"]), row["status"], *numbers])
+    header = ("member", "seed", "status", "set", "accuracy", "correct", "passes")
+    then = [f"kava report {root} --output report.html"]
+    if name == "e1-e5":
+        then.insert(0, f"kava analyze --output_base {root}")
+    return f"{table(lines, header)}\n\nnext: " + "\n      ".join(then)
+
+
+app = app_of("suite", suite, **OVERRIDES)

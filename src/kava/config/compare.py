@@ -1,0 +1,16 @@
+"""Are two recipes the same run?"""
+
+from __future__ import annotations
+
+from kava.config.load import explain
+from kava.config.schema import Recipe
+
+FREE_TO_CHANGE = ("about.", "logging.", "evaluation.", "system.num_workers", "system.device")
+
+
+def differing(before: Recipe, now: Recipe) -> list[str]:
+    """A line for each setting that changes what is learnt and is not the same."""
+    old, new = ({row.key: row.value for row in explain(recipe)} for recipe in (before, now))
+    counted = ("latent.num_tokens",) if now.rkv.full_slots else ()  # M was read off the data, not set
+    keys = [key for key in old if not key.startswith((*FREE_TO_CHANGE, *counted))]
+    return [f"{key} was {old[key]}, is {new[key]}" for key in keys if old[key] != new[key]]

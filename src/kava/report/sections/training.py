@@ -1,0 +1,155 @@
+"""Curves from the logs: every loss term, validation accuracy, and how the latents fare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from kava.report.charts import Grid, Lines, Points, curves, no_data, share_scale
+from kava.report.figures import Plot
+from kava.report.markup import Row, missing, number, seed_name
+from kava.report.sections.section import Section
+from kava.report.study import COUNTED, Member, Study, panels
+
+TERMS = {
+    "ce_student": "student's cross-entropy (ce_student)",
+    "ce_teacher": "teacher's cross-entropy (ce_teacher)",
+    "codi": "hidden states, student to teacher (codi)",
+    "kv": "latents' KV to the targets (kv)",
+}
+VALIDATION = {"eval_accuracy": "accuracy on the validation problems, %"}
+HEALTH = {
+    "latent_norm": "norm, against that of token embeddings (latent_norm)",
+    "latent_cosine": "cosine of one latent to the others (latent_cosine)",
+    "jacobi_residual": "what one more round would change (jacobi_residual)",
+    "kept_share": "share of latents that have a target (kept_share)",
+}
+MOST_POINTS = 200
+LOG_FROM = 4.0  # a ratio of largest to smallest value from which a logarithmic axis is drawn
+
+
+def losses(study: Study) -> Section:
+    about = (
+        "Every term alone and before its weight; members weigh terms differently, so that their sums do not compare. "
+        "A distance is to the member's own targets."
+    )
+    held_out = "Measured during training, on problems held out from it."
+    parts: list[Any] = [
+        _plot(study, "losses", "Loss terms over training", about, TERMS, log=True)
+        or missing("No run has a log with loss terms (log.jsonl).", "kava train"),
+        _plot(study, "validation", "Validation accuracy over training", held_out, VALIDATION, scale=100)
+        or missing("No log has validation accuracies.", "kava train --config RECIPE logging.eval_steps=N"),
+    ]
+    return Section("training", "Losses and validation accuracy over training", tuple(parts))
+
+
+def health(study: Study) -> Section:
+    about = (
+        "A cosine near 1: all latents say the same. A residual near 0: the iteration has converged, more rounds change "
+        "nothing."
+    )
+    found = _plot(study, "health", "Latents over training", about, HEALTH)
+    nothing = missing("No log holds the state of latents: no run has latents, or no log.", "kava train")
+    return Section("health", "The latents over training", (found or nothing,))
+
+
+def _plot(
+    study: Study,
+    name: str,
+    title: str,
+    about: str,
+    keys: Mapping[str, str],
+    log: bool = False,
+    scale: float = 1,
+) -> Plot | None:
+    """A panel per key and group; None where no log has any of them."""
+    every = {key: _lines(study, key, scale) for key in keys}
+    lines = {key: found for key, found in every.items() if any(map(_longest, found.values()))}
+    members = [member for member in study.members if any(_longest(found[member.label]) for found in lines.values())]
+    if not members:
+        return None
+    groups = panels(members)
+    grid = Grid([keys[key] for key in lines], groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
+    whole = {m.label: {seed_name(run.seed) for run in m.runs if run.status in COUNTED} for m in members}
+    whole = {
+        label: seeds or set(every[next(iter(keys))][label]) for label, seeds in whole.items()
+    }  # none is whole: they are what there is
+    drawn, cut = ({key: _part(found, whole, inside) for key, found in lines.items()} for inside in (True, False))
+
+    def draw(figure: Any) -> None:
+        for key, row in zip(lines, grid.axes(figure), strict=True):
+            for one, group in row:
+                curves(one, group, drawn[key], log and _wide(lines[key]), cut=cut[key])
+                if not any(_longest(lines[key][member.label]) for member in group.members):
+                    no_data(one, "not measured for these")
+            share_scale([one for one, _ in row])
+
+    words = [about, "Thin lines are seeds, thick ones their mean" if len(study.seeds) > 1 else ""]
+    words[1] += "; grey, the other panels' means." if len(groups) > 1 else "." if words[1] else ""
+    if any(map(_longest, (seeds for found in cut.values() for seeds in found.values()))):
+        words.append("Runs that were cut short are in no mean.")
+    if max(_longest(seeds) for found in lines.values() for seeds in found.values()) > MOST_POINTS:
+        words.append(f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.")
+    return Plot(
+        name=name,
+        title=title,
+        caption=" ".join(filter(None, words)),
+        alt=f"{len(lines)} by {len(groups)} panels of lines over updates; first and last values in the table below.",
+        size=grid.size,
+        draw=draw,
+        header=("member", "seed", "updates", *(f"{key}, {when}" for key in lines for when in ("first", "last"))),
+        rows=_rows(members, lines),
+    )
+
+
+def _part(lines: Lines, whole: Mapping[str, set[str]], inside: bool) -> Lines:
+    """The seeds that are (or are not) among `whole`, few enough points to draw."""
+    return {
+        label: {seed: thinned(points) for seed, points in seeds.items() if (seed in whole[label]) == inside}
+        for label, seeds in lines.items()
+        if label in whole
+    }
+
+
+def _longest(seeds: Mapping[str, Points]) -> int:
+    return max(map(len, seeds.values()), default=0)
+
+
+def _lines(study: Study, key: str, scale: float) -> Lines:
+    return {
+        label: {seed_name(n): _points(log, key, scale) for n, log in seeds.items()}
+        for label, seeds in study.logs.items()
+    }
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str, scale: float) -> Points:
+    """One value an update: the last that was logged for it."""
+    values = {int(line["step"]): line[key] for line in log if isinstance(line.get(key), int | float)}
+    return [(step, scale * float(one)) for step, one in sorted(values.items()) if math.isfinite(one)]
+
+
+def thinned(points: Points) -> Points:
+    """At most 200 points: means of neighbours, at the last update of each."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    if size < 2:
+        return points
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], fmean(y for _, y in part)) for part in parts]
+
+
+def _wide(lines: Lines) -> bool:
+    values = [y for seeds in lines.values() for points in seeds.values() for _, y in points]
+    return min(values) > 0 and max(values) / min(values) > LOG_FROM
+
+
+def _rows(members: Sequence[Member], lines: Mapping[str, Lines]) -> list[Row]:
+    rows: list[Row] = []
+    for member in members:
+        for seed in dict.fromkeys(seed_name(run.seed) for run in member.runs):
+            points = [found[member.label].get(seed, []) for found in lines.values()]
+            if any(points):
+                ends = [number(p[i][1]) if p else number(None) for p in points for i in (0, -1)]
+                rows.append((member.label, seed, f"{max(p[-1][0] for p in points if p):,}", *ends))
+    return rows

@@ -1,0 +1,218 @@
+"""Tests, intervals and effect sizes. A spread is always the sample's (n - 1); what cannot be said is None, never 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import comb
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+FEWEST_SEEDS = 3  # fewer say nothing about the spread of training
+MOST_FLIPPED = 20  # sign flips are enumerated: 2**20 sums at most
+SPIKE = 3.0  # a gradient norm above so many medians of its run
+
+
+class Paired(NamedTuple):
+    """Items that only the first or only the second gets right, and McNemar's exact two-sided p."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """p = min(1, 2 P(X <= min(b, c))), X binomial(b + c, 1/2): items on which both agree say nothing."""
+    pairs = list(zip(first, second, strict=True))
+    b = sum(bool(one and not two) for one, two in pairs)
+    c = sum(bool(two and not one) for one, two in pairs)
+    tail = Fraction(sum(comb(b + c, k) for k in range(min(b, c) + 1)), 2 ** (b + c))
+    return Paired(b, c, float(min(Fraction(1), 2 * tail)))
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def bootstrap(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Percentile interval of mean(first - second) when the items are drawn again, in pairs, with replacement.
+
+    An item may be right or wrong (one run) or a mean over seeds. A resample is drawn as the count of each distinct
+    difference, multinomial(n, their shares): the same distribution as drawing items one by one.
+    """
+    values, counts = np.unique(_floats(first) - _floats(second), return_counts=True)
+    n = int(counts.sum())
+    means = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values / n
+    low, high = np.percentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return Interval(float(low), float(high))
+
+
+def wilson(correct: int, total: int) -> Interval:
+    """Wilson's score interval of a share: of one run over its items (runs share items, so runs are never pooled)."""
+    z = float(_special().ndtri((1 + CONFIDENCE) / 2))
+    p, share = correct / total, z * z / total
+    centre = (p + share / 2) / (1 + share)
+    half = z / (1 + share) * math.sqrt(p * (1 - p) / total + share / (4 * total))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def cohens_h(first: float, second: float) -> float:
+    """2 asin sqrt(p1) - 2 asin sqrt(p2): 0.2 is called small, 0.5 medium, 0.8 large."""
+    return 2 * math.asin(math.sqrt(first)) - 2 * math.asin(math.sqrt(second))
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The sample's standard deviation (n - 1); None for fewer than two."""
+    return float(np.std(_floats(values), ddof=1)) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """first - second over the seeds that both have. error, interval and p are None below three seeds."""
+
+    seeds: tuple[int, ...]
+    items: int | None  # None: one number a seed, not a set of items
+    differences: tuple[float, ...]  # one a seed
+    mean: float | None
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_flip: float | None = None  # exact: signs of the seeds' differences flipped; no smaller than 2 / 2**seeds
+
+    @property
+    def effect(self) -> float | None:
+        """d_z = mean / sample sd of the seeds' differences."""
+        sd = spread(self.differences)
+        return self.mean / sd if self.mean is not None and sd else None
+
+
+def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike]) -> Compared:
+    """Accuracy of two students, seed by seed number and item by item, for new seeds and new items at once.
+
+    With d[s, i] in {-1, 0, 1}, S seeds and n items, the squared error of the mean is
+
+        V = max(V_seed + V_item - V_cell, V_seed, V_item)
+
+    V_seed = var(seed means) / S, V_item = var(item means) / n, V_cell = var(what neither explains) / (S n): each of
+    the first two holds the third once. V_item counts one more item for and one against (Bonett and Price 2012), so
+    that a few items that all agree do not pass for certainty. t with min(S, n) - 1 degrees of freedom: where few seeds
+    meet many items this errs on the careful side.
+    """
+    seeds = tuple(sorted(set(first) & set(second)))
+    rows = [_floats(first[seed]) - _floats(second[seed]) for seed in seeds]
+    if not rows:
+        return Compared((), None, (), None)
+    d = np.stack(rows)
+    count, items = d.shape
+    by_seed, by_item, mean = d.mean(1), d.mean(0), float(d.mean())
+    found = Compared(seeds, items, tuple(by_seed.tolist()), mean)
+    if count < FEWEST_SEEDS or items < 2:
+        return found
+    v_seed = float(by_seed.var(ddof=1)) / count
+    v_item = ((float(by_item @ by_item) + 2) / (items + 2) - (float(by_item.sum()) / (items + 2)) ** 2) / (items + 2)
+    rest = d - by_seed[:, None] - by_item[None, :] + mean
+    v_cell = float((rest * rest).sum()) / ((count - 1) * (items - 1)) / (count * items)
+    return _tested(found, mean, math.sqrt(max(v_seed + v_item - v_cell, v_seed, v_item)), min(count, items) - 1)
+
+
+def compare_values(first: Mapping[int, float], second: Mapping[int, float]) -> Compared:
+    """One number a run, seed by seed number: the paired t test."""
+    seeds = tuple(sorted(set(first) & set(second)))
+    differences = tuple(float(first[seed]) - float(second[seed]) for seed in seeds)
+    if not seeds:
+        return Compared((), None, (), None)
+    mean = float(np.mean(differences))
+    found = Compared(seeds, None, differences, mean)
+    sd = spread(differences)
+    if sd is None or len(seeds) < FEWEST_SEEDS:
+        return found
+    return _tested(found, mean, sd / math.sqrt(len(seeds)), len(seeds) - 1)
+
+
+def _tested(found: Compared, mean: float, error: float, freedom: int) -> Compared:
+    """`found` with its t interval and p values."""
+    half = float(_special().stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    if error > 0:
+        p = 2 * float(_special().stdtr(freedom, -abs(mean) / error))
+    else:
+        p = 1.0 if mean == 0 else 0.0
+    flipped = sign_flip(found.differences)
+    return replace(found, error=error, low=mean - half, high=mean + half, p=p, p_flip=flipped)
+
+
+def sign_flip(differences: Sequence[float]) -> float | None:
+    """The share of all 2**n choices of signs whose sum is at least as far from 0; None for none or above 20."""
+    if not 1 <= len(differences) <= MOST_FLIPPED:
+        return None
+    sums = np.zeros(1)
+    for one in differences:
+        sums = np.concatenate([sums + one, sums - one])
+    rounding = 1e-12 * sum(abs(one) for one in differences)
+    return float((np.abs(sums) >= abs(sum(differences)) - rounding).mean())
+
+
+def brown_forsythe(groups: Sequence[Sequence[float]]) -> float | None:
+    """p of equal spreads: one-way analysis of variance of |value - median of its group|; None where it is undefined."""
+    if len(groups) < 2 or min(len(group) for group in groups) < FEWEST_SEEDS:
+        return None
+    apart = [np.abs(_floats(group) - np.median(_floats(group))) for group in groups]
+    total = sum(len(group) for group in apart)
+    grand = sum(float(group.sum()) for group in apart) / total
+    between = sum(len(group) * (float(group.mean()) - grand) ** 2 for group in apart) / (len(groups) - 1)
+    within = sum(float(((group - group.mean()) ** 2).sum()) for group in apart) / (total - len(groups))
+    if within == 0:
+        return None
+    return float(_special().fdtrc(len(groups) - 1, total - len(groups), between / within))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p, in the order given: the k-th smallest times (n - k + 1), never falling, at most 1."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+class Instability(NamedTuple):
+    """How restless a training was; see `instability`."""
+
+    jumps: float
+    spikes: float | None
+
+
+def instability(lines: Sequence[Mapping[str, Any]], term: str = "loss") -> Instability | None:
+    """Of the log lines of one run that hold `term`:
+
+    jumps = mean |d - mean(d)|, d the differences of consecutive log(term) over the later half of the logged updates: a
+    share of the loss, so that its size does not matter, less its steady fall, so that learning does not pass for
+    unrest. spikes = share of all logged updates whose grad_norm is above three times the run's median, None where no
+    norm was logged. None for fewer than three values in that half, or one that is not above 0.
+    """
+    logged = [line for line in lines if isinstance(line.get(term), int | float)]
+    values = [float(line[term]) for line in logged[len(logged) // 2 :]]
+    if len(values) < 3 or not all(0 < value < math.inf for value in values):
+        return None
+    steps = np.diff(np.log(values))
+    norms = [float(line["grad_norm"]) for line in logged if isinstance(line.get("grad_norm"), int | float)]
+    spikes = float(np.mean(_floats(norms) > SPIKE * np.median(norms))) if norms else None
+    return Instability(float(np.abs(steps - steps.mean()).mean()), spikes)
+
+
+def _floats(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _special() -> Any:
+    """Distribution functions. Late, so that McNemar's test needs no scipy."""
+    from scipy import special
+
+    return special

@@ -1,0 +1,1 @@
+"""What to run, as data: an experiment is its members, a member is a recipe's settings. `runner.py` runs them."""

@@ -1,0 +1,80 @@
+"""One thing at a time away from the recipe, and the grid of M and T."""
+
+from __future__ import annotations
+
+from kava.config import Recipe
+from kava.suites.members import Member, Suite
+
+LAMBDAS = (0.0, 0.1, 0.5, 1.0)
+DISTANCES = ("l1", "mse", "smooth_l1")
+
+
+def members(recipe: Recipe) -> tuple[Member, ...]:
+    """What there is to change in this recipe; the recipe itself is `base`."""
+    return (
+        Member("base", "the recipe as it is"),
+        *_grid(recipe),
+        *_score(recipe),
+        *_distances(recipe),
+        *_switches(recipe),
+    )
+
+
+def _grid(recipe: Recipe) -> list[Member]:
+    """Half, equal and double M against no, one, equal and double T."""
+    latents, rounds = recipe.latent.num_tokens, recipe.latent.num_iterations
+    if latents == 0 or recipe.latent.method == "sequential":
+        return []
+    lengths = sorted({max(1, latents // 2), latents, 2 * latents})
+    times = sorted({0, 1, rounds, 2 * rounds})
+    return [
+        Member(f"M{m}_T{t}", f"{m} latents, {t} iterations", (f"latent.num_tokens={m}", f"latent.num_iterations={t}"))
+        for m in lengths
+        for t in times
+        if (m, t) != (latents, rounds)
+    ]
+
+
+def _score(recipe: Recipe) -> list[Member]:
+    """R-KV from redundancy alone (0) to importance alone (1)."""
+    if recipe.loss.alpha2_kv == 0:
+        return []
+    return [
+        Member(f"lambda_{value:g}", f"R-KV, lambda {value:g}", ("rkv.method=rkv", f"rkv.lambda={value:g}"))
+        for value in LAMBDAS
+        if (recipe.rkv.method, recipe.rkv.lambda_) != ("rkv", value)
+    ]
+
+
+def _distances(recipe: Recipe) -> list[Member]:
+    if recipe.loss.alpha2_kv == 0:
+        return []
+    return [
+        Member(f"loss_{kind}", f"KV loss {kind}", (f"loss.kv_loss_type={kind}",))
+        for kind in DISTANCES
+        if kind != recipe.loss.kv_loss_type
+    ]
+
+
+def _switches(recipe: Recipe) -> list[Member]:
+    """Projection, last step and standard deviation, each the other way round."""
+    loss, dataset = recipe.loss, recipe.dataset
+    on = {True: "true", False: "false"}
+    found = []
+    if recipe.latent.num_tokens and recipe.latent.num_iterations:
+        name = "no_projection" if loss.use_projection else "projection"
+        found.append(Member(name, name.replace("_", " "), (f"loss.use_projection={on[not loss.use_projection]}",)))
+    last = "keep_last_step" if dataset.drop_last_step else "drop_last_step"
+    found.append(Member(last, last.replace("_", " "), (f"dataset.drop_last_step={on[not dataset.drop_last_step]}",)))
+    if loss.alpha2_kv or loss.alpha1_codi:
+        name = "no_std" if loss.layerwise_std else "layerwise_std"
+        std = f"loss.layerwise_std={on[not loss.layerwise_std]}"
+        found.append(
+            Member(name, "no division by the teacher's spread" if loss.layerwise_std else "one per layer", (std,))
+        )
+        if loss.layerwise_std and loss.std_scope == "sample":
+            found.append(Member("std_batch", "one spread per batch, as the parents have it", ("loss.std_scope=batch",)))
+    return found
+
+
+LATENT = Suite("ablations", "M x T, lambda, loss type, projection, last step, standard deviation", "ablations", members)

@@ -1,0 +1,91 @@
+"""A member of an experiment, and the experiments by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kava.config import Recipe, differing, load_recipe
+from kava.errors import ConfigError
+from kava.registry import nearest
+from kava.suites.runner import Job
+
+
+class Member(NamedTuple):
+    """One student: the name of its folder, what it is, how its recipe differs, how it answers."""
+
+    name: str
+    title: str
+    settings: tuple[str, ...] = ()
+    mode: str = "latent"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`line` names the method line (and the folder) its members belong to; members may depend on the recipe."""
+
+    name: str
+    title: str
+    line: str
+    members: Callable[[Recipe], tuple[Member, ...]]
+
+
+def suites() -> dict[str, Suite]:
+    """Every experiment by name."""
+    from kava.suites import ablations, e1_e5
+
+    return {suite.name: suite for suite in (e1_e5.LATENT, ablations.LATENT)}
+
+
+def suite_named(name: str) -> Suite:
+    known = suites()
+    if name not in known:
+        raise ConfigError(f"unknown suite {name!r}", nearest(name, list(known)))
+    return known[name]
+
+
+def chosen(members: Sequence[Member], names: Sequence[str]) -> tuple[Member, ...]:
+    """The members called `names`, in the suite's order; all of them where none is named."""
+    known = [member.name for member in members]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown member {name!r}", nearest(name, known))
+    return tuple(member for member in members if not names or member.name in names)
+
+
+def job(
+    label: str,
+    config: str,
+    folder: Path,
+    seed: int,
+    settings: Sequence[str],
+    evaluations: Sequence[Sequence[str]],
+    extra: Sequence[str] = (),
+) -> Job:
+    """One run: train it (what is there is continued), then evaluate its best checkpoint.
+
+    The recipe is read now, before anything is started, so that a mistake costs seconds and not a night.
+    """
+    recipe = load_recipe(config, [*settings, f"system.seed={seed}"])
+    words = ["train", "--config", config, "--output_dir", str(folder), "--seed", str(seed), "--resume", "auto"]
+    best = str(folder / "best_checkpoint")
+    done = not extra and _finished(folder, recipe)
+    return Job(
+        label=label,
+        folder=folder,
+        train=() if done else (*words, "--quiet", *extra, *settings),
+        evaluate=tuple(("evaluate", "--checkpoint_dir", best, "--quiet", *words) for words in evaluations),
+        updates=0 if done else recipe.training.max_steps or 0,
+    )
+
+
+def _finished(folder: Path, recipe: Recipe) -> bool:
+    """This very run is through; one with other settings is left to `kava train`, which refuses it."""
+    meta, stored = folder / "meta.json", folder / "recipe.yaml"
+    if not meta.is_file() or not stored.is_file():
+        return False
+    done = json.loads(meta.read_text(encoding="utf-8")).get("finished", False)
+    return bool(done) and not differing(load_recipe(stored), recipe)

@@ -1,0 +1,196 @@
+"""Runs jobs as processes of their own, some at a time; one that fails stops nothing else and is told at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+POLL = 0.3
+TELL_EVERY = 15.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Words behind `kava`: a training, then evaluations. `updates` is what the training makes, 0 if unknown."""
+
+    label: str
+    folder: Path
+    train: tuple[str, ...] = ()
+    evaluate: tuple[tuple[str, ...], ...] = ()
+    updates: int = 0
+
+    @property
+    def output(self) -> Path:
+        """What its processes print."""
+        return self.folder.with_name(self.folder.name + ".out")
+
+    def without(self, train: bool = False, evaluate: bool = False) -> Job:
+        """The job with a part left out."""
+        return replace(
+            self,
+            train=() if train else self.train,
+            evaluate=() if evaluate else self.evaluate,
+            updates=0 if train else self.updates,
+        )
+
+    def commands(self) -> list[tuple[str, ...]]:
+        return [words for words in (self.train, *self.evaluate) if words]
+
+
+@dataclass
+class _Slot:
+    """A job that is under way, on a device of its own where several are named."""
+
+    job: Job
+    waiting: list[tuple[str, ...]]
+    device: str | None
+    process: subprocess.Popen[bytes] | None = None
+
+
+@dataclass
+class _Pool:
+    jobs: Sequence[Job]
+    parallel: int
+    quiet: bool
+    broken: dict[str, str] = field(default_factory=dict)
+    slots: list[_Slot] = field(default_factory=list)
+
+    def run(self) -> dict[str, str]:
+        queue = list(self.jobs)
+        devices = _devices()
+        bar = _Bar(self.jobs, self.quiet)
+        try:
+            while queue or self.slots:
+                while queue and len(self.slots) < self.parallel:
+                    free = [device for device in devices if device not in [slot.device for slot in self.slots]]
+                    job = queue.pop(0)
+                    self.slots.append(_Slot(job, job.commands(), free[0] if free else None))
+                self.slots = [slot for slot in self.slots if self._goes_on(slot)]
+                bar.show([slot.job for slot in self.slots], len(queue))
+                time.sleep(POLL if self.slots else 0)
+        finally:
+            self._stop()
+            bar.close()
+        return self.broken
+
+    def _goes_on(self, slot: _Slot) -> bool:
+        """Starts the job's next process when the last one is through; False when the job is."""
+        if slot.process is not None:
+            code = slot.process.poll()
+            if code is None:
+                return True
+            if code:
+                self.broken[slot.job.label] = (
+                    f"{slot.waiting[0][0]} ended with code {code}: {last_line(slot.job.output)}"
+                )
+                return False
+            slot.waiting.pop(0)
+        if not slot.waiting:
+            return False
+        slot.process = _start(slot.job, slot.waiting[0], self.parallel, slot.device)
+        return True
+
+    def _stop(self) -> None:
+        """An interrupted training saves a checkpoint before it ends."""
+        running = [slot.process for slot in self.slots if slot.process is not None and slot.process.poll() is None]
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def run_jobs(jobs: Sequence[Job], parallel: int = 1, quiet: bool = False) -> dict[str, str]:
+    """Runs everything and returns what broke: label -> last line of the output."""
+    with _sigterm_as_interrupt():
+        return _Pool(jobs, max(1, parallel), quiet).run()
+
+
+def last_line(path: Path) -> str:
+    """What a process said last that is not a hint: its error."""
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
+    said = [line.strip() for line in lines if line.strip() and not line.strip().startswith("hint:")]
+    return said[-1] if said else "(no output)"
+
+
+def _start(job: Job, words: Sequence[str], parallel: int, device: str | None) -> subprocess.Popen[bytes]:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // parallel))
+    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
+    environment["KAVA_PARENT"] = str(os.getpid())  # a training whose parent was killed saves and stops
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    command = [sys.executable, "-m", "kava", *words]
+    with job.output.open("ab") as out:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def _devices() -> list[str]:
+    """Several jobs at once get a GPU each, where the environment names several."""
+    named = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+    return named if len(named) > 1 else []
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the children too, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Bar:
+    """Updates of all jobs together: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, jobs: Sequence[Job], quiet: bool):
+        self.quiet = quiet
+        self.live = sys.stderr.isatty() and not quiet
+        self.jobs = jobs
+        self.steps = {job.label: 0 for job in jobs}
+        self.began = self.told = time.monotonic()
+        total = sum(job.updates for job in jobs) or None
+        self.bar = tqdm(total=total, ascii=True, unit="upd", desc="train", disable=not self.live)
+
+    def show(self, running: Sequence[Job], waiting: int) -> None:
+        now = time.monotonic()
+        if not self.live and (self.quiet or now - self.told < TELL_EVERY):
+            return
+        self.told = now
+        self.steps |= {job.label: last_step(job.folder) for job in running}
+        done = sum(self.steps.values())
+        if self.live:
+            self.bar.n = done
+            self.bar.set_postfix({"running": len(running), "waiting": waiting}, refresh=True)
+        else:
+            parts = ", ".join(f"{job.label} {self.steps[job.label]}" for job in running)
+            of = f"/{self.bar.total}" if self.bar.total else ""
+            print(f"{now - self.began:.0f} s: {done}{of} updates, {waiting} jobs waiting, running {parts}", flush=True)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def last_step(folder: Path) -> int:
+    """The last update that a run has logged."""
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    whole = [line for line in lines[-2:] if line.endswith("}")]
+    return max((int(json.loads(line)["step"]) for line in whole), default=0)
