@@ -79,8 +79,8 @@ def test_bootstrap_agrees_with_drawing_items_one_by_one():
     assert found.high == pytest.approx(slow[-101], abs=0.02)
 
 
-def two_way(first, second) -> tuple[float, float]:
-    """Mean and error of first - second over seeds and items, in loops over both."""
+def two_way(first, second) -> tuple[float, float, float]:
+    """Mean, error and degrees of freedom of first - second over seeds and items, in loops over both."""
     seeds = sorted(seed for seed in first if seed in second)
     n = len(first[seeds[0]])
     d = {(s, i): int(first[s][i]) - int(second[s][i]) for s in seeds for i in range(n)}
@@ -96,16 +96,20 @@ def two_way(first, second) -> tuple[float, float]:
         for i in range(n):
             v_cell += (d[s, i] - seed_mean[s] - item_mean[i] + mean) ** 2
     v_cell /= (len(seeds) - 1) * (n - 1) * len(seeds) * n
-    return mean, math.sqrt(max(v_seed + v_item - v_cell, v_seed, v_item))
+    total = max(v_seed + v_item - v_cell, v_seed, v_item)
+    return mean, math.sqrt(total), min(len(seeds), n) - 1
 
 
-@pytest.mark.parametrize(("items", "seed"), [(12, 0), (40, 1), (7, 2), (2, 3)])
-def test_the_seed_level_comparison_is_the_loop(items, seed):
-    first, second = runs(seed, items=items, share=0.8), runs(seed + 50, items=items)
-    mean, error = two_way(first, second)
+@pytest.mark.parametrize(
+    ("items", "seed", "shares"),
+    [(12, 0, (0.8, 0.8, 0.8)), (40, 1, (1.0, 0.6, 0.2)), (7, 2, (0.9, 0.1, 0.5)), (2, 3, (0.8, 0.8, 0.8))],
+)
+def test_the_seed_level_comparison_is_the_loop(items, seed, shares):
+    first = {one: runs(seed, (one,), items, share)[one] for one, share in zip(SEEDS, shares, strict=True)}
+    second = runs(seed + 50, items=items)
+    mean, error, freedom = two_way(first, second)
     found = compare_items(first, second)
     assert (found.mean, found.error) == (pytest.approx(mean), pytest.approx(error))
-    freedom = min(3, items) - 1
     half = scipy_stats.t.ppf(0.975, freedom) * error
     assert (found.low, found.high) == (pytest.approx(mean - half), pytest.approx(mean + half))
     assert found.p == pytest.approx(2 * scipy_stats.t.sf(abs(mean) / error, freedom))

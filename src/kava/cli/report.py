@@ -42,6 +42,7 @@ def report(
     from kava.files import write_text
     from kava.report.figures import render
     from kava.report.lineup import read_study
+    from kava.report.markup import counted
     from kava.report.page import page, plots, sections
 
     study = read_study(runs, dataset or ())
@@ -57,10 +58,9 @@ def report(
         "runs": len(study.runs),
         "sets": list(study.sets),
     }
-    text = (
-        f"{len(study.runs)} runs of {len(study.members)} members, {len(drawn)} figures\n  wrote {output} and {folder}/"
-    )
-    show_result(result, text, quiet)
+    parts = ((study.runs, "run"), (study.members, "member"), (drawn, "figure"))
+    counts = ", ".join(counted(len(things), noun) for things, noun in parts)
+    show_result(result, f"{counts}\n  wrote {output} and {folder}/", quiet)
     return 0
 
 

@@ -116,7 +116,8 @@ def _try(name: str, component: Component, place: Place, quiet: bool) -> Outcome:
 def try_environment(place: Place) -> str:
     from kava.provenance import versions
 
-    wrong, absent = [], []
+    wrong: list[str] = []
+    absent: list[str] = []
     for need, optional in _requirements():
         try:
             found = metadata.version(need.name)
@@ -141,9 +142,9 @@ def _requirements() -> list[tuple[Any, bool]]:
         return []
     found = []
     for need in map(Requirement, lines):
-        needed = need.marker is None or need.marker.evaluate({"extra": ""})
-        if needed or not need.marker.evaluate({"extra": "dev"}):
-            found.append((need, not needed))
+        extras = [extra for extra in ("", "dev") if need.marker is None or need.marker.evaluate({"extra": extra})]
+        if extras != ["dev"]:
+            found.append((need, "" not in extras))
     return found
 
 

@@ -218,11 +218,9 @@ def _counted(decoder: Any) -> Iterator[Count]:
     count = Count()
 
     def note(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        embeds = given.get("inputs_embeds")
-        ids = given.get("input_ids", args[0] if args else None)
-        shape = (embeds if embeds is not None else ids).shape
+        read = next(part for part in (given.get("inputs_embeds"), given.get("input_ids"), *args) if part is not None)
         count.passes += 1
-        count.tokens += shape[0] * shape[1]
+        count.tokens += read.shape[0] * read.shape[1]
 
     handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
     try:

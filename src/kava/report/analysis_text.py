@@ -10,6 +10,7 @@ from typing import Any
 from kava.report.claims import CONTROL
 
 WIDTH = 118
+NO_BREAK = "\0"  # a space at which no line ends
 MEASURES = {
     "instability": "jumps of log CE",
     "instability_loss": "jumps of log loss",
@@ -74,14 +75,15 @@ def _experiments(found: Document) -> list[str]:
         counted = f"{len(row['per_seed'])} of {max(len(found['seeds']), len(row['per_seed']))}"
         rows.append([row["name"], row["status"], counted, *terms, *numbers])
     lines = _table([head, *rows])
-    lines += [
-        f"{row['name']}, seed {seed}: {reason}"
-        for row in found["experiments"]
-        for seed, reason in row["absent"].items()
-    ]
+    for row in found["experiments"]:
+        for reason in dict.fromkeys(row["absent"].values()):
+            seeds = [str(seed) for seed, why in row["absent"].items() if why == reason]
+            lines += _wrapped(
+                f"{row['name']}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}: {reason}", "", "  "
+            )
     about = (
         "Losses are the last logged training values, means over seeds. They belong to objectives that differ, and no "
-        "claim compares them. seeds: with results on the set, of all seeds of this analysis; the others are named above "
+        "claim compares their size. seeds: with results on the set, of all seeds of this analysis; the others are named above "
         "and enter nothing. sd: the sample's (n - 1), over seeds."
     )
     return [*lines, "", *_wrapped(about)]
@@ -96,10 +98,10 @@ def _seeds(found: Document) -> list[str]:
             f"[{_percent(one['low'])}, {_percent(one['high'])}]"
             for one in row["per_seed"]
         ]
-        mode = "" if row["mode"] == "latent" else f" (mode {row['mode']})"
-        body = textwrap.wrap("   ".join(cells) + mode, WIDTH - width - 2, break_long_words=False) or ["-"]
-        lines.append(row["name"].ljust(width + 2) + body[0])
-        lines += [" " * (width + 2) + line for line in body[1:]]
+        cells += [] if row["mode"] == "latent" else [f"(mode {row['mode']})"]
+        whole = "   ".join(cell.replace(" ", NO_BREAK) for cell in cells) or "-"
+        for i, line in enumerate(textwrap.wrap(whole, WIDTH - width - 2, break_long_words=False)):
+            lines.append(("" if i else row["name"]).ljust(width + 2) + line.replace(NO_BREAK, " "))
     return lines if any(row["per_seed"] for row in found["experiments"]) else []
 
 
@@ -249,4 +251,4 @@ def _p(value: float | None) -> str:
         return "-"
     if value < 1e-4:
         return f"{value:.0e}" if value > 0 else "< 1e-300"
-    return f"{value:.4f}" if value < 0.01 else f"{value:.2f}"
+    return f"{value:.{4 if value < 0.01 else 3 if value < 0.1 else 2}f}"  # 0.047 is not 0.05

@@ -17,7 +17,7 @@ Lines = Mapping[str, Mapping[str, Points]]  # member's label -> seed's name -> p
 LETTER = 0.063  # inches that a letter of a label takes, at most
 LONGEST = 36  # letters of a name
 LINE = 0.13  # inches from one line of a legend to the next
-LEFT, RIGHT, BOTTOM, GAP, BETWEEN = 0.42, 0.08, 0.42, 0.32, 0.3
+LEFT, RIGHT, BOTTOM, GAP = 0.42, 0.08, 0.42, 0.32
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Grid:
 
     @property
     def size(self) -> tuple[float, float]:
-        width = max(WIDTH, 1.9 * self.columns)
-        return width, self._legend + self.rows * (self.height + GAP) - GAP + BOTTOM
+        return self.size_across, self._legend + self.rows * (self.height + GAP) - GAP + BOTTOM
 
     @property
     def _legend(self) -> float:
@@ -54,9 +53,17 @@ class Grid:
         return max(1, min(len(group.members), int(room / longest)))
 
     @property
+    def _between(self) -> float:
+        """Inches between columns: the measures side by side have numbers of their own."""
+        return 0.3 if len(self.groups) > 1 else 0.5
+
+    @property
     def _panel_width(self) -> float:
-        width = max(WIDTH, 1.9 * self.columns)
-        return (width - LEFT - RIGHT - BETWEEN * (self.columns - 1)) / self.columns
+        return (self.size_across - LEFT - RIGHT - self._between * (self.columns - 1)) / self.columns
+
+    @property
+    def size_across(self) -> float:
+        return max(WIDTH, 1.9 * self.columns)
 
     def axes(self, figure: Any) -> list[list[tuple[Any, Group]]]:
         """For each measure its panels, with titles, legends and the label below."""
@@ -65,7 +72,7 @@ class Grid:
         for index, title in enumerate(self.titles):
             for column, group in enumerate(self.groups):
                 x, y = (column, index) if len(self.groups) > 1 else (index % self.columns, index // self.columns)
-                left = LEFT + x * (self._panel_width + BETWEEN)
+                left = LEFT + x * (self._panel_width + self._between)
                 bottom = height - self._legend - y * (self.height + GAP) - self.height
                 box = (left / width, bottom / height, self._panel_width / width, self.height / height)
                 one = figure.add_axes(box)
@@ -78,7 +85,7 @@ class Grid:
                     one.tick_params(axis="x", labelbottom=False)
                 found[index].append((one, group))
         for column, group in enumerate(self.groups):
-            self._head(figure, group, LEFT + column * (self._panel_width + BETWEEN))
+            self._head(figure, group, LEFT + column * (self._panel_width + self._between))
         return found
 
     def _head(self, figure: Any, group: Group, left: float) -> None:
@@ -131,11 +138,11 @@ def curves(
     for member in group.members:
         seeds = lines.get(member.label, {})
         style = line_style(member, 3.2)
-        short = cut.get(member.label, {})
-        for seed, points in {**(seeds if len(seeds) > 1 else {}), **short}.items():
+        thin_ones = {**(seeds if len(seeds) > 1 else {}), **cut.get(member.label, {})}
+        for seed, points in thin_ones.items():
             if points:
                 (thin,) = one.plot(*zip(*points, strict=True), color=style["color"], linewidth=0.5, alpha=0.4, zorder=2)
-                tip(thin, f"{member.label}, {seed}")
+                tip(thin, f"{member.label}, seed {seed}")
         mean = mean_line(seeds)
         if mean:
             (thick,) = one.plot(*zip(*mean, strict=True), **style, markevery=max(1, len(mean) // marks), zorder=3)
@@ -173,6 +180,13 @@ def share_scale(panels: Sequence[Any]) -> None:
         if i:
             one.tick_params(axis="y", labelleft=False)
             one.spines["left"].set_visible(False)
+
+
+def percent_scale(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis of shares: nothing far below 0 or above 100, and ten points at least."""
+    spare = max(0.0, 10 - (high - low)) / 2
+    high = min(high + spare, 101.5)
+    return max(min(low - spare, high - 10), -1.5), high
 
 
 def apart(wanted: Sequence[float], distance: float, low: float, high: float) -> list[float]:

@@ -128,6 +128,7 @@ def page_svg(svg: str, name: str, title: str, alt: str) -> str:
     body = _own_ids(body.replace("xlink:href", "href"), name)
     body = re.sub(r"font: ([^;\"]*?)([\d.]+)px [^;\"]*", _font, body)  # matplotlib 3.9
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+    body = body.replace("stroke: #000000; stroke-opacity: 0", "stroke: none")
     body = re.sub(r'\b(d|x|y|points|transform)="([^"]*)"', _rounded, body)
     for role, shade in {**LIGHT, **{f"c{i}": pair[0] for i, pair in enumerate(PALETTE)}}.items():
         body = body.replace(shade, f"var(--{role})")
@@ -161,9 +162,12 @@ def _escaped(words: str) -> str:
 def _save(figure: Any, path: Path, **settings: Any) -> None:
     """Written beside its place, then renamed."""
     partial = path.with_name(f"{PARTIAL}{path.name}")
-    figure.savefig(partial, **settings)
-    usual_mode(partial)
-    os.replace(partial, path)
+    try:
+        figure.savefig(partial, **settings)
+        usual_mode(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def _one_run_each(label: str, runs: Sequence[Run]) -> None:
 def _line(run: Run) -> str:
     """The name of the folder that a run's member lies in."""
     whole = run.folder.resolve()
-    return whole.parent.name if whole.name.startswith(run.member) else whole.parent.parent.name
+    return whole.parent.parent.name if whole.name.startswith("seed_") else whole.parent.name
 
 
 def _own_mode(runs: Sequence[Run]) -> str:

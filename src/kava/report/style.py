@@ -82,7 +82,8 @@ dl { display: grid; grid-template-columns: minmax(6rem, max-content) minmax(0, 1
   font: 13.5px/1.45 var(--sans); }
 dt { color: var(--muted); } dd { margin: 0; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; margin: .9rem 0; max-width: 100%; }
-table { border-collapse: collapse; width: max-content; max-width: max(100%, 44rem); font: 13px/1.35 var(--sans); font-variant-numeric: tabular-nums lining-nums;
+table { border-collapse: collapse; width: max-content; max-width: max(100%, 44rem);
+  font: 13px/1.35 var(--sans); font-variant-numeric: tabular-nums lining-nums;
   border-top: 1.5px solid var(--ink); border-bottom: 1.5px solid var(--ink); }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: baseline; font-weight: 400; }
 th:last-child, td:last-child { padding-right: .2rem; }
@@ -126,7 +127,7 @@ footer { margin-top: 3rem; color: var(--muted); font: 13px/1.45 var(--sans); }
   :root { color-scheme: light; }
   body { font-size: 10pt; background: none; } .page { display: block; padding: 0; }
   nav > div { position: static; padding: 0 0 4mm; } nav ol { columns: 2; } h1 { margin-top: 0; font-size: 18pt; }
-  h2 { margin-top: 8mm; } h2, h3 { break-after: avoid; } p { orphans: 3; widows: 3; }
+  h2 { margin-top: 8mm; } h2, h3, h2 + p { break-after: avoid; } p { orphans: 3; widows: 3; }
   figure, tr, .verdict, .missing, dl { break-inside: avoid; } thead { display: table-header-group; }
   .scroll, .frame { overflow: visible; } svg.kava { min-width: 0; width: 100%; }
   table { font-size: 8pt; max-width: 100%; } th, td { padding-right: .5rem; } figcaption, dl, details { font-size: 8.5pt; }

@@ -213,8 +213,7 @@ def _read(place: Path) -> dict[str, Any]:
     data = read_file(path, str(path))
     for config, body in data.items():
         sets = body.get("datasets") if isinstance(body, dict) else None
-        fine = isinstance(sets, dict) and all(isinstance(entry, dict) for entry in sets.values())
-        if not fine or "num_seeds" not in body:
+        if not isinstance(sets, dict) or "num_seeds" not in body or not all(isinstance(e, dict) for e in sets.values()):
             raise DataError(f"{path}: {config} has no num_seeds and datasets", "make it again with kava aggregate")
         for name, entry in sets.items():
             entry.setdefault("num_seeds", body["num_seeds"])

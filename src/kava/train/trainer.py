@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer
 
 from kava.backbone.artifact import load_weights, save_student, write_student
 from kava.config import Recipe
@@ -20,6 +21,9 @@ from kava.losses import add
 from kava.objectives.latent import LatentObjective, Result
 from kava.train.checkpoint import rotate
 from kava.train.interrupt import Interrupt
+
+with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
+    from transformers import PrinterCallback, Trainer
 
 INCOMING = ".partial-checkpoint"
 BEST = "best_checkpoint"

@@ -34,8 +34,8 @@ from kava.report.study import COUNTED, Member, Study, label_of, result_of, split
 ALPHA = 0.05
 KINDS = {"zero": "v", "mean": "o", "swap": "D", "noise": "s"}  # ablations and their marks
 MEANING = (
-    "zero: no latents' content; mean: the latents' average over the questions; swap: another question's latents; "
-    "noise: random vectors of the same size."
+    "Latents are replaced as the last pass gets them, the question stays readable. zero: zeros; mean: the average of the "
+    "set; swap: those of the next question; noise: random vectors with the mean and spread of the set."
 )
 COMMAND = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET --ablate zero|mean|swap|noise"
 

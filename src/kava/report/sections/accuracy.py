@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kava.report.charts import Grid, curves, letters, line_style, share_scale, short
+from kava.report.charts import Grid, curves, letters, line_style, percent_scale, share_scale, short
 from kava.report.figures import INK, LIGHT, MUTED, WIDTH, Plot, colour, tip
 from kava.report.markup import NONE, Heading, Row, counted, mean_sd, missing, percent, seed_name, span
 from kava.report.sections.section import Section
@@ -95,6 +95,7 @@ def _draw_dots(figure: Any, found: Scored, lines: int) -> None:
             ticks.append((y, short(member.label)))
             y += 1
     one.text(1.02, -1.05, "mean (sd), %", transform=edge, va="center", ha="left", color=MUTED)
+    one.set_xlim(percent_scale(*one.get_xlim()))
     one.set_ylim(lines - 0.5, -0.5)
     one.set_yticks([place for place, _ in ticks], [words for _, words in ticks])
     one.tick_params(axis="y", labelcolor=INK)
@@ -123,7 +124,7 @@ def _step_lines(label: str, found: Scored) -> Plot:
     counts = sorted({n for _, score in found for _, result in score.results for n in _steps(result.fields)})
     groups = panels([member for member, _ in found])
     lines = {
-        member.label: {f"seed {seed_name(run.seed)}": _points(result.fields) for run, result in score.results}
+        member.label: {seed_name(run.seed): _points(result.fields) for run, result in score.results}
         for member, score in found
     }
     grid = Grid([f"accuracy on {label}, %"], groups, height=2.1, xlabel="steps of the problem")
@@ -135,6 +136,8 @@ def _step_lines(label: str, found: Scored) -> Plot:
             one.set_xticks(counts)
             one.set_xlim(counts[0] - 0.25, counts[-1] + 0.25)
         share_scale([one for one, _ in row])
+        for one, _ in row:
+            one.set_ylim(percent_scale(*one.get_ylim()))
 
     rows: list[Row] = []
     for member, score in found:
@@ -143,11 +146,12 @@ def _step_lines(label: str, found: Scored) -> Plot:
             cells = [f"{s['correct']:,} of {s['total']:,}" if (s := steps.get(n)) else NONE for n in counts]
             rows.append((member.label, seed_name(run.seed), *cells))
     first = _steps(found[0][1].results[0][1].fields)
+    grey = " Grey: the other panels' means."
     sizes = ", ".join(f"{counted(n, 'step')}: {counted(first[n]['total'], 'problem')}" for n in counts if n in first)
     return Plot(
         name=plot_name("steps", label),
         title=f"Accuracy on {label} by number of steps",
-        caption=f"{sizes}. Thin lines are seeds, thick ones their mean; grey, the other panels' means.",
+        caption=f"{sizes}. Thin lines are seeds, thick ones their mean." + (grey if len(groups) > 1 else ""),
         alt=f"Lines over {counted(len(counts), 'length')} of problems for {counted(len(found), 'member')}; counts in the "
         "table below.",
         size=grid.size,

@@ -69,10 +69,10 @@ def _parts(study: Study, data: Document) -> list[Html]:
         if found:
             rows = [(claim["sentence"], _word(claim["word"]), _why(claim)) for claim in found]
             parts += [tag("h3", title), table(("claim", "word", "what decides"), rows, title, words=True)]
-    rows = [_comparison(claim, one) for claim in data["claims"] for one in claim["comparisons"]]
+    comparisons: list[Row] = [_comparison(claim, one) for claim in data["claims"] for one in claim["comparisons"]]
     head_row = ("claim", "comparison", "measure", "word", "seeds", "items", "difference", "95 % interval", "p", "p, Holm",
                 "effect d_z", "McNemar p by seed")  # fmt: skip
-    behind = table(head_row, rows, "Comparisons behind the claims")
+    behind = table(head_row, comparisons, "Comparisons behind the claims")
     note = paragraph(
         "Differences of accuracy are in points, those of training's restlessness are ratios. Comparisons without a word "
         "stand beside the claim and decide nothing."
@@ -93,14 +93,16 @@ def _why(claim: Document) -> Html:
             words = f"{one['first']} against {one['second']}: {_effect(one['difference'], ratio)}"
             words += " times" if ratio else " points"
             words += "" if one.get("low") is None else f" ({_span(one, ratio)})"
-            lines.append(words + ("" if one["p_holm"] is None else f", p {_is(p_value(one['p_holm']))}"))
+            lines.append(words + ("" if one["p_holm"] is None else f", p\u00a0{_relation(one['p_holm'])}"))
     if claim["reason"]:
         lines.append(tag("span", claim["reason"], class_="sub"))
     return join(lines, "<br>")
 
 
-def _is(p: str) -> str:
-    return p if p.startswith("<") else f"= {p}"
+def _relation(p: float) -> str:
+    """= 0.03 or < 0.0001, not to be broken into lines."""
+    shown = p_value(p)
+    return (shown if shown.startswith("<") else f"= {shown}").replace(" ", "\u00a0")
 
 
 def _span(one: Document, ratio: bool) -> str:

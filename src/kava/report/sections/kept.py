@@ -13,7 +13,7 @@ from typing import Any
 from kava.errors import DataError
 from kava.report.figures import GRID, INK, MARK, MUTED, PALETTE, WIDTH, Plot
 from kava.report.lineup import read_json
-from kava.report.markup import Html, Row, code, counted, join, listed, missing, paragraph, percent, table
+from kava.report.markup import Html, Row, code, counted, join, listed, missing, paragraph, percent, seed_name, table
 from kava.report.sections.section import Section
 from kava.report.study import Study
 
@@ -43,8 +43,8 @@ def kept(study: Study) -> Section:
     examples = read_examples(data, path)
     others = [str(place) for place in places if place != path]
     intro = paragraph(
-        f"Chosen by the weights of {member.label}, seed {run.seed}, with a budget of {data.get('keep')} of each "
-        "chain's tokens per layer and head. Resulting numbers of a step are marked.",
+        f"Chosen with the weights of {member.label}, seed {seed_name(run.seed)}: {data.get('keep')} tokens of each chain per "
+        "layer and head.",
         *([f"Not shown: {listed(others)}."] if others else []),
     )
     parts: list[Any] = [intro, _counts(examples)]

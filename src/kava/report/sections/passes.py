@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kava.report.charts import apart, letters, line_style, short
+from kava.report.charts import apart, letters, line_style, percent_scale, short
 from kava.report.figures import WIDTH, Plot, colour, tip
 from kava.report.markup import NONE, missing, number, percent, seconds, seed_name
 from kava.report.sections.accuracy import EVALUATE, Scored, plot_name, scored
@@ -70,7 +70,7 @@ def _draw_passes(figure: Any, found: Scored) -> None:
     inch = (width - 0.5) / max(most * 1.04, most / (1 - _reach(places) / (width - 0.5)))  # per pass
     one.set_xlim(0, (width - 0.5) / inch)
     low, high = one.get_ylim()
-    low, high = low - 0.05 * (high - low), high + 0.05 * (high - low)
+    low, high = percent_scale(low - 0.05 * (high - low), high + 0.05 * (high - low))
     one.set_ylim(low, high)
     _label(one, places, inch, 0.135 * (high - low) / (height - 0.72), (low, high))
     one.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -75,7 +75,7 @@ def _lines(study: Study, label: str, letter: str) -> Lines:
         for run, plain, changes, result in _results(member, label):
             if set(changes) != {letter}:
                 continue
-            points = found.setdefault(member.label, {}).setdefault(f"seed {seed_name(run.seed)}", [])
+            points = found.setdefault(member.label, {}).setdefault(seed_name(run.seed), [])
             trained = value(run.recipe, KEYS[letter])
             if not points and plain is not None and trained is not None:
                 points.append((float(trained), 100 * plain.accuracy))

@@ -72,10 +72,7 @@ def _plot(
         return None
     groups = panels(members)
     grid = Grid([keys[key] for key in lines], groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
-    whole = {m.label: {seed_name(run.seed) for run in m.runs if run.status in COUNTED} for m in members}
-    whole = {
-        label: seeds or set(every[next(iter(keys))][label]) for label, seeds in whole.items()
-    }  # none is whole: they are what there is
+    whole = {member.label: _whole(member) for member in members}
     drawn, cut = ({key: _part(found, whole, inside) for key, found in lines.items()} for inside in (True, False))
 
     def draw(figure: Any) -> None:
@@ -86,22 +83,30 @@ def _plot(
                     no_data(one, "not measured for these")
             share_scale([one for one, _ in row])
 
-    words = [about, "Thin lines are seeds, thick ones their mean" if len(study.seeds) > 1 else ""]
-    words[1] += "; grey, the other panels' means." if len(groups) > 1 else "." if words[1] else ""
-    if any(map(_longest, (seeds for found in cut.values() for seeds in found.values()))):
-        words.append("Runs that were cut short are in no mean.")
-    if max(_longest(seeds) for found in lines.values() for seeds in found.values()) > MOST_POINTS:
-        words.append(f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.")
+    many = max(_longest(seeds) for found in lines.values() for seeds in found.values()) > MOST_POINTS
+    words = {
+        about: True,
+        "Thin lines are seeds, thick ones their mean.": len(study.seeds) > 1,
+        "Grey: the other panels' means.": len(groups) > 1,
+        "Runs that were cut short are in no mean.": any(_longest(s) for found in cut.values() for s in found.values()),
+        f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.": many,
+    }
     return Plot(
         name=name,
         title=title,
-        caption=" ".join(filter(None, words)),
+        caption=" ".join(sentence for sentence, holds in words.items() if holds),
         alt=f"{len(lines)} by {len(groups)} panels of lines over updates; first and last values in the table below.",
         size=grid.size,
         draw=draw,
         header=("member", "seed", "updates", *(f"{key}, {when}" for key in lines for when in ("first", "last"))),
         rows=_rows(members, lines),
     )
+
+
+def _whole(member: Member) -> set[str]:
+    """Seeds that were trained to the end; all of them where none was."""
+    finished = {seed_name(run.seed) for run in member.runs if run.status in COUNTED}
+    return finished or {seed_name(run.seed) for run in member.runs}
 
 
 def _part(lines: Lines, whole: Mapping[str, set[str]], inside: bool) -> Lines:
