@@ -174,7 +174,7 @@ def test_decode_and_latent_know_each_others_models(student: Path, capsys: pytest
 
 def test_latent_puts_cost_beside_accuracy(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
-    words = ["--checkpoint", str(student), "--batch_sizes", "1", "3", "--questions", "4", "--repeats", "1"]
+    words = ["--checkpoint", str(student), "--batch_sizes", "3", "--questions", "4", "--repeats", "1"]
     words += ["--num_warmup", "0", "--device", "cpu", "--output", str(file)]
     assert main(["bench", "latent", *words, "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -209,7 +209,7 @@ def test_latent_times_nothing_where_answers_depend_on_the_batch(
         return answers
 
     monkeypatch.setattr(Student, "answer", wrong)
-    words = ["--checkpoint", str(student), "--questions", "5", "--batch_sizes", "1", "5", "--device", "cpu"]
+    words = ["--checkpoint", str(student), "--questions", "5", "--batch_sizes", "5", "--device", "cpu"]
     assert main(["bench", "latent", *words]) == 1
     text = capsys.readouterr().out
     assert "cot: 1 answers differ between batch 5 and 1" in text

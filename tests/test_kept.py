@@ -53,7 +53,7 @@ def test_its_form(document, student):
     assert json.loads(json.dumps(document)) == document
     assert (document["keep"], document["layers"], document["heads"]) == (KEEP, 2, 2)
     assert (document["config"], document["resampled"]) == ("debug", ["full"])
-    assert [e["id"] for e in document["examples"]] == ["t/2", "t/3", "t/6"]  # the first with more than one step left
+    assert [e["id"] for e in document["examples"]] == ["t/2", "t/10", "t/7"]  # from two steps left to three
     for e in document["examples"]:
         steps = next(one.steps for one in EXAMPLES if one.id == e["id"])[:-1]
         assert "".join(e["tokens"]) == " ".join(steps)
@@ -124,6 +124,7 @@ def encoded(*lengths):
     ("lengths", "count", "chosen"),
     [
         ((4, 9, 3, 5), 2, ["e0", "e1"]),
+        ((9, 4, 5, 6, 7), 3, ["e1", "e3", "e0"]),
         ((1, 9, 3, 2), 3, ["e1", "e2", "e3"]),
         ((0, 1, 3, 0), 3, ["e2", "e1"]),
         ((5,), 3, ["e0"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,7 +58,7 @@ def latent(
         Path,
         typer.Option("--checkpoint", "--checkpoint_dir", help="a student's folder, such as a run's best_checkpoint"),
     ],
-    batch_sizes: Annotated[list[int] | None, typer.Option(min=1, help="n1 n2 ...; default: 1 16")] = None,
+    batch_sizes: Annotated[list[int] | None, typer.Option(min=1, help="beside 1: n1 n2 ...; default: 16")] = None,
     questions: Annotated[int, typer.Option(min=1, help="so many of the test set, always the same ones")] = 64,
     dataset: Annotated[str | None, typer.Option(help="default: the first of the recipe's evaluation.datasets")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
@@ -89,7 +89,7 @@ def latent(
 
     asked = open_asked(recipe, dataset or recipe.evaluation.datasets[0], questions)
     student = open_student(checkpoint, dtype, device, base)
-    found = run(student, asked, batch_sizes or (1, 16), max_new_tokens, num_warmup, repeats, progress=not quiet)
+    found = run(student, asked, batch_sizes or (16,), max_new_tokens, num_warmup, repeats, progress=not quiet)
     result = {"checkpoint": str(checkpoint), **found}
     hint = "half precision rounds differently in each batch; try --dtype float32" if "16" in found["dtype"] else None
     return _show(result, _latent_text, found["differences"], "the answers differ", quiet, output, hint)
@@ -147,7 +147,7 @@ def _prepare(threads: int, output: Path | None) -> None:
 
 def _show(
     result: dict[str, Any],
-    text: Any,
+    text: Callable[[dict[str, Any]], str],
     differences: Sequence[str],
     what: str,
     quiet: bool,

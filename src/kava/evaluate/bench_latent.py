@@ -36,22 +36,22 @@ def open_student(checkpoint: Path, dtype: str, device: str, base: str | None = N
 def bench(
     student: Student,
     asked: Asked,
-    batch_sizes: Sequence[int] = (1, 16),
+    batch_sizes: Sequence[int] = (16,),
     max_new_tokens: int | None = None,
     warmup: int = 1,
     repeats: int = 3,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The result as plain data. `equal` false: answers depend on the batch size, `differences` say whose, no times."""
+    """The result as plain data, at batch 1 and `batch_sizes`.
+
+    `equal` false: answers depend on the batch size, `differences` say whose, and nothing is timed.
+    """
     recipe, device = student.recipe, student.model.device
     limit = max_new_tokens or recipe.evaluation.max_new_tokens
     examples = sorted(asked.examples, key=lambda example: len(example.question))  # as `Student.answer` groups them
     questions = [example.question for example in examples]
-    runs = {
-        (mode, size): _run(student, questions, mode, size, limit)
-        for mode in MODES
-        for size in dict.fromkeys(batch_sizes)
-    }
+    sizes = tuple(dict.fromkeys((1, *batch_sizes)))
+    runs = {(mode, size): _run(student, questions, mode, size, limit) for mode in MODES for size in sizes}
     answers = {case: run() for case, run in runs.items()}
     result: dict[str, Any] = {
         "config": recipe.about.name,
@@ -75,7 +75,7 @@ def bench(
         times = take_turns(runs, repeats, device, warmup, progress)
         memory = {case: _peak(student, questions, case, limit, device) for case in runs}
         result["memory"] = MEMORY.get(device.type, NO_MEMORY)
-        result["modes"] = {mode: _quality(student, examples, answers[mode, batch_sizes[0]], mode) for mode in MODES}
+        result["modes"] = {mode: _quality(student, examples, answers[mode, 1], mode) for mode in MODES}
         result["measured"] = [_row(case, times, memory[case], len(questions)) for case in runs]
     return result
 
@@ -85,17 +85,16 @@ def _run(student: Student, questions: list[str], mode: str, size: int, limit: in
 
 
 def differences(answers: Mapping[Case, list[Answer]], questions: Sequence[str]) -> list[str]:
-    """A line for each mode and batch size that does not answer as the mode's first batch size does."""
-    first: dict[str, int] = {}
+    """A line for each mode and batch size that does not answer as the mode does at batch 1."""
     lines = []
     for (mode, size), found in answers.items():
-        other = first.setdefault(mode, size)
-        wrong = [i for i, (a, b) in enumerate(zip(found, answers[mode, other], strict=True)) if a != b]
+        wrong = [(q, a, b) for q, a, b in zip(questions, found, answers[mode, 1], strict=True) if a != b]
         if wrong:
-            i = wrong[0]
-            texts = f"{found[i].text!a} instead of {answers[mode, other][i].text!a}"
-            lines.append(f"{mode}: {len(wrong)} answers differ between batch {size} and {other}, first {questions[i]!a}: "
-                         f"{texts}")  # fmt: skip
+            question, mine, alone = wrong[0]
+            lines.append(
+                f"{mode}: {len(wrong)} answers differ between batch {size} and 1, first {question!a}: "
+                f"{mine.text!a} instead of {alone.text!a}"
+            )
     return lines
 
 

@@ -68,7 +68,8 @@ def kept(
 
 
 def choose(encoded: Sequence[Encoded], keep: int, count: int) -> list[Encoded]:
-    """The first `count` of more than `keep` tokens of thought; where there are fewer, then the longest others."""
+    """`count` of those with more than `keep` tokens of thought, from the shortest to the longest; where there are fewer,
+    then the longest others."""
     longer = [e for e in encoded if len(e.cot) > keep]
     others = sorted((e for e in encoded if 0 < len(e.cot) <= keep), key=lambda e: -len(e.cot))
     if not longer and not others:
@@ -76,6 +77,9 @@ def choose(encoded: Sequence[Encoded], keep: int, count: int) -> list[Encoded]:
             "no validation example has a chain of thought",
             "where the last step is dropped, problems need two steps (dataset.drop_last_step)",
         )
+    if len(longer) > count > 1:
+        longer.sort(key=lambda e: len(e.cot))
+        longer = [longer[i * (len(longer) - 1) // (count - 1)] for i in range(count)]
     return [*longer, *others][:count]
 
 
