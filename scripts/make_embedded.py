@@ -9,6 +9,7 @@ teacher's cross-entropy alone) and saves both as an ordinary transformers folder
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ from kava.backbone.artifact import load_student
 from kava.config import GeneratorConfig, load_recipe
 from kava.data.encode import CUE, QUESTION_END
 from kava.data.generator import BUILT_IN, Generator
+from kava.files import write_json
 from kava.train.run import train
 
 EOS, PAD = "<eos>", "<pad>"
@@ -54,6 +56,14 @@ def make_random(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def make_portable(path: Path) -> None:
+    """transformers 5 writes a class name and keys that 4.57 does not know."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: config[name] for name in ("eos_token", "model_max_length", "pad_token")}
+    special = {"additional_special_tokens": config["extra_special_tokens"]}
+    write_json(path, special | kept | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
@@ -76,6 +86,7 @@ def main() -> None:
         model.causal_lm.set_attn_implementation("sdpa")
         model.causal_lm.save_pretrained(options.output)
         tokenizer.save_pretrained(options.output)
+        make_portable(options.output / "tokenizer_config.json")
         print(f"explicit chain of thought, validation accuracy {outcome.best_accuracy:.3f}; saved in {options.output}")
 
 

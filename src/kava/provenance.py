@@ -30,9 +30,15 @@ def surroundings() -> dict[str, Any]:
         "versions": versions(),
         "platform": platform.platform(),
         "git": revision(),
-        "command": sys.argv,
+        "command": [_program(), *sys.argv[1:]],
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _program() -> str:
+    """`kava` however it was started; a script by its name: where a program lies says nothing about a run."""
+    name = Path(sys.argv[0]).stem
+    return "kava" if name in ("__main__", "main", "kava") else name
 
 
 def revision() -> str | None:

@@ -85,9 +85,7 @@ def need_libraries() -> None:
 
     absent = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
     if absent:
-        raise ConfigError(
-            f"kava report needs {' and '.join(absent)}, not installed here", "pip install 'kava[report]'"
-        )
+        raise ConfigError(f"kava report needs {' and '.join(absent)}, not installed here", "pip install 'kava[report]'")
 
 
 def render(plot: Plot, folder: Path | None = None) -> str:
