@@ -63,6 +63,8 @@ def enter(root: Path, monkeypatch) -> Path:
     import huggingface_hub
 
     monkeypatch.chdir(root)
+    for name, value in environment(root).items():  # for the processes that it starts
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "datasets_cache")

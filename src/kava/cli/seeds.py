@@ -10,7 +10,7 @@ import typer
 
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
 from kava.cli.many import app_of
-from kava.errors import ConfigError
+from kava.errors import ConfigError, RunError
 from kava.report.aggregate import aggregate, lines, missing, write
 from kava.suites.members import job
 from kava.suites.runner import run_jobs
@@ -61,9 +61,11 @@ def seeds(
     broken = run_jobs(planned, jobs, quiet)
     for label, reason in broken.items():
         print(f"error: {label}: {reason} (whole output: {root / label}.out)", file=sys.stderr)
-    if skip_eval and not any(folder.glob("results_*") for folder in folders.values()):
+    if not any(path for folder in folders.values() for path in folder.glob("results_*")):
+        if not broken and not skip_eval:
+            raise RunError(f"no seed under {root} has results", "leave --skip_train out, or evaluate first")
         if not quiet:
-            print(f"trained {len(numbers) - len(broken)} of {len(numbers)} seeds under {root}; nothing evaluated yet")
+            print(f"{len(numbers) - len(broken)} of {len(numbers)} seeds went well; nothing is evaluated yet")
         return 1 if broken else 0
     found = aggregate(list(folders.values()), _short(sets), model_name, config=recipe.about.name)
     write(found, root / "aggregated_results.json", root / "aggregated_results.yaml")

@@ -149,8 +149,10 @@ def _beside_the_paper(rows: Sequence[Row]) -> str | None:
         gap = "-" if mean is None else f"${100 * mean - published.kava:+.1f}$"
         paper = [f"{value:.1f}" for value in (published.full_cot, published.codi, published.pccot, published.kava)]
         body.append([latex(row.model), latex(row.dataset), *paper, _percent(mean), gap])
-    head = ["Model", "Dataset", "CoT", "CODI", "PCCoT", "KaVa", "ours", "ours $-$ KaVa"]
-    caption = rf"GSM8k test accuracy (\%): published values and ours. Published: {latex(SOURCE)}."
+    head = ["Model", "Dataset", "CoT", "CODI", "PCCoT", "KaVa", "ours", r"$\Delta$"]
+    caption = (
+        rf"GSM8k test accuracy (\%): published values, ours, and ours $-$ KaVa ($\Delta$). Published: {latex(SOURCE)}."
+    )
     return _table(head, body, caption, "tab:paper")
 
 
@@ -162,6 +164,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str, lab
             r"\centering",
             rf"\caption{{{caption}}}",
             rf"\label{{{label}}}",
+            *([r"\small", r"\setlength{\tabcolsep}{4pt}"] if len(head) > 6 else []),
             rf"\begin{{tabular}}{{ll{'c' * (len(head) - 2)}}}",
             r"\toprule",
             " & ".join(head) + r" \\",
