@@ -145,11 +145,12 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert yaml.safe_load((seed / f"results_{name}.yaml").read_text())["total"] == hub.TEST_ROWS
     assert (root / "outputs" / "llama1b_aug_seed_42_quick" / "results_gsm8k.yaml").is_file()
     for tree in ("llama1b_aug", "llama1b_aug_multi_seed"):
-        found = json.loads((root / "outputs" / tree / "aggregated_results.json").read_text())["llama1b_aug"]
-        assert found == json.loads(
-            json.dumps(yaml.safe_load((root / "outputs" / tree / "aggregated_results.yaml").read_text()))
-        )
-        assert (found["num_seeds"], list(found["datasets"])) == (3, ["gsm8k", "gsm8k-hard", "svamp"])
+        whole = root / "outputs" / tree / "aggregated_results.json"
+        found = json.loads(whole.read_text())
+        assert found == json.loads(json.dumps(yaml.safe_load(whole.with_suffix(".yaml").read_text())))
+        assert list(found) == ["llama1b_aug"]
+        assert found["llama1b_aug"]["num_seeds"] == 3
+        assert list(found["llama1b_aug"]["datasets"]) == ["gsm8k", "gsm8k-hard", "svamp"]
     assert r"\begin{tabular}{llccc}" in (root / "paper_tables.tex").read_text()
     assert len((root / "results.csv").read_text().splitlines()) == 4
     assert "E4_rkv" in (root / "outputs" / "EXPERIMENT_REPORT.txt").read_text()
