@@ -87,7 +87,7 @@ def main() -> None:
         model.causal_lm.save_pretrained(options.output)
         tokenizer.save_pretrained(options.output)
         make_portable(options.output / "tokenizer_config.json")
-        print(f"explicit chain of thought, validation accuracy {outcome.best_accuracy:.3f}; saved in {options.output}")
+        print(f"explicit chain of thought, validation accuracy {outcome.best:.3f}; saved in {options.output}")
 
 
 if __name__ == "__main__":

@@ -204,9 +204,9 @@ def test_list_and_filters(kava):
     assert kava("config")[1] == out
     found = json.loads(kava("config", "--list", "--filter-size", "0.5b", "--filter-dataset", "aug-nl", "--quiet")[1])
     assert [entry["name"] for entry in found] == ["qwen05b_aug_nl"]
-    assert {e["size"] for e in json.loads(kava("config", "--quiet")[1])} == {"1b", "0.5b", "3b", "embedded"}
+    assert {e["size"] for e in json.loads(kava("config", "--quiet")[1])} == {"1b", "0.5b", "3b", "7b", "embedded", "blank"}
     assert "training.weight_decay" in kava("config", "--list", "--verbose")[1]
-    assert "known: 0.5b, 1b, 3b, embedded" in kava("config", "--filter_size", "7b")[2]
+    assert "known: 0.5b, 1b, 3b, 7b, blank, embedded" in kava("config", "--filter_size", "8b")[2]
 
 
 def test_get_shows_every_value_with_its_tag(kava):
@@ -230,7 +230,7 @@ def test_compare_shows_only_differences(kava):
 def test_exported_files_are_recipes(kava, tmp_path: Path, kind: str):
     folder = tmp_path / "back up"
     assert kava("config", "--export", str(folder), "--format", kind)[0] == 0
-    assert len(list(folder.iterdir())) == 8
+    assert len(list(folder.iterdir())) == 11
     for path in folder.iterdir():
         assert load_recipe(path) == load_recipe(path.stem)
     assert kava("config", "--export", str(folder), "--format", kind)[0] == 0

@@ -132,8 +132,8 @@ def test_six_recipes_say_what_the_table_says(name: str):
     assert {key: values[key] for key in expected} == expected
 
 
-def test_eight_recipes_are_shipped():
-    assert set(list_recipes()) == {*SIX, "embedded", "debug"}
+def test_these_recipes_are_shipped():
+    assert set(list_recipes()) == {*SIX, "embedded", "debug", "adaptive", "explicit_hpc", "explicit_embedded"}
 
 
 @pytest.mark.parametrize("name", ["_base", *list_recipes()])

@@ -24,7 +24,7 @@ from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError, RunError
 from kava.files import sole_owner
 from kava.train import folder as folder_module
-from kava.train import run as run_module
+from kava.train import lines as lines_module
 from kava.train.checkpoint import find
 from kava.train.folder import Outcome, update
 from kava.train.run import train
@@ -54,7 +54,7 @@ def recipe_for(base: Path, *settings: str) -> Recipe:
 @pytest.fixture(scope="module")
 def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert train(recipe_for(base), folder, quiet=True) == Outcome(folder, 9, read_best(folder), 0)
+    assert train(recipe_for(base), folder, quiet=True) == Outcome(folder, 9, "accuracy", read_best(folder), 0)
     return folder
 
 
@@ -226,7 +226,7 @@ def test_a_signal_saves_stops_and_the_rest_follows_bit_for_bit(
         if when == "update":
             patch.setattr(KavaTrainer, "compute_loss", interrupted(KavaTrainer.compute_loss))
         else:
-            patch.setattr(run_module, "score", interrupted(run_module.score))
+            patch.setattr(lines_module, "score", interrupted(lines_module.score))
         outcome = train(recipe_for(base), folder, quiet=True)
     assert outcome.exit_code == 128 + signal.SIGTERM
     assert outcome.steps == step

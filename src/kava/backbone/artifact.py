@@ -48,13 +48,24 @@ def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Pa
     card = {
         "format": FORMAT,
         "kava_version": __version__,
-        "method": "latent",
+        "method": "explicit" if recipe.explicit.enabled else "latent",
         "trained": sorted(weights),
         "frozen_fingerprint": fingerprint(model),
         **facts,
     }
     save_recipe(recipe, folder / RECIPE)
     write_json(folder / CARD, card)
+
+
+def save_plain(model: LatentModel, tokenizer: Any, folder: Path) -> None:
+    """The student as transformers has it, adapters merged: AutoModelForCausalLM.from_pretrained(folder). Merges in place."""
+    lm = model.backbone
+    if hasattr(lm, "merge_and_unload"):
+        lm = lm.merge_and_unload()
+    lm.config.use_cache = True
+    lm.save_pretrained(folder)
+    lm.config.use_cache = False
+    tokenizer.save_pretrained(folder)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,22 @@ from kava.backbone.attention import NAME
 from kava.backbone.families import Family, family_of
 from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
-from kava.backbone.model import LatentModel
+from kava.backbone.model import Backbone, LatentModel
+from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room
-from kava.config import ModelConfig, Recipe
-from kava.errors import ModelError
+from kava.config import LatentConfig, ModelConfig, Recipe
+from kava.errors import ConfigError, ModelError
 
+PROBES = (
+    "3+4=7; 12 - 5 is 7.",
+    " Zwei  Worte\n",
+    "\u4e2d\u6587 \U0001f600",
+)  # tokenizers of one vocabulary may still split otherwise
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
+
+
+# The shipped checkpoint's tokenizer and kind, smaller and untrained: a student for the explicit line without a download.
+BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head": 4, "n_layer": 2})}
 
 
 def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
@@ -42,7 +53,13 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
     tokenizer = load_tokenizer(source, recipe.model)
     config = _fetch(AutoConfig, source, recipe.model, "config.json")
     family = family_of(config, recipe.model.name)
-    lm = _fetch(AutoModelForCausalLM, source, recipe.model, "weights", dtype=_dtype(recipe.model.dtype))
+    if recipe.model.name in BLANK:
+        config.update(BLANK[recipe.model.name][1])
+        with torch.random.fork_rng():  # the seed's weights, whatever was drawn before
+            torch.manual_seed(recipe.system.seed)
+            lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
+    else:
+        lm = _fetch(AutoModelForCausalLM, source, recipe.model, "weights", dtype=_dtype(recipe.model.dtype))
     return assemble(lm, family, tokenizer, recipe), tokenizer
 
 
@@ -55,28 +72,74 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
             "update transformers, or set training.gradient_checkpointing=false",
         )
     lm.set_attn_implementation(NAME)
-    special = add_special_tokens(tokenizer)
-    make_room(lm, special)
+    special, latent, use_projection = None, recipe.latent, recipe.loss.use_projection
+    if recipe.explicit.enabled:
+        latent, use_projection = LatentConfig(num_tokens=0, num_iterations=0), False
+    else:
+        special = add_special_tokens(tokenizer)
+        make_room(lm, special)
     lm.config.use_cache = False
     if recipe.training.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone = add_lora(lm, family, special, recipe.lora) if recipe.lora.enabled else lm
-    return LatentModel(backbone, family, special, recipe.latent, recipe.loss.use_projection)
+    return LatentModel(backbone, family, special, latent, use_projection)
+
+
+def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbone:
+    """The explicit line's frozen teacher on its device; it must read the same token ids as the student's tokenizer."""
+    settings = recipe.teacher
+    model = ModelConfig(
+        name=settings.name or recipe.model.name,
+        revision=settings.revision if settings.name else recipe.model.revision,
+        trust_remote_code=settings.trust_remote_code or (settings.name is None and recipe.model.trust_remote_code),
+    )
+    source = locate(model.name)
+    _same_tokens(load_tokenizer(source, model), tokenizer, model.name, recipe.model.name)
+    family = family_of(_fetch(AutoConfig, source, model, "config.json"), model.name)
+    extra: dict[str, Any] = {"dtype": _dtype(settings.dtype)}
+    if settings.quantization != "none":
+        extra |= {"quantization_config": quantization_config(settings.quantization, device), "device_map": {"": str(device)}}
+    if settings.device_map == "auto":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "teacher.device_map is auto, which spreads the teacher over all GPUs, but several processes share them",
+                "leave teacher.device_map out under torchrun",
+            )
+        extra["device_map"] = "auto"
+    lm = _fetch(AutoModelForCausalLM, source, model, "weights", **extra)
+    lm.set_attn_implementation(NAME)
+    lm.config.use_cache = False
+    return Backbone(lm if "device_map" in extra else lm.to(device), family).eval().requires_grad_(False)
+
+
+def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: str) -> None:
+    """Refuses a pair whose token ids mean different things; what the student has added is its own."""
+    own = {token.content for token in student.added_tokens_decoder.values()}
+    mine = {token: index for token, index in student.get_vocab().items() if token not in own}
+    theirs = {token: index for token, index in teacher.get_vocab().items() if token not in own}
+    if mine != theirs or any(teacher(text)["input_ids"] != student(text)["input_ids"] for text in PROBES):
+        raise ModelError(
+            f"teacher {teacher_name!r} and student {student_name!r} have different tokenizers, so the same text gives them "
+            "other tokens",
+            "take a teacher of the student's family; pairs of other families need aligned tokens (many teachers)",
+        )
 
 
 def locate(name: str) -> str | Path:
     """The shipped checkpoint, a local folder, or a name for the hub and its cache."""
+    if name in BLANK:
+        name = BLANK[name][0]
     if name in SHIPPED:
         return SHIPPED[name]
     if name.startswith("kava:"):
-        raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join(SHIPPED))
+        raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
     return name
 
 
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:
     try:
         return kind.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the {what} of model {str(source)!r}: {reason}",

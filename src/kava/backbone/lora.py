@@ -1,4 +1,4 @@
-"""LoRA around the backbone. Of the embedding exactly the three new rows are trained."""
+"""LoRA around the backbone. Of the embedding exactly the three new rows are trained, if there are any."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kava.config import LoraConfig
 from kava.errors import ConfigError
 
 
-def add_lora(lm: Any, family: Family, special: SpecialTokens, lora: LoraConfig) -> Any:
+def add_lora(lm: Any, family: Family, special: SpecialTokens | None, lora: LoraConfig) -> Any:
     """A PeftModel. The projection is not in it: it stays outside, fully trained."""
     import peft
 
@@ -28,7 +28,7 @@ def add_lora(lm: Any, family: Family, special: SpecialTokens, lora: LoraConfig) 
         lora_dropout=lora.dropout,
         target_modules=names,
         fan_in_fan_out=family.conv1d,
-        trainable_token_indices={family.embedding: special.ids},
+        trainable_token_indices=None if special is None else {family.embedding: special.ids},
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(lm, config)

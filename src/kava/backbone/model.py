@@ -1,4 +1,7 @@
-"""The student: a backbone, its three special tokens and the projection. The same weights are its own teacher."""
+"""A causal language model whose layers can be read, and the student made of one: special tokens and a projection.
+
+On the latent line the same weights are the teacher; on the explicit line student and teacher are two such models.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,17 @@ from kava.backbone.families import Family
 from kava.backbone.kv import Pass, run_decoder
 from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
+from kava.errors import ModelError
 from kava.latents import iterate, make_projection, start, unroll
 
 
-class LatentModel(nn.Module):
-    """Runs passes over the backbone and makes latents; knows nothing of losses or text.
+class Backbone(nn.Module):
+    """Runs passes and shows what they leave behind. `backbone`: a causal LM of transformers, or a PeftModel around one."""
 
-    `backbone` is a causal LM of transformers or a PeftModel around one, with room for the special tokens.
-    """
-
-    def __init__(
-        self, backbone: Any, family: Family, special: SpecialTokens, latent: LatentConfig, use_projection: bool
-    ):
+    def __init__(self, backbone: Any, family: Family):
         super().__init__()
         self.backbone = backbone
         self.family = family
-        self.special = special
-        self.latent = latent
-        weight = next(self.backbone.parameters())
-        projection = make_projection(self.config.hidden_size, use_projection and self.thinks)  # nothing trains in vain
-        self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
 
     @property
     def causal_lm(self) -> Any:
@@ -49,12 +43,6 @@ class LatentModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-    @property
-    def rounds(self) -> int:
-        """Passes that the method counts between the first one and the answer: T, or M when decoded in sequence."""
-        latent = self.latent
-        return 0 if not self.thinks else latent.num_tokens if latent.method == "sequential" else latent.num_iterations
 
     @property
     def num_kv_heads(self) -> int:
@@ -89,6 +77,38 @@ class LatentModel(nn.Module):
     ) -> Pass:
         return run_decoder(self.decoder, self.family, embeds, positions, mask, prefix, all_layers)
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that training may change, by name: what a student's folder holds."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+
+class LatentModel(Backbone):
+    """Makes latents; knows nothing of losses or text. `special` None: a student of the explicit line, which has none."""
+
+    def __init__(
+        self, backbone: Any, family: Family, special: SpecialTokens | None, latent: LatentConfig, use_projection: bool
+    ):
+        super().__init__(backbone, family)
+        self._special = special
+        self.latent = latent
+        weight = next(self.backbone.parameters())
+        projection = make_projection(self.config.hidden_size, use_projection and self.thinks)  # nothing trains in vain
+        self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
+
+    @property
+    def special(self) -> SpecialTokens:
+        if self._special is None:
+            raise ModelError(
+                "this student was trained on the explicit line: it has no latents", "ask it with --mode cot"
+            )
+        return self._special
+
+    @property
+    def rounds(self) -> int:
+        """Passes that the method counts between the first one and the answer: T, or M when decoded in sequence."""
+        latent = self.latent
+        return 0 if not self.thinks else latent.num_tokens if latent.method == "sequential" else latent.num_iterations
+
     def slots(self, batch: int, bot: bool = True) -> Tensor:
         """[B, 1 + M] ids of <bot> and the latent slots."""
         ids = [self.special.bot] * bot + [self.special.latent] * self.latent.num_tokens
@@ -111,10 +131,6 @@ class LatentModel(nn.Module):
         if self.latent.method == "sequential":
             return unroll(project(hidden[:, :1]), run, project, self.latent.num_tokens)
         return iterate(start(hidden, project), run, project, self.latent.num_iterations - 1)
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Every parameter that training may change, by name: what a student's folder holds."""
-        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

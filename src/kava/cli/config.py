@@ -33,7 +33,7 @@ def config(
         typer.Option("--format", help="of --export (default yaml); with --get: print the recipe as such a file"),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="every key: default, tag, allowed values, meaning")] = False,
-    filter_size: Annotated[str | None, typer.Option(metavar="SIZE", help="1b, 0.5b, 3b, embedded")] = None,
+    filter_size: Annotated[str | None, typer.Option(metavar="SIZE", help="1b, 0.5b, 3b, 7b, embedded, blank")] = None,
     filter_dataset: Annotated[str | None, typer.Option(metavar="SET", help="aug, aug_nl, chains")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="JSON on stdout and nothing else")] = False,
 ) -> None:

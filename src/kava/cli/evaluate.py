@@ -9,7 +9,7 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.many import app_of
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet, stored_recipe
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet, own_mode, stored_recipe
 from kava.errors import ConfigError
 
 QUICK_LIMIT = 16
@@ -30,8 +30,9 @@ def evaluate(
         Path | None, typer.Option(help="a .yaml or .json file, or a folder; default: beside best_checkpoint")
     ] = None,
     mode: Annotated[
-        Literal["latent", "cot", "direct"], typer.Option(help="think in latents, write the steps, or neither")
-    ] = "latent",
+        Literal["latent", "cot", "direct"] | None,
+        typer.Option(help="think in latents, write the steps, or neither; default: latent, or cot (explicit line)"),
+    ] = None,
     ablate: Annotated[
         Literal["zero", "mean", "swap", "noise"] | None,
         typer.Option(help="put these in place of the latents: does the answer depend on them?"),
@@ -63,6 +64,7 @@ def evaluate(
     the cue; a set that cannot be loaded is an error before anything is asked.
     """
     recipe = stored_recipe(checkpoint)
+    mode = mode or own_mode(recipe)
     names = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
     if quick_test and limit is None:
         limit = QUICK_LIMIT

@@ -12,7 +12,7 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.many import app_of
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, stored_recipe
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, own_mode, stored_recipe
 from kava.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def infer(
         Path | None, typer.Option(help="also write the answers: Q: and A: blocks, or JSON lines for a name in .jsonl")
     ] = None,
     use_latent: Annotated[
-        bool,
+        bool | None,
         typer.Option("--use_latent/--no_latent", help="think in latents, or write the steps with the same weights"),
-    ] = True,
+    ] = None,
     max_new_tokens: MaxNewTokens = None,
     batch_size: BatchSize = None,
     device: Device = "auto",
@@ -63,7 +63,7 @@ def infer(
     recipe = stored_recipe(checkpoint)
     if config is not None:
         check_config(config, recipe)
-    way = "latent" if use_latent else "cot"
+    way = own_mode(recipe) if use_latent is None else "latent" if use_latent else "cot"
 
     from kava.backbone.hush import hush
     from kava.infer.chat import Chat

@@ -37,6 +37,11 @@ def stored_recipe(checkpoint: Path) -> Recipe:
     return load_recipe(checkpoint / "recipe.yaml")
 
 
+def own_mode(recipe: Recipe) -> str:
+    """How a student answers where nothing else is asked for: as it was trained."""
+    return "cot" if recipe.explicit.enabled else "latent"
+
+
 def _instead(folder: Path) -> str:
     if not any(folder.iterdir()):
         return "is empty"

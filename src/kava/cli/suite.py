@@ -57,7 +57,7 @@ def suite(
         return 0
     numbers = list(dict.fromkeys(seeds or SEEDS))
     sets = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
-    root = output_dir / experiment.line
+    root = output_dir / experiment.line(recipe)
     plan = {
         f"{one.name}/seed_{number}": (one, number, root / one.name / f"seed_{number}")
         for number in numbers  # seeds outermost: whoever stops early has whole comparisons
@@ -67,7 +67,8 @@ def suite(
     queue, broken = [], {}
     for label, (one, number, folder) in plan.items():
         try:
-            run = job(label, config, folder, number, [*settings, *one.settings], [_evaluation(one, sets, quick)], quick)
+            evaluation = _evaluation(one, sets, quick, recipe.explicit.enabled)
+            run = job(label, config, folder, number, [*settings, *one.settings], [evaluation], quick)
         except ConfigError as error:  # a member that this recipe cannot have
             broken[label] = error.message
             continue
@@ -90,9 +91,10 @@ def _list_suites(quiet: bool) -> int:
     return 0
 
 
-def _evaluation(member: Member, sets: list[str], quick: list[str]) -> list[str]:
+def _evaluation(member: Member, sets: list[str], quick: list[str], explicit: bool) -> list[str]:
     words = ["--eval_dataset", *sets, "--missing", *quick]
-    return [*words, "--mode", member.mode] if member.mode != "latent" else [*words, "--losses"]
+    words += ["--mode", member.mode] if member.mode != "latent" else []
+    return [*words, "--losses"] if explicit or member.mode == "latent" else words
 
 
 def _describe(

@@ -60,6 +60,5 @@ def train(
 
     outcome = run(recipe, folder, resume, quiet)
     if quiet:
-        facts = {"output_dir": str(outcome.folder), "steps": outcome.steps, "best_accuracy": outcome.best_accuracy}
-        show_result(facts, "", quiet)
+        show_result(outcome.facts, "", quiet)
     return outcome.exit_code

@@ -48,13 +48,13 @@ class ShuffleTime(_Wrapper):
         out = self.inner(keys, values, mask, importance, keep, samples=samples)
         counts = self.count(mask, keep, samples).tolist()
         pairs = zip(counts, samples.generators(_SALT), strict=True)
-        order = torch.stack([_derangement_like(n, keep, generator) for n, generator in pairs]).to(keys.device)
+        order = torch.stack([derangement_like(n, keep, generator) for n, generator in pairs]).to(keys.device)
         index = order[:, None].expand(-1, keys.shape[1], -1)
         wide = index[..., None].expand(*index.shape, keys.shape[-1])
         return Compressed(out.keys.gather(2, wide), out.values.gather(2, wide), out.kept, out.index.gather(2, index))
 
 
-def _derangement_like(count: int, slots: int, generator: torch.Generator) -> Tensor:
+def derangement_like(count: int, slots: int, generator: torch.Generator) -> Tensor:
     """A permutation of the first `count` slots that is not the identity (if two or more), rest in place."""
     order = torch.arange(slots)
     while count > 1 and bool((order[:count] == torch.arange(count)).all()):

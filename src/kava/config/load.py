@@ -213,7 +213,7 @@ def _public_name(loc: Sequence[int | str]) -> str:
 
 def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], layers: Sequence[Layer]) -> None:
     """Raise for a setting without effect. A file that lists every key is a saved run, judged when it was made."""
-    complete = {place for place, layer in enumerate(layers) if set(KEYS) - {FREE} <= set(layer.values)}
+    complete = {place for place, layer in enumerate(layers) if _lists_every_key(layer.values)}
     judged = {key: place for key, place in changed.items() if place not in complete}
     found = without_effect(recipe, judged)
     if found is not None:
@@ -236,6 +236,12 @@ def explain(recipe: Recipe) -> list[Row]:
             origin = Origin("given", "ours", "")
         rows.append(Row(key, value, origin.tag, origin.source, origin.place))
     return [row for row in rows if not row.key.startswith("about.")]
+
+
+def _lists_every_key(values: Mapping[str, Any]) -> bool:
+    """Every key of the sections that make up a run; sections that came with a later version may be missing whole."""
+    named = {key.partition(".")[0] for key in values} | {"latent", "loss", "rkv", "lora", "training"}
+    return {key for key in KEYS if key.partition(".")[0] in named} - {FREE} <= set(values)
 
 
 def save_recipe(recipe: Recipe, path: str | Path, header: str = "") -> Path:

@@ -82,7 +82,12 @@ def _known_method(value: Any) -> Any:
 
 Flag = Annotated[bool, Strict(False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+DISTANCES = ("smooth_l1", "mse", "l1")
 DistanceLoss = Annotated[Literal["smooth_l1", "mse", "l1"], _spelling({"smoothl1": "smooth_l1"})]
+KVLoss = Annotated[
+    Literal["smooth_l1", "mse", "l1", "cosine", "mercator", "hybrid", "structural"],
+    _spelling({"smoothl1": "smooth_l1"}),
+]
 Method = Annotated[str, BeforeValidator(_known_method)]
 Shuffle = Annotated[Literal["none", "time", "examples"], _spelling({True: "time", False: "none", None: "none"})]
 Precision = Annotated[Literal["no", "bf16", "fp16"], _spelling({False: "no"})]
@@ -172,7 +177,9 @@ class LatentConfig(Section):
 class LossConfig(Section):
     alpha1_codi: float = knob(10.0, "known", "weight of the hidden-state term at the last cue token", ge=0)
     alpha2_kv: float = knob(1.0, "known", "weight of the key/value term", ge=0)
-    kv_loss_type: DistanceLoss = knob("smooth_l1", "known", "distance between keys and values")
+    kv_loss_type: KVLoss = knob(
+        "smooth_l1", "known", "distance between keys and values; cosine and after it: the explicit line only"
+    )
     codi_loss_type: DistanceLoss = knob(
         "smooth_l1", "open", "distance between hidden states", "parents' code smooth_l1, the paper l1"
     )
@@ -194,6 +201,63 @@ class RkvConfig(Section):
         "after", "open", "keys are taken after rotary embedding (as cached) or before it", "not said in any source"
     )
     full_slots: Flag = knob(False, "ours", "full: as many latents as the longest chain of thought, no resampling")
+
+
+class ExplicitConfig(Section):
+    """The second line: student and frozen teacher read the same text; no latents."""
+
+    enabled: Flag = knob(False, "ours", "regress the student's keys and values on those of a separate teacher")
+    form: Literal["per_layer", "aggregated"] = knob(
+        "per_layer", "ours", "compare layer by layer, or one vector per token made of all layers"
+    )
+    choose: Literal["head", "sample"] = knob(
+        "head", "ours", "positions are chosen per layer and head, or once per sample from mean scores"
+    )
+    aggregation: Literal["concat", "mean", "weighted"] = knob("concat", "ours", "aggregated: how layers become one")
+    use_all_layers: Flag = knob(True, "ours", "aggregated: all layers; false = the last one only")
+    layer_map: Literal["ratio", "uniform", "skip"] = knob(
+        "ratio", "ours", "per_layer: teacher layers of each student layer"
+    )
+    layers: Annotated[str | None, Field(pattern=r"^\d+-\d+$")] = knob(
+        None, "ours", "per_layer: student layers a-b (from 0, b included) with a KV term; null = all"
+    )
+    parts: Literal["both", "k", "v"] = knob("both", "ours", "keys and values, or only one of them")
+    target_len: int = knob(8, "noted", "entries kept of each chain of thought", "the guide", ge=1)
+    attention_weighted: Flag = knob(False, "ours", "weigh each entry by the importance the teacher gives it")
+    attention_weighted_after: int = knob(1000, "noted", "from this update on", "the guide", ge=0)
+    cka_weight: float = knob(0.0, "noted", "weight of 1 - CKA of the hidden keys", "the guide: 0.05", ge=0)
+    cka_layers: str = knob("middle", "noted", "middle, last, or a list of student layers (0,5,11)", "the guide")
+
+
+class TeacherConfig(Section):
+    """Read by the explicit line only; the latent line is its own teacher."""
+
+    name: str | None = knob(None, "ours", "hub name or local folder; null = a frozen copy of the student's base")
+    revision: str | None = knob(None, "ours", "branch, tag or commit on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = knob("float32", "ours", "type of the teacher's weights")
+    quantization: Literal["none", "nf4", "int8"] = knob(
+        "none", "noted", "load it quantised (bitsandbytes)", "the guide: nf4"
+    )
+    device_map: Literal["none", "auto"] = knob("none", "ours", "auto: spread the teacher over the GPUs of this machine")
+    store: str | None = knob(None, "ours", "read its keys and values from this folder of kava extract")
+    trust_remote_code: Flag = knob(False, "ours", "run code that comes with the teacher")
+
+
+class ProjectorConfig(Section):
+    """Between a teacher and a student of other sizes; explicit line only."""
+
+    direction: Literal["none", "teacher_to_student", "student_to_teacher"] = knob(
+        "none", "noted", "which side is projected; none = sizes must be equal", "the guide: teacher_to_student"
+    )
+    mlp_ratio: float = knob(1.0, "noted", "width of the hidden layer over the teacher's", "the guide", gt=0, le=8)
+    dropout: float = knob(0.1, "noted", "dropout inside the projector", "the guide", ge=0, lt=1)
+    init: Literal["xavier", "kaiming", "normal"] = knob("xavier", "noted", "start of its linear layers", "the guide")
+    trainable: Flag = knob(True, "noted", "false: a fixed random projection", "the guide")
+    learning_rate: float = knob(1e-3, "noted", "its own learning rate", "the guide", gt=0, le=1)
+    guard: Literal["variance", "none"] = knob(
+        "variance", "ours", "teacher_to_student: keeps the projected targets from shrinking to a point"
+    )
+    guard_weight: float = knob(1.0, "ours", "weight of the guard", ge=0)
 
 
 class LoraConfig(Section):
@@ -225,6 +289,9 @@ class TrainingConfig(Section):
     gradient_clipping: float = knob(2.0, "known", "largest gradient norm; 0 = no clipping", ge=0)
     gradient_checkpointing: Flag = knob(False, "ours", "less memory, more time")
     packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 2; same losses")
+    on_oom: Literal["error", "reduce_batch"] = knob(
+        "error", "ours", "out of GPU memory: stop, or go on in smaller pieces of the same batch"
+    )
     hf: dict[str, Any] = knob({}, "ours", "any other TrainingArguments field of transformers, by its own name")
 
     @model_validator(mode="after")
@@ -283,6 +350,9 @@ class Recipe(Section):
     latent: LatentConfig = LatentConfig()
     loss: LossConfig = LossConfig()
     rkv: RkvConfig = RkvConfig()
+    explicit: ExplicitConfig = ExplicitConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    projector: ProjectorConfig = ProjectorConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     system: SystemConfig = SystemConfig()
@@ -293,7 +363,14 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         loss, training = self.loss, self.training
-        if loss.alpha2_kv > 0 and self.latent.num_tokens == 0:
+        if self.explicit.enabled:
+            self._explicit_consistent()
+        elif loss.kv_loss_type not in DISTANCES:
+            raise ValueError(
+                f"loss.kv_loss_type = {loss.kv_loss_type} belongs to the explicit line; use {', '.join(DISTANCES)}, or "
+                "set explicit.enabled=true"
+            )
+        elif loss.alpha2_kv > 0 and self.latent.num_tokens == 0:
             raise ValueError(
                 f"loss.alpha2_kv = {loss.alpha2_kv:g} compares keys and values of latents, but latent.num_tokens = 0; "
                 "set loss.alpha2_kv=0"
@@ -312,6 +389,32 @@ class Recipe(Section):
                 f"{training.gradient_accumulation_steps}; set one of them"
             )
         return self
+
+    def _explicit_consistent(self) -> None:
+        explicit, kind = self.explicit, self.loss.kv_loss_type
+        if self.loss.student_ce == self.loss.alpha1_codi == self.loss.alpha2_kv == 0:
+            raise ValueError(
+                "every weight of the explicit line is 0, so nothing would be trained; set loss.student_ce=1"
+            )
+        if explicit.layers is not None and int(explicit.layers.split("-")[0]) > int(explicit.layers.split("-")[1]):
+            raise ValueError(f"explicit.layers = {explicit.layers} ends before it begins; write a-b with a <= b")
+        if explicit.form == "aggregated" and explicit.choose == "head":
+            raise ValueError(
+                "explicit.form = aggregated has one vector per token for all heads, so positions cannot be chosen per "
+                "head; set explicit.choose=sample"
+            )
+        if explicit.choose == "head" and self.projector.direction != "none":
+            raise ValueError(
+                "explicit.choose = head compares head with head, but projector.direction = "
+                f"{self.projector.direction} mixes heads; set explicit.choose=sample"
+            )
+        if kind == "structural" and self.rkv.shuffle != "none":
+            raise ValueError("rkv.shuffle does not reach the attention maps of structural; use cosine or mercator")
+        if kind == "structural" and (explicit.form == "aggregated" or self.projector.direction == "teacher_to_student"):
+            raise ValueError(
+                "loss.kv_loss_type = structural compares attention maps and needs heads on both sides; set "
+                "explicit.form=per_layer and projector.direction=none, or use mercator"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers under the public key names (`lambda`), as a recipe file holds them."""

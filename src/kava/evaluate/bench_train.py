@@ -22,9 +22,9 @@ from kava.config import LatentConfig, LossConfig
 from kava.evaluate.timing import hardware, ratio, take_turns
 from kava.infer.student import pick_device
 from kava.losses import add, kv_loss
-from kava.objectives.latent import LatentObjective, Result
+from kava.objectives.latent import LatentObjective
 from kava.objectives.unpacked import read_teacher
-from kava.objectives.views import Batch, StudentView, Targets, Teacher
+from kava.objectives.views import Batch, Result, StudentView, Targets, Teacher
 
 CUE, ANSWER = 4, 3
 TOLERANCE = 1e-4

@@ -23,12 +23,14 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
 from kava.data.progress import progress_bar
 from kava.errors import DataError
+from kava.evaluate.held_out import held_out
 from kava.evaluate.sets import Asked, cot_type_of
 from kava.infer.student import Student
 from kava.losses import Term
-from kava.objectives.latent import LatentObjective, Result
+from kava.objectives.latent import LatentObjective
+from kava.objectives.tokens import TokensObjective
 from kava.objectives.unpacked import unpacked
-from kava.objectives.views import Batch
+from kava.objectives.views import Batch, Result
 
 COMPRESSORS = ("full", "crop", "rkv", "steps", "uniform")
 
@@ -69,6 +71,8 @@ def held_out_losses(student: Student, asked: Asked, batch_size: int, progress: b
     Only items with a chain of thought have a teacher's term, and only those with step results have kv_steps.
     """
     student.model.eval()
+    if student.recipe.explicit.enabled:
+        return _explicit_losses(student, asked, batch_size)
     recipe = student.recipe.dataset
     encoder = Encoder(student.tokenizer, recipe.drop_last_step, cot_type_of(asked.name, recipe.cot_type))
     encoded = encoder.encode_batch(asked.examples)
@@ -89,6 +93,20 @@ def held_out_losses(student: Student, asked: Asked, batch_size: int, progress: b
         "losses": {**losses, "ppl": math.exp(losses["ce_student"])},
         "losses_items": {name: items.get(name, with_cot) for name in losses},
     }
+
+
+def _explicit_losses(student: Student, asked: Asked, batch_size: int) -> dict[str, Any]:
+    """Cross-entropy of steps, cue and answer; the teacher is not at hand here, training has measured the rest."""
+    recipe = student.recipe
+    encoder = Encoder(
+        student.tokenizer, recipe.dataset.drop_last_step, cot_type_of(asked.name, recipe.dataset.cot_type)
+    )
+    encoded = encoder.encode_batch(asked.examples)
+    _check_positions(student.model, encoded)
+    objective = TokensObjective(student.model, recipe, None)
+    found = held_out(objective, encoded, Collator(student.tokenizer.pad_token_id), batch_size)
+    assert found is not None  # nobody asked it to stop
+    return {"losses": {"ce_student": found["ce"], "ppl": found["ppl"]}, "losses_items": {"ce_student": len(encoded)}}
 
 
 def _batches(encoded: Sequence[Encoded], size: int) -> list[tuple[list[Encoded], bool]]:

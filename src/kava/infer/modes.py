@@ -11,6 +11,8 @@ from kava.infer.generate import Sampling
 def untrained(recipe: Recipe, mode: str) -> str | None:
     """Why answers of this mode say little about the student: nothing in its recipe trained them. None if something did."""
     loss = recipe.loss
+    if recipe.explicit.enabled:
+        return None if mode == "cot" else "not trained for: a student of the explicit line writes its steps"
     if mode == "cot":
         return (
             None if loss.teacher_ce > 0 else "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"

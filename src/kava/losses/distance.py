@@ -11,9 +11,12 @@ from kava.shapes import precise
 KINDS = ("smooth_l1", "mse", "l1")
 
 
-def distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
-    """Elementwise |s - t|, (s - t)^2 or smooth L1 (beta 1), in float32 or better; the teacher gets no gradient."""
-    student, teacher = precise(student), precise(teacher.detach())
+def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -> Tensor:
+    """Elementwise |s - t|, (s - t)^2 or smooth L1 (beta 1), in float32 or better.
+
+    The teacher gets no gradient, unless `detach` is False: then it is a projection that is trained.
+    """
+    student, teacher = precise(student), precise(teacher.detach() if detach else teacher)
     if kind == "smooth_l1":
         return F.smooth_l1_loss(student, teacher, reduction="none")
     if kind == "mse":
@@ -34,9 +37,9 @@ def masked_std(teacher: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where((count > 1) & (std > 0), std, 1.0)
 
 
-def scaled(student: Tensor, teacher: Tensor, kind: str, std: Tensor | None) -> Tensor:
+def scaled(student: Tensor, teacher: Tensor, kind: str, std: Tensor | None, detach: bool = True) -> Tensor:
     """distance / std, and mse / std^2: the loss is divided, not its argument  [known: parents' code]"""
-    loss = distance(student, teacher, kind)
+    loss = distance(student, teacher, kind, detach)
     if std is None:
         return loss
     return loss / (std.square() if kind == "mse" else std)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,7 @@ from kava.latents import residual
 from kava.losses import Term, codi_loss, cross_entropy, kv_loss
 from kava.objectives.packed import packed
 from kava.objectives.unpacked import unpacked
-from kava.objectives.views import Batch, StudentView, Targets, Teacher, Wants
-
-
-@dataclass(frozen=True)
-class Result:
-    """The terms of one micro-batch, and numbers that tell whether the latents are in good health."""
-
-    terms: list[Term]
-    health: dict[str, Tensor]
+from kava.objectives.views import Batch, Result, StudentView, Targets, Teacher, Wants
 
 
 class LatentObjective(nn.Module):
@@ -48,7 +39,7 @@ class LatentObjective(nn.Module):
         self.packed = packed
         self.rotary = rotary
         self.seed = seed
-        self.epoch = 0  # the trainer sets both
+        self.epoch = self.update = 0  # the trainer sets these three
         self.watch = True
         kv, codi = loss.alpha2_kv > 0, loss.alpha1_codi > 0
         self.wants = Wants(
@@ -107,6 +98,13 @@ class LatentObjective(nn.Module):
             kept = self.compressor.count(batch["cot_mask"], model.latent.num_tokens, self._samples(batch))
             counts["kv"] = float(kept.sum()) * model.num_kv_heads * model.head_size * model.num_layers
         return counts
+
+    def own(self) -> dict[str, Tensor]:
+        """Nothing is trained beside the student."""
+        return {}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {f"model.{name}": weight for name, weight in self.model.trained().items()}
 
     def _term(self, name: str, total: Tensor, counts: dict[str, float]) -> Term:
         return Term(name, total, counts[name], self.weights[name])

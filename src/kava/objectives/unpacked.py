@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from kava.backbone.kv import Pass, join
-from kava.backbone.layout import causal_mask, pick, positions, previous
+from kava.backbone.layout import causal_mask, positions, previous
 from kava.backbone.model import LatentModel
+from kava.backbone.reading import cue_states, read_text
 from kava.objectives.views import Batch, StudentView, Targets, Teacher, Wants
 
 
@@ -20,11 +21,8 @@ def unpacked(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Teacher | 
 
 def run_teacher(model: LatentModel, batch: Batch, wants: Wants) -> Teacher:
     """One pass over [Q, C, cue, A, eos]."""
-    ids = torch.cat([batch["question"], batch["cot"], batch["tail"]], dim=1)
-    mask = torch.cat([batch["question_mask"], batch["cot_mask"], batch["tail_mask"]], dim=1)
-    out = model.run(model.embed(ids), positions(mask), causal_mask(mask), all_layers=wants.codi)
-    question, cot = batch["question"].shape[1], batch["cot"].shape[1]
-    return read_teacher(out, batch, ids, mask, question, slice(question, question + cot), wants)
+    text = read_text(model, batch, all_layers=wants.codi)
+    return read_teacher(text.out, batch, text.ids, text.mask, text.cot.start, text.cot, wants)
 
 
 def read_teacher(out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: Wants) -> Teacher:
@@ -112,9 +110,3 @@ def targets(hidden: Tensor, ids: Tensor, mask: Tensor, columns: slice) -> Target
     wanted[:, columns] = mask[:, columns]
     row, _ = wanted.nonzero(as_tuple=True)
     return Targets(hidden[row, previous(mask)[wanted]], ids[wanted])
-
-
-def cue_states(out: Pass, column: Tensor) -> Tensor:
-    """[B, L, E] hidden states behind each layer at one column per sample."""
-    assert out.layers is not None
-    return torch.stack([pick(layer, column) for layer in out.layers], dim=1)

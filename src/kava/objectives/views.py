@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from kava.losses import Term
+
 Batch = dict[str, Tensor]
 
 
@@ -48,3 +50,11 @@ class Wants:
     student: bool
     kv: bool
     codi: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """The terms of one micro-batch, and numbers that tell whether a student is in good health."""
+
+    terms: list[Term]
+    health: dict[str, Tensor]

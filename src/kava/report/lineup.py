@@ -133,6 +133,8 @@ def _group(runs: Sequence[Run], mode: str, about: About) -> str:
             key, _, text = str(setting).partition("=")
             section, _, name = key.partition(".")
             recipe.setdefault(section, {})[name] = parse_text(text, key)
-    if mode == "cot" or not value(recipe, "loss.alpha2_kv") or not value(recipe, "latent.num_tokens"):
+    explicit = bool(value(recipe, "explicit.enabled"))
+    taught = explicit or (mode != "cot" and value(recipe, "latent.num_tokens"))
+    if not taught or not value(recipe, "loss.alpha2_kv"):
         return "none"
     return "kv" if value(recipe, "rkv.shuffle") in (None, "none") else "spoiled"

@@ -11,6 +11,8 @@ DISTANCES = ("l1", "mse", "smooth_l1")
 
 def members(recipe: Recipe) -> tuple[Member, ...]:
     """What there is to change in this recipe; the recipe itself is `base`."""
+    if recipe.explicit.enabled:
+        return (Member("base", "the recipe as it is", mode="cot"), *_explicit(recipe))
     return (
         Member("base", "the recipe as it is"),
         *_grid(recipe),
@@ -18,6 +20,28 @@ def members(recipe: Recipe) -> tuple[Member, ...]:
         *_distances(recipe),
         *_switches(recipe),
     )
+
+
+def _explicit(recipe: Recipe) -> list[Member]:
+    """Keys or values alone, the lengths kept, the distances, and the guard where there is one."""
+    explicit, found = recipe.explicit, []
+    if recipe.loss.alpha2_kv == 0:
+        return []
+    found += [
+        (f"only_{part}", f"only {part}", f"explicit.parts={part}") for part in ("k", "v") if part != explicit.parts
+    ]
+    if recipe.rkv.method != "full":
+        lengths = sorted({max(1, explicit.target_len // 2), 2 * explicit.target_len})
+        found += [(f"keep_{n}", f"{n} entries kept", f"explicit.target_len={n}") for n in lengths]
+    kinds = (*DISTANCES, "cosine", "mercator", "hybrid")
+    found += [
+        (f"loss_{kind}", f"KV loss {kind}", f"loss.kv_loss_type={kind}")
+        for kind in kinds
+        if kind != recipe.loss.kv_loss_type
+    ]
+    if recipe.projector.direction == "teacher_to_student":
+        found.append(("no_guard", "nothing keeps the projector from collapsing", "projector.guard=none"))
+    return [Member(name, title, (setting,), mode="cot") for name, title, setting in found]
 
 
 def _grid(recipe: Recipe) -> list[Member]:
@@ -77,4 +101,6 @@ def _switches(recipe: Recipe) -> list[Member]:
     return found
 
 
-LATENT = Suite("ablations", "M x T, lambda, loss type, projection, last step, standard deviation", "ablations", members)
+SUITE = Suite(
+    "ablations", "M x T, lambda, loss type, projection, last step, standard deviation", lambda _: "ablations", members
+)

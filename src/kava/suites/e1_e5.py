@@ -1,12 +1,13 @@
 """E1 to E5 and their controls: everything but the key/value treatment is equal - data, order, steps, tokens, seed.
 
-E1 switches the KV term off and nothing else; CODI stays as the recipe has it. E0 switches both off.
+E1 switches the KV term off and nothing else; CODI stays as the recipe has it. E0 switches both off. On the explicit line
+the students write their steps, so that pause tokens, no thoughts and the explicit chain of thought have no place there.
 """
 
 from __future__ import annotations
 
 from kava.config import Recipe
-from kava.suites.members import Member, Suite
+from kava.suites.members import Member, Suite, line_of
 
 NO_KV, NO_CODI = "loss.alpha2_kv=0", "loss.alpha1_codi=0"
 
@@ -28,9 +29,18 @@ MEMBERS = (
 )
 
 
+LATENT_ONLY = ("pause", "no_cot", "full_cot")
+
+
 def members(recipe: Recipe) -> tuple[Member, ...]:
-    """All of them, whatever the recipe."""
-    return MEMBERS
+    """All that the recipe's line has."""
+    if not recipe.explicit.enabled:
+        return MEMBERS
+    return tuple(
+        one._replace(title=one.title.replace(", resampled in time", ""), mode="cot")
+        for one in MEMBERS
+        if one.name not in LATENT_ONLY
+    )
 
 
-LATENT = Suite("e1-e5", "E1 to E5 with every control", "latent", members)
+SUITE = Suite("e1-e5", "E1 to E5 with every control", line_of, members)

@@ -25,19 +25,24 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Suite:
-    """`line` names the method line (and the folder) its members belong to; members may depend on the recipe."""
+    """`line` names the folder its members belong to (latent, or by the recipe explicit); members may depend on the recipe."""
 
     name: str
     title: str
-    line: str
+    line: Callable[[Recipe], str]
     members: Callable[[Recipe], tuple[Member, ...]]
+
+
+def line_of(recipe: Recipe) -> str:
+    """The method line of a recipe."""
+    return "explicit" if recipe.explicit.enabled else "latent"
 
 
 def suites() -> dict[str, Suite]:
     """Every experiment by name."""
     from kava.suites import ablations, e1_e5
 
-    return {suite.name: suite for suite in (e1_e5.LATENT, ablations.LATENT)}
+    return {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE)}
 
 
 def suite_named(name: str) -> Suite:

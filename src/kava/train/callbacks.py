@@ -17,7 +17,7 @@ from kava.train.interrupt import Interrupt
 from kava.train.trainer import KavaTrainer
 
 log = logging.getLogger("kava.train")
-SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv")
+SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv", "attention", "cka", "guard")
 
 
 class Schedule(TrainerCallback):
@@ -55,7 +55,12 @@ class Schedule(TrainerCallback):
 
 def _validated(state: Any) -> bool:
     """This very update has its validation in the history already."""
-    return any(line["step"] == state.global_step for line in state.log_history if "eval_accuracy" in line)
+    return any(line["step"] == state.global_step for line in state.log_history if validates(line))
+
+
+def validates(logs: dict[str, Any]) -> bool:
+    """This line of the log holds a validation's numbers."""
+    return any(name.startswith("eval_") for name in logs)
 
 
 def _whole(epoch: float) -> bool:
@@ -72,7 +77,7 @@ class GradientNorms(TrainerCallback):
         if (state.global_step + 1) % args.logging_steps:
             return
         groups: dict[str, list[torch.Tensor]] = {}
-        for name, weight in self.trainer.objective.model.trained().items():
+        for name, weight in self.trainer.objective.trained().items():
             if weight.grad is not None:
                 groups.setdefault(group_of(name), []).append(weight.grad.norm())
         for group, norms in groups.items():
@@ -80,8 +85,10 @@ class GradientNorms(TrainerCallback):
 
 
 def group_of(name: str) -> str:
-    """projection, embedding or backbone."""
-    if name.startswith("project."):
+    """projector (of the explicit line), projection (of latents), embedding or backbone."""
+    if not name.startswith("model."):
+        return "projector"
+    if name.startswith("model.project."):
         return "projection"
     return "embedding" if any(part in name for part in ("embed_tokens", "wte", "token_adapter")) else "backbone"
 
@@ -143,7 +150,7 @@ class Console(TrainerCallback):
             done = state.global_step - self.first
             left = (state.max_steps - state.global_step) * (time.perf_counter() - self.began) / max(done, 1)
             parts.append(f"lr {logs['learning_rate']:.2e} | {left / 60:.1f} min left")
-        kind = "valid" if "eval_accuracy" in logs else "step"
+        kind = "valid" if validates(logs) else "step"
         log.info("%s %d/%d  %s", kind, state.global_step, state.max_steps, "  ".join(parts))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

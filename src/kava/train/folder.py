@@ -26,8 +26,13 @@ class Outcome:
 
     folder: Path
     steps: int
-    best_accuracy: float | None
+    decides: str  # what makes a checkpoint the best: accuracy, or ce on the explicit line
+    best: float | None
     exit_code: int = 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"output_dir": str(self.folder), "steps": self.steps, f"best_{self.decides}": self.best}
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -42,7 +47,8 @@ def finished(folder: Path) -> bool:
 def outcome(folder: Path) -> Outcome:
     """The outcome of a finished run, as it was written down."""
     meta = read_meta(folder)
-    return Outcome(folder, meta["steps"], meta["best_accuracy"])
+    decides = "accuracy" if "best_accuracy" in meta else "ce"
+    return Outcome(folder, meta["steps"], decides, meta[f"best_{decides}"])
 
 
 @contextmanager

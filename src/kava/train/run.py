@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +14,17 @@ import torch
 
 from kava.backbone.hush import hush
 from kava.backbone.load import build_model
-from kava.backbone.model import LatentModel
-from kava.config import BUILTIN_DATASETS, Recipe
-from kava.data.cards import card
+from kava.config import Recipe
 from kava.data.collate import Collator
-from kava.data.encode import Encoder, encode_split
-from kava.data.example import Example
-from kava.data.load import ExampleStream, load_examples
-from kava.errors import ConfigError, DataError
-from kava.evaluate.score import score
 from kava.files import write_json
-from kava.infer.student import Student, pick_device
-from kava.objectives.latent import LatentObjective
+from kava.infer.student import pick_device
 from kava.train import checkpoint, folder
 from kava.train.arguments import training_arguments
 from kava.train.callbacks import Console, GradientNorms, Journal, Schedule
+from kava.train.data import Data, check_positions, load_data
 from kava.train.interrupt import Interrupt
-from kava.train.trainer import BEST, KavaTrainer
+from kava.train.lines import Line, explicit_line, latent_line
+from kava.train.trainer import BEST, KavaTrainer, Objective
 
 log = logging.getLogger("kava.train")
 
@@ -61,91 +52,30 @@ def _run(run: Path, recipe: Recipe, start: Path | None, quiet: bool) -> folder.O
         torch.set_flush_denormal(True)  # subnormal numbers are worth nothing here and cost a fifth of a step
     set_seed(recipe.system.seed)
     model, tokenizer = build_model(recipe)
-    data = _load_data(recipe, tokenizer)
-    _check_positions(model, data.train)
+    data = load_data(recipe, tokenizer)
+    check_positions(model, data.train)
     if recipe.rkv.full_slots:
         recipe = _with_slots(recipe, int(data.train.lengths("cot").max()))
         model.latent = recipe.latent
-    objective = LatentObjective.from_recipe(model, recipe)
-    _describe(run, recipe, data, model)
+    interrupt = Interrupt()
+    args = training_arguments(recipe, run)
+    line = (explicit_line if recipe.explicit.enabled else latent_line)(
+        recipe, model, tokenizer, data, args.device, lambda: interrupt.signal is not None
+    )
+    _describe(run, recipe, data, line.objective)
 
-    with Interrupt() as interrupt:
-        trainer = _trainer(run, recipe, objective, tokenizer, data, interrupt, quiet)
+    with interrupt:
+        trainer = _trainer(run, recipe, line, tokenizer, data, interrupt, args, quiet)
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(start) if start else None)
         if interrupt.signal is None and not (run / BEST).exists():  # nothing to validate on
             trainer.save_best(validation=None)
         getattr(trainer, "end", lambda: None)()
+        if interrupt.signal is None and line.finish is not None:
+            line.finish(run)
         _close(run, trainer, interrupt, time.perf_counter() - began)
-    return folder.Outcome(run, trainer.state.global_step, trainer.state.best_metric, interrupt.exit_code)
-
-
-@dataclass(frozen=True)
-class _Data:
-    train: Any
-    validation: Sequence[Example]
-    card: dict[str, Any]
-
-
-def _load_data(recipe: Recipe, tokenizer: Any) -> _Data:
-    dataset = recipe.dataset
-    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
-    examples = load_examples(dataset, "train")
-    validation = _validation(recipe)
-    if dataset.streaming:
-        return _Data(_stream(recipe, examples, encoder), validation, {"streaming": True})
-    assert not isinstance(examples, ExampleStream)
-    split = encode_split(examples, encoder, dataset.max_length)
-    facts = card(split.encoded, examples, recipe.latent.num_tokens) | {"skipped": split.skipped}
-    _check_results(recipe, facts["share_no_result"] not in (None, 1))
-    return _Data(split.encoded, validation, facts)
-
-
-def _validation(recipe: Recipe) -> list[Example]:
-    """The validation examples, or a seeded choice of `evaluation.validation_size` of them."""
-    dataset, size = recipe.dataset, recipe.evaluation.validation_size
-    held_out = dataset.generator.val_size if dataset.name in BUILTIN_DATASETS else dataset.val_size
-    found = list(load_examples(dataset, "validation")) if held_out else []
-    if size is None or size >= len(found):
-        return found
-    chosen = random.Random(dataset.seed).sample(range(len(found)), size)
-    return [found[i] for i in sorted(chosen)]
-
-
-def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
-    from kava.data.stream import stream_dataset
-
-    if recipe.rkv.full_slots:
-        raise ConfigError(
-            "rkv.full_slots needs the longest chain of thought, which a stream does not tell",
-            "set dataset.streaming=false, or latent.num_tokens by hand",
-        )
-    if recipe.training.max_steps is None:
-        raise ConfigError("a stream has no known length", "set training.max_steps, or dataset.streaming=false")
-    _check_results(recipe, any(any(encoder(example).result) for example in islice(examples, 200)))
-    return stream_dataset(examples, encoder, recipe.dataset.max_length)
-
-
-def _check_results(recipe: Recipe, some: bool) -> None:
-    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and not some:
-        raise DataError(
-            f"rkv.method is steps, but no example of {recipe.dataset.name!r} has a step result to anchor on",
-            "use a data set with equation steps (a = b) or another rkv.method, such as rkv",
-        )
-
-
-def _check_positions(model: LatentModel, train: Any) -> None:
-    """Learned positions have an end; a sequence beyond it would stop the run in the middle."""
-    most = model.max_positions
-    if most is None or not hasattr(train, "lengths"):
-        return
-    answer = train.lengths("answer") + len(train.cue) + 1
-    longest = train.lengths("question") + answer + train.lengths("cot").clip(min=model.latent.num_tokens + 2)
-    if longest.max() > most:
-        raise DataError(
-            f"{(longest > most).sum()} training examples need up to {longest.max()} positions, the model has {most}",
-            "skip them with dataset.max_length, or use a model with a longer context",
-        )
+    decides = trainer.validation.decides
+    return folder.Outcome(run, trainer.state.global_step, decides, trainer.state.best_metric, interrupt.exit_code)
 
 
 def _with_slots(recipe: Recipe, longest: int) -> Recipe:
@@ -153,15 +83,17 @@ def _with_slots(recipe: Recipe, longest: int) -> Recipe:
     return recipe.model_copy(update={"latent": recipe.latent.model_copy(update={"num_tokens": longest})})
 
 
-def _describe(run: Path, recipe: Recipe, data: _Data, model: LatentModel) -> None:
-    trained = model.trained()
+def _describe(run: Path, recipe: Recipe, data: Data, objective: Objective) -> None:
+    trained = objective.trained()
     facts = {
         "data": data.card,
-        "device": torch.cuda.get_device_name(0) if model.device.type == "cuda" else model.device.type,
+        "device": torch.cuda.get_device_name(0)
+        if objective.model.device.type == "cuda"
+        else objective.model.device.type,
         "threads": torch.get_num_threads(),
         "trained_names": len(trained),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
-        "all_parameters": sum(weight.numel() for weight in model.parameters()),
+        "all_parameters": sum(weight.numel() for weight in objective.parameters()),
         "effective_batch_size": recipe.training.batch_size * recipe.training.gradient_accumulation_steps,
     }
     folder.describe(run, recipe, facts)
@@ -178,27 +110,20 @@ def _describe(run: Path, recipe: Recipe, data: _Data, model: LatentModel) -> Non
 def _trainer(
     run: Path,
     recipe: Recipe,
-    objective: LatentObjective,
+    line: Line,
     tokenizer: Any,
-    data: _Data,
+    data: Data,
     interrupt: Interrupt,
+    args: Any,
     quiet: bool,
 ) -> KavaTrainer:
-    student = Student(objective.model, tokenizer, recipe)
-    mode = "latent" if recipe.loss.student_ce > 0 else "cot"
-
-    def validate() -> dict[str, float] | None:
-        if not data.validation:
-            return None
-        return score(student, data.validation, mode, stop=lambda: interrupt.signal is not None)
-
     trainer = KavaTrainer(
-        objective,
+        line.objective,
         recipe,
         tokenizer,
-        validate,
+        line.validation,
         interrupt,
-        args=training_arguments(recipe, run),
+        args=args,
         train_dataset=data.train,
         data_collator=Collator(tokenizer.pad_token_id),
     )
@@ -216,11 +141,16 @@ def _close(run: Path, trainer: KavaTrainer, interrupt: Interrupt, seconds: float
     state = trainer.state
     finished = interrupt.signal is None
     folder.update(
-        run, finished=finished, steps=state.global_step, best_accuracy=state.best_metric, seconds=round(seconds, 1)
+        run,
+        finished=finished,
+        steps=state.global_step,
+        seconds=round(seconds, 1),
+        **{f"best_{trainer.validation.decides}": state.best_metric},
     )
     if finished:
         best = "none (nothing to validate on)" if state.best_metric is None else f"{state.best_metric:.4f}"
-        log.info("done: %d updates, best validation accuracy %s, student in %s", state.global_step, best, run / BEST)
+        what = trainer.validation.decides
+        log.info("done: %d updates, best validation %s %s, student in %s", state.global_step, what, best, run / BEST)
     else:
         log.info("stopped at update %d; continue with --resume auto", state.global_step)
 

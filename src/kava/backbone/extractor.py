@@ -1,0 +1,196 @@
+"""Keys and values out of any model's cache, and the sizes that they really have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from kava.align.aggregate import Aggregator
+from kava.backbone.attention import KV, NAME
+from kava.errors import ConfigError, ModelError
+
+
+class KVVectors(NamedTuple):
+    """keys, values [B, T, dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.keys.shape
+
+
+@dataclass(frozen=True)
+class KVReport:
+    """A cache's sizes as they were found; of layers that differ, `num_heads`, `head_dim` and `layer_dim` are the first's.
+
+    `total_dim` sums heads x head size over all layers: the width of a concat. `config_dim` is what the model's config
+    calls its hidden size, None where no model was asked. `layers_consistent`: keys and values of all layers alike.
+    """
+
+    num_layers: int
+    batch_size: int
+    num_heads: int
+    seq_length: int
+    head_dim: int
+    layer_dim: int
+    total_dim: int
+    dtype: torch.dtype
+    device: str
+    layers_consistent: bool
+    config_dim: int | None = None
+
+    @property
+    def mismatch(self) -> bool:
+        return self.config_dim is not None and self.config_dim != self.total_dim
+
+    def text(self, name: str) -> str:
+        """The report in lines."""
+        fields = (
+            "num_layers", "batch_size", "num_heads", "seq_length", "head_dim", "layer_dim", "total_dim",
+            "dtype", "device", "layers_consistent",
+        )  # fmt: skip
+        lines = [f"[KV Structure Analysis] ({name}):", *(f"   {field}: {getattr(self, field)}" for field in fields)]
+        if self.config_dim is not None:
+            lines += ["", f"   Config dimension: {self.config_dim}", f"   Detected dimension: {self.total_dim}"]
+        if self.mismatch:
+            lines.append(f"   [WARNING]  Dimension mismatch! Using detected: {self.total_dim}")
+        return "\n".join(lines)
+
+
+class KVExtractor(nn.Module):
+    """Reads caches into one vector per token. With the method weighted it holds one trained set of layer weights for
+    each model name, made when that model is first read or announced by `aggregator`: before the optimiser."""
+
+    def __init__(self, aggregation_method: str = "concat", use_all_layers: bool = True):
+        super().__init__()
+        Aggregator(aggregation_method)  # refuses an unknown method now
+        self.method, self.use_all_layers = aggregation_method, use_all_layers
+        self.aggregators = nn.ModuleDict()
+
+    def extract_kv(self, past_key_values: Any, model_name: str = "model", debug: bool = False) -> KVVectors:
+        """Keys and values [B, T, dim] of a cache; gradients pass. `debug` prints the sizes."""
+        layers = read_cache(past_key_values)
+        if debug:
+            print(structure(layers).text(model_name))
+        aggregator = self.aggregator(model_name, len(layers))
+        return KVVectors(aggregator([k for k, _ in layers]), aggregator([v for _, v in layers]))
+
+    def aggregator(self, model_name: str, num_layers: int) -> Aggregator:
+        """The one that belongs to a model."""
+        if self.method != "weighted":
+            return Aggregator(self.method, num_layers, self.use_all_layers)
+        key = "of_" + model_name.replace(".", "_")  # a module's name has no dot
+        if key not in self.aggregators:
+            self.aggregators[key] = Aggregator(self.method, num_layers, self.use_all_layers)
+        made = self.aggregators[key]
+        if made.num_layers != num_layers:
+            raise ModelError(
+                f"{model_name!r} had {made.num_layers} layers before and has {num_layers} now",
+                "give every model a model_name of its own",
+            )
+        return made  # type: ignore[return-value]
+
+
+def create_kv_extractor(aggregation_method: str = "concat", use_all_layers: bool = True) -> KVExtractor:
+    """concat, mean or weighted over all layers, or the last layer alone."""
+    return KVExtractor(aggregation_method, use_all_layers)
+
+
+def probe(model: Any, length: int = 32) -> KVReport:
+    """The sizes of the cache that one random (1, `length`) batch leaves; the model stays as it was."""
+    if length < 1:
+        raise ConfigError(f"a probe needs at least one token, got length={length}")
+    embedding = model.get_input_embeddings().weight
+    ids = torch.randint(0, embedding.shape[0], (1, length), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(embedding.device)
+    with _at_rest(model), torch.no_grad():
+        # a cache of our own: the one that a model with sliding windows makes forgets the first tokens
+        cache = model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    config = model.config.get_text_config()
+    return structure(read_cache(cache), getattr(config, "hidden_size", None))
+
+
+def structure(layers: KV, config_dim: int | None = None) -> KVReport:
+    """The sizes of keys and values per layer."""
+    first = layers[0][0]
+    batch, heads, tokens, size = first.shape
+    return KVReport(
+        num_layers=len(layers),
+        batch_size=batch,
+        num_heads=heads,
+        seq_length=tokens,
+        head_dim=size,
+        layer_dim=heads * size,
+        total_dim=sum(keys.shape[1] * keys.shape[3] for keys, _ in layers),
+        dtype=first.dtype,
+        device=str(first.device),
+        layers_consistent=all(part.shape == first.shape for layer in layers for part in layer),
+        config_dim=config_dim,
+    )
+
+
+@contextmanager
+def _at_rest(model: Any) -> Iterator[None]:
+    """Evaluation mode, and attention that needs no call of ours, while the block runs."""
+    training = [module for module in model.modules() if module.training]
+    ours = model.config._attn_implementation == NAME
+    model.eval()
+    try:
+        if ours:
+            model.set_attn_implementation("sdpa")
+        yield
+    finally:
+        if ours:
+            model.set_attn_implementation(NAME)
+        for module in training:
+            module.training = True
+
+
+def read_cache(past_key_values: Any) -> KV:
+    """Per layer keys and values [B, H, T, D]: of a cache with layers, of tuples, or of what yields tuples (k, v, ...)."""
+    name = type(past_key_values).__name__
+    inner = getattr(past_key_values, "self_attention_cache", past_key_values)  # encoder-decoder models have two
+    if hasattr(inner, "layers"):
+        layers = [_read_layer(layer, i, name) for i, layer in enumerate(inner.layers)]
+    elif isinstance(inner, (tuple, list)) or hasattr(inner, "__iter__"):
+        layers = [_read_pair(pair, i, name) for i, pair in enumerate(inner)]
+    else:
+        raise ModelError(
+            f"a {name} holds no keys and values",
+            "run the model with use_cache=True, and without gradient checkpointing; a model without attention has none",
+        )
+    if not layers:
+        raise ModelError(
+            f"the {name} is empty", "run the model with use_cache=True, and without gradient checkpointing"
+        )
+    return layers
+
+
+def _read_layer(layer: Any, index: int, cache: str) -> tuple[Tensor, Tensor]:
+    keys, values = _read_pair((getattr(layer, "keys", None), getattr(layer, "values", None)), index, cache, layer)
+    seen, held = int(layer.get_seq_length()), keys.shape[2]
+    if seen > held:
+        raise ModelError(
+            f"layer {index} of the {cache} ({type(layer).__name__}) shows {held} of its {seen} tokens",
+            "run the model with past_key_values=DynamicCache(): no sliding window, no quantised cache",
+        )
+    return keys[:, :, :seen], values[:, :, :seen]  # a cache of fixed size ends in empty places
+
+
+def _read_pair(pair: Any, index: int, cache: str, layer: Any = None) -> tuple[Tensor, Tensor]:
+    parts = pair[:2] if isinstance(pair, (tuple, list)) else ()
+    if len(parts) < 2 or not all(isinstance(part, Tensor) and part.dim() == 4 for part in parts):
+        kind = "" if layer is None else f" ({type(layer).__name__})"
+        raise ModelError(
+            f"layer {index} of the {cache}{kind} holds no keys and values [B, H, T, D]",
+            "run the model with use_cache=True; a layer without attention has none",
+        )
+    return parts[0], parts[1]

@@ -1,0 +1,76 @@
+"""kava env: which machine this is, whether everything is there, and what settings fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kava.errors import KavaError
+
+if TYPE_CHECKING:
+    from kava.env.checks import Check
+
+
+def env(
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="an environment file in place of configs/environment_config.yaml"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", "--quiet", help="one JSON document and nothing else")] = False,
+) -> int:
+    """Check this machine: scheduler, device, precision, paths, packages, KV extractor; recommend settings.
+
+    Makes no file and no folder. Exit code 1 when a required package is missing or too old, a path cannot be used, the
+    GPU does not answer or the extractor fails; a machine without a GPU is no error. An environment file of yours holds
+    only what differs from the shipped kava/env/environment_config.yaml, which lists every key.
+    """
+    from kava.env.adapter import find_environment, say
+    from kava.env.checks import next_step
+    from kava.env.report import checks_text, config_text
+
+    adapter = find_environment(config)
+    if not as_json:
+        say(adapter.report() + "\n")
+    known = adapter.hardware.device != "UNKNOWN"
+    checks = [*adapter.checks(), _check_extractor(known)]
+    ok = all(check.status != "failed" for check in checks)
+    recommended = adapter.recommend() if known else None
+    step = next_step(checks, adapter.launch())
+    if as_json:
+        judged = {"checks": [vars(check) for check in checks], "recommended": recommended, "next_step": step, "ok": ok}
+        print(json.dumps(adapter.to_dict() | judged, indent=2, allow_nan=False))
+    else:
+        advice = (
+            "[Recommended Configuration]: not known without torch" if recommended is None else config_text(recommended)
+        )
+        say(f"{checks_text(checks)}\n\n{advice}\n\n[Next Step]:\n   {step}")
+    return 0 if ok else 1
+
+
+def _check_extractor(torch_works: bool) -> Check:
+    """Probes a tiny random model whose cache has known sizes: 3 layers, 2 heads of 8, 48 in all."""
+    from kava.env.checks import Check
+    from kava.env.detect import IMPORT_ERRORS, first_line
+
+    name, layers, heads, size = "KV Extractor", 3, 2, 8
+    if not torch_works:
+        return Check(name, "not run", "torch is needed")
+    try:
+        from kava.backbone.extractor import probe
+        from kava.backbone.hush import hush
+        from kava.backbone.yardstick import library_twin, random_model
+        from kava.config import LatentConfig
+
+        hush()
+        model = library_twin(random_model(layers, 4 * size, 4, heads, 64, LatentConfig()))
+        found = probe(model)
+        seen = (found.num_layers, found.num_heads, found.head_dim, found.total_dim)
+    except (KavaError, LookupError, *IMPORT_ERRORS) as error:
+        return Check(name, "failed", f"{type(error).__name__}: {first_line(error)}", "kava smoke")
+    wanted = (layers, heads, size, layers * heads * size)
+    if seen != wanted:
+        return Check(name, "failed", f"layers, heads, head size, sum are {seen}, not {wanted}", "kava smoke")
+    return Check(name, "ok", f"ready ({layers} layers x {heads} heads x {size} = {wanted[-1]})")

@@ -1,0 +1,27 @@
+"""The guard against a projector that satisfies the loss by giving every entry the same vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.shapes import precise
+
+
+def variance_guard(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
+    """sum_b mean_d relu(1 - std_{b,d} / reference_d): 0 where a sample's kept entries vary as much as the reference.
+
+    std is the unbiased one over the kept entries of a sample; a sample with fewer than two counts 0, and so does a
+    dimension whose reference is 0. projected [B, M, d]; kept [B, M]; reference [d], no gradient.
+    """
+    projected, reference = precise(projected), precise(reference.detach())
+    real = kept[..., None]
+    count = kept.sum(1)[:, None]
+    entries = projected.masked_fill(~real, 0.0)
+    mean = entries.sum(1, keepdim=True) / count[..., None].clamp(min=1)
+    square = ((entries - mean).masked_fill(~real, 0.0)).square().sum(1)  # [B, d]
+    tiny = torch.finfo(projected.dtype).tiny
+    std = (square / (count - 1).clamp(min=1)).clamp(min=tiny).sqrt()  # the root's slope at 0 is infinite
+    counted = (count > 1) & (reference > 0)
+    short = torch.relu(1 - std / torch.where(reference > 0, reference, 1.0))
+    return short.masked_fill(~counted, 0.0).mean(1).sum()

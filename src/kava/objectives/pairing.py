@@ -1,0 +1,89 @@
+"""Which student position is compared with which teacher position: the explicit line's use of a compressor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kava.compress import Compressor, Samples
+from kava.compress.base import NEVER, Cot, select
+from kava.compress.choose import sample_positions
+from kava.compress.crop import Crop
+from kava.compress.shuffle import derangement_like
+from kava.teachers.base import TeacherKV
+
+_SALT = 1  # the permutation is independent of what the compressor draws
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Columns of the chain of thought: student [B, G, M] against target [B, G, M] of sample `source` [B].
+
+    G is the number of heads, or 1 where one choice holds for all. kept [B, G, M]: the slot is not empty.
+    """
+
+    student: Tensor
+    target: Tensor
+    source: Tensor
+    kept: Tensor
+
+
+class Pairing:
+    """Chooses with a compressor and pairs with itself, with another time, or with another example (the controls)."""
+
+    def __init__(self, compressor: Compressor, keep: int | None, shuffle: str = "none"):
+        self.compressor = compressor if keep is not None else Crop()  # full: whoever keeps everything needs no score
+        self.keep = keep
+        self.shuffle = shuffle
+
+    def kept_at_most(self, mask: Tensor) -> int:
+        return mask.shape[1] if self.keep is None else self.keep
+
+    def counts(self, mask: Tensor, samples: Samples) -> Tensor:
+        """[B] how many pairs a head of each sample has, from the batch alone."""
+        own = self.compressor.count(mask, self.kept_at_most(mask), samples)
+        return torch.minimum(own, own.roll(1)) if self.shuffle == "examples" else own
+
+    def shared(self, teacher: TeacherKV, mask: Tensor, samples: Samples) -> Pairs:
+        """One choice per sample for all layers and heads."""
+        keep = self.kept_at_most(mask)
+        if teacher.only is not None:  # a store has chosen already
+            score = torch.zeros(mask.shape, device=mask.device).masked_fill(~teacher.only, NEVER)[:, None]
+            found = select(score[..., None], score[..., None], score, keep)
+            return self._paired(found.index, found.kept, mask, samples)
+        looked = teacher.importance if self.compressor.needs_importance else None
+        index, kept = sample_positions(self.compressor, teacher.keys, teacher.values, looked, mask, keep, samples)
+        return self._paired(index, kept, mask, samples)
+
+    def per_head(self, keys: Tensor, values: Tensor, looked: Tensor | None, mask: Tensor, samples: Samples) -> Pairs:
+        """A choice of its own for every head of one layer."""
+        weight = looked if self.compressor.needs_importance else None
+        keep = self.kept_at_most(mask)
+        score = self.compressor.score(Cot(keys, values, mask, weight, keep, samples)).expand(keys.shape[:3])
+        score = score.masked_fill(~self.compressor.eligible(mask, samples)[:, None], NEVER)
+        found = select(keys, values, score, keep)
+        return self._paired(found.index, found.kept, mask, samples)
+
+    def _paired(self, index: Tensor, kept: Tensor, mask: Tensor, samples: Samples) -> Pairs:
+        rows = torch.arange(len(index), device=index.device)
+        if self.shuffle == "time":
+            counts = self.compressor.count(mask, index.shape[2], samples).tolist()
+            drawn = zip(counts, samples.generators(_SALT), strict=True)
+            order = torch.stack([derangement_like(n, index.shape[2], generator) for n, generator in drawn])
+            target = index.gather(2, order.to(index.device)[:, None].expand_as(index))
+            return Pairs(index, target, rows, kept)
+        if self.shuffle == "examples":
+            return Pairs(index, index.roll(1, 0), rows.roll(1), kept & kept.roll(1, 0))
+        return Pairs(index, index, rows, kept)
+
+
+def take(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
+    """entries [B, H, N, D] at index [B, H or 1, M] -> [B, H, M, D]; zero in empty slots."""
+    heads, columns, size = entries.shape[1:]
+    index, kept = (part.expand(-1, heads, -1) for part in (index, kept))
+    if columns == 0:
+        return entries.new_zeros(*index.shape, size)
+    picked = entries.gather(2, index[..., None].expand(*index.shape, size))
+    return picked.masked_fill(~kept[..., None], 0)

@@ -1,0 +1,68 @@
+"""Work done beside the main thread: in order, few jobs at a time, errors brought back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Background:
+    """`with Background() as later: later(job, ...)` runs jobs one after the other in a thread.
+
+    At most `ahead` jobs wait; then `later` waits too. A job's error is raised by the next call, or at the end of the
+    block, and the jobs behind it are dropped.
+    """
+
+    def __init__(self, ahead: int = 2):
+        self._ahead = ahead
+        self._waiting: deque[Future[Any]] = deque()
+        self._pool = ThreadPoolExecutor(max_workers=1)
+
+    def __call__(self, job: Callable[..., object], *args: Any) -> None:
+        self._waiting.append(self._pool.submit(job, *args))
+        while len(self._waiting) > self._ahead or self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Background:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            while kind is None and self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class Sent:
+    """Tensors on their way to the host; `arrive`, called in another thread, waits for them.
+
+    On CUDA they travel on a stream of their own, so that the next pass does not wait for the copy.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], streams: dict[torch.device, Any]):
+        self._tensors = tensors
+        self._device = next(iter(tensors.values())).device
+        self._stream, self._ready = None, None
+        if self._device.type == "cuda":
+            self._stream = streams.setdefault(self._device, torch.cuda.Stream(self._device))
+            self._ready = torch.cuda.Event()
+            self._ready.record(torch.cuda.current_stream(self._device))
+
+    def arrive(self) -> dict[str, Tensor]:
+        tensors, self._tensors = self._tensors, {}
+        if self._stream is None or self._ready is None:
+            return {name: tensor.cpu() for name, tensor in tensors.items()}
+        host = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in tensors.items()}
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(self._ready)
+            for name, tensor in tensors.items():
+                host[name].copy_(tensor, non_blocking=True)
+        self._stream.synchronize()  # only now may the tensors' memory be used again
+        return host

@@ -1,0 +1,57 @@
+"""What a teacher of the explicit line shows of a batch, live or from a folder: one call, one record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """The sizes of a model's cache, and its width."""
+
+    num_layers: int
+    num_heads: int
+    head_size: int
+    hidden_size: int
+
+    @property
+    def layer_size(self) -> int:
+        return self.num_heads * self.head_size
+
+    def __str__(self) -> str:
+        return f"{self.num_layers} layers x {self.num_heads} heads x {self.head_size}"
+
+
+@dataclass(frozen=True)
+class TeacherWants:
+    """What the loss needs beside keys and values; what is not wanted is not computed."""
+
+    importance: bool = False
+    cue: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherKV:
+    """keys and values per layer [B, H, N, D] at the batch's CoT columns, rotary applied; no gradient anywhere.
+
+    importance per layer [B, H, N]; cue [B, L, E] hidden states behind layers 1..L at the last cue token; `only` [B, N]
+    the columns that a store has kept (None: all of them).
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    importance: list[Tensor] | None = None
+    cue: Tensor | None = None
+    only: Tensor | None = None
+
+
+class Teacher(Protocol):
+    """Live (`live.py`) or from a folder (`store.py`): the loss does not know which."""
+
+    @property
+    def shape(self) -> KVShape: ...
+
+    def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV: ...

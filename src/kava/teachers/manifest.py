@@ -1,0 +1,117 @@
+"""What a teacher store holds: written once as manifest.json, repeated in every shard, and compared field by field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kava.backbone.load import PROBES
+from kava.data.encode import Encoded
+from kava.errors import CheckpointError
+from kava.teachers.base import KVShape
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+RAW = "raw"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Two stores may be mixed when everything but `versions` is equal.
+
+    teacher: name, revision, quantization and dtype of the model, and `weights`, a hash of all of them.
+    method: raw (every CoT column) or the compressor that chose `target_len` columns per sample, with its settings.
+    data: the recipe's dataset keys that decide what is read, the splits, and the hash of their text.
+    """
+
+    teacher: dict[str, Any]
+    tokenizer: str
+    shape: KVShape
+    dtype: str
+    method: str
+    settings: dict[str, Any]
+    target_len: int | None
+    with_importance: bool
+    with_cue: bool
+    data: dict[str, Any]
+    num_examples: int
+    examples_per_shard: int
+    versions: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_examples // self.examples_per_shard)
+
+    def rows(self, shard: int) -> range:
+        """The positions, in the data set's order, of the examples in a shard."""
+        first = shard * self.examples_per_shard
+        return range(first, min(first + self.examples_per_shard, self.num_examples))
+
+    def facts(self) -> dict[str, Any]:
+        """What is compared, as plain data: everything but the versions of the moment."""
+        return {name: value for name, value in asdict(self).items() if name != "versions"}
+
+    def first_difference(self, other: Manifest) -> str | None:
+        """The first field that is not the same, with both values: "teacher.weights is ... here, ... there"."""
+        return _first_difference(self.facts(), other.facts())
+
+
+def _first_difference(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
+    for name in [*mine, *(name for name in theirs if name not in mine)]:
+        a, b = mine.get(name), theirs.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := _first_difference(a, b, f"{prefix}{name}."):
+                return found
+        elif a != b:
+            return f"{prefix}{name} is {a!r} here, {b!r} there"
+    return None
+
+
+def from_facts(found: Any, where: Path) -> Manifest:
+    """The manifest that plain data describes, or a refusal."""
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if schema != SCHEMA:
+        raise CheckpointError(f"{where}: teacher store of schema {schema!r}, this version reads {SCHEMA}", "update kava")
+    names = {one.name for one in fields(Manifest)}
+    if missing := sorted(names - {"versions"} - set(found)) + sorted(set(found) - names):
+        raise CheckpointError(f"{where}: fields missing or unknown: {', '.join(missing)}", "the file is damaged")
+    try:
+        return Manifest(**(found | {"shape": KVShape(**found["shape"])}))
+    except TypeError as error:
+        raise CheckpointError(f"{where}: not a manifest ({error})", "the file is damaged") from error
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a teacher store: it has no {MANIFEST}", "make one with kava extract")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: not readable as JSON ({error})", "delete it and start kava extract again: whole shards are kept"
+        ) from error
+    return from_facts(found, path)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Which tokens there are, and how some texts are split into them."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    split = [list(tokenizer(text)["input_ids"]) for text in PROBES]
+    return hashlib.sha256(json.dumps([vocabulary, split]).encode()).hexdigest()
+
+
+def tokens_hash(question: Iterable[int], cot: Iterable[int], tail: Iterable[int]) -> str:
+    """Of the ids that the teacher read: 16 hexadecimal digits."""
+    text = "|".join(" ".join(map(str, part)) for part in (question, cot, tail))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def encoded_hash(one: Encoded) -> str:
+    return tokens_hash(one.question, one.cot, [*one.cue, *one.answer, one.eos])

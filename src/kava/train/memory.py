@@ -1,0 +1,77 @@
+"""Out of memory: the same batch again in smaller pieces. Terms are sums with counts, so nothing but the time changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava.errors import RunError
+
+log = logging.getLogger("kava.train")
+Batch = dict[str, Tensor]
+
+
+class Pieces:
+    """How many examples go through the model at once; halved whenever memory runs out."""
+
+    def __init__(self, may_halve: bool, why_not: str = ""):
+        self.may_halve, self.why_not = may_halve, why_not
+        self.size: int | None = None
+        self._window: list[Batch] = []
+
+    def begin(self) -> None:
+        """A new update: what went wrong before is behind us."""
+        self._window = []
+
+    def of(self, batch: Batch) -> Iterator[Batch]:
+        rows = len(batch["example_id"])
+        size = self.size or rows
+        for start in range(0, rows, size):
+            yield {name: value[start : start + size] for name, value in batch.items()}
+
+    def run(self, batch: Batch, step: Callable[[Batch], Tensor], undo: Callable[[], None]) -> Tensor:
+        """`step` on every piece, summed. When memory runs out, `undo` takes back this update, which is begun again."""
+        self._window.append(batch)
+        todo = [batch]
+        while True:
+            try:
+                losses = [torch.stack([step(piece) for piece in self.of(one)]).sum() for one in todo]
+                return losses[-1]
+            except torch.OutOfMemoryError as error:
+                self._halve(batch, error)
+            undo()
+            torch.cuda.empty_cache()
+            todo = self._window
+
+    def _halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
+        rows = self.size or len(batch["example_id"])
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
+        if not self.may_halve or rows == 1:
+            hint = self.why_not if not self.may_halve else "one example at a time is too much already"
+            raise RunError(
+                f"out of memory with {rows} examples at once ({reason})",
+                f"{hint}; lower training.batch_size and raise training.gradient_accumulation_steps, or set "
+                "training.gradient_checkpointing=true (docs/oom.md); the last checkpoint is untouched (--resume auto)",
+            ) from error
+        self.size = rows // 2
+        log.warning(
+            "out of memory with %d examples at once: going on with %d at a time; batch, loss and updates stay the same",
+            rows,
+            self.size,
+        )
+
+
+def pieces_of(recipe: Any, world_size: int) -> Pieces:
+    """May this run be cut into smaller pieces, and if not, why."""
+    if recipe.training.on_oom == "error":
+        return Pieces(False, "set training.on_oom=reduce_batch to go on in smaller pieces")
+    if recipe.rkv.shuffle == "examples" or recipe.loss.std_scope == "batch":
+        key = "rkv.shuffle=examples" if recipe.rkv.shuffle == "examples" else "loss.std_scope=batch"
+        return Pieces(False, f"{key} needs its batches whole")
+    if world_size > 1:
+        return Pieces(False, "processes that run together cannot cut their batches apart")
+    return Pieces(True)
