@@ -3,6 +3,7 @@ hub cache, and the data sets of the paper under ./datasets in their real schemas
 
     root/hub/models--meta-llama--Llama-3.2-1B-Instruct/{refs/main, snapshots/<sha>/...}
     root/datasets/{gsm8k-aug, gsm8k-aug-nl, gsm8k, gsm8k-hard, svamp}
+    root/data/gsm8k_train.jsonl
 
 `build(root)` writes it, `environment(root)` is what a process needs to see it (with `root` as working folder), and
 `enter(root, monkeypatch)` does the same for this process.
@@ -39,6 +40,13 @@ MODELS = {
         {"bos_token_id": 2, "num_hidden_layers": 3},
     ),
     "Qwen/Qwen2.5-0.5B-Instruct": (Qwen2ForCausalLM, Qwen2Config, byte_level, {"bos_token_id": None}),
+    "Qwen/Qwen2.5-1.5B-Instruct": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        byte_level,
+        {"bos_token_id": None, "hidden_size": 64, "num_hidden_layers": 3},
+    ),
+    "Qwen/Qwen2.5-7B-Instruct": (Qwen2ForCausalLM, Qwen2Config, byte_level, {"bos_token_id": None}),
 }
 RECIPES = ("llama1b_aug", "llama1b_aug_nl", "qwen05b_aug", "qwen05b_aug_nl", "llama3b_aug", "llama3b_aug_nl")
 TEST_ROWS = 12
@@ -49,12 +57,22 @@ def build(root: Path) -> Path:
     for name, (model, config, tokenizer, extra) in MODELS.items():
         _model(root / "hub", name, model(config(vocab_size=400, **(SHAPE | extra))), tokenizer())
     _datasets(root / "datasets")
+    rows = [_gsm8k(problem) for problem in problems(48)]
+    exported = [{"prompt": row["question"], "target": row["answer"]} for row in rows]
+    _jsonl(root / "data" / "gsm8k_train.jsonl", exported)
     return root
 
 
 def environment(root: Path) -> dict[str, str]:
     """For a process that runs in `root`."""
-    return {"HF_HOME": str(root), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return {
+        "HF_HOME": str(root),
+        "HF_HUB_CACHE": str(root / "hub"),
+        "HF_DATASETS_CACHE": str(root / "datasets_cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def enter(root: Path, monkeypatch) -> Path:

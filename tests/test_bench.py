@@ -13,7 +13,7 @@ import hub
 from compare import tiny_base
 from kava.backbone.load import SHIPPED
 from kava.backbone.yardstick import random_model
-from kava.cli import bench as cli
+from kava.cli import bench_text
 from kava.cli.main import main
 from kava.config import LatentConfig, load_recipe
 from kava.evaluate import bench_decode, bench_latent, bench_train
@@ -114,7 +114,7 @@ def test_decode_stops_at_the_end_token_in_every_way(capsys: pytest.CaptureFixtur
     result = json.loads(capsys.readouterr().out)
     assert result["texts"][0] == "3+4=2 2*2=4 4-1=3The answer is:3<eos>"
     assert result["new_tokens"] < 80
-    text = cli._decode_text(result)
+    text = bench_text.decode_text(result)
     assert text.isascii()
     assert "threads" in text
     assert "all ways write the same" in text
@@ -191,7 +191,7 @@ def test_latent_puts_cost_beside_accuracy(student: Path, tmp_path: Path, capsys:
     assert rows["cot", 3]["speed_up"] == 1
     assert all(rows[mode, 3]["peak_bytes"] > rows[mode, 1]["peak_bytes"] > 0 for mode in result["modes"])
     assert all(row["seconds_per_question"] == pytest.approx(row["seconds"] / 4) for row in rows.values())
-    text = cli._latent_text(result)
+    text = bench_text.latent_text(result)
     assert text.isascii()
     assert "direct: not trained for" in text
     assert "torch.profiler" in text
@@ -233,7 +233,7 @@ def test_result_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert len(order["rounds"]) == 2
         assert order["seconds"] > 0
     assert all(order["gflop"] > 0 for order in result["orders"].values())
-    text = cli._train_text(result)
+    text = bench_text.train_text(result)
     assert text.isascii()
     assert "threads" in text
     assert "PCCoT's order of passes" in text

@@ -204,7 +204,14 @@ def test_list_and_filters(kava):
     assert kava("config")[1] == out
     found = json.loads(kava("config", "--list", "--filter-size", "0.5b", "--filter-dataset", "aug-nl", "--quiet")[1])
     assert [entry["name"] for entry in found] == ["qwen05b_aug_nl"]
-    assert {e["size"] for e in json.loads(kava("config", "--quiet")[1])} == {"1b", "0.5b", "3b", "7b", "embedded", "blank"}
+    assert {e["size"] for e in json.loads(kava("config", "--quiet")[1])} == {
+        "1b",
+        "0.5b",
+        "3b",
+        "7b",
+        "embedded",
+        "blank",
+    }
     assert "training.weight_decay" in kava("config", "--list", "--verbose")[1]
     assert "known: 0.5b, 1b, 3b, 7b, blank, embedded" in kava("config", "--filter_size", "8b")[2]
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -131,11 +132,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., En
 def planned(machine) -> Callable[..., Plan]:
     """What a command line becomes on a machine; without one there is no GPU."""
 
-    def run(line: str, adapter: EnvironmentAdapter | None = None, probed: int = 6) -> Plan:
+    def run(line: str, adapter: EnvironmentAdapter | None = None, probe: Any = lambda recipe: 6) -> Plan:
         adapter = adapter or machine(fake_torch())
         command = verb_command("distill", SimpleNamespace(app=app))
         context = command.make_context("distill", underscores(shlex.split(line)))
-        return plan(wish_of(context), adapter, lambda recipe: probed)
+        return plan(wish_of(context), adapter, probe)
 
     return run
 
@@ -212,6 +213,7 @@ def test_what_is_not_there_is_refused_with_its_reason(name: str, planned) -> Non
         ("--epochs 3 --max_steps 10", "training.epochs has no effect"),
         ("--warmup_steps 100 --epochs 3", "needs a known number of updates"),
         ("--warmup_steps 100 --max_steps 50", "the run has 50 updates"),
+        ("--warmup_steps 10 --warmup_ratio 0.1", "--warmup_steps and training.warmup_ratio set the same"),
         ("--distill_layers 12-0", "--distill_layers: '12-0' is no range"),
         ("--split test", "--split: it can only be train"),
         ("--rkv_keep_recent 4", "--rkv_keep_recent: it can only be None"),
@@ -303,9 +305,14 @@ def test_another_recipe_keeps_its_own_numbers_until_auto_is_asked_for(planned, m
 
 
 def test_a_probed_batch_is_accumulated_up_to_the_target(planned, machine) -> None:
-    made = planned("--batch_size probe", machine(gpu(gb=80.0)), probed=16)
+    made = planned("--batch_size probe", machine(gpu(gb=80.0)), lambda recipe: 16)
     assert (made.recipe.training.batch_size, made.recipe.training.gradient_accumulation_steps) == (16, 2)
     assert "batch 16 as measured" in made.line
+    trials = []
+    line = "--config explicit_hpc --streaming --subset_size 1000 --epochs 3 --batch_size probe --gradient_accumulation auto"
+    streamed = planned(line, probe=lambda recipe: trials.append(recipe) or 8)
+    assert (trials[0].training.batch_size, trials[0].training.max_steps) == (1, 1)  # what is measured has a known end
+    assert streamed.recipe.training.max_steps == 3 * 32
     with pytest.raises(ConfigError, match="measures one process"):
         planned("--batch_size probe", machine(gpu(gb=80.0), {"WORLD_SIZE": "2"}))
 
@@ -314,6 +321,14 @@ def test_several_processes_share_the_target(planned, machine) -> None:
     made = planned("--batch_size 4", machine(gpu(gb=80.0, gpus=4), {"WORLD_SIZE": "4"}))
     assert made.recipe.training.gradient_accumulation_steps == 2
     assert "= 32 examples per update" in made.line
+
+
+def test_only_workers_can_prefetch(planned, machine) -> None:
+    text = "training:\n  dataloader:\n    prefetch_factor: 4\n"
+    key = "dataloader_prefetch_factor"
+    assert planned("", machine(fake_torch(), text=text)).recipe.training.hf[key] == 4
+    for line in ("--num_workers 0", "--quick_test"):
+        assert key not in planned(line, machine(fake_torch(), text=text)).recipe.training.hf
 
 
 def test_the_cpu_may_be_forbidden_and_can_be_insisted_on(planned, machine) -> None:

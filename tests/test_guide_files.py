@@ -251,6 +251,7 @@ def test_closing_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert not (tmp_path / COMPLETED).exists()
     close(tmp_path, load_recipe("adaptive"), state_at(77, history=history), done=True)
     assert completed(tmp_path)["status"] == "Excellent"
+    assert not (tmp_path / EMERGENCY).exists()
     text = summary(77, None, tmp_path, True)
     assert "Best CosSim: not measured" in text
     assert text.isascii()

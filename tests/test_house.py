@@ -70,7 +70,7 @@ def test_lock_is_exact_and_covers_the_dependencies():
         name.lower() for name in re.findall(r'^\s+"([A-Za-z][\w-]*)>=|\["([\w-]+)>=', project) for name in name if name
     }
     named |= {name.lower() for name in re.findall(r'"([A-Za-z][\w-]*)>=\d', project)}
-    assert named - locked <= {"pre-commit"}
+    assert named - locked <= {"pre-commit", "bitsandbytes"}  # the second: 120 MB that only quantised teachers need
 
 
 def test_license_is_apache():

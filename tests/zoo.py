@@ -25,21 +25,23 @@ SPECIAL = SpecialTokens(bot=58, latent=59, eot=60)
 
 _common = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 3, "intermediate_size": 40}
 _heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
+_gpt2 = {"vocab_size": VOCAB, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 256, "bos_token_id": 0,
+         "eos_token_id": 0}  # fmt: skip
 FAMILIES = {
-    "llama-gqa": lambda: LlamaForCausalLM(LlamaConfig(**_common, **_heads, num_key_value_heads=2)),
-    "llama-mha": lambda: LlamaForCausalLM(LlamaConfig(**_common, **_heads, tie_word_embeddings=True)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_common, **_heads, num_key_value_heads=1)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_common, **_heads, num_key_value_heads=2, head_dim=8)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_embd=24, n_layer=3, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0)
+    "llama-gqa": lambda **own: LlamaForCausalLM(LlamaConfig(**_common | _heads | {"num_key_value_heads": 2} | own)),
+    "llama-mha": lambda **own: LlamaForCausalLM(LlamaConfig(**_common | _heads | {"tie_word_embeddings": True} | own)),
+    "qwen2": lambda **own: Qwen2ForCausalLM(Qwen2Config(**_common | _heads | {"num_key_value_heads": 1} | own)),
+    "qwen3": lambda **own: Qwen3ForCausalLM(
+        Qwen3Config(**_common | _heads | {"num_key_value_heads": 2, "head_dim": 8} | own)
     ),
+    "gpt2": lambda **own: GPT2LMHeadModel(GPT2Config(**_gpt2 | own)),
 }
 
 
-def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64):
-    """A random causal LM of the family, dropout off unless trained with it, attention through kava."""
+def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **own: object):
+    """A random causal LM of the family (`own`: other sizes), dropout off unless trained with it, attention through kava."""
     torch.manual_seed(seed)
-    model = FAMILIES[family]()
+    model = FAMILIES[family](**own)
     for weight in model.parameters():  # larger than the usual start, so that attention is far from even
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.3)

@@ -17,10 +17,15 @@ import pytest
 import yaml
 
 import hub
+import kava
 from kava.cli.common import OVERRIDES, check_flags
+from kava.cli.distill import wish_of
+from kava.cli.distill_settings import plan
 from kava.cli.main import VERBS, main, underscores, verb_command
 from kava.config import load_recipe
+from kava.env.adapter import find_environment
 from kava.errors import KavaError
+from kava.train.guide_files import EPOCH_LINE, STEP_LINE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "from-the-guides.md"
@@ -34,6 +39,9 @@ SCRIPTS = (
     "test_setup.sh", "download_assets.py", "test_multi_teacher.py", "train_multi_teacher_kv.py",
     "run_multi_teacher.sh", "run_three_stage_routing.sh", "extract_dual_style_kv.py",
 )  # fmt: skip
+
+SMALL = {"--subset_size": "16", "--num_workers": "0", "--max_steps": "2", "--epochs": "1", "--warmup_steps": "1",
+         "--gradient_accumulation_steps": "2", "--batch_size": "4"}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -73,6 +81,8 @@ def parse(words: list[str]) -> None:
             raise KavaError(f"no {verb} {rest[0]}")
         command, rest = command.commands[rest[0]], rest[1:]
     context = command.make_context(verb, list(rest))
+    if verb == "distill":
+        plan(wish_of(context), find_environment(), probe=lambda recipe: 1)
     if getattr(module, "CONTEXT", None) is OVERRIDES:
         load_recipe(context.params.get("config") or context.params.get("get") or "debug", check_flags(context))
 
@@ -104,8 +114,11 @@ def test_flags_and_settings_are_known(row: Row, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.state == "works" and row.words[:1] != ["kava"]])
 def test_what_is_no_verb_of_ours_exists(row: Row) -> None:
-    program, target = row.words
-    if program == "make":
+    program, *_, target = row.words
+    if program == "python":
+        for name in re.search(r"from kava import ([\w, ]+)", target)[1].split(", "):
+            assert callable(getattr(kava, name))
+    elif program == "make":
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
     else:
         subprocess.run([program, "-n", target], cwd=ROOT, check=True)
@@ -120,6 +133,12 @@ def quick(words: list[str]) -> list[str] | None:
         given = [word for word in words if word.startswith("training.batch_size=")]  # a batch larger than the tiny set
         words = [word for word in words if word not in given]
         words += ["system.num_workers=0", *([] if "--quick_test" in words else ["--quick_test"])]
+    if words[0] == "distill":
+        words = ["--bf16" if word == "--fp16" else word for word in words]  # a CPU has no float16
+        for place, value in enumerate(words[1:], 1):
+            if value.isdigit():
+                words[place] = SMALL.get(words[place - 1], value)
+        words += ["--quick_test", *([] if "--num_workers" in words else ["system.num_workers=0"])]
     if words[0] == "seeds":
         words += ["--quick_test", "system.num_workers=0", "evaluation.max_new_tokens=4"]
     if words[0] == "suite":  # two members of the default recipe stand for all
@@ -135,8 +154,10 @@ def quick(words: list[str]) -> list[str] | None:
 def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = hub.enter(hub.build(tmp_path), monkeypatch)
     (root / "questions.txt").write_text("Ann has 3 apples and buys 4. How many?\n3+4?\n")
-    for row in OURS:
-        words = quick(row.words[1:]) if row.state == "works" else None
+    for row in ROWS:
+        if row.state == "works" and row.words[0] == "python":
+            subprocess.run([sys.executable, *row.words[1:]], cwd=root, check=True, capture_output=True)
+        words = quick(row.words[1:]) if row.state == "works" and row in OURS else None
         if words is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO("3+4?\n/latent off\n3+4?\n/quit\n"))
             assert main(words) == 0, row.here
@@ -155,3 +176,22 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len((root / "results.csv").read_text().splitlines()) == 4
     assert "E4_rkv" in (root / "outputs" / "EXPERIMENT_REPORT.txt").read_text()
     assert len((root / "answers.txt").read_text().split("-" * 80)) == 2
+    _guide_files(root / "outputs")
+
+
+def _guide_files(outputs: Path) -> None:
+    """What the HPC guide promises in every folder of an experiment."""
+    wanted = {
+        "E1_baseline": ("off", "false"), "E2_full_kv": ("full", "false"), "E3_right_crop": ("crop", "false"),
+        "E4_rkv": ("rkv", "false"), "E5_shuffled": ("rkv", "true (time)"), "adaptive_seed_42_quick": ("full", "false"),
+        "kava_experiment": ("rkv", "false"),
+    }  # fmt: skip
+    for name, (method, shuffled) in wanted.items():
+        folder = outputs / name
+        done = dict(line.split(": ", 1) for line in (folder / "TRAINING_COMPLETED.txt").read_text().splitlines())
+        assert (done["kv_method"], done["shuffle_kv"]) == (method, shuffled), name
+        lines = (folder / "training_log.txt").read_text().splitlines()
+        assert any(STEP_LINE.fullmatch(line) for line in lines)
+        assert EPOCH_LINE.fullmatch(lines[-1])
+        assert list(folder.glob("checkpoint-*"))
+        assert {path.name for path in (folder / "final_model").iterdir()} >= {"student"}

@@ -103,6 +103,13 @@ class KVDimensionProjector(nn.Module):
                     )
         self.train(was)
 
+    @torch.no_grad()
+    def rescale(self, part: str, gain: Tensor, shift: Tensor) -> None:
+        """From now on the branch K or V of the only teacher gives gain * (what it gave) + shift, dimension by dimension."""
+        last: nn.Linear = self._branches(None)[part][-1]  # type: ignore[index,assignment]
+        last.weight.mul_(gain.to(last.weight)[:, None])
+        last.bias.mul_(gain.to(last.bias)).add_(shift.to(last.bias))
+
     def count_parameters(self, trainable_only: bool = False) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kava import __version__
 from kava.backbone.families import family_of
 from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
-from kava.backbone.model import LatentModel
+from kava.backbone.model import Backbone, LatentModel
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.errors import CheckpointError
 from kava.files import new_folder, usual_mode, write_json
@@ -128,7 +128,7 @@ def load_weights(model: LatentModel, folder: str | Path) -> None:
         weight.copy_(saved[name])
 
 
-def fingerprint(model: LatentModel) -> str:
+def fingerprint(model: Backbone) -> str:
     """A hash of name, shape and first values of every frozen weight: another base is noticed, a reload is not."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):

@@ -85,20 +85,34 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
     return LatentModel(backbone, family, special, latent, use_projection)
 
 
+def teacher_model(recipe: Recipe) -> ModelConfig:
+    """Where the explicit line's teacher comes from: the model named, or the student's own base."""
+    teacher, model = recipe.teacher, recipe.model
+    own = teacher.name is None
+    return ModelConfig(
+        name=teacher.name or model.name,
+        revision=model.revision if own else teacher.revision,
+        trust_remote_code=teacher.trust_remote_code or (own and model.trust_remote_code),
+    )
+
+
 def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbone:
     """The explicit line's frozen teacher on its device; it must read the same token ids as the student's tokenizer."""
-    settings = recipe.teacher
-    model = ModelConfig(
-        name=settings.name or recipe.model.name,
-        revision=settings.revision if settings.name else recipe.model.revision,
-        trust_remote_code=settings.trust_remote_code or (settings.name is None and recipe.model.trust_remote_code),
-    )
+    settings, model = recipe.teacher, teacher_model(recipe)
+    if model.name in BLANK:
+        raise ModelError(
+            f"{model.name} is a student's start, not a model that could teach",
+            f"set teacher.name, for example to {BLANK[model.name][0]}",
+        )
     source = locate(model.name)
     _same_tokens(load_tokenizer(source, model), tokenizer, model.name, recipe.model.name)
     family = family_of(_fetch(AutoConfig, source, model, "config.json"), model.name)
     extra: dict[str, Any] = {"dtype": _dtype(settings.dtype)}
     if settings.quantization != "none":
-        extra |= {"quantization_config": quantization_config(settings.quantization, device), "device_map": {"": str(device)}}
+        extra |= {
+            "quantization_config": quantization_config(settings.quantization, device),
+            "device_map": {"": str(device)},
+        }
     if settings.device_map == "auto":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(

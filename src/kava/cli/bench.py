@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kava.cli.bench_text import decode_text, extract_text, latent_text, train_text
 from kava.cli.many import ManyCommand
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -49,7 +50,7 @@ def decode(
     asked = prompts or list(PROMPTS)
     result = run(model, asked, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
     hint = "half precision rounds differently in each way; try --dtype float32" if "16" in result["dtype"] else None
-    return _show(result, _decode_text, result["differences"], "the texts differ", quiet, output, hint)
+    return _show(result, decode_text, result["differences"], "the texts differ", quiet, output, hint)
 
 
 @app.command(cls=ManyCommand)
@@ -92,7 +93,7 @@ def latent(
     found = run(student, asked, batch_sizes or (16,), max_new_tokens, num_warmup, repeats, progress=not quiet)
     result = {"checkpoint": str(checkpoint), **found}
     hint = "half precision rounds differently in each batch; try --dtype float32" if "16" in found["dtype"] else None
-    return _show(result, _latent_text, found["differences"], "the answers differ", quiet, output, hint)
+    return _show(result, latent_text, found["differences"], "the answers differ", quiet, output, hint)
 
 
 @app.command()
@@ -114,6 +115,62 @@ def train(
     quiet: Quiet = False,
 ) -> int:
     """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side."""
+    _check_heads(width, heads, kv_heads)
+    _prepare(threads, output)
+    from kava.evaluate.bench_train import Sizes, unequal
+    from kava.evaluate.bench_train import bench as run
+
+    sizes = Sizes(layers, width, heads, kv_heads, vocabulary, question, cot, latents, rounds, batch_size)
+    result = run(sizes, repeats, device, progress=not quiet)
+    return _show(result, train_text, unequal(result["terms"]), "the losses differ", quiet, output)
+
+
+@app.command()
+def extract(
+    layers: Annotated[int, typer.Option(min=1, help="layers of the random Llama")] = 6,
+    width: Annotated[int, typer.Option(min=8, help="its width")] = 512,
+    heads: Annotated[int, typer.Option(min=1, help="query heads")] = 8,
+    kv_heads: Annotated[int, typer.Option(min=1, help="key/value heads")] = 4,
+    vocabulary: Annotated[int, typer.Option(min=16, help="tokens")] = 12000,
+    question: Annotated[int, typer.Option(min=1, help="tokens of a question")] = 64,
+    cot: Annotated[int, typer.Option(min=1, help="tokens of a chain of thought")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="examples per pass")] = 8,
+    batches: Annotated[int, typer.Option(min=1, help="passes per round")] = 8,
+    examples_per_shard: Annotated[int, typer.Option(min=1, help="examples in one file")] = 32,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="of the weights and of the store")
+    ] = "float32",
+    kv_method: Annotated[Literal["raw", "rkv", "crop", "uniform"], typer.Option(help="what is stored")] = "raw",
+    target_len: Annotated[int, typer.Option(min=1, help="columns kept, unless raw")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds; each times every way once")] = 7,
+    folder: Annotated[Path | None, typer.Option(help="on the disk to write to; default: the system's for such")] = None,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    output: Output = None,
+    quiet: Quiet = False,
+) -> int:
+    """A teacher's keys and values into a store, beside a bare forward pass over the same batches.
+
+    The store is first compared with the teacher, bit for bit; if they differ, nothing is timed and the exit code is 1.
+    """
+    from kava.errors import ConfigError
+
+    _check_heads(width, heads, kv_heads)
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--folder {folder} is not a folder", "name one that exists")
+    _prepare(threads, output)
+    from kava.evaluate.bench_extract import Sizes
+    from kava.evaluate.bench_extract import bench as run
+
+    sizes = Sizes(
+        layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, batches, examples_per_shard, dtype,
+        kv_method, target_len,
+    )  # fmt: skip
+    result = run(sizes, repeats, device, folder, progress=not quiet)
+    return _show(result, extract_text, result["differences"], "the numbers differ", quiet, output)
+
+
+def _check_heads(width: int, heads: int, kv_heads: int) -> None:
     from kava.errors import ConfigError
 
     if width % heads or heads % kv_heads or width // heads % 2:
@@ -121,13 +178,6 @@ def train(
             f"width {width}, heads {heads} and kv_heads {kv_heads} do not fit",
             "width must be an even multiple of heads, and heads a multiple of kv_heads",
         )
-    _prepare(threads, output)
-    from kava.evaluate.bench_train import Sizes, unequal
-    from kava.evaluate.bench_train import bench as run
-
-    sizes = Sizes(layers, width, heads, kv_heads, vocabulary, question, cot, latents, rounds, batch_size)
-    result = run(sizes, repeats, device, progress=not quiet)
-    return _show(result, _train_text, unequal(result["terms"]), "the losses differ", quiet, output)
 
 
 def _prepare(threads: int, output: Path | None) -> None:
@@ -163,94 +213,3 @@ def _show(
     lines = [f"{what}, so nothing was timed", *differences, *([f"hint: {hint}"] if hint else [])]
     show_result(result, "\n  ".join(lines) if differences else text(result), quiet)
     return 1 if differences else 0
-
-
-def _header(result: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in result["hardware"].items() if value is not None)
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.1f}" if seconds < 0.1 else f"{1000 * seconds:.0f}"
-
-
-def _decode_text(result: dict[str, Any]) -> str:
-    from kava.cli.common import table
-
-    rows = [
-        (
-            row["way"],
-            str(row["batch_size"]),
-            _ms(row["seconds"]),
-            _ms(row["sd"]),
-            f"{row['tokens_per_second']:.1f}",
-            str(row["forward_passes"]),
-            str(row["tokens_read"]),
-            f"{row['speed_up']:.2f}",
-        )
-        for row in result["measured"]
-    ]
-    header = ("way", "batch", "ms", "sd", "tokens/s", "passes", "tokens read", "x naive")
-    lengths = ", ".join(map(str, result["prompt_tokens"]))
-    return "\n".join([
-        _header(result),
-        f"{result['model']}: {result['family']}, {result['parameters'] / 1e6:.3g} M parameters, {result['dtype']}",
-        f"{len(result['prompts'])} prompts of {lengths} tokens, {result['new_tokens']} new tokens "
-        f"(at most {result['max_new_tokens']} each); all ways write the same",
-        f"all prompts: median and standard deviation of {result['repeats']} interleaved rounds after "
-        f"{result['warmup']} to warm up\n",
-        table(rows, header),
-    ])  # fmt: skip
-
-
-def _latent_text(result: dict[str, Any]) -> str:
-    from kava.cli.common import table
-
-    rows = []
-    for row in result["measured"]:
-        mode = result["modes"][row["mode"]]
-        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.3g}"
-        rows.append((
-            row["mode"], str(row["batch_size"]), f"{100 * mode['accuracy']:.1f}",
-            f"{mode['avg_forward_passes']:.2f}", f"{mode['avg_executed_calls']:.2f}",
-            _ms(row["seconds_per_question"]), _ms(None if row["sd"] is None else row["sd"] / result["questions"]),
-            f"{row['speed_up']:.2f}", memory,
-        ))  # fmt: skip
-    header = ("mode", "batch", "% correct", "passes", "calls", "ms/question", "sd", "x cot", "MiB")
-    notes = [f"{name}: {mode['note']}" for name, mode in result["modes"].items() if "note" in mode]
-    cues = ", ".join(f"{name} {mode['cue']}" for name, mode in result["modes"].items())
-    return "\n".join([
-        _header(result),
-        f"{result['config']}, seed {result['seed']}, M {result['num_tokens']}, T {result['num_iterations']}, "
-        f"{result['dtype']}, weights {result['weight_bytes'] / 2**20:.1f} MiB",
-        f"{result['questions']} of {result['set_size']} questions of {result['dataset']}, same answers at every batch "
-        f"size; cue: {cues}",
-        f"median and standard deviation of {result['repeats']} interleaved rounds after {result['warmup']} to warm up\n",
-        table(rows, header),
-        "",
-        "passes: 1 + T + generated tokens with the end token (the method's rule); calls: what the engine executed",
-        f"MiB: {result['memory']}",
-        *notes,
-    ])  # fmt: skip
-
-
-def _train_text(result: dict[str, Any]) -> str:
-    from kava.cli.common import table
-
-    rows = [
-        (
-            order["title"],
-            str(order["passes"]),
-            f"{order['gflop']:.0f}" if order["gflop"] >= 10 else f"{order['gflop']:.3f}",
-            _ms(order["seconds"]),
-            _ms(order["sd"]),
-            f"{result['ratio'][name]:.2f}",
-            _ms(order["cpu_seconds"]),
-            f"{result['cpu_ratio'][name]:.2f}",
-            f"{result['terms'][name]['loss']:.5f}",
-        )
-        for name, order in result["orders"].items()
-    ]
-    header = ("order of passes", "passes", "GFLOP", "ms/step", "sd", "x packed", "CPU ms", "x packed", "loss")
-    sizes = ", ".join(f"{name} {value}" for name, value in result["sizes"].items())
-    rounds = f"median and standard deviation of {result['repeats']} interleaved rounds\n"
-    return "\n".join([_header(result), sizes, rounds, table(rows, header)])

@@ -195,7 +195,8 @@ def read_words(words: Sequence[str], declared: Sequence[str] = ()) -> Asked:
 
     `declared` are names of the verb's own flags, for hints.
     """
-    asked, said = Asked(), {}
+    asked = Asked()
+    said: dict[str, str] = {}
     for spelled, flag, text in _pairs(list(words), declared):
         if isinstance(flag, str):
             settings: Mapping[str, str] = {_HOMES.get(flag, flag): text}
@@ -221,6 +222,7 @@ def _pairs(words: list[str], declared: Sequence[str]) -> Iterator[tuple[str, Fla
         word = words.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
+        flag: Flag | str
         if "." in name and (equals or word.startswith("--")):
             spelled, flag = name, name
         elif word.startswith("--"):

@@ -24,6 +24,8 @@ from kava.env.autotune import accumulate
 from kava.errors import ConfigError
 
 ADAPTIVE = "adaptive"
+RATIO = "training.warmup_ratio"
+PREFETCH = f"{FREE}.dataloader_prefetch_factor"
 BATCH, ACCUMULATION, STEPS = "training.batch_size", "training.gradient_accumulation_steps", "training.max_steps"
 HUB_CACHES = ("HF_HUB_CACHE", "HF_DATASETS_CACHE")
 LOCAL = {  # what the guide has downloaded to its own folders; taken where it is there
@@ -69,6 +71,8 @@ class Machine:
     def settings(self) -> dict[str, str]:
         """Every setting that is the machine's to choose."""
         found = {key: show(value) for key, value in self.adapter.recipe_settings(self.device).items()}
+        if found.get(PREFETCH) == "2":  # torch's own
+            del found[PREFETCH]
         for key, (place, name) in LOCAL.items():
             path = Path(self.adapter.paths[place]) / name
             if path.is_dir():
@@ -92,6 +96,8 @@ def plan(wish: Wish, adapter: EnvironmentAdapter, probe: Probe) -> Plan:
     given = {key: value for key, value in wish.asked.along.items() if key not in wish.asked.given} | wish.asked.given
     auto = {key: given.pop(key) for key in (BATCH, ACCUMULATION) if given.get(key) in AUTO}
     warmup, _ = given.pop(WARMUP, None), given.pop(CACHE, None)
+    if warmup is not None and RATIO in given:
+        raise ConfigError(f"--warmup_steps and {RATIO} set the same", "leave one of them out")
     machine = Machine(adapter, given.get("system.device"))
     base = _explicit(wish.config, given)
     folder = Path(wish.output_dir or _folder(base, adapter, wish.quick))
@@ -104,9 +110,11 @@ def plan(wish: Wish, adapter: EnvironmentAdapter, probe: Probe) -> Plan:
     open_ = chosen | open_ | wish.asked.teacher
     settings = {key: value for key, value in open_.items() if key not in given and _matters(base, key)} | given
     recipe = load_recipe(wish.config, _words(settings))
+    if recipe.system.num_workers == 0 and PREFETCH not in given:
+        settings.pop(PREFETCH, None)
     settings, note = _known_length(settings, recipe, machine)
     if warmup is not None:
-        settings["training.warmup_ratio"] = _warmup_ratio(warmup, load_recipe(wish.config, _words(settings)))
+        settings[RATIO] = _warmup_ratio(warmup, load_recipe(wish.config, _words(settings)))
     if wish.wandb and "wandb" not in recipe.logging.report_to:
         settings["logging.report_to"] = show([*recipe.logging.report_to, "wandb"])
     recipe = load_recipe(wish.config, _words(settings))
@@ -169,8 +177,9 @@ def _by_machine(
     if auto.get(BATCH) == "probe":
         if machine.processes > 1:
             raise ConfigError("--batch_size probe measures one process, and there are several", "give a number")
-        trial = _asked_for(wish, auto, found) | {BATCH: "1", ACCUMULATION: "1"}
-        trial = {key: value for key, value in trial.items() if _matters(base, key)} | given
+        trial = {key: value for key, value in _asked_for(wish, auto, found).items() if _matters(base, key)}
+        trial |= {key: value for key, value in given.items() if key != "training.epochs"}
+        trial |= {BATCH: "1", ACCUMULATION: "1", STEPS: "1"}
         batch, why = str(probe(load_recipe(wish.config, _words(trial)))), "as measured"
     elif batch is None and wish.config != ADAPTIVE and BATCH not in auto:
         batch, why = str(base.training.batch_size), "by the recipe"

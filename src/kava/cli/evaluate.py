@@ -64,13 +64,13 @@ def evaluate(
     the cue; a set that cannot be loaded is an error before anything is asked.
     """
     recipe = stored_recipe(checkpoint)
-    mode = mode or own_mode(recipe)
+    how = mode or own_mode(recipe)
     names = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
     if quick_test and limit is None:
         limit = QUICK_LIMIT
     if output is not None and len(names) > 1 and output.suffix and not output.is_dir():
         raise ConfigError(f"--output {output} is one file, there are {len(names)} sets", "give --output a folder")
-    if losses and (ablate is not None or mode == "direct"):
+    if losses and (ablate is not None or how == "direct"):
         what = "--ablate" if ablate is not None else "mode direct"
         raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
 
@@ -82,12 +82,12 @@ def evaluate(
     from kava.evaluate.sets import open_asked
     from kava.infer.student import Student
 
-    changes = Changes.of(recipe, mode, ablate, num_tokens, num_iterations, cue)
+    changes = Changes.of(recipe, how, ablate, num_tokens, num_iterations, cue)
     hush()
     asked = [open_asked(recipe, name, limit, num_steps) for name in names]
     for one in asked:
         changes.check_items(one.examples, one.name)
-    files = [files_for(checkpoint, one, mode, output, changes) for one in asked]
+    files = [files_for(checkpoint, one, how, output, changes) for one in asked]
     check_writable(files)
     pairs = list(zip(asked, files, strict=True))
     if missing:
@@ -95,7 +95,7 @@ def evaluate(
         pairs = [
             (one, pair)
             for one, pair in pairs
-            if not up_to_date(pair, {"step": step, "mode": mode, "data_sha256": one.sha256}, losses)
+            if not up_to_date(pair, {"step": step, "mode": how, "data_sha256": one.sha256}, losses)
         ]
     if not pairs:
         show_result([], "nothing to do: every set has results of this checkpoint", quiet)
@@ -104,7 +104,7 @@ def evaluate(
     found = []
     for one, pair in pairs:
         results = evaluate(
-            student, one, pair, checkpoint, mode, batch_size, max_new_tokens, changes, losses, progress=not quiet
+            student, one, pair, checkpoint, how, batch_size, max_new_tokens, changes, losses, progress=not quiet
         )
         found.append(results | {"results": str(pair.results), "predictions": str(pair.predictions)})
         if not quiet:

@@ -46,6 +46,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("report", "Reproduce and compare", "runs as one self-contained page of figures and tables"),
     Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
     Verb("data", "Recipes and data", "look at a data set: counts, lengths, hashes"),
+    Verb("extract", "Recipes and data", "store a teacher's keys and values of a data set, for training without it"),
 )
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).

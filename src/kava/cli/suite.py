@@ -11,6 +11,10 @@ import typer
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
 from kava.cli.many import app_of
 from kava.cli.seeds import SEEDS
+from kava.config import load_recipe, parse_overrides, recipe_path
+from kava.config.keys import nest
+from kava.config.load import SHIPPED
+from kava.config.text import write_file
 from kava.errors import ConfigError
 from kava.files import write_json
 from kava.provenance import surroundings
@@ -58,6 +62,7 @@ def suite(
     numbers = list(dict.fromkeys(seeds or SEEDS))
     sets = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
     root = output_dir / experiment.line(recipe)
+    base = _base(root, name, config, settings) if settings else config
     plan = {
         f"{one.name}/seed_{number}": (one, number, root / one.name / f"seed_{number}")
         for number in numbers  # seeds outermost: whoever stops early has whole comparisons
@@ -68,7 +73,7 @@ def suite(
     for label, (one, number, folder) in plan.items():
         try:
             evaluation = _evaluation(one, sets, quick, recipe.explicit.enabled)
-            run = job(label, config, folder, number, [*settings, *one.settings], [evaluation], quick)
+            run = job(label, base, folder, number, one.settings, [evaluation], quick)
         except ConfigError as error:  # a member that this recipe cannot have
             broken[label] = error.message
             continue
@@ -81,6 +86,16 @@ def suite(
     result = _result(root, picked, broken)
     show_result(result, _text(result, root, name), quiet)
     return 1 if broken else 0
+
+
+def _base(root: Path, name: str, config: str, settings: list[str]) -> str:
+    """A recipe file with the settings that all members share. A member may switch off what they are about, as it may
+    with those of a shipped recipe; on one command line that would be a setting without effect."""
+    about = load_recipe(config).about.model_dump()
+    extends = config if recipe_path(config).parent == SHIPPED else str(recipe_path(config).resolve())
+    path = root / f"{name}.yaml"
+    write_file(path, {"extends": extends, "about": about, **nest(parse_overrides(settings))}, "shared by all members")
+    return str(path)
 
 
 def _list_suites(quiet: bool) -> int:

@@ -12,5 +12,8 @@ def differing(before: Recipe, now: Recipe) -> list[str]:
     """A line for each setting that changes what is learnt and is not the same."""
     old, new = ({row.key: row.value for row in explain(recipe)} for recipe in (before, now))
     counted = ("latent.num_tokens",) if now.rkv.full_slots else ()  # M was read off the data, not set
-    keys = [key for key in old if not key.startswith((*FREE_TO_CHANGE, *counted))]
-    return [f"{key} was {old[key]}, is {new[key]}" for key in keys if old[key] != new[key]]
+    keys = [key for key in {**old, **new} if not key.startswith((*FREE_TO_CHANGE, *counted))]
+    pairs = [
+        (key, old.get(key, "not set"), new.get(key, "not set")) for key in keys
+    ]  # below training.hf any key may be
+    return [f"{key} was {was}, is {has}" for key, was, has in pairs if was != has]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kava.config.schema import BUILTIN_DATASETS, METHODS, Recipe
+from kava.config.schema import BUILTIN_DATASETS, DISTANCES, METHODS, Recipe
 
 
 class Rule(NamedTuple):
@@ -25,9 +25,29 @@ def _uses_lambda(recipe: Recipe) -> bool:
     return recipe.rkv.method in ("rkv", "rkv_original") or recipe.rkv.method not in METHODS
 
 
+def _never_divided(recipe: Recipe) -> bool:
+    """Neither CODI nor a KV term of elementwise distances is there to be divided by a standard deviation."""
+    loss = recipe.loss
+    return loss.alpha1_codi == 0 and (loss.alpha2_kv == 0 or loss.kv_loss_type not in DISTANCES)
+
+
 def _standard_deviation_idle(recipe: Recipe) -> bool:
     """std_scope matters to CODI always, to the KV term only layer by layer."""
-    return recipe.loss.alpha1_codi == 0 and (recipe.loss.alpha2_kv == 0 or not recipe.loss.layerwise_std)
+    return _never_divided(recipe) or (recipe.loss.alpha1_codi == 0 and not recipe.loss.layerwise_std)
+
+
+def _no_layers_compared(recipe: Recipe) -> bool:
+    """CODI and CKA go layer by layer in both forms."""
+    whole = recipe.explicit.form == "aggregated" or recipe.loss.alpha2_kv == 0
+    return whole and recipe.loss.alpha1_codi == recipe.explicit.cka_weight == 0
+
+
+def _student_alone_is_trained(recipe: Recipe) -> bool:
+    """No projector, no map of CODI's, no weights of layers."""
+    explicit, loss, projector = recipe.explicit, recipe.loss, recipe.projector
+    mapped = projector.direction != "none" and projector.trainable and (loss.alpha2_kv > 0 or loss.alpha1_codi > 0)
+    weighted = explicit.form == "aggregated" and explicit.aggregation == "weighted" and explicit.use_all_layers
+    return not mapped and not (weighted and loss.alpha2_kv > 0)
 
 
 RULES: tuple[Rule, ...] = (
@@ -37,23 +57,32 @@ RULES: tuple[Rule, ...] = (
          ("explicit.enabled",), lambda r: r.explicit.enabled, "the explicit line has no latents"),
     Rule(("explicit.form", "explicit.choose", "explicit.aggregation", "explicit.use_all_layers", "explicit.parts",
           "explicit.layers", "explicit.target_len", "explicit.attention_weighted", "explicit.attention_weighted_after",
-          "projector."), ("loss.alpha2_kv",), lambda r: r.loss.alpha2_kv == 0, "the key/value term is off"),
+          "projector.mlp_ratio", "projector.dropout", "projector.init", "projector.guard", "projector.guard_weight",
+          "projector.match_start"),
+         ("loss.alpha2_kv",), lambda r: r.loss.alpha2_kv == 0, "the key/value term is off"),
+    Rule(("projector.direction", "projector.trainable"), ("loss.alpha2_kv", "loss.alpha1_codi"),
+         lambda r: r.loss.alpha2_kv == r.loss.alpha1_codi == 0, "nothing is projected"),
+    Rule(("projector.learning_rate",),
+         ("projector.direction", "projector.trainable", "explicit.aggregation", "loss.alpha2_kv", "loss.alpha1_codi"),
+         _student_alone_is_trained, "nothing is trained beside the student"),
     Rule(("explicit.aggregation", "explicit.use_all_layers"), ("explicit.form",),
          lambda r: r.explicit.form == "per_layer", "layers are compared one by one"),
-    Rule(("explicit.layer_map", "explicit.layers"), ("explicit.form",), lambda r: r.explicit.form == "aggregated",
+    Rule(("explicit.layers",), ("explicit.form",), lambda r: r.explicit.form == "aggregated",
          "all layers make one vector"),
+    Rule(("explicit.layer_map",), ("explicit.form", "loss.alpha2_kv", "loss.alpha1_codi", "explicit.cka_weight"),
+         _no_layers_compared, "no layer is compared with the teacher's"),
     Rule(("explicit.target_len",), ("rkv.method",), lambda r: r.explicit.enabled and r.rkv.method == "full",
          "full keeps every entry"),
     Rule(("explicit.attention_weighted_after",), ("explicit.attention_weighted",),
          lambda r: not r.explicit.attention_weighted, "entries are not weighted"),
     Rule(("explicit.cka_layers",), ("explicit.cka_weight",), lambda r: r.explicit.cka_weight == 0,
          "the CKA term is off"),
-    Rule(("projector.mlp_ratio", "projector.dropout", "projector.guard", "projector.guard_weight"),
-         ("projector.direction",), lambda r: r.projector.direction != "teacher_to_student",
+    Rule(("projector.mlp_ratio", "projector.dropout", "projector.guard", "projector.guard_weight",
+          "projector.match_start"), ("projector.direction",), lambda r: r.projector.direction != "teacher_to_student",
          "only teacher_to_student has an MLP that could collapse"),
-    Rule(("projector.init", "projector.trainable", "projector.learning_rate"), ("projector.direction",),
+    Rule(("projector.init", "projector.trainable"), ("projector.direction",),
          lambda r: r.projector.direction == "none", "nothing is projected"),
-    Rule(("projector.learning_rate", "projector.guard", "projector.guard_weight"), ("projector.trainable",),
+    Rule(("projector.guard", "projector.guard_weight"), ("projector.trainable",),
          lambda r: not r.projector.trainable, "the projector is fixed"),
     Rule(("projector.guard_weight",), ("projector.guard",), lambda r: r.projector.guard == "none",
          "there is no guard"),
@@ -75,10 +104,10 @@ RULES: tuple[Rule, ...] = (
     Rule(("rkv.", "loss.kv_loss_type"), ("loss.alpha2_kv",), lambda r: r.loss.alpha2_kv == 0,
          "the key/value term is off"),
     Rule(("loss.codi_loss_type",), ("loss.alpha1_codi",), lambda r: r.loss.alpha1_codi == 0, "the CODI term is off"),
-    Rule(("loss.layerwise_std",), ("loss.alpha1_codi", "loss.alpha2_kv"),
-         lambda r: r.loss.alpha1_codi == r.loss.alpha2_kv == 0, "both distillation terms are off"),
-    Rule(("loss.std_scope",), ("loss.alpha1_codi", "loss.alpha2_kv", "loss.layerwise_std"), _standard_deviation_idle,
+    Rule(("loss.layerwise_std",), ("loss.alpha1_codi", "loss.alpha2_kv", "loss.kv_loss_type"), _never_divided,
          "nothing is divided by a standard deviation"),
+    Rule(("loss.std_scope",), ("loss.alpha1_codi", "loss.alpha2_kv", "loss.layerwise_std", "loss.kv_loss_type"),
+         _standard_deviation_idle, "nothing is divided by a standard deviation"),
     Rule(("rkv.lambda",), ("rkv.method",), lambda r: not _uses_lambda(r), "this compressor has no score"),
     Rule(("rkv.crop_keep",), ("rkv.method",), lambda r: r.rkv.method != "crop", "only crop has two ends"),
     Rule(("rkv.full_slots",), ("rkv.method",), lambda r: r.rkv.method != "full", "only full can fill every slot"),

@@ -219,7 +219,9 @@ class ExplicitConfig(Section):
         "ratio", "ours", "per_layer: teacher layers of each student layer"
     )
     layers: Annotated[str | None, Field(pattern=r"^\d+-\d+$")] = knob(
-        None, "ours", "per_layer: student layers a-b (from 0, b included) with a KV term; null = all"
+        None,
+        "ours",
+        "per_layer: student layers a-b (from 0, b included) whose keys and values are compared; null = all",
     )
     parts: Literal["both", "k", "v"] = knob("both", "ours", "keys and values, or only one of them")
     target_len: int = knob(8, "noted", "entries kept of each chain of thought", "the guide", ge=1)
@@ -252,6 +254,9 @@ class ProjectorConfig(Section):
     mlp_ratio: float = knob(1.0, "noted", "width of the hidden layer over the teacher's", "the guide", gt=0, le=8)
     dropout: float = knob(0.1, "noted", "dropout inside the projector", "the guide", ge=0, lt=1)
     init: Literal["xavier", "kaiming", "normal"] = knob("xavier", "noted", "start of its linear layers", "the guide")
+    match_start: Flag = knob(
+        True, "ours", "teacher_to_student: begin with the mean and spread of the student's own entries"
+    )
     trainable: Flag = knob(True, "noted", "false: a fixed random projection", "the guide")
     learning_rate: float = knob(1e-3, "noted", "its own learning rate", "the guide", gt=0, le=1)
     guard: Literal["variance", "none"] = knob(
@@ -380,7 +385,7 @@ class Recipe(Section):
                 "rkv.shuffle = examples takes the targets of a batch partner, but training.batch_size = 1; set it to 2 "
                 "or more"
             )
-        if loss.student_ce == loss.teacher_ce == loss.alpha1_codi == loss.alpha2_kv == 0:
+        if not self.explicit.enabled and loss.student_ce == loss.teacher_ce == loss.alpha1_codi == loss.alpha2_kv == 0:
             raise ValueError("every weight under loss is 0, so nothing would be trained; set loss.student_ce=1")
         twin = self.system.gradient_accumulation_steps
         if twin is not None and twin != training.gradient_accumulation_steps:
@@ -392,7 +397,7 @@ class Recipe(Section):
 
     def _explicit_consistent(self) -> None:
         explicit, kind = self.explicit, self.loss.kv_loss_type
-        if self.loss.student_ce == self.loss.alpha1_codi == self.loss.alpha2_kv == 0:
+        if self.loss.student_ce == self.loss.alpha1_codi == self.loss.alpha2_kv == explicit.cka_weight == 0:
             raise ValueError(
                 "every weight of the explicit line is 0, so nothing would be trained; set loss.student_ce=1"
             )
@@ -403,7 +408,7 @@ class Recipe(Section):
                 "explicit.form = aggregated has one vector per token for all heads, so positions cannot be chosen per "
                 "head; set explicit.choose=sample"
             )
-        if explicit.choose == "head" and self.projector.direction != "none":
+        if explicit.choose == "head" and self.projector.direction != "none" and self.loss.alpha2_kv > 0:
             raise ValueError(
                 "explicit.choose = head compares head with head, but projector.direction = "
                 f"{self.projector.direction} mixes heads; set explicit.choose=sample"

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
-from torch import Tensor
 
 from kava.backbone.reading import read_text
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.losses import cross_entropy
 from kava.losses.cosine import CosineMeter
-from kava.objectives.bridge import Compared
+from kava.losses.guard import variation as variation_of
 from kava.objectives.pairing import Pairing
 from kava.objectives.tokens import TokensObjective
 from kava.objectives.unpacked import targets
@@ -34,9 +33,12 @@ def held_out(
 
         cossim, cossim_centred       mean cosine of student and target, raw and after subtracting the target's mean
         cossim_mean_predictor        what giving that mean every time would score raw (centred it scores 0)
-        spread                       0 where projected targets have collapsed into one vector
+        spread                       0 where targets have collapsed into one vector
+        target_variation             of trained projections: how much they vary within a sample, over how much the
+                                     student's entries did before training; 0 where they have collapsed
 
-    each the mean over compared layers, keys and values. None when `stop` said so in between.
+    each the mean over compared layers, keys and values; with _kept behind the name where a store has kept some of the
+    columns only, which is another measure. None when `stop` said so in between.
     """
     was = objective.training
     objective.eval()
@@ -45,6 +47,7 @@ def held_out(
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         total, count = 0.0, 0
         meters: dict[tuple[str, int], CosineMeter] = {}
+        variation, several, suffix = 0.0, 0, ""
         for first in (True, False) if objective.bridge is not None else (True,):
             for rows in batches:
                 if stop():
@@ -55,23 +58,26 @@ def held_out(
                     aim = targets(text.out.hidden, text.ids, text.mask, slice(text.cot.start, text.tail.stop))
                     total += float(cross_entropy(aim.hidden, aim.tokens, objective.model.head))
                     count += len(aim.tokens)
-                for one in _compared(objective, batch, objective.cot_kv(text)):
+                if objective.bridge is None or objective.teacher is None:
+                    continue
+                seen = objective.teacher(batch, objective.wants)
+                suffix = "" if seen.only is None else "_kept"
+                everything, facts = Pairing(objective.pairing.compressor, None), objective.samples(batch)
+                for one in objective.bridge.compare(
+                    *objective.cot_kv(text), seen, batch["cot_mask"], facts, everything
+                ):
                     meter = meters.setdefault((one.part, one.place), CosineMeter())
                     (meter.add_mean if first else meter.add)(one.student, one.target, one.kept)
+                    if first and objective.projects:
+                        reference = objective.reference[int(one.part == "v"), one.place]
+                        variation += float(variation_of(one.target[:, 0], one.kept[:, 0], reference))
+                        several += int((one.kept[:, 0].sum(1) > 1).sum())
     finally:
         objective.train(was)
     found = {"ce": total / count, "ppl": math.exp(min(total / count, 700.0))}
-    return found | _means([meter.value() for meter in meters.values()])
-
-
-def _compared(
-    objective: TokensObjective, batch: dict[str, Tensor], cot: tuple[list[Tensor], list[Tensor]]
-) -> Iterator[Compared]:
-    if objective.bridge is None or objective.teacher is None:
-        return
-    seen = objective.teacher(batch, objective.wants)
-    everything = Pairing(objective.pairing.compressor, None)
-    yield from objective.bridge.compare(*cot, seen, batch["cot_mask"], objective.samples(batch), everything)
+    found |= {"target_variation": variation / several} if several else {}
+    means = _means([meter.value() for meter in meters.values()])
+    return found | {name + suffix: value for name, value in means.items()}
 
 
 def _means(values: list[dict[str, float | None]]) -> dict[str, float]:

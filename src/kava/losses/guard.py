@@ -14,6 +14,18 @@ def variance_guard(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor
     std is the unbiased one over the kept entries of a sample; a sample with fewer than two counts 0, and so does a
     dimension whose reference is 0. projected [B, M, d]; kept [B, M]; reference [d], no gradient.
     """
+    ratio, counted = _ratio(projected, kept, reference)
+    return torch.relu(1 - ratio).masked_fill(~counted, 0.0).mean(1).sum()
+
+
+def variation(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
+    """sum_b mean_d std_{b,d} / reference_d, over the same samples and dimensions: what the guard keeps from falling."""
+    ratio, counted = _ratio(projected, kept, reference)
+    return ratio.masked_fill(~counted, 0.0).mean(1).sum()
+
+
+def _ratio(projected: Tensor, kept: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """std_{b,d} / reference_d [B, d], and where it means anything."""
     projected, reference = precise(projected), precise(reference.detach())
     real = kept[..., None]
     count = kept.sum(1)[:, None]
@@ -22,6 +34,4 @@ def variance_guard(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor
     square = ((entries - mean).masked_fill(~real, 0.0)).square().sum(1)  # [B, d]
     tiny = torch.finfo(projected.dtype).tiny
     std = (square / (count - 1).clamp(min=1)).clamp(min=tiny).sqrt()  # the root's slope at 0 is infinite
-    counted = (count > 1) & (reference > 0)
-    short = torch.relu(1 - std / torch.where(reference > 0, reference, 1.0))
-    return short.masked_fill(~counted, 0.0).mean(1).sum()
+    return std / torch.where(reference > 0, reference, 1.0), (count > 1) & (reference > 0)

@@ -42,6 +42,7 @@ class Bridge(nn.Module):
         self.explicit, self.settings = explicit, projector
         self.student, self.teacher = student, teacher
         self.parts = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
+        self.projector: nn.Module | None = None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -64,6 +65,18 @@ class Bridge(nn.Module):
     ) -> Iterator[Compared]:
         """Every comparison; keys and values [B, H, N, D] per layer are the student's, at the CoT columns."""
         raise NotImplementedError
+
+    def projector_at(self, place: int) -> KVDimensionProjector | None:
+        """The projector on the teacher's side of a compared layer, if there is one."""
+        found = self.projector[place] if isinstance(self.projector, nn.ModuleList) else self.projector
+        return found if isinstance(found, KVDimensionProjector) else None
+
+    def _freeze_unused(self) -> None:
+        """The half of a projector whose part is not compared would wait for a gradient that never comes."""
+        for part in {"k", "v"} - set(self.parts):
+            for name, weight in self.named_parameters():
+                if name.startswith("projector.") and part.upper() in name.split("."):
+                    weight.requires_grad_(False)
 
     def _project(self, projector: nn.Module | None, place: int, student: list[Tensor], target: list[Tensor]) -> Any:
         """Keys and values [B, M, width] of both sides, in one width."""
@@ -88,13 +101,13 @@ class PerLayer(Bridge):
         self.layers = _layers(explicit.layers, student.num_layers)
         self.map = layer_map(student.num_layers, teacher.num_layers, explicit.layer_map)
         mine, theirs = student.layer_size, teacher.layer_size
-        self.projector: nn.Module | None = None
         if projector.direction == TO_STUDENT:
             self.projector = nn.ModuleList(_mlp(projector, theirs, mine) for _ in self.layers)
         elif projector.direction == TO_TEACHER:
             self.projector = StudentProjector(len(self.layers), mine, theirs, projector.init, projector.trainable)
         elif (student.num_heads, student.head_size) != (teacher.num_heads, teacher.head_size):
             raise _unequal(student, teacher)
+        self._freeze_unused()
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -141,10 +154,9 @@ class Aggregated(Bridge):
         method, whole = explicit.aggregation, explicit.use_all_layers
         self.gather_student = Aggregator(method, student.num_layers, whole)
         self.gather_teacher = Aggregator(method, teacher.num_layers, whole)
-        if projector.direction != TO_STUDENT:  # a target that is nobody's projection stays as the teacher has it
+        if not self.target_is_trained:  # a target that is nobody's projection stays as the teacher has it
             self.gather_teacher.requires_grad_(False)
         mine, theirs = self.gather_student.dim(student), self.gather_teacher.dim(teacher)
-        self.projector: nn.Module | None = None
         if projector.direction == TO_STUDENT:
             self.projector = _mlp(projector, theirs, mine)
         elif projector.direction == TO_TEACHER:
@@ -152,6 +164,7 @@ class Aggregated(Bridge):
         elif mine != theirs:
             raise _unequal(student, teacher, f"{mine} and {theirs} after {method}")
         self.width = theirs if projector.direction == TO_TEACHER else mine
+        self._freeze_unused()
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -227,6 +240,8 @@ def _wide(pairs: Pairs, entries: Tensor) -> Pairs:
 def _weight(looked: Tensor | None, pairs: Pairs) -> Tensor:
     """The importance of each kept entry over its mean among the kept: [B, G, M], mean 1 (all 1 where all are 0)."""
     assert looked is not None
+    if looked.shape[-1] == 0:  # no sample has a chain of thought
+        return pairs.kept.to(looked.dtype)
     groups = pairs.target.shape[1]
     source = looked if groups == looked.shape[1] else looked.mean(1, keepdim=True)
     found = source[pairs.source].gather(2, pairs.target).masked_fill(~pairs.kept, 0.0)

@@ -12,6 +12,7 @@ from kava.compress.base import NEVER, Cot, select
 from kava.compress.choose import sample_positions
 from kava.compress.crop import Crop
 from kava.compress.shuffle import derangement_like
+from kava.errors import ConfigError
 from kava.teachers.base import TeacherKV
 
 _SALT = 1  # the permutation is independent of what the compressor draws
@@ -34,6 +35,12 @@ class Pairing:
     """Chooses with a compressor and pairs with itself, with another time, or with another example (the controls)."""
 
     def __init__(self, compressor: Compressor, keep: int | None, shuffle: str = "none"):
+        if keep is not None and type(compressor).score is Compressor.score:
+            raise ConfigError(
+                f"the compressor {type(compressor).__name__} makes entries of its own; the explicit line compares "
+                "positions and needs one that scores them",
+                "use a compressor with a score, such as rkv",
+            )
         self.compressor = compressor if keep is not None else Crop()  # full: whoever keeps everything needs no score
         self.keep = keep
         self.shuffle = shuffle

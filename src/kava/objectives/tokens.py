@@ -23,18 +23,21 @@ from kava.losses import Term, codi_loss, cross_entropy, kv_loss
 from kava.losses.cka import cka
 from kava.losses.direction import direction_loss
 from kava.losses.guard import variance_guard
-from kava.objectives.bridge import Compared, make_bridge
+from kava.objectives.bridge import TO_STUDENT, Compared, make_bridge
 from kava.objectives.pairing import Pairing
 from kava.objectives.unpacked import targets
 from kava.objectives.views import Batch, Result
 from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
 from kava.teachers.live import shape_of
 
+Place = tuple[str, int]  # keys or values, and the number of the compared layer
 ATTENTION_SHARE = 0.5  # structural: weight of the attention maps beside the two cosines
 
 
 class TokensObjective(nn.Module):
     """One forward is one micro-batch. The teacher is no module of it: nothing trains, saves or moves it."""
+
+    reference: Tensor  # [2, places, d] where a projection is trained: see `calibrate`
 
     def __init__(self, model: LatentModel, recipe: Recipe, teacher: Teacher | None):
         super().__init__()
@@ -55,8 +58,9 @@ class TokensObjective(nn.Module):
             if recipe.loss.alpha2_kv > 0:
                 self.bridge = make_bridge(recipe.explicit, recipe.projector, shape, teacher.shape)
             self.codi_map = self._make_codi_map(shape, teacher.shape)
-        self.guarded = self.bridge is not None and self.bridge.target_is_trained and self.settings.guard == "variance"
-        if self.guarded and self.bridge is not None:
+        self.projects = self.bridge is not None and self.bridge.target_is_trained
+        self.guarded = self.projects and self.settings.guard == "variance"
+        if self.projects and self.bridge is not None:
             spread = torch.zeros(2, len(self.bridge.sizes), self.bridge.sizes[0][1])
             self.register_buffer("reference", spread)
         self.cka_layers = _cka_layers(recipe.explicit.cka_layers, shape.num_layers) if self._cka else []
@@ -197,20 +201,42 @@ class TokensObjective(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """The guard's reference: how much the untrained student's entries vary within a sample, mean over samples."""
-        if not self.guarded or self.bridge is None or self.teacher is None:
+        """Before the first update, from a few batches: what a projector on the teacher's side is held against.
+
+        `reference`: how much the student's entries vary within a sample, mean over samples; a projected target that
+        varies much less has collapsed. With `match_start` the projector begins with their mean and spread: a random
+        start would drag the student to a random place first.
+        """
+        if self.bridge is None or self.teacher is None or self.settings.direction != TO_STUDENT:
             return
-        total, count = torch.zeros_like(self.reference, dtype=torch.float64), 0
+        within: dict[Place, Tensor] = {}
+        seen: dict[Place, list[Moments]] = {}
+        counted: dict[Place, int] = {}
+        was = self.training
+        self.eval()  # dropout would pass for variety
         for batch in batches:
-            keys, values = self.cot_kv(read_text(self.model, batch))
-            seen = self.teacher(batch, self.wants)
-            mask, samples = batch["cot_mask"], self.samples(batch)
-            for one in self.bridge.compare(keys, values, seen, mask, samples, Pairing(self.pairing.compressor, None)):
+            text, shown = read_text(self.model, batch), self.teacher(batch, self.wants)
+            everything = Pairing(self.pairing.compressor, None)
+            mask, facts = batch["cot_mask"], self.samples(batch)
+            for one in self.bridge.compare(*self.cot_kv(text), shown, mask, facts, everything):
+                place = one.part, one.place
                 for entries, kept in zip(one.student[:, 0], one.kept[:, 0], strict=True):
                     if kept.sum() > 1:
-                        total[int(one.part == "v"), one.place] += entries[kept].double().std(0)
-            count += int((mask.sum(1) > 1).sum())
-        self.reference.copy_(total / max(count, 1))
+                        within[place] = within.get(place, 0) + entries[kept].cpu().double().std(0)
+                        counted[place] = counted.get(place, 0) + 1
+                for moments, side in zip(
+                    seen.setdefault(place, [Moments(), Moments()]), (one.student, one.target), strict=True
+                ):
+                    moments.add(side[one.kept])
+        self.train(was)
+        for (part, number), (mine, theirs) in seen.items():
+            projector = self.bridge.projector_at(number)
+            if self.settings.match_start and projector is not None and mine.count > 1:
+                gain = mine.std / theirs.std.clamp(min=1e-12)
+                projector.rescale(part.upper(), gain, mine.mean - gain * theirs.mean)
+        if self.projects:
+            for place, total in within.items():
+                self.reference[int(place[0] == "v"), place[1]] = (total / counted[place]).to(self.reference)
 
     @property
     def _codi(self) -> bool:
@@ -234,6 +260,29 @@ class TokensObjective(nn.Module):
                 "set loss.alpha1_codi=0, or a projector.direction",
             )
         return nn.Linear(student.hidden_size, teacher.hidden_size)
+
+
+class Moments:
+    """Mean and standard deviation of vectors that come in portions, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = self._square = torch.zeros(())
+
+    def add(self, vectors: Tensor) -> None:
+        """vectors [n, d]"""
+        vectors = vectors.cpu().double()
+        self.count += len(vectors)
+        self._sum = self._sum + vectors.sum(0)
+        self._square = self._square + vectors.square().sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sum / self.count
+
+    @property
+    def std(self) -> Tensor:
+        return (self._square / self.count - self.mean.square()).clamp(min=0).sqrt()
 
 
 def _cka_layers(asked: str, count: int) -> list[int]:

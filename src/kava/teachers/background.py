@@ -26,13 +26,15 @@ class Background:
 
     def __call__(self, job: Callable[..., object], *args: Any) -> None:
         self._waiting.append(self._pool.submit(job, *args))
-        while len(self._waiting) > self._ahead or self._waiting and self._waiting[0].done():
+        while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
 
     def __enter__(self) -> Background:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             while kind is None and self._waiting:
                 self._waiting.popleft().result()

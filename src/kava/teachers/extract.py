@@ -6,10 +6,11 @@ undisturbed one leaves. The teacher's passes go on while a thread copies, hashes
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kava.compress import Compressor, Samples, make_compressor
+from kava.compress import Samples
 from kava.compress.base import gather
 from kava.compress.choose import sample_positions
 from kava.data.collate import Collator
@@ -28,45 +29,14 @@ from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, RunError
 from kava.files import PARTIAL, sole_owner, write_json
 from kava.teachers.background import Background, Sent
-from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
-from kava.teachers.manifest import MANIFEST, RAW, Manifest, encoded_hash, read_manifest
+from kava.teachers.base import Teacher, TeacherKV, TeacherWants
+from kava.teachers.manifest import MANIFEST, Manifest, encoded_hash, read_manifest
 from kava.teachers.shards import SIZE, Entry, Shard, ShardWriter, Torn, parts, shard_name
 from kava.teachers.store import INDEX, missing_shards, write_index
 
 Rows = Sequence[Encoded]
-
-
-@dataclass(frozen=True)
-class Order:
-    """What of the teacher is to be stored. method: raw, or the compressor that chooses `target_len` columns."""
-
-    method: str = RAW
-    target_len: int | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
-    with_importance: bool = False
-    with_cue: bool = False
-    examples_per_shard: int = 200
-
-    @property
-    def compressor(self) -> Compressor | None:
-        return None if self.method == RAW else make_compressor(self.method, **self.settings)
-
-    def manifest(self, shape: KVShape, num_examples: int, **facts: Any) -> Manifest:
-        """`facts`: teacher, tokenizer, data and versions; none of them moves a size."""
-        compressor = self.compressor
-        return Manifest(
-            **{"teacher": {}, "tokenizer": "", "data": {}, **facts},
-            shape=shape,
-            dtype=self.dtype,
-            method=self.method,
-            settings={} if compressor is None else asdict(compressor),  # type: ignore[call-overload]
-            target_len=self.target_len,
-            with_importance=self.with_importance,
-            with_cue=self.with_cue,
-            num_examples=num_examples,
-            examples_per_shard=self.examples_per_shard,
-        )
+PATIENCE = 60.0  # seconds that tasks which start together wait for each other
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,9 +49,9 @@ class Done:
     bytes: int
 
 
-def stored_columns(encoded: Rows, order: Order, chunk: int = 1024) -> np.ndarray:
-    """How many columns of each example will be stored; known before any pass."""
-    compressor, keep = order.compressor, order.target_len
+def stored_columns(encoded: Rows, manifest: Manifest, chunk: int = 1024) -> np.ndarray:
+    """How many columns of each example are stored; known before any pass."""
+    compressor, keep = manifest.compressor, manifest.target_len
     found = []
     for start in range(0, len(encoded), chunk):
         rows = encoded[start : start + chunk]
@@ -119,26 +89,27 @@ def extract(
 ) -> Done:
     """Writes the shards k with k % n == i of `task` = (i, n) that are not there yet; the last task adds the index."""
     folder = Path(folder)
-    order = _order_of(manifest)
-    stored = stored_columns(encoded, order)
     mine = range(task[0], manifest.num_shards, task[1])
     with _claimed(folder, manifest, task, mine):
-        sizes = shard_bytes(manifest, stored)
-        _refuse_full_disk(folder, int(sizes[missing_shards(folder, manifest)].sum()))
+        stored = stored_columns(encoded, manifest)
         todo = [k for k in mine if not _whole(folder, manifest, k)]
-        reader = _Reader(teacher, device, manifest, order)
-        with Background() as later, _Opened(later) as opened:
-            for k in progress_bar(todo, "extract (shards)", progress):
-                rows = [encoded[n] for n in manifest.rows(k)]
-                counts = stored[manifest.rows(k).start : manifest.rows(k).stop].tolist()
-                entries = [
-                    Entry(one.id, len(one.cot), count, encoded_hash(one)) for one, count in zip(rows, counts, strict=True)
-                ]
-                writer = opened(ShardWriter(folder, manifest, k, entries))
-                for start in range(0, len(rows), batch_size):
-                    part = rows[start : start + batch_size]
-                    later(_store, writer, start, counts[start : start + batch_size], reader(part))
-                later(writer.finish)
+        _refuse_full_disk(folder, manifest, stored)
+        reader = _Reader(teacher, device, manifest)
+        jobs = [(k, start) for k in todo for start in range(0, len(manifest.rows(k)), batch_size)]
+        opened: list[ShardWriter] = []
+        try:
+            with Background() as later:
+                for k, start in progress_bar(jobs, f"extract (batches of {batch_size})", progress):
+                    if start == 0:
+                        opened = [one for one in opened if not one.finished]
+                        opened.append(_begin(folder, manifest, k, encoded, stored))
+                    part = [encoded[n] for n in manifest.rows(k)[start : start + batch_size]]
+                    later(_store, opened[-1], start, reader(part))
+                    if start + batch_size >= len(manifest.rows(k)):
+                        later(opened[-1].finish)
+        finally:
+            for writer in opened:
+                writer.discard()
         missing = missing_shards(folder, manifest)
         if not missing and (todo or not (folder / INDEX).is_file()):
             write_index(folder, manifest)
@@ -146,12 +117,19 @@ def extract(
     return Done(len(todo), len(mine) - len(todo), len(missing), written)
 
 
+def _begin(folder: Path, manifest: Manifest, shard: int, encoded: Rows, stored: np.ndarray) -> ShardWriter:
+    places = manifest.rows(shard)
+    pairs = zip((encoded[n] for n in places), stored[places.start : places.stop].tolist(), strict=True)
+    entries = [Entry(one.id, len(one.cot), count, encoded_hash(one)) for one, count in pairs]
+    return ShardWriter(folder, manifest, shard, entries)
+
+
 class _Reader:
     """Batches through the teacher, down to what is stored."""
 
-    def __init__(self, teacher: Teacher, device: torch.device, manifest: Manifest, order: Order):
+    def __init__(self, teacher: Teacher, device: torch.device, manifest: Manifest):
         self.teacher, self.device, self.manifest = teacher, device, manifest
-        self.compressor, self.keep = order.compressor, order.target_len
+        self.compressor, self.keep = manifest.compressor, manifest.target_len
         looks = self.compressor is not None and self.compressor.needs_importance
         self.wants = TeacherWants(manifest.with_importance or looks, manifest.with_cue)
         self.collate = Collator(pad_token_id=0)  # to the right; a pad is never looked at
@@ -173,16 +151,17 @@ class _Reader:
             columns, real = self._choose(batch, seen)
             found = {name: _at(entries, columns, real) for name, entries in found.items()}
         out = {name: entries.to(dtype) for name, entries in found.items() if name != "importance"}
-        sound = [(part.isfinite() | ~real[:, None, None, :, None]).flatten(1).all(1) for part in out.values()]
         if "importance" in found:
             out["importance"] = found["importance"][..., 0].float()
         if manifest.with_cue and seen.cue is not None:
             out["cue"] = seen.cue.to(dtype)
-            sound.append(out["cue"].isfinite().flatten(1).all(1))
-        return Sent({**out, "columns": columns.int(), "sound": torch.stack(sound).all(0)}, self._streams)
+        # one pass over the numbers: a sum is not finite where one of them is not
+        sound = torch.stack([part.flatten(1).sum(1, dtype=torch.float32) for part in out.values()]).sum(0).isfinite()
+        return Sent({**out, "columns": columns.int(), "sound": sound}, self._streams)
 
     def _choose(self, batch: dict[str, Tensor], seen: TeacherKV) -> tuple[Tensor, Tensor]:
-        assert self.compressor is not None and self.keep is not None
+        assert self.compressor is not None
+        assert self.keep is not None
         samples = Samples(batch["example_id"], batch["cot_result"])
         looked = seen.importance if self.compressor.needs_importance else None
         index, kept = sample_positions(
@@ -198,21 +177,26 @@ def _at(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
     return gather(entries.flatten(1, 2), *wide).unflatten(1, (layers, heads))
 
 
-def _store(writer: ShardWriter, start: int, counts: Sequence[int], sent: Sent) -> None:
+def _store(writer: ShardWriter, start: int, sent: Sent) -> None:
     """Cuts a batch into examples and writes them; runs beside the next pass."""
     host = sent.arrive()
-    arrays = {name: _array(tensor) for name, tensor in host.items() if name != "sound"}
-    for b, count in enumerate(counts):
+    sound = host.pop("sound").tolist()
+    arrays = {name: _array(tensor) for name, tensor in host.items()}
+    for b, fine in enumerate(sound):
         entry = writer.entries[start + b]
-        if not host["sound"][b]:
+        if not fine:
             raise RunError(
                 f"example {entry.id}: the teacher's keys, values or hidden states are not finite in {writer.manifest.dtype}",
                 "store them as bfloat16 or float32 (--dtype), or look at the teacher's weights",
             )
-        cut = {name: array[b] if name == "cue" else array[b][..., :count, :] for name, array in arrays.items()
-               if name in ("k", "v", "cue")}  # fmt: skip
-        cut |= {name: arrays[name][b][..., :count] for name in ("columns", "importance") if name in arrays}
-        writer.add(start + b, cut)
+        writer.add(start + b, {name: _cut(name, array[b], entry.stored) for name, array in arrays.items()})
+
+
+def _cut(name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """The stored columns: of [.., C, D], of [.., C]; a cue has none."""
+    if name == "cue":
+        return array
+    return array[..., :count, :] if name in ("k", "v") else array[..., :count]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -220,12 +204,62 @@ def _array(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.int16) if tensor.dtype.itemsize == 2 else tensor).numpy()
 
 
-class _Opened:
-    """The shard that is being written: discarded when the block ends before it is finished."""
+@contextmanager
+def _claimed(folder: Path, manifest: Manifest, task: tuple[int, int], mine: range) -> Iterator[None]:
+    """The folder with its manifest, for this task alone; what a killed one left half written is gone.
 
-    def __init__(self, later: Background):
-        self._later, self._writer = later, None
+    Other tasks may be at work in it: only leftovers of this task's own shards are removed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {folder}: {error.strerror}", "choose another --output_dir") from error
+    with sole_owner(folder / f".lock-{task[0]}-of-{task[1]}"):
+        with sole_owner(folder / ".lock", PATIENCE):
+            own = {shard_name(manifest, k) for k in mine}
+            for left in folder.glob(PARTIAL + "*"):
+                name = left.name.removeprefix(PARTIAL)
+                if name.rpartition("-")[0] in own or not name.startswith("kv-"):
+                    left.unlink()
+            _write_or_compare(folder, manifest)
+        yield
 
-    def __call__(self, writer: ShardWriter) -> ShardWriter:
-        self._writer = writer
-        return writer
+
+def _write_or_compare(folder: Path, manifest: Manifest) -> None:
+    if (folder / MANIFEST).is_file():
+        if difference := read_manifest(folder).first_difference(manifest):
+            raise CheckpointError(
+                f"{folder} holds another teacher store: {difference}",
+                "use the settings it was begun with, or another --output_dir",
+            )
+        return
+    ours = {shard_name(manifest, k) for k in range(manifest.num_shards)} | {INDEX}
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in ours and not path.name.startswith("."))
+    if strange:
+        raise RunError(f"{folder} holds other files, such as {strange[0]}", "choose another --output_dir")
+    write_json(folder / MANIFEST, manifest.facts() | {"versions": manifest.versions})
+
+
+def _whole(folder: Path, manifest: Manifest, shard: int) -> bool:
+    """There and whole by header and size. A shard of another store is refused."""
+    path = folder / shard_name(manifest, shard)
+    if not path.is_file():
+        return False
+    try:
+        Shard(folder, manifest, shard)
+    except Torn as error:
+        log.warning("%s; it is written again", error.message)
+        path.unlink()
+        return False
+    return True
+
+
+def _refuse_full_disk(folder: Path, manifest: Manifest, stored: np.ndarray) -> None:
+    missing = missing_shards(folder, manifest)
+    need = int(shard_bytes(manifest, stored)[np.array(missing, dtype=np.int64)].sum())
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise RunError(
+            f"{folder}: {len(missing)} shards still need {need / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free",
+            "choose another --output_dir, --dtype bfloat16, or --kv_method rkv --target_len 8",
+        )

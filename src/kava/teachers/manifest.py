@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.backbone.load import PROBES
+from kava.compress import Compressor, make_compressor
 from kava.data.encode import Encoded
 from kava.errors import CheckpointError
 from kava.teachers.base import KVShape
@@ -48,6 +49,11 @@ class Manifest:
     def num_shards(self) -> int:
         return -(-self.num_examples // self.examples_per_shard)
 
+    @property
+    def compressor(self) -> Compressor | None:
+        """What chooses the stored columns; None: all are stored."""
+        return None if self.method == RAW else make_compressor(self.method, **self.settings)
+
     def rows(self, shard: int) -> range:
         """The positions, in the data set's order, of the examples in a shard."""
         first = shard * self.examples_per_shard
@@ -77,7 +83,9 @@ def from_facts(found: Any, where: Path) -> Manifest:
     """The manifest that plain data describes, or a refusal."""
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA:
-        raise CheckpointError(f"{where}: teacher store of schema {schema!r}, this version reads {SCHEMA}", "update kava")
+        raise CheckpointError(
+            f"{where}: teacher store of schema {schema!r}, this version reads {SCHEMA}", "update kava"
+        )
     names = {one.name for one in fields(Manifest)}
     if missing := sorted(names - {"versions"} - set(found)) + sorted(set(found) - names):
         raise CheckpointError(f"{where}: fields missing or unknown: {', '.join(missing)}", "the file is damaged")

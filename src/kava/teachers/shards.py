@@ -20,6 +20,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
@@ -112,6 +113,7 @@ class ShardWriter:
         self.path = folder / shard_name(manifest, shard)
         self.manifest, self.shard, self.entries = manifest, shard, list(entries)
         self.layout = layout(manifest, shard, entries)
+        self.finished = False
         self._left = set(range(len(entries)))
         handle, name = tempfile.mkstemp(dir=folder, prefix=f"{PARTIAL}{self.path.name}-")
         self._file, self._partial = os.fdopen(handle, "wb"), Path(name)
@@ -124,7 +126,7 @@ class ShardWriter:
             array = np.ascontiguousarray(arrays[name])
             if array.shape != shape or array.itemsize != SIZE[dtype]:
                 raise ValueError(f"{entry.id}: {name} is {array.dtype} {array.shape}, the shard has room for {shape}")
-            content = memoryview(array).cast("B") if array.size else b""
+            content = array.data.cast("B") if array.size else b""
             digest.update(content)
             self._file.seek(int(self.layout.starts[row, place]))
             self._file.write(content)
@@ -147,13 +149,12 @@ class ShardWriter:
                 f"{self._partial.name} was removed while it was written",
                 "is another kava extract at work on the same shards?",
             ) from error
+        self.finished = True
 
     def discard(self) -> None:
         """Leaves nothing of an unfinished shard; a finished one stays."""
-        try:
+        with suppress(OSError):  # what could not be written is thrown away in any case
             self._file.close()
-        except OSError:  # what could not be written is thrown away in any case
-            pass
         self._partial.unlink(missing_ok=True)
 
 

@@ -98,7 +98,7 @@ class StoredTeacher:
         for what, asked in needs.items():
             if asked:
                 raise ConfigError(f"the teacher store {self.folder} cannot serve {what}", hint)
-        chosen = make_compressor(stored.method, **stored.settings)
+        chosen = stored.compressor
         wanted = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
         if chosen != wanted or stored.target_len != explicit.target_len:
             raise ConfigError(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from kava.backbone.artifact import CARD, WEIGHTS
 from kava.errors import CheckpointError
+from kava.train.own_weights import FILE
 
 STATE = "trainer_state.json"
 NEEDED = (WEIGHTS, CARD, "optimizer.pt", "scheduler.pt", STATE)
@@ -36,11 +37,12 @@ def problem(folder: Path) -> str | None:
         json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
     except (ValueError, KeyError) as error:
         return f"{STATE} is torn ({error})"
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        return f"{WEIGHTS} is torn ({error})"
+    for name in (WEIGHTS, FILE) if (folder / FILE).exists() else (WEIGHTS,):
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            return f"{name} is torn ({error})"
     for name in ("optimizer.pt", "scheduler.pt"):
         if not _is_whole_zip(folder / name):
             return f"{name} is torn"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from kava.backbone.model import LatentModel
+from kava.backbone.model import Backbone
 from kava.config import BUILTIN_DATASETS, Recipe
 from kava.data.cards import card
 from kava.data.encode import Encoder, encode_split
@@ -84,15 +84,19 @@ def _check_cot(recipe: Recipe, some: bool) -> None:
         )
 
 
-def check_positions(model: LatentModel, train: Any) -> None:
+def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str = "model") -> None:
     """Learned positions have an end; a sequence beyond it would stop the run in the middle."""
     most = model.max_positions
-    if most is None or not hasattr(train, "lengths"):
+    if most is None:
         return
-    answer = train.lengths("answer") + len(train.cue) + 1
-    longest = train.lengths("question") + answer + train.lengths("cot").clip(min=model.latent.num_tokens + 2)
-    if longest.max() > most:
+    if hasattr(train, "lengths"):
+        answer = train.lengths("answer") + len(train.cue) + 1
+        longest = (train.lengths("question") + answer + train.lengths("cot").clip(min=num_latents + 2)).tolist()
+    else:  # a list of validation examples; nothing is known of a stream
+        longest = [len(one) for one in train] if isinstance(train, Sequence) else []
+    beyond = [length for length in longest if length > most]
+    if beyond:
         raise DataError(
-            f"{(longest > most).sum()} training examples need up to {longest.max()} positions, the model has {most}",
+            f"{len(beyond)} examples need up to {max(beyond)} positions, the {who} has {most}",
             "skip them with dataset.max_length, or use a model with a longer context",
         )

@@ -249,6 +249,7 @@ def close(run: Path, recipe: Recipe, state: Any, done: bool, processes: int = 1)
     best = best_cossim(state.log_history)
     if done:
         write_completed(run, recipe, state.global_step, state.log_history, processes)
+        shutil.rmtree(run / EMERGENCY, ignore_errors=True)  # of an earlier stop; the run is past it
     else:
         whole, _ = checkpoint.find(run)
         if whole:

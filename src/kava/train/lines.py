@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kava.backbone.artifact import save_plain
 from kava.backbone.load import load_teacher
-from kava.backbone.model import LatentModel
+from kava.backbone.model import Backbone, LatentModel
 from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoder
@@ -28,11 +28,12 @@ from kava.objectives.tokens import TokensObjective
 from kava.teachers.base import Teacher
 from kava.teachers.live import LiveTeacher
 from kava.train import own_weights
-from kava.train.data import Data
+from kava.train.data import Data, check_positions
 from kava.train.trainer import Objective, Validation
 
 log = logging.getLogger("kava.train")
 CALIBRATION = 64  # examples from which the guard learns how much a student's entries vary
+COLLAPSED = 0.1  # of the variation that the untrained student's entries had
 FINAL = "final_model"
 Stop = Callable[[], bool]
 
@@ -67,15 +68,28 @@ def explicit_line(
     model.to(device)
     objective = TokensObjective(model, recipe, teacher_of(recipe, tokenizer, device))
     collate = Collator(tokenizer.pad_token_id)
-    objective.calibrate(_first_batches(recipe, data, collate, device))
     encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
     most = recipe.dataset.max_length
     encoded = [one for one in encoder.encode_batch(data.validation) if most is None or len(one) <= most]
+    readers: dict[str, Backbone] = {"student": model}
+    if isinstance(objective.teacher, LiveTeacher):
+        readers["teacher"] = objective.teacher.model
+    for who, reader in readers.items():
+        for rows in (data.train, encoded):
+            check_positions(reader, rows, who=who)
+    objective.calibrate(_first_batches(recipe, data, collate, device))
     if objective.teacher is not None:
         log.info("teacher: %s; student: %s", objective.teacher.shape, objective.student_shape)
 
     def measure() -> dict[str, float] | None:
-        return held_out(objective, encoded, collate, recipe.evaluation.batch_size, stop) if encoded else None
+        found = held_out(objective, encoded, collate, recipe.evaluation.batch_size, stop) if encoded else None
+        if found is not None and found.get("target_variation", 1.0) < COLLAPSED:
+            log.warning(
+                "the projected targets have collapsed: they vary %.3f times as much as the untrained student's entries "
+                "did; raise projector.guard_weight, or set projector.direction=student_to_teacher",
+                found["target_variation"],
+            )
+        return found
 
     return Line(objective, Validation(measure, "ce", lower=True), partial(_save_final, objective, tokenizer))
 
@@ -88,7 +102,9 @@ def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher 
     if recipe.teacher.store is not None:
         from kava.teachers.store import StoredTeacher
 
-        return StoredTeacher(recipe.teacher.store)
+        stored = StoredTeacher(recipe.teacher.store)
+        stored.check_recipe(recipe)
+        return stored
     return LiveTeacher(load_teacher(recipe, tokenizer, device))
 
 

@@ -55,7 +55,7 @@ class Pieces:
             raise RunError(
                 f"out of memory with {rows} examples at once ({reason})",
                 f"{hint}; lower training.batch_size and raise training.gradient_accumulation_steps, or set "
-                "training.gradient_checkpointing=true (docs/oom.md); the last checkpoint is untouched (--resume auto)",
+                "training.gradient_checkpointing=true; the last checkpoint is untouched (--resume auto)",
             ) from error
         self.size = rows // 2
         log.warning(

@@ -18,7 +18,7 @@ from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.files import write_json
 from kava.infer.student import pick_device
-from kava.train import checkpoint, folder
+from kava.train import checkpoint, folder, guide_files
 from kava.train.arguments import training_arguments
 from kava.train.callbacks import Console, GradientNorms, Journal, Schedule
 from kava.train.data import Data, check_positions, load_data
@@ -53,7 +53,7 @@ def _run(run: Path, recipe: Recipe, start: Path | None, quiet: bool) -> folder.O
     set_seed(recipe.system.seed)
     model, tokenizer = build_model(recipe)
     data = load_data(recipe, tokenizer)
-    check_positions(model, data.train)
+    check_positions(model, data.train, model.latent.num_tokens)
     if recipe.rkv.full_slots:
         recipe = _with_slots(recipe, int(data.train.lengths("cot").max()))
         model.latent = recipe.latent
@@ -127,12 +127,12 @@ def _trainer(
         train_dataset=data.train,
         data_collator=Collator(tokenizer.pad_token_id),
     )
-    for callback in (
-        Schedule(trainer, interrupt),
-        GradientNorms(trainer),
-        Journal(run / "log.jsonl"),
-        Console(quiet),
-    ):
+    callbacks: list[Any] = [Schedule(trainer, interrupt), GradientNorms(trainer), Journal(run / "log.jsonl")]
+    if recipe.explicit.enabled:
+        callbacks += [guide_files.TrainingLog(run / guide_files.LOG), guide_files.GuideConsole(quiet)]
+    else:
+        callbacks.append(Console(quiet))
+    for callback in callbacks:
         trainer.add_callback(callback)
     return trainer
 
@@ -153,6 +153,8 @@ def _close(run: Path, trainer: KavaTrainer, interrupt: Interrupt, seconds: float
         log.info("done: %d updates, best validation %s %s, student in %s", state.global_step, what, best, run / BEST)
     else:
         log.info("stopped at update %d; continue with --resume auto", state.global_step)
+    if trainer.recipe.explicit.enabled and state.is_world_process_zero:
+        guide_files.close(run, trainer.recipe, state, finished, trainer.args.world_size)
 
 
 @contextmanager
