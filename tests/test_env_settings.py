@@ -208,7 +208,7 @@ def test_versions_are_compared_as_numbers():
 def test_old_packages(machine):
     found = machine(gpu(), torch="2.5.1+cu121", bitsandbytes="0.40")
     assert "   [X] torch (2.5.1+cu121: needs 2.6 or later)\n" in found.report()
-    assert "   [X] bitsandbytes (0.40: needs 0.45 or later) - optional\n" in found.report()
+    assert "   [X] bitsandbytes (0.40: needs 0.46.1 or later) - optional\n" in found.report()
     assert found.checks()[2].detail == "torch 2.5.1+cu121 needs 2.6 or later"
     assert machine(gpu(), bitsandbytes="0.40").checks()[2].status == "warning"
     unchecked = machine(gpu(), text="dependencies: {version_check: false}", torch="1.0")

@@ -46,7 +46,7 @@ def commands(block: str) -> Iterator[list[str]]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the hub in miniature and the shipped data; the blocks below build on each other in it."""
     root = hub.build(tmp_path_factory.mktemp("readme"))
-    shutil.copytree(ROOT / "data", root / "data")
+    shutil.copytree(ROOT / "data", root / "data", dirs_exist_ok=True)
     return root
 
 

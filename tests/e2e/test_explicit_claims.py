@@ -90,3 +90,20 @@ def test_the_student_follows_its_teacher_and_keeps_its_cross_entropy(
     assert taught["eval_cossim_centred"] > max(0.0, shuffled["eval_cossim_centred"])  # the mean itself scores 0
     assert taught["eval_cossim"] > taught["eval_cossim_mean_predictor"]
     assert taught["eval_ce"] < 1.01 * without["eval_ce"]
+
+
+def test_an_unguarded_projector_collapses_and_the_raw_cosine_calls_it_progress(data: Path, tmp_path: Path) -> None:
+    """Targets that cannot be met (shuffled in time), no cross-entropy: the projector can please by saying one thing only."""
+    base = [
+        *settings(data, 300), "model.name=kava:blank", "teacher.name=kava:embedded", "loss.student_ce=0", "loss.alpha2_kv=1",
+        "loss.kv_loss_type=mse", "loss.layerwise_std=false", "rkv.shuffle=time", "training.learning_rate=2e-3",
+        "training.lr_scheduler=constant_with_warmup", "projector.learning_rate=1e-2",
+    ]  # fmt: skip
+    bare = last(load_recipe("adaptive", [*base, "projector.guard=none"]), tmp_path / "bare")
+    guarded = last(load_recipe("adaptive", base), tmp_path / "guarded")
+    for found in (bare, guarded):
+        print({name: round(value, 4) for name, value in found.items() if name.startswith("eval_")})
+    assert bare["eval_target_variation"] < 0.1
+    assert bare["eval_cossim"] > 0.8
+    assert abs(bare["eval_cossim_centred"]) < 0.2
+    assert guarded["eval_target_variation"] > 0.5

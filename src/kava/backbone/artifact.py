@@ -23,6 +23,7 @@ from kava import __version__
 from kava.backbone.families import family_of
 from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
 from kava.backbone.model import Backbone, LatentModel
+from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.errors import CheckpointError
 from kava.files import new_folder, usual_mode, write_json
@@ -44,7 +45,7 @@ def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Pa
     save_file(weights, folder / WEIGHTS)
     usual_mode(folder / WEIGHTS)
     model.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     card = {
         "format": FORMAT,
         "kava_version": __version__,
@@ -65,7 +66,9 @@ def save_plain(model: LatentModel, tokenizer: Any, folder: Path) -> None:
     lm.config.use_cache = True
     lm.save_pretrained(folder)
     lm.config.use_cache = False
-    tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        usual_mode(file)
+    save_tokenizer(tokenizer, folder)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kava.errors import ModelError
+from kava.files import write_json
 
 NAMES = ("<bot>", "<latent>", "<eot>")
 
@@ -60,3 +63,15 @@ def make_room(model: Any, special: SpecialTokens) -> None:
         noise = torch.randn(len(special.ids), weight.shape[1], generator=torch.Generator().manual_seed(0))
         fresh = known.mean(0) + 0.1 * known.std(0) * noise.to(weight.device)
         weight[special.ids] = fresh.to(weight.dtype)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Its files, in words that transformers 4.57 knows as well: 5 has a class and a key of its own."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    write_json(path, config)

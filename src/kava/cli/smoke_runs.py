@@ -95,6 +95,27 @@ def try_batches(place: Place) -> str:
     return f"batch 1 and 4: the same answers to {len(questions)} questions in {len(MODES)} modes"
 
 
+def try_explicit(place: Place) -> str:
+    """Two updates with a separate teacher, live and from a store of what it gives."""
+    words = ["dataset.generator.train_size=16", "dataset.generator.val_size=4", "training.batch_size=8"]
+    recipe = ["--config", "explicit_embedded", *words]
+    device = f"system.device={place.device.partition(':')[0]}"
+    store = place.folder / "teacher_kv"
+    _kava("extract", *recipe, "--output_dir", str(store), "--with_importance", "--batch_size", "8", device)
+    runs = []
+    for name, more in (("live", []), ("stored", [f"teacher.store={store}"])):
+        folder = place.folder / f"explicit_{name}"
+        settings = ["training.max_steps=2", "logging.eval_steps=2", device, SETTINGS[0], *more]
+        _kava("train", *recipe, "--output_dir", str(folder), *settings)
+        runs.append(folder)
+    gap = _gap(*(run / "best_checkpoint" for run in runs))
+    expect(gap <= 1e-4, f"a teacher read from its store trains other weights, off by {gap:.1e}")
+    answers = _kava("evaluate", "--checkpoint", str(runs[0] / "best_checkpoint"), "--device", place.device, "--limit", "4")
+    expect(answers[0]["mode"] == "cot", f"asked in mode {answers[0]['mode']}")
+    expect((runs[0] / "final_model" / "student" / "config.json").is_file(), "no final_model/student")
+    return f"a teacher live and from its store: the same weights, {nearness(gap)}; answers with steps"
+
+
 def try_tables(place: Place) -> str:
     _needs("aggregate", "format")
     for seed in SEEDS:
@@ -166,6 +187,7 @@ COMPONENTS = {
     "evaluate": try_evaluate,
     "reload": try_reload,
     "batches": try_batches,
+    "explicit": try_explicit,
     "tables": try_tables,
     "report": try_report,
 }
