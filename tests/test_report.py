@@ -279,7 +279,7 @@ def test_missing_data_is_said_with_the_command_that_makes_it(tmp_path: Path):
         "count no problems by number of steps",
         "no forward passes",
         "log with loss terms",
-        "No log has validation accuracies",
+        "No log has validations",
         "No log holds the state of latents",
         "No run has a kept.json",
         "kava kept --checkpoint RUN/best_checkpoint",

@@ -110,7 +110,9 @@ def try_explicit(place: Place) -> str:
         runs.append(folder)
     gap = _gap(*(run / "best_checkpoint" for run in runs))
     expect(gap <= 1e-4, f"a teacher read from its store trains other weights, off by {gap:.1e}")
-    answers = _kava("evaluate", "--checkpoint", str(runs[0] / "best_checkpoint"), "--device", place.device, "--limit", "4")
+    answers = _kava(
+        "evaluate", "--checkpoint", str(runs[0] / "best_checkpoint"), "--device", place.device, "--limit", "4"
+    )
     expect(answers[0]["mode"] == "cot", f"asked in mode {answers[0]['mode']}")
     expect((runs[0] / "final_model" / "student" / "config.json").is_file(), "no final_model/student")
     return f"a teacher live and from its store: the same weights, {nearness(gap)}; answers with steps"

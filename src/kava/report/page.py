@@ -23,7 +23,8 @@ from kava.report.style import css
 
 def sections(study: Study) -> list[Section]:
     """Everything there is to say about a study, in the order of the page."""
-    makers = (accuracy, by_steps, passes, losses, health, kept, ablations, held_out, claims, settings)
+    of_latents = () if study.explicit else (health, kept, ablations)
+    makers = (accuracy, by_steps, passes, losses, *of_latents, held_out, claims, settings)
     return [make(study) for make in makers]
 
 

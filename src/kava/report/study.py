@@ -114,6 +114,12 @@ class Study:
         return [run for member in self.members for run in member.runs]
 
     @cached_property
+    def explicit(self) -> bool:
+        """All students write their steps: there are no latents to look at."""
+        recipes = [run.recipe for run in self.runs if run.recipe]
+        return bool(recipes) and all(value(recipe, "explicit.enabled") for recipe in recipes)
+
+    @cached_property
     def logs(self) -> dict[str, dict[int | None, list[dict[str, Any]]]]:
         """Member's label -> seed -> lines of the log."""
         return {member.label: {run.seed: run.log() for run in member.runs} for member in self.members}

@@ -17,9 +17,18 @@ TERMS = {
     "ce_student": "student's cross-entropy (ce_student)",
     "ce_teacher": "teacher's cross-entropy (ce_teacher)",
     "codi": "hidden states, student to teacher (codi)",
-    "kv": "latents' KV to the targets (kv)",
+    "kv": "student's KV to the targets (kv)",
+    "attention": "attention of answer to steps (attention)",
+    "cka": "1 - CKA of the keys (cka)",
+    "guard": "variation that projected targets lack (guard)",
 }
 VALIDATION = {"eval_accuracy": "accuracy on the validation problems, %"}
+HELD_OUT = {
+    "eval_ce": "cross-entropy of steps, cue and answer (eval_ce)",
+    "eval_cossim": "CosSim of keys and values (eval_cossim)",
+    "eval_cossim_centred": "CosSim, the targets' mean subtracted (eval_cossim_centred)",
+    "eval_target_variation": "variation of projected targets (eval_target_variation)",
+}
 HEALTH = {
     "latent_norm": "norm, against that of token embeddings (latent_norm)",
     "latent_cosine": "cosine of one latent to the others (latent_cosine)",
@@ -36,13 +45,18 @@ def losses(study: Study) -> Section:
         "A distance is to the member's own targets."
     )
     held_out = "Measured during training, on problems held out from it."
+    cosines = f"{held_out} CosSim: over all tokens of the chain of thought, in their right order whatever was trained."
+    validation = (
+        _plot(study, "validation", "Held-out numbers over training", cosines, HELD_OUT)
+        if study.explicit
+        else _plot(study, "validation", "Validation accuracy over training", held_out, VALIDATION, scale=100)
+    )
     parts: list[Any] = [
         _plot(study, "losses", "Loss terms over training", about, TERMS, log=True)
         or missing("No run has a log with loss terms (log.jsonl).", "kava train"),
-        _plot(study, "validation", "Validation accuracy over training", held_out, VALIDATION, scale=100)
-        or missing("No log has validation accuracies.", "kava train --config RECIPE logging.eval_steps=N"),
+        validation or missing("No log has validations.", "kava train --config RECIPE logging.eval_steps=N"),
     ]
-    return Section("training", "Losses and validation accuracy over training", tuple(parts))
+    return Section("training", "Losses and validation over training", tuple(parts))
 
 
 def health(study: Study) -> Section:
