@@ -376,3 +376,17 @@ def test_owned_arguments_exist():
 
     gone_in_some_version = {"warmup_ratio", "logging_dir", "project"}
     assert set(HF_OWNED) - {field.name for field in dataclasses.fields(TrainingArguments)} <= gone_in_some_version
+
+
+def test_a_run_saved_by_an_older_version_loads(tmp_path: Path):
+    """Keys and whole sections that came later are missing from its file."""
+    saved = save_recipe(load_recipe("explicit_embedded"), tmp_path / "recipe.yaml")
+    data = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    del data["projector"]["match_start"], data["training"]["on_oom"]
+    saved.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert load_recipe(saved) == load_recipe("explicit_embedded")
+    latent = yaml.safe_load(save_recipe(load_recipe("embedded"), saved).read_text(encoding="utf-8"))
+    for section in ("explicit", "teacher", "projector"):
+        del latent[section]
+    saved.write_text(yaml.safe_dump(latent), encoding="utf-8")
+    assert load_recipe(saved) == load_recipe("embedded")

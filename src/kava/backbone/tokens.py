@@ -74,4 +74,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    # else 4.57 hands out token_type_ids, which GPT-2 takes for tokens to add to the embedding
+    config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     write_json(path, config)

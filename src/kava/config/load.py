@@ -212,8 +212,8 @@ def _public_name(loc: Sequence[int | str]) -> str:
 
 
 def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], layers: Sequence[Layer]) -> None:
-    """Raise for a setting without effect. A file that lists every key is a saved run, judged when it was made."""
-    complete = {place for place, layer in enumerate(layers) if _lists_every_key(layer.values)}
+    """Raise for a setting without effect. A file that lists (nearly) every key is a saved run, judged when it was made."""
+    complete = {place for place, layer in enumerate(layers) if _is_saved_run(layer.values)}
     judged = {key: place for key, place in changed.items() if place not in complete}
     found = without_effect(recipe, judged)
     if found is not None:
@@ -238,10 +238,11 @@ def explain(recipe: Recipe) -> list[Row]:
     return [row for row in rows if not row.key.startswith("about.")]
 
 
-def _lists_every_key(values: Mapping[str, Any]) -> bool:
-    """Every key of the sections that make up a run; sections that came with a later version may be missing whole."""
-    named = {key.partition(".")[0] for key in values} | {"latent", "loss", "rkv", "lora", "training"}
-    return {key for key in KEYS if key.partition(".")[0] in named} - {FREE} <= set(values)
+def _is_saved_run(values: Mapping[str, Any]) -> bool:
+    """Nearly every key of the sections that make up a run; a later version may have added some since it was written."""
+    named = {key.partition(".")[0] for key in values}
+    wanted = {key for key in KEYS if key.partition(".")[0] in named} - {FREE}
+    return {"latent", "loss", "rkv", "lora", "training"} <= named and len(wanted & set(values)) >= 0.8 * len(wanted)
 
 
 def save_recipe(recipe: Recipe, path: str | Path, header: str = "") -> Path:
