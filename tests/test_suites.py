@@ -55,6 +55,35 @@ def test_e1_to_e5_change_the_treatment_of_keys_and_values_only() -> None:
     assert all(line.startswith(FREE) for lines in changed.values() for line in lines)
 
 
+def test_the_explicit_line_has_members_and_folders_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    base = load_recipe("explicit_embedded")
+    for name, folder in (("e1-e5", "explicit"), ("ablations", "explicit_ablations")):
+        suite = suites()[name]
+        assert suite.line(base) == folder != suite.line(load_recipe("embedded"))
+        assert {member.mode for member in suite.members(base)} == {"cot"}
+    names = [member.name for member in suites()["e1-e5"].members(base)]
+    assert names == [member.name for member in MEMBERS if member.name not in ("pause", "no_cot", "full_cot")]
+
+
+def test_settings_of_all_members_may_be_switched_off_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a recipe's may; on one command line `explicit.target_len=5 loss.alpha2_kv=0` is an error."""
+    words = [
+        "suite",
+        "e1-e5",
+        "--config",
+        "explicit_embedded",
+        "--members",
+        "E1_baseline",
+        "--skip_train",
+        "--skip_eval",
+    ]
+    assert main([*words, "--output_dir", str(tmp_path), "explicit.target_len=5", "--quiet"]) == 0
+    assert json.loads((tmp_path / "explicit" / "suite.json").read_text(encoding="utf-8"))["broken"] == {}
+    assert load_recipe(tmp_path / "explicit" / "e1-e5.yaml", ["loss.alpha2_kv=0"]).explicit.target_len == 5
+    with pytest.raises(ConfigError, match="target_len has no effect"):
+        load_recipe("explicit_embedded", ["explicit.target_len=5", "loss.alpha2_kv=0"])
+
+
 def test_members_are_chosen_by_name() -> None:
     assert [m.name for m in chosen(MEMBERS, ["steps", "E1_baseline"])] == ["E1_baseline", "steps"]
     assert chosen(MEMBERS, []) == MEMBERS

@@ -308,3 +308,22 @@ def test_the_tables_compile(tree: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_students_that_write_their_steps_are_aggregated_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The explicit line's results are those of mode cot, unless another mode is asked for."""
+    folders = [tmp_path / f"seed_{seed}" for seed in (1, 2)]
+    for folder, correct in zip(folders, (600, 700), strict=True):
+        path = results(folder, "gsm8k", correct, mode="cot")
+        path.rename(path.with_name("results_gsm8k.cot.yaml"))
+        save_recipe(load_recipe("explicit_embedded", [f"system.seed={folder.name[-1]}"]), folder / "recipe.yaml")
+        (folder / "meta.json").write_text(json.dumps({"finished": True, "steps": 9}))
+    words = ["aggregate", "--seed_dirs", *map(str, folders), "--quiet"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)["explicit_embedded"]["datasets"]["gsm8k"]
+    assert found["accuracy_mean"] == pytest.approx(650 / TOTAL)
+    assert main([*words, "--mode", "latent", "--datasets", "gsm8k"]) == 2
+    other = load_recipe("explicit_embedded", ["system.seed=2", "explicit.target_len=5"])
+    save_recipe(other, folders[1] / "recipe.yaml")
+    assert main(words) == 2
+    assert "explicit.target_len" in capsys.readouterr().err

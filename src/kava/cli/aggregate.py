@@ -19,7 +19,10 @@ def aggregate(
     datasets: Annotated[list[str] | None, typer.Option(help="sets; default: all that have results")] = None,
     model_name: Annotated[str | None, typer.Option(help="how tables call the model; default: the recipe's")] = None,
     config_name: Annotated[str | None, typer.Option(help="the root key; default: the recipe's name")] = None,
-    mode: Annotated[Literal["latent", "cot", "direct"], typer.Option(help="results of which way to answer")] = "latent",
+    mode: Annotated[
+        Literal["latent", "cot", "direct"] | None,
+        typer.Option(help="results of which way to answer; default: as the students were trained"),
+    ] = None,
     output_json: Annotated[Path | None, typer.Option(help="write the result here")] = None,
     output_yaml: Annotated[Path | None, typer.Option(help="and here")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,

@@ -155,7 +155,7 @@ def _before(path: Path, name: str, config: str) -> dict[str, Any]:
 
 def _result(root: Path, members: tuple[Member, ...], broken: dict[str, str]) -> list[dict[str, Any]]:
     """A line per run and set, and the broken ones without numbers."""
-    runs = find_runs([root]) if any(root.iterdir()) else []
+    runs = find_runs([root]) if any(path.is_dir() for path in root.iterdir()) else []
     modes = {one.name: one.mode for one in members}
     rows = []
     for run in runs:

@@ -19,16 +19,23 @@ MEANING = (
 )
 
 
+# The sections of a recipe that say what is learnt.
+LEARNT = "model dataset latent loss rkv explicit teacher projector lora training".split()  # noqa: SIM905
+
+
 def aggregate(
     seed_dirs: Sequence[Path],
     datasets: Sequence[str],
     model_name: str | None = None,
-    mode: str = "latent",
+    mode: str | None = None,
     config: str | None = None,
 ) -> dict[str, Any]:
     """{config: {num_seeds, datasets: {set: {accuracy_mean, ...}}}} as the reproduction guide shows it, and what it needs
-    to be understood alone. Without `datasets`: every set that some seed has results of."""
+    to be understood alone. Without `datasets`: every set that some seed has results of. Without `mode`: as the students
+    were trained, in latents or (explicit line) with steps."""
     runs = _one_run_each(seed_dirs)
+    explicit = any(run.recipe.get("explicit", {}).get("enabled") for run in runs)
+    mode = mode or ("cot" if explicit else "latent")
     sets = list(dict.fromkeys(datasets)) or _sets_of(runs, mode)
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
@@ -166,11 +173,7 @@ def _same_settings(runs: Sequence[Run]) -> None:
 
 def _learnt(recipe: dict[str, Any]) -> dict[str, Any]:
     """What a recipe trains, flat and without its seed."""
-    return {
-        f"{section}.{key}": value
-        for section in ("model", "dataset", "latent", "loss", "rkv", "lora", "training")
-        for key, value in recipe.get(section, {}).items()
-    }
+    return {f"{section}.{key}": value for section in LEARNT for key, value in recipe.get(section, {}).items()}
 
 
 def _config_name(runs: Sequence[Run]) -> str:

@@ -23,7 +23,7 @@ KNOWN = tuple(
 )
 COUNTED = ("finished", "evaluated")  # a run that was cut short had fewer updates than the others
 ONE_CONFIG = "compare runs of one recipe with equal data and updates; --experiments names them"
-SETTINGS = ("model", "latent", "loss", "rkv", "lora", "training")
+SETTINGS = ("model", "latent", "loss", "rkv", "explicit", "teacher", "projector", "lora", "training")
 
 
 @dataclass

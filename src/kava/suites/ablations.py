@@ -102,5 +102,8 @@ def _switches(recipe: Recipe) -> list[Member]:
 
 
 SUITE = Suite(
-    "ablations", "M x T, lambda, loss type, projection, last step, standard deviation", lambda _: "ablations", members
+    "ablations",
+    "M x T, lambda, loss type, projection, last step, standard deviation",
+    lambda recipe: "explicit_ablations" if recipe.explicit.enabled else "ablations",
+    members,
 )
