@@ -9,6 +9,7 @@ A recipe file holds only what differs from its parent (`extends:`); a file witho
 from __future__ import annotations
 
 from kava.config.compare import differing
+from kava.config.fields import BUILTIN_DATASETS, LINEAR_LAYERS, METHODS, PROMPTS, TAGS
 from kava.config.keys import KEYS, Key, show
 from kava.config.load import (
     Row,
@@ -20,27 +21,27 @@ from kava.config.load import (
     save_recipe,
 )
 from kava.config.schema import (
-    BUILTIN_DATASETS,
     HF_OWNED,
-    LINEAR_LAYERS,
-    METHODS,
-    TAGS,
     About,
     DatasetConfig,
     EvaluationConfig,
-    ExplicitConfig,
     GeneratorConfig,
     LatentConfig,
     LoggingConfig,
     LoraConfig,
     LossConfig,
     ModelConfig,
-    ProjectorConfig,
     Recipe,
     RkvConfig,
     SystemConfig,
-    TeacherConfig,
     TrainingConfig,
+)
+from kava.config.teaching import (
+    ExplicitConfig,
+    MixtureConfig,
+    ProjectorConfig,
+    TeacherConfig,
+    TeacherSpec,
 )
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "KEYS",
     "LINEAR_LAYERS",
     "METHODS",
+    "PROMPTS",
     "TAGS",
     "About",
     "DatasetConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "LoggingConfig",
     "LoraConfig",
     "LossConfig",
+    "MixtureConfig",
     "ModelConfig",
     "ProjectorConfig",
     "Recipe",
@@ -67,6 +70,7 @@ __all__ = [
     "Row",
     "SystemConfig",
     "TeacherConfig",
+    "TeacherSpec",
     "TrainingConfig",
     "differing",
     "explain",

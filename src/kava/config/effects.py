@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kava.config.schema import BUILTIN_DATASETS, DISTANCES, METHODS, Recipe
+from kava.config.fields import BUILTIN_DATASETS, DISTANCES, METHODS
+from kava.config.schema import Recipe
 
 
 class Rule(NamedTuple):
@@ -36,6 +37,19 @@ def _standard_deviation_idle(recipe: Recipe) -> bool:
     return _never_divided(recipe) or (recipe.loss.alpha1_codi == 0 and not recipe.loss.layerwise_std)
 
 
+def _no_mixture(recipe: Recipe) -> bool:
+    return not recipe.mixture.on
+
+
+def _not_routed(recipe: Recipe) -> bool:
+    return recipe.mixture.fusion == "fixed"
+
+
+def _one_way_of_seeing(recipe: Recipe) -> bool:
+    """An MLP stands on the teacher's side, or the adapters of a mixture do."""
+    return recipe.projector.direction != "teacher_to_student" and not recipe.mixture.on
+
+
 def _no_layers_compared(recipe: Recipe) -> bool:
     """CODI and CKA go layer by layer in both forms."""
     whole = recipe.explicit.form == "aggregated" or recipe.loss.alpha2_kv == 0
@@ -43,22 +57,27 @@ def _no_layers_compared(recipe: Recipe) -> bool:
 
 
 def _student_alone_is_trained(recipe: Recipe) -> bool:
-    """No projector, no map of CODI's, no weights of layers."""
-    explicit, loss, projector = recipe.explicit, recipe.loss, recipe.projector
+    """No projector, no map of CODI's, no weights of layers, no adapters or router."""
+    explicit, loss, projector, mixture = recipe.explicit, recipe.loss, recipe.projector, recipe.mixture
+    if mixture.on and loss.alpha2_kv > 0 and (projector.trainable or mixture.fusion == "learnable"):
+        return False
     mapped = projector.direction != "none" and projector.trainable and (loss.alpha2_kv > 0 or loss.alpha1_codi > 0)
     weighted = explicit.form == "aggregated" and explicit.aggregation == "weighted" and explicit.use_all_layers
     return not mapped and not (weighted and loss.alpha2_kv > 0)
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(("explicit.", "teacher.", "projector."), ("explicit.enabled",), lambda r: not r.explicit.enabled,
+    Rule(("explicit.", "teacher."), ("explicit.enabled",), lambda r: not r.explicit.enabled,
          "only the explicit line has a separate teacher"),
+    Rule(("projector.",), ("explicit.enabled", "mixture.teachers"),
+         lambda r: not r.explicit.enabled and not r.mixture.on, "there is no separate teacher"),
     Rule(("latent.", "loss.teacher_ce", "loss.use_projection", "training.packed", "rkv.rotary", "rkv.full_slots"),
          ("explicit.enabled",), lambda r: r.explicit.enabled, "the explicit line has no latents"),
     Rule(("explicit.form", "explicit.choose", "explicit.aggregation", "explicit.use_all_layers", "explicit.parts",
           "explicit.layers", "explicit.target_len", "explicit.attention_weighted", "explicit.attention_weighted_after",
+          "explicit.lambda_k", "explicit.lambda_v", "explicit.beta_cos", "explicit.gamma_kl", "explicit.gamma_ramp",
           "projector.mlp_ratio", "projector.dropout", "projector.init", "projector.guard", "projector.guard_weight",
-          "projector.match_start"),
+          "projector.match_start", "mixture."),
          ("loss.alpha2_kv",), lambda r: r.loss.alpha2_kv == 0, "the key/value term is off"),
     Rule(("projector.direction", "projector.trainable"), ("loss.alpha2_kv", "loss.alpha1_codi"),
          lambda r: r.loss.alpha2_kv == r.loss.alpha1_codi == 0, "nothing is projected"),
@@ -77,11 +96,44 @@ RULES: tuple[Rule, ...] = (
          lambda r: not r.explicit.attention_weighted, "entries are not weighted"),
     Rule(("explicit.cka_layers",), ("explicit.cka_weight",), lambda r: r.explicit.cka_weight == 0,
          "the CKA term is off"),
-    Rule(("projector.mlp_ratio", "projector.dropout", "projector.guard", "projector.guard_weight",
-          "projector.match_start"), ("projector.direction",), lambda r: r.projector.direction != "teacher_to_student",
-         "only teacher_to_student has an MLP that could collapse"),
-    Rule(("projector.init", "projector.trainable"), ("projector.direction",),
-         lambda r: r.projector.direction == "none", "nothing is projected"),
+    Rule(("projector.mlp_ratio", "projector.dropout"), ("projector.direction",),
+         lambda r: r.projector.direction != "teacher_to_student", "only teacher_to_student has an MLP"),
+    Rule(("projector.guard", "projector.guard_weight", "projector.match_start"),
+         ("projector.direction", "mixture.teachers"), _one_way_of_seeing,
+         "nothing is trained on the teacher's side, so nothing could collapse"),
+    Rule(("projector.init",), ("projector.direction",), lambda r: r.projector.direction == "none",
+         "nothing is projected"),
+    Rule(("projector.trainable",), ("projector.direction", "mixture.teachers"),
+         lambda r: r.projector.direction == "none" and not r.mixture.on, "nothing is projected"),
+    Rule(("mixture.",), ("mixture.teachers",), _no_mixture, "there is one teacher"),
+    Rule(("teacher.", "explicit.layer_map"), ("mixture.teachers",), lambda r: r.mixture.on,
+         "the teachers are those of mixture.teachers"),
+    Rule(("mixture.weights",), ("mixture.fusion",), lambda r: r.mixture.fusion != "fixed", "weights are not fixed"),
+    Rule(("mixture.router", "mixture.router_layers", "mixture.router_dropout", "mixture.query", "mixture.per_token",
+          "mixture.entropy", "mixture.entropy_weight"),
+         ("mixture.fusion",), lambda r: r.mixture.fusion != "learnable", "no router is trained"),
+    Rule(("mixture.similarity", "mixture.prototype", "mixture.centres", "mixture.prototype_examples"),
+         ("mixture.fusion",), lambda r: r.mixture.fusion != "similarity", "nothing is compared with prototypes"),
+    Rule(("mixture.per_layer", "mixture.temperature", "mixture.temperature_step", "mixture.temperature_floor",
+          "mixture.collapse_alarm"), ("mixture.fusion",), _not_routed, "weights are fixed"),
+    Rule(("mixture.router_layers", "mixture.router_dropout"), ("mixture.router",),
+         lambda r: r.mixture.router != "mlp", "only the mlp has hidden layers"),
+    Rule(("mixture.entropy_weight",), ("mixture.entropy",), lambda r: r.mixture.entropy == "none",
+         "the weights' entropy is left alone"),
+    Rule(("mixture.temperature_floor",), ("mixture.temperature_step",), lambda r: r.mixture.temperature_step == 0,
+         "the temperature stays as it is"),
+    Rule(("mixture.centres",), ("mixture.prototype",), lambda r: r.mixture.prototype != "kmeans", "only kmeans has centres"),
+    Rule(("mixture.layer_map_files",), ("mixture.layer_map",), lambda r: r.mixture.layer_map != "cka",
+         "the layer map is made without them"),
+    Rule(("mixture.iou_threshold",), ("mixture.time",), lambda r: r.mixture.time == "truncate",
+         "tokens are paired by their numbers"),
+    Rule(("mixture.heads", "mixture.rope", "explicit.parts", "explicit.lambda_k", "explicit.lambda_v",
+          "explicit.beta_cos", "loss.kv_loss_type"), ("mixture.space",), lambda r: r.mixture.on and r.mixture.space == "z",
+         "codes are compared, not keys and values"),
+    Rule(("mixture.z_size", "mixture.z_loss", "mixture.z_variance"), ("mixture.space",),
+         lambda r: r.mixture.space == "kv", "keys and values are compared, not codes"),
+    Rule(("explicit.gamma_ramp",), ("explicit.gamma_kl",), lambda r: r.explicit.gamma_kl == 0, "that term is off"),
+    Rule(("explicit.ce_ramp",), ("loss.student_ce",), lambda r: r.loss.student_ce == 0, "that term is off"),
     Rule(("projector.guard", "projector.guard_weight"), ("projector.trainable",),
          lambda r: not r.projector.trainable, "the projector is fixed"),
     Rule(("projector.guard_weight",), ("projector.guard",), lambda r: r.projector.guard == "none",
@@ -145,5 +197,7 @@ def _because(recipe: Recipe, rule: Rule) -> str:
     values = []
     for cause in rule.cause:
         section, _, name = cause.partition(".")
-        values.append(f"{cause} = {getattr(getattr(recipe, section), name)}")
+        value = getattr(getattr(recipe, section), name)
+        shown = [teacher.label for teacher in value] if cause == "mixture.teachers" else value
+        values.append(f"{cause} = {shown}")
     return ", ".join(values)

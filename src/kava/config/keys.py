@@ -10,10 +10,14 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kava.config.schema import METHODS, Recipe
+from kava.config.fields import METHODS
+from kava.config.schema import Recipe
 from kava.errors import ConfigError
 
 FREE = "training.hf"  # the one key below which any name is allowed
+
+
+_OTHER = {"mixture.teachers": "a list of names or mappings (name, model, prompt, ...)"}
 
 
 class Key(NamedTuple):
@@ -62,7 +66,17 @@ def _describe(name: str, field: FieldInfo) -> str:
         text = f"one of {', '.join(METHODS)}, or package.module:Name"
     else:
         plain = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        text = plain.get(kind) or ("a mapping" if get_origin(kind) is dict else "a list of names")
+        text = (
+            plain.get(kind)
+            or _OTHER.get(name)
+            or (
+                "a mapping"
+                if get_origin(kind) is dict
+                else "a list of numbers"
+                if get_args(kind)[:1] == (float,)
+                else "a list of names"
+            )
+        )
     limits = _limits(field)
     return text + (f" {limits}" if limits else "") + (" or null" if nullable else "")
 

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from kava.config.effects import without_effect
+from kava.config.fields import TABLE_ROW
 from kava.config.keys import FREE, KEYS, SECTIONS, flatten, nest, show, unknown_key
-from kava.config.schema import TABLE_ROW, Origin, Recipe
+from kava.config.schema import Origin, Recipe
+from kava.config.teaching import TeacherSpec
 from kava.config.text import parse_text, read_file, write_file
 from kava.errors import ConfigError
 from kava.registry import nearest
@@ -58,6 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             if value != values.get(key, _default(key)):
                 changed[key], origins[key] = place, origin
             values[key] = value
+    changed = {key: place for key, place in changed.items() if values[key] != _default(key)}  # a way back is no setting
     # what a parent says about itself is not inherited
     own = {key: value for layer in layers[-2 if overrides else -1 :] for key, value in layer.values.items()}
     values = {key: value for key, value in values.items() if not key.startswith("about.") or key in own}
@@ -185,12 +188,23 @@ def _validated(values: Mapping[str, Any], layers: Sequence[Layer], origins: Mapp
     key = _public_name(first["loc"])
     if key in KEYS or key.startswith(FREE + "."):
         label = origins[key].place if key in origins else layers[-1].label
-        allowed = KEYS[key].kind if key in KEYS else "see TrainingArguments"
-        raise ConfigError(f"{label}: {key} = {show(values.get(key))} is not valid: needs {allowed}", _near(key, values))
+        allowed = _inside(first) or "needs " + (KEYS[key].kind if key in KEYS else "see TrainingArguments")
+        raise ConfigError(f"{label}: {key} = {show(values.get(key))} is not valid: {allowed}", _near(key, values))
     text = str(first.get("ctx", {}).get("error", first["msg"]))
     reason, _, hint = text.partition("; ")
     where = f"{key}." if key and not reason.startswith(key) else ""
     raise ConfigError(f"{layers[-1].label}: {where}{reason}", hint or None)
+
+
+def _inside(error: Any) -> str | None:
+    """What is wrong within a value that has parts of its own: two shares, an entry of a list of teachers."""
+    path = [str(part) for part in error["loc"][2:] if not isinstance(part, int)]
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path[-1]!r}, " + nearest(path[-1], sorted(TeacherSpec.model_fields))
+    reason = str(error.get("ctx", {}).get("error", ""))
+    if reason and not reason.startswith("one of"):
+        return reason
+    return f"{path[-1]}: {error['msg'][:1].lower()}{error['msg'][1:]}" if path else None
 
 
 def _near(key: str, values: Mapping[str, Any]) -> str | None:

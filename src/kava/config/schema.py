@@ -7,16 +7,26 @@ Reading, merging and explaining recipe files is `kava.config`; import the models
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, Strict, model_validator
+from pydantic import PrivateAttr, model_validator
 
-TAGS = ("known", "noted", "open", "ours")
-BUILTIN_DATASETS = ("chains", "chains_nl", "variables", "variables_nl")
-METHODS = ("rkv", "rkv_original", "full", "crop", "random", "uniform", "steps")
-METHOD_ALIASES = {"r-kv": "rkv", "right_crop": "crop", "right": "crop"}
-TABLE_ROW = "Table 6, row "
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from kava.config.fields import (
+    DISTANCES,
+    DistanceLoss,
+    Flag,
+    KVLoss,
+    Method,
+    Names,
+    Optimizer,
+    Precision,
+    Scheduler,
+    Section,
+    Shuffle,
+    knob,
+)
+from kava.config.teaching import ExplicitConfig, MixtureConfig, ProjectorConfig, TeacherConfig
+
 # A TrainingArguments field that a key of ours already sets: naming it under training.hf would set it twice.
 HF_OWNED = {
     "output_dir": "--output_dir",
@@ -51,64 +61,6 @@ HF_OWNED = {
     "remove_unused_columns": "the trainer itself",
     "label_names": "the trainer itself",
 }
-
-
-def _spelling(table: dict[Any, str]) -> BeforeValidator:
-    """Other spellings of a choice (upper case too); anything unknown passes on to the type's own check."""
-
-    def canonical(value: Any) -> Any:
-        word = value.lower() if isinstance(value, str) else value
-        return table.get(word, word) if isinstance(word, str | bool | None) else value
-
-    return BeforeValidator(canonical)
-
-
-def _as_tuple(value: Any) -> Any:
-    """`a` and `[a]` mean the same list."""
-    if isinstance(value, str):
-        return (value,)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _known_method(value: Any) -> Any:
-    """A compressor's name, an alias of one, or "package.module:Name"."""
-    if not isinstance(value, str):
-        return value
-    name = METHOD_ALIASES.get(value.lower(), value)
-    if name not in METHODS and ":" not in name:
-        raise ValueError(f"one of {', '.join(METHODS)}, or package.module:Name")
-    return name
-
-
-Flag = Annotated[bool, Strict(False)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-DISTANCES = ("smooth_l1", "mse", "l1")
-DistanceLoss = Annotated[Literal["smooth_l1", "mse", "l1"], _spelling({"smoothl1": "smooth_l1"})]
-KVLoss = Annotated[
-    Literal["smooth_l1", "mse", "l1", "cosine", "mercator", "hybrid", "structural"],
-    _spelling({"smoothl1": "smooth_l1"}),
-]
-Method = Annotated[str, BeforeValidator(_known_method)]
-Shuffle = Annotated[Literal["none", "time", "examples"], _spelling({True: "time", False: "none", None: "none"})]
-Precision = Annotated[Literal["no", "bf16", "fp16"], _spelling({False: "no"})]
-Optimizer = Annotated[str, _spelling({"adamw": "adamw_torch"})]
-Scheduler = Literal[
-    "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "cosine_with_restarts", "inverse_sqrt"
-]
-
-
-def knob(default: Any, tag: str, description: str, source: str = "", **limits: Any) -> Any:
-    """One key of a recipe: its default, how well that default is known, what it does, and its range."""
-    extra: Any = {"tag": tag, "source": source or ("" if tag == "ours" else TABLE_ROW + "Llama-1B AUG")}
-    return Field(default, description=description, json_schema_extra=extra, **limits)
-
-
-class Section(BaseModel):
-    """Frozen; unknown keys, wrong types, NaN and infinity are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False, populate_by_name=True
-    )
 
 
 class About(Section):
@@ -203,68 +155,6 @@ class RkvConfig(Section):
     full_slots: Flag = knob(False, "ours", "full: as many latents as the longest chain of thought, no resampling")
 
 
-class ExplicitConfig(Section):
-    """The second line: student and frozen teacher read the same text; no latents."""
-
-    enabled: Flag = knob(False, "ours", "regress the student's keys and values on those of a separate teacher")
-    form: Literal["per_layer", "aggregated"] = knob(
-        "per_layer", "ours", "compare layer by layer, or one vector per token made of all layers"
-    )
-    choose: Literal["head", "sample"] = knob(
-        "head", "ours", "positions are chosen per layer and head, or once per sample from mean scores"
-    )
-    aggregation: Literal["concat", "mean", "weighted"] = knob("concat", "ours", "aggregated: how layers become one")
-    use_all_layers: Flag = knob(True, "ours", "aggregated: all layers; false = the last one only")
-    layer_map: Literal["ratio", "uniform", "skip"] = knob(
-        "ratio", "ours", "per_layer: teacher layers of each student layer"
-    )
-    layers: Annotated[str | None, Field(pattern=r"^\d+-\d+$")] = knob(
-        None,
-        "ours",
-        "per_layer: student layers a-b (from 0, b included) whose keys and values are compared; null = all",
-    )
-    parts: Literal["both", "k", "v"] = knob("both", "ours", "keys and values, or only one of them")
-    target_len: int = knob(8, "noted", "entries kept of each chain of thought", "the guide", ge=1)
-    attention_weighted: Flag = knob(False, "ours", "weigh each entry by the importance the teacher gives it")
-    attention_weighted_after: int = knob(1000, "noted", "from this update on", "the guide", ge=0)
-    cka_weight: float = knob(0.0, "noted", "weight of 1 - CKA of the hidden keys", "the guide: 0.05", ge=0)
-    cka_layers: str = knob("middle", "noted", "middle, last, or a list of student layers (0,5,11)", "the guide")
-
-
-class TeacherConfig(Section):
-    """Read by the explicit line only; the latent line is its own teacher."""
-
-    name: str | None = knob(None, "ours", "hub name or local folder; null = a frozen copy of the student's base")
-    revision: str | None = knob(None, "ours", "branch, tag or commit on the hub")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = knob("float32", "ours", "type of the teacher's weights")
-    quantization: Literal["none", "nf4", "int8"] = knob(
-        "none", "noted", "load it quantised (bitsandbytes)", "the guide: nf4"
-    )
-    device_map: Literal["none", "auto"] = knob("none", "ours", "auto: spread the teacher over the GPUs of this machine")
-    store: str | None = knob(None, "ours", "read its keys and values from this folder of kava extract")
-    trust_remote_code: Flag = knob(False, "ours", "run code that comes with the teacher")
-
-
-class ProjectorConfig(Section):
-    """Between a teacher and a student of other sizes; explicit line only."""
-
-    direction: Literal["none", "teacher_to_student", "student_to_teacher"] = knob(
-        "none", "noted", "which side is projected; none = sizes must be equal", "the guide: teacher_to_student"
-    )
-    mlp_ratio: float = knob(1.0, "noted", "width of the hidden layer over the teacher's", "the guide", gt=0, le=8)
-    dropout: float = knob(0.1, "noted", "dropout inside the projector", "the guide", ge=0, lt=1)
-    init: Literal["xavier", "kaiming", "normal"] = knob("xavier", "noted", "start of its linear layers", "the guide")
-    match_start: Flag = knob(
-        True, "ours", "teacher_to_student: begin with the mean and spread of the student's own entries"
-    )
-    trainable: Flag = knob(True, "noted", "false: a fixed random projection", "the guide")
-    learning_rate: float = knob(1e-3, "noted", "its own learning rate", "the guide", gt=0, le=1)
-    guard: Literal["variance", "none"] = knob(
-        "variance", "ours", "teacher_to_student: keeps the projected targets from shrinking to a point"
-    )
-    guard_weight: float = knob(1.0, "ours", "weight of the guard", ge=0)
-
-
 class LoraConfig(Section):
     enabled: Flag = knob(True, "known", "train LoRA matrices; false = train every weight")
     r: int = knob(128, "known", "rank", ge=1)
@@ -293,6 +183,9 @@ class TrainingConfig(Section):
     )
     gradient_clipping: float = knob(2.0, "known", "largest gradient norm; 0 = no clipping", ge=0)
     gradient_checkpointing: Flag = knob(False, "ours", "less memory, more time")
+    start_from: str | None = knob(
+        None, "ours", "begin with the weights of this checkpoint (student and adapters), not with the base model's"
+    )
     packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 2; same losses")
     on_oom: Literal["error", "reduce_batch"] = knob(
         "error", "ours", "out of GPU memory: stop, or go on in smaller pieces of the same batch"
@@ -358,6 +251,7 @@ class Recipe(Section):
     explicit: ExplicitConfig = ExplicitConfig()
     teacher: TeacherConfig = TeacherConfig()
     projector: ProjectorConfig = ProjectorConfig()
+    mixture: MixtureConfig = MixtureConfig()
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     system: SystemConfig = SystemConfig()
@@ -380,6 +274,8 @@ class Recipe(Section):
                 f"loss.alpha2_kv = {loss.alpha2_kv:g} compares keys and values of latents, but latent.num_tokens = 0; "
                 "set loss.alpha2_kv=0"
             )
+        if self.mixture.on:
+            self._mixture_consistent()
         if self.rkv.shuffle == "examples" and training.batch_size == 1:
             raise ValueError(
                 "rkv.shuffle = examples takes the targets of a batch partner, but training.batch_size = 1; set it to 2 "
@@ -394,6 +290,40 @@ class Recipe(Section):
                 f"{training.gradient_accumulation_steps}; set one of them"
             )
         return self
+
+    def _mixture_consistent(self) -> None:
+        mixture, loss = self.mixture, self.loss
+        if self.projector.direction != "none":
+            raise ValueError(
+                f"projector.direction = {self.projector.direction} is for one teacher; those of a mixture have adapters, "
+                "set it to none"
+            )
+        if self.dataset.streaming:
+            raise ValueError("a mixture reads each text again in every teacher's tokens; set dataset.streaming=false")
+        codes = self.explicit.enabled and mixture.space == "z"
+        if codes and (
+            self.explicit.form == "aggregated" or self.explicit.choose == "head" or self.explicit.cka_weight > 0
+        ):
+            raise ValueError(
+                "mixture.space = z compares one code per token and layer; set explicit.form=per_layer, "
+                "explicit.choose=sample and explicit.cka_weight=0"
+            )
+        if self.explicit.enabled:
+            if loss.alpha1_codi > 0:
+                raise ValueError(
+                    "loss.alpha1_codi compares with the hidden states of one teacher, which several of other widths do not "
+                    "have together; set loss.alpha1_codi=0"
+                )
+            return
+        if self.rkv.rotary == "before":
+            raise ValueError(
+                "rkv.rotary = before is for the latent line's own teacher; leave it out with mixture.teachers"
+            )
+        if mixture.space == "z" or mixture.fusion == "similarity" or mixture.query == "hidden":
+            raise ValueError(
+                "latents learn from a mixture in KV space, with fusion fixed, or learnable by the question's embeddings; "
+                "set mixture.space=kv, mixture.query=embedding, and mixture.fusion=fixed or learnable"
+            )
 
     def _explicit_consistent(self) -> None:
         explicit, kind = self.explicit, self.loss.kv_loss_type

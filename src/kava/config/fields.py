@@ -1,0 +1,87 @@
+"""What keys of a recipe are made of: spellings, choices, ranges, and where a default comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+TAGS = ("known", "noted", "open", "ours")
+BUILTIN_DATASETS = ("chains", "chains_nl", "variables", "variables_nl")
+METHODS = ("rkv", "rkv_original", "full", "crop", "random", "uniform", "steps")
+METHOD_ALIASES = {"r-kv": "rkv", "right_crop": "crop", "right": "crop"}
+TABLE_ROW = "Table 6, row "
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _spelling(table: dict[Any, str]) -> BeforeValidator:
+    """Other spellings of a choice (upper case too); anything unknown passes on to the type's own check."""
+
+    def canonical(value: Any) -> Any:
+        word = value.lower() if isinstance(value, str) else value
+        return table.get(word, word) if isinstance(word, str | bool | None) else value
+
+    return BeforeValidator(canonical)
+
+
+def as_tuple(value: Any) -> Any:
+    """`a` and `[a]` mean the same list."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _known_method(value: Any) -> Any:
+    """A compressor's name, an alias of one, or "package.module:Name"."""
+    if not isinstance(value, str):
+        return value
+    name = METHOD_ALIASES.get(value.lower(), value)
+    if name not in METHODS and ":" not in name:
+        raise ValueError(f"one of {', '.join(METHODS)}, or package.module:Name")
+    return name
+
+
+Flag = Annotated[bool, Strict(False)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+DISTANCES = ("smooth_l1", "mse", "l1")
+PROMPTS = {
+    "default": "{question}",
+    "cot": "Think step by step.\n{question}",
+    "direct": "Give the answer at once.\n{question}",
+}
+DistanceLoss = Annotated[Literal["smooth_l1", "mse", "l1"], _spelling({"smoothl1": "smooth_l1"})]
+KVLoss = Annotated[
+    Literal["smooth_l1", "mse", "l1", "cosine", "mercator", "hybrid", "structural"],
+    _spelling({"smoothl1": "smooth_l1"}),
+]
+Method = Annotated[str, BeforeValidator(_known_method)]
+Shuffle = Annotated[Literal["none", "time", "examples"], _spelling({True: "time", False: "none", None: "none"})]
+Precision = Annotated[Literal["no", "bf16", "fp16"], _spelling({False: "no"})]
+Optimizer = Annotated[str, _spelling({"adamw": "adamw_torch"})]
+Scheduler = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "cosine_with_restarts", "inverse_sqrt"
+]
+
+
+def _rises(value: tuple[float, float]) -> tuple[float, float]:
+    start, end = value
+    if not 0 <= start <= end <= 1:
+        raise ValueError(f"[{start:g}, {end:g}] are not two shares of the updates, 0 <= from <= to <= 1")
+    return value
+
+
+Ramp = Annotated[tuple[float, float], BeforeValidator(as_tuple), AfterValidator(_rises)]
+
+
+def knob(default: Any, tag: str, description: str, source: str = "", **limits: Any) -> Any:
+    """One key of a recipe: its default, how well that default is known, what it does, and its range."""
+    extra: Any = {"tag": tag, "source": source or ("" if tag == "ours" else TABLE_ROW + "Llama-1B AUG")}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys, wrong types, NaN and infinity are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False, populate_by_name=True
+    )
