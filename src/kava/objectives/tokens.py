@@ -17,7 +17,7 @@ from kava.backbone.model import LatentModel
 from kava.backbone.reading import Reading, cue_states, read_text
 from kava.compress import Samples, importance, make_compressor
 from kava.config import Recipe
-from kava.config.schema import DISTANCES
+from kava.config.fields import DISTANCES
 from kava.errors import ConfigError
 from kava.losses import Term, codi_loss, cross_entropy, kv_loss
 from kava.losses.cka import cka

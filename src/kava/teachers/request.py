@@ -12,7 +12,7 @@ from kava.backbone.model import Backbone
 from kava.backbone.sizes import stored_dtype, without_weights
 from kava.compress import Compressor, make_compressor
 from kava.config import BUILTIN_DATASETS, Recipe
-from kava.config.schema import METHOD_ALIASES
+from kava.config.fields import METHOD_ALIASES
 from kava.data.encode import EncodedSet, Encoder, encode_split
 from kava.data.example import content_hash
 from kava.data.load import ExampleStream, load_examples
