@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from kava.backbone.artifact import save_student
 from kava.backbone.families import family_of
 from kava.backbone.load import assemble
 from kava.config import load_recipe
+from many import joined
 from zoo_tokenizers import bos, byte_level
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -48,6 +49,12 @@ MODELS = {
     ),
     "Qwen/Qwen2.5-7B-Instruct": (Qwen2ForCausalLM, Qwen2Config, byte_level, {"bos_token_id": None}),
 }
+GPT2 = {"vocab_size": 440, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_inner": 48, "n_positions": 1024}
+TEACHERS = {
+    "gpt2": GPT2,
+    "gpt2-medium": GPT2 | {"n_embd": 48, "n_layer": 3},
+    "gpt2-large": GPT2 | {"n_embd": 64, "n_head": 8},
+}
 RECIPES = ("llama1b_aug", "llama1b_aug_nl", "qwen05b_aug", "qwen05b_aug_nl", "llama3b_aug", "llama3b_aug_nl")
 TEST_ROWS = 12
 
@@ -56,6 +63,9 @@ def build(root: Path) -> Path:
     """The cache and the data sets under `root`."""
     for name, (model, config, tokenizer, extra) in MODELS.items():
         _model(root / "hub", name, model(config(vocab_size=400, **(SHAPE | extra))), tokenizer())
+    for name, config in TEACHERS.items():
+        special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+        _model(root / "hub", name, GPT2LMHeadModel(GPT2Config(**config, **special)), joined())
     _datasets(root / "datasets")
     rows = [_gsm8k(problem) for problem in problems(48)]
     exported = [{"prompt": row["question"], "target": row["answer"]} for row in rows]

@@ -133,7 +133,9 @@ def test_six_recipes_say_what_the_table_says(name: str):
 
 
 def test_these_recipes_are_shipped():
-    assert set(list_recipes()) == {*SIX, "embedded", "debug", "adaptive", "explicit_hpc", "explicit_embedded"}
+    several = {"multi_teacher", "multi_teacher_embedded", *(f"phase{n}" for n in range(1, 6))}
+    one = {"embedded", "debug", "adaptive", "explicit_hpc", "explicit_embedded"}
+    assert set(list_recipes()) == {*SIX, *one, *several}
 
 
 @pytest.mark.parametrize("name", ["_base", *list_recipes()])

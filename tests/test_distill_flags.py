@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from kava.cli.distill import app, wish_of
-from kava.cli.distill_flags import BY_NAME, FLAGS, REFUSED, read_words
+from kava.cli.distill_flags import read_words
 from kava.cli.distill_settings import Plan, Wish, plan, use_cache
+from kava.cli.distill_table import BY_NAME, FLAGS, REFUSED
 from kava.cli.main import main, underscores, verb_command
 from kava.config import load_recipe, save_recipe
 from kava.config.keys import flatten
@@ -38,13 +39,13 @@ SETS = {
     "load_in_4bit": [(None, {"teacher.quantization": "nf4"})],
     "load_in_8bit": [(None, {"teacher.quantization": "int8"})],
     "device_map": [("auto", {"teacher.device_map": "auto"})],
-    "teacher_store": [("kv_cache/a", {"teacher.store": "kv_cache/a"})],
+    "teacher_store teacher_stores": [("kv_cache/a", {"teacher.store": "kv_cache/a"})],
     "trust_remote_code": [(None, {"model.trust_remote_code": True, "teacher.trust_remote_code": True})],
     "dataset_name": [("svamp", {"dataset.name": "svamp"})],
     "dataset_config": [("socratic", {"dataset.config": "socratic"})],
     "split dataset_split": [("train", {})],
     "train_file": [("data/own.jsonl", {"dataset.name": "data/own.jsonl", "dataset.config": None})],
-    "subset_size": [("100000", {"dataset.subset_size": 100000}), ("None", {"dataset.subset_size": None})],
+    "subset_size max_samples n_samples": [("100000", {"dataset.subset_size": 100000}), ("None", {"dataset.subset_size": None})],
     "streaming": [(None, {"dataset.streaming": True})],
     "max_length": [("1024", {"dataset.max_length": 1024})],
     "batch_size": [("16", {"training.batch_size": 16}), ("auto", {"training.batch_size": 1}),
@@ -92,6 +93,30 @@ SETS = {
     "cka_weight": [("0.05", {"explicit.cka_weight": 0.05})],
     "cka_layers": [("last", {"explicit.cka_layers": "last"}, "explicit.cka_weight=0.05"),
                    ("0,5,11", {"explicit.cka_layers": "0,5,11"}, "explicit.cka_weight=0.05")],
+    "lambda_k": [("0.5", {"explicit.lambda_k": 0.5})],
+    "lambda_v": [("2", {"explicit.lambda_v": 2})],
+    "beta_cos": [("0.1", {"explicit.beta_cos": 0.1})],
+    "gamma_kl": [("0.01", {"explicit.gamma_kl": 0.01})],
+    "phase": [("4", {"mixture.fusion": "learnable", "mixture.per_layer": True}), ("5", {"mixture.space": "z"})],
+    "teacher_models": [("gpt2", {"mixture.fusion": "fixed", "model.name": "Qwen/Qwen2.5-0.5B-Instruct"})],
+    "teacher_prompts": [("cot", {"projector.trainable": False})],
+    "fusion_method fusion_strategy": [("similarity", {"mixture.fusion": "similarity"}, "--phase 3")],
+    "fixed_weights": [("0.5,0.3,0.2", {"mixture.weights": [0.5, 0.3, 0.2]}, "--phase 3")],
+    "similarity_metric": [("euclidean", {"mixture.similarity": "l2"}, "--phase 3 mixture.fusion=similarity")],
+    "prototype_method": [("max", {"mixture.prototype": "max"}, "--phase 3 mixture.fusion=similarity")],
+    "num_clusters": [
+        ("4", {"mixture.centres": 4}, "--phase 3 mixture.fusion=similarity mixture.prototype=kmeans")],
+    "router_type learnable_router_type": [("attention", {"mixture.router": "attention"}, "--phase 4")],
+    "entropy_reg_strength entropy_reg_weight router_entropy_weight": [
+        ("0.02", {"mixture.entropy_weight": 0.02}, "--phase 4")],
+    "entropy_target": [("specialized", {"mixture.entropy": "specialized"}, "--phase 4")],
+    "alignment_strategy": [("truncate", {"mixture.time": "truncate"}, "--phase 3"),
+                           ("soft_matrix", {"mixture.time": "soft"}, "--phase 3")],
+    "rope_scaling_method": [("ntk", {"mixture.rope": "ntk"}, "--phase 3")],
+    "layer_mapping_path": [
+        ("a.json", {"mixture.layer_map": "cka", "mixture.layer_map_files": ["a.json"]}, "--teacher_models gpt2")],
+    "use_cka_layer_mapping": [
+        (None, {"mixture.layer_map": "cka"}, "--teacher_models gpt2 mixture.layer_map_files=[a.json]")],
     "save_steps save_interval": [("250", {"logging.save_steps": 250})],
     "eval_steps eval_interval": [("250", {"logging.eval_steps": 250})],
     "logging_steps": [("5", {"logging.logging_steps": 5})],
@@ -119,6 +144,14 @@ DOCUMENTED = [
     "--target_len 32 --save_steps 2000 --logging_steps 100 --num_workers 16 --output_dir outputs/qwen3_ultra",
     "--batch_size 4 --kv_aggregation_method mean --use_all_layers",
     "--max_length 512 --lr_student 5e-5 --lr_projector 1e-3 --weight_decay 0.01 --warmup_steps 100 --load_in_4bit",
+    "--student_model Qwen/Qwen2.5-0.5B-Instruct --teacher_models gpt2 gpt2-medium gpt2-large --phase 3 --fusion_method "
+    "learnable --router_type attention --layer_mapping_strategy ratio --rope_scaling_method ntk --kv_loss_type mse "
+    "--lambda_k 1.0 --lambda_v 1.0 --beta_cos 0.1 --gamma_kl 0.01 --delta_ce 1.0 --entropy_target specialized "
+    "--entropy_reg_strength 0.01 --max_samples 5000 --max_length 512 --output_dir outputs/multi_teacher --batch_size 4 "
+    "--gradient_accumulation_steps 8 --learning_rate 2e-5 --max_steps 900 --warmup_steps 500 --save_steps 1000 "
+    "--logging_steps 100 --bf16 --gradient_checkpointing --cache_dir cache --trust_remote_code",
+    "--phase 1 --model_name Qwen/Qwen2.5-0.5B --teacher_prompts default cot --fixed_weights 0.7 0.3 --n_samples 64",
+    "--phase 3 --teacher_models gpt2 gpt2-medium",
 ]
 
 
@@ -208,7 +241,7 @@ def test_what_is_not_there_is_refused_with_its_reason(name: str, planned) -> Non
         ("--gradient_accumulation 4 system.gradient_accumulation_steps=8", "is set twice"),
         ("--gradient_accumulation probe", "only the batch is measured"),
         ("stray", "unexpected 'stray'"),
-        ("--kv_weight 0 --kv_method rkv", "rkv.method has no effect here: the key/value term is off"),
+        ("--kv_weight 0 --kv_method right_crop", "rkv.method has no effect here: the key/value term is off"),
         ("--kv_weight 0 --shuffle_kv", "rkv.shuffle has no effect here"),
         ("--epochs 3 --max_steps 10", "training.epochs has no effect"),
         ("--warmup_steps 100 --epochs 3", "needs a known number of updates"),
@@ -218,6 +251,26 @@ def test_what_is_not_there_is_refused_with_its_reason(name: str, planned) -> Non
         ("--split test", "--split: it can only be train"),
         ("--rkv_keep_recent 4", "--rkv_keep_recent: it can only be None"),
         ("--config llama1b_aug", "recipe llama1b_aug has no separate teacher"),
+        ("--phase 6", "--phase 6: the phases are 1 to 5"),
+        ("--phase 3 --config phase4", "recipe phase4 is a phase itself"),
+        ("--phase 3 --config explicit_hpc", "recipe explicit_hpc names no teachers for phase 3"),
+        ("--phase 3 --teacher_models a b a", "two teachers are the same: a with prompt default"),
+        ("--phase 3 --teacher_models a b --teacher_prompts cot direct default", "3 prompts for 2 teachers (a, b)"),
+        ("--phase 1 --teacher_prompts default think", "'think' is none of default, cot, direct"),
+        ("--phase 3 --teacher_models a b --teacher_name c", "--teacher_name and --teacher_models"),
+        ("--phase 3 --teacher_models a b mixture.teachers=[c]", "mixture.teachers and flags about teachers"),
+        ("--phase 3 --teacher_store a b", "2 stores for 3 teachers"),
+        ("--teacher_store a b", "2 folders for one teacher"),
+        ("--phase 3 --fixed_weights 0.5 0.5", "2 weights for 3 teachers"),
+        ("--phase 3 --fixed_weights 0.5 0.3 0.3", "sum to 1.1"),
+        ("--phase 3 --fixed_weights much little", "--fixed_weights: 'much' is no number"),
+        ("--phase 3 --router_type mlp2", "mixture.router = mlp2 is not valid"),
+        ("--phase 3 --router_type gate", "mixture.router has no effect here: no router is trained"),
+        ("--phase 5 --beta_cos 0.2", "explicit.beta_cos has no effect here: codes are compared"),
+        ("--phase 3 --use_cka_layer_mapping", "needs layer_map_files, one for each of 3 teachers"),
+        ("--phase 3 --layer_mapping_strategy skip mixture.layer_map=uniform", "mixture.layer_map is set twice"),
+        ("--phase 3 --streaming", "a mixture reads each text again"),
+        ("--fusion_method learnable", "mixture.fusion has no effect here: there is one teacher"),
         ("--model.nme x", "unknown key 'model.nme'"),
     ],
 )
@@ -251,6 +304,75 @@ def test_flags_for_both_models_leave_out_a_teacher_that_is_not_loaded(planned) -
     assert made.recipe.model.trust_remote_code
     assert made.recipe.teacher == load_recipe("adaptive", ["teacher.store=kv_cache/a"]).teacher
     planned("--config explicit_hpc --torch_dtype float16 --kv_weight 0 --codi_weight 0")
+
+
+# ---- several teachers
+
+
+def teachers(made: Plan) -> list[tuple[str, str | None, str]]:
+    return [(one.label, one.model, one.prompt) for one in made.recipe.mixture.teachers]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted", "weights"),
+    [
+        ("--phase 1", [("default", None, "default"), ("cot", None, "cot")], (0.7, 0.3)),
+        ("--phase 1 --teacher_models m", [("default", "m", "default"), ("cot", "m", "cot")], (0.7, 0.3)),
+        ("--phase 1 --teacher_name m", [("default", "m", "default"), ("cot", "m", "cot")], (0.7, 0.3)),
+        ("--phase 1 --teacher_models a b", [("a", "a", "default"), ("b", "b", "default")], None),
+        ("--teacher_prompts direct 'Do: {question}'",
+         [("direct", None, "direct"), ("prompt2", None, "Do: {question}")], (0.7, 0.3)),
+        ("--phase 1 --teacher_prompts default cot direct",
+         [("default", None, "default"), ("cot", None, "cot"), ("direct", None, "direct")], None),
+        ("--phase 1 --teacher_models a b --fusion_method learnable", [("a", "a", "default"), ("b", "b", "default")], None),
+        ("--teacher_models x/gpt2 y/gpt2 opt",
+         [("x_gpt2", "x/gpt2", "default"), ("y_gpt2", "y/gpt2", "default"), ("opt", "opt", "default")], None),
+        ("--phase 3 --teacher_models a b a --teacher_prompts default default cot",
+         [("a_default", "a", "default"), ("b", "b", "default"), ("a_cot", "a", "cot")], None),
+        ("--phase 3 --teacher_prompts cot", [(f"gpt2{size}", f"gpt2{size}", "cot") for size in ("", "-medium", "-large")],
+         None),
+        ("--phase 2 --teacher_models None kava:embedded",
+         [("own", None, "default"), ("kava_embedded", "kava:embedded", "default")], None),
+        ("--config multi_teacher_embedded --phase 1",
+         [("default", "kava:embedded", "default"), ("cot", "kava:embedded", "cot")], (0.7, 0.3)),
+        ("--config multi_teacher_embedded --phase 4",
+         [("plain", "kava:embedded", "default"), ("zero", "kava:embedded", "0+{question}"),
+          ("sentence", "kava:embedded", "cot")], None),
+    ],
+)  # fmt: skip
+def test_who_the_teachers_are(line: str, wanted: list, weights: object, planned) -> None:
+    made = planned(line)
+    assert teachers(made) == wanted
+    assert made.recipe.mixture.weights == weights
+
+
+@pytest.mark.parametrize("phase", ["1", "2", "3", "4", "5"])
+def test_a_phase_on_another_recipe_is_what_its_own_recipe_says(phase: str, planned) -> None:
+    """But for models, data and budget, which are the recipe's."""
+    wanted, found = load_recipe(f"phase{phase}"), planned(f"--config multi_teacher_embedded --phase {phase}").recipe
+    free = {"teachers": ()} if phase != "1" else {"teachers": found.mixture.teachers}
+    assert found.mixture.model_copy(update=free) == wanted.mixture.model_copy(update=free)
+    assert found.projector == wanted.projector
+    base = load_recipe("multi_teacher_embedded")
+    assert (found.model, found.dataset, found.training, found.loss) == (
+        base.model, base.dataset, base.training, base.loss)  # fmt: skip
+
+
+def test_what_is_given_wins_over_a_phase(planned) -> None:
+    made = planned("--config multi_teacher_embedded --phase 4 --fusion_method fixed --fixed_weights 0.5 0.5 0")
+    assert (made.recipe.mixture.fusion, made.recipe.mixture.weights) == ("fixed", (0.5, 0.5, 0))
+    assert (made.recipe.mixture.per_layer, made.recipe.mixture.entropy) == (False, "none")
+    assert planned("--phase 4 --entropy_target none").recipe.mixture.entropy == "none"
+
+
+def test_flags_about_the_teacher_are_about_each_of_several(planned) -> None:
+    made = planned("--phase 3 --torch_dtype float16 --quantization 8bit --trust_remote_code --teacher_store a b c")
+    for one, store in zip(made.recipe.mixture.teachers, "abc", strict=True):
+        assert (one.dtype, one.quantization, one.trust_remote_code, one.store) == ("float16", "int8", True, store)
+    assert made.recipe.teacher == load_recipe("phase3").teacher
+    assert planned("--phase 3 --layer_mapping_strategy skip").recipe.mixture.layer_map == "skip"
+    prompt = planned("--phase 1 --teacher_prompts default '\u4f60\U0001f600 \"so\": {question}'")
+    assert prompt.recipe.mixture.teachers[1].prompt == '\u4f60\U0001f600 "so": {question}'
 
 
 # ---- the machine

@@ -41,7 +41,13 @@ SCRIPTS = (
 )  # fmt: skip
 
 SMALL = {"--subset_size": "16", "--num_workers": "0", "--max_steps": "2", "--epochs": "1", "--warmup_steps": "1",
-         "--gradient_accumulation_steps": "2", "--batch_size": "4"}  # fmt: skip
+         "--gradient_accumulation_steps": "2", "--batch_size": "4", "--max_samples": "16", "--n_samples": "16"}  # fmt: skip
+MEMBERS = {
+    "e1-e5": ("E1_baseline", "E4_rkv"),
+    "phases": ("sft", "single_gpt2", "fixed"),
+    "stages": ("fixed", "similarity", "learnable"),
+    "ablations": ("routing_gate", "teachers_1", "layers_shallow"),
+}
 
 
 class Row(NamedTuple):
@@ -141,8 +147,8 @@ def quick(words: list[str]) -> list[str] | None:
         words += ["--quick_test", *([] if "--num_workers" in words else ["system.num_workers=0"])]
     if words[0] == "seeds":
         words += ["--quick_test", "system.num_workers=0", "evaluation.max_new_tokens=4"]
-    if words[0] == "suite":  # two members of the default recipe stand for all
-        words += ["--quick_test", "--seeds", "42", "--members", "E1_baseline", "E4_rkv"]
+    if words[0] == "suite":  # a few members stand for all
+        words += ["--quick_test", "--seeds", "42", "system.num_workers=0", "--members", *MEMBERS[words[1]]]
     if words[0] == "bench":
         words += ["--repeats", "1"]
     if words[0] in ("evaluate", "infer") and "--max_new_tokens" not in words:

@@ -79,7 +79,7 @@ def pairs(student: list, teacher: list, kept: list) -> list[tuple[list[float], l
 
 def held_out(student: list, target: list, kept: list) -> dict[str, float]:
     """The meter's numbers over [b][h][m][d], each head with a mean of its own."""
-    raw, centred, constant, around, square = [], [], [], [], []
+    raw, centred, constant, around, square, apart, size = [], [], [], [], [], [], 0
     for h in range(len(kept[0])):
         own = [
             (student[b][h][m], target[b][h][m])
@@ -96,7 +96,13 @@ def held_out(student: list, target: list, kept: list) -> dict[str, float]:
             constant.append(cosine(mean, t))
             around.append(dot(t_less, t_less))
             square.append(dot(t, t))
+            gap = [x - y for x, y in zip(s, t, strict=True)]
+            apart.append(dot(gap, gap))
+            size += len(t)
     return {
+        "difference": math.fsum(apart) / size,
+        "mean_predictor": math.fsum(around) / size,
+        "unexplained": math.fsum(apart) / math.fsum(around),
         "cossim": math.fsum(raw) / len(raw),
         "cossim_centred": math.fsum(centred) / len(raw),
         "cossim_mean_predictor": math.fsum(constant) / len(raw),

@@ -504,22 +504,34 @@ def held_out(settings: dict, own: Own, samples: list[Sample], student: Any, teac
     settings = settings | plain
     mine, theirs = ([read(lm, one) for one in samples] for lm in (student, teacher))
     compared = Comparison(settings, own, samples, mine, theirs, late=False).pairs(Chooser(settings, 0))
+    found = alike(compared, [len(one.cot) for one in samples])
+    varied = []
+    for (part, place, _), row in compared.items():
+        if (part, place) in own.reference and len(row) > 1:
+            stds = torch.stack([pair.target for pair in row]).std(0)
+            varied.append(float((stds / own.reference[part, place]).mean()))
+    found |= {"target_variation": math.fsum(varied) / len(varied)} if varied else {}
+    return ce_and_ppl(samples, mine) | found
+
+
+def ce_and_ppl(samples: list[Sample], mine: list[Read]) -> dict[str, float]:
     texts = sum(len(one.cot) + len(one.cue) + len(one.answer) + 1 for one in samples)
     ce = float(sum(one.ce for one in mine)) / texts
+    return {"ce": ce, "ppl": math.exp(ce)}
+
+
+def alike(compared: Compared, lengths: list[int]) -> dict[str, float]:
+    """Of `lengths` columns per sample, each paired with itself: how near student and target are, raw and centred."""
     found: dict[str, list[float]] = {}
+    names = {"difference": "kv", "mean_predictor": "kv_mean_predictor", "unexplained": "kv_unexplained"}
     for part, place in dict.fromkeys(key[:2] for key in compared):
-        rows = [compared[part, place, b] for b in range(len(samples))]
-        heads = max(len(row) // max(len(one.cot), 1) for row, one in zip(rows, samples, strict=True))
+        rows = [compared[part, place, b] for b in range(len(lengths))]
+        heads = max(len(row) // max(length, 1) for row, length in zip(rows, lengths, strict=True))
         sides = [[_by_head(row, side, heads) for row in rows] for side in ("student", "target")]
         kept = [[[True] * len(head) for head in heads_of] for heads_of in sides[0]]
         for name, value in direction.held_out(*sides, kept).items():
-            found.setdefault(name, []).append(value)
-        for row in rows if (part, place) in own.reference else []:
-            if len(row) > 1:
-                stds = torch.stack([pair.target for pair in row]).std(0)
-                found.setdefault("target_variation", []).append(float((stds / own.reference[part, place]).mean()))
-    means = {name: math.fsum(values) / len(values) for name, values in found.items()}
-    return {"ce": ce, "ppl": math.exp(ce)} | means
+            found.setdefault(names.get(name, name), []).append(value)
+    return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
 def _by_head(rows: list[Pair], side: str, heads: int) -> list[list[list[float]]]:

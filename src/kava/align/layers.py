@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from torch import Tensor
 
 from kava.errors import ConfigError, ModelError
+from kava.files import write_json
 from kava.shapes import precise
 
-STRATEGIES = ("ratio", "uniform", "skip")
+STRATEGIES = ("ratio", "blend", "uniform", "skip")
+
+EQUAL = 1e-6  # layers whose CKA is less than this from 1 are the same
+WRITES = "kava align precompute writes one for a pair of models"
 
 Entry = list[tuple[int, float]]  # teacher layers with weights that sum to 1
 
@@ -15,7 +24,10 @@ Entry = list[tuple[int, float]]  # teacher layers with weights that sum to 1
 def layer_map(num_student: int, num_teacher: int, strategy: str = "ratio") -> list[Entry]:
     """For each student layer s its teacher layers.
 
-    ratio    t = s (L_t - 1) / (L_s - 1), between two layers the two weighted by nearness: first to first, last to last
+    ratio    t = s (L_t - 1) / (L_s - 1), between two layers the two weighted by nearness: first to first, last to last.
+             Every teacher layer has a part in it where L_t <= 2 L_s - 2; `unused` names the others
+    blend    the same t, but every teacher layer has a part in its nearest student layers: weight 1 at t, falling to 0
+             one step of t away; equal to ratio where L_t <= L_s
     uniform  the same t, rounded to the nearest layer (a half upwards)
     skip     t = s * floor(L_t / L_s): the lower layers, evenly; the top ones may stay unused
 
@@ -38,7 +50,16 @@ def layer_map(num_student: int, num_teacher: int, strategy: str = "ratio") -> li
     steps, span = num_student - 1, num_teacher - 1
     if strategy == "uniform":
         return [[((2 * layer * span + steps) // (2 * steps), 1.0)] for layer in range(num_student)]
+    if strategy == "blend" and span > steps:
+        return [_around(layer * span, steps, span) for layer in range(num_student)]
     return [_between(layer * span, steps) for layer in range(num_student)]
+
+
+def _around(place: int, steps: int, span: int) -> Entry:
+    """All layers less than span / steps away from place / steps, by nearness."""
+    near = [(layer, span - abs(layer * steps - place)) for layer in range(span + 1)]
+    total = sum(weight for _, weight in near if weight > 0)
+    return [(layer, weight / total) for layer, weight in near if weight > 0]
 
 
 def _between(place: int, steps: int) -> Entry:
@@ -47,7 +68,78 @@ def _between(place: int, steps: int) -> Entry:
     return [(below, 1 - rest / steps), (below + 1, rest / steps)] if rest else [(below, 1.0)]
 
 
-def mix(layers: list[Tensor], entry: Entry) -> Tensor:
+def cka_map(similarity: Tensor, top_k: int = 2) -> list[Entry]:
+    """For each student layer its `top_k` most alike teacher layers, from similarities [L_s, L_t] (CKA, at most 1).
+
+    Weights are in proportion to c / (1 - c), so that the nearer c is to 1, the more it counts, and an equal layer
+    (c = 1) is taken alone. Layers that are not alike (c <= 0) have no part, unless none is: then the least unlike.
+    """
+    if not 1 <= top_k <= similarity.shape[1]:
+        raise ConfigError(f"top_k is {top_k}, the teacher has {similarity.shape[1]} layers", "choose 1 or 2")
+    found = []
+    for row in similarity.double().tolist():
+        best = sorted(range(len(row)), key=lambda t: (-row[t], t))[:top_k]
+        if not 0 < row[best[0]] < 1 - EQUAL:
+            found.append([(best[0], 1.0)])
+            continue
+        odds = {t: row[t] / (1 - row[t]) for t in sorted(best) if row[t] > 0}
+        found.append([(t, weight / sum(odds.values())) for t, weight in odds.items()])
+    return found
+
+
+def unused(layers: list[Entry], num_teacher: int) -> list[int]:
+    """Teacher layers that have no part in a map."""
+    return sorted(set(range(num_teacher)) - {layer for entry in layers for layer, _ in entry})
+
+
+def write_map(path: str | Path, similarity: Tensor, top_k: int, facts: Mapping[str, Any] | None = None) -> list[Entry]:
+    """The map of `cka_map`, written with what it was made of (and `facts`) as JSON for `read_map`."""
+    layers = cka_map(similarity, top_k)
+    document = {
+        **(facts or {}),
+        "student_num_layers": similarity.shape[0],
+        "teacher_num_layers": similarity.shape[1],
+        "top_k": top_k,
+        "similarity_matrix": similarity.tolist(),
+        "layer_mapping": {str(layer): [list(pair) for pair in entry] for layer, entry in enumerate(layers)},
+    }
+    write_json(path, document)
+    return layers
+
+
+def read_map(path: str | Path, num_student: int, num_teacher: int) -> list[Entry]:
+    """The layer map in a file of `write_map`, which must be for models of these sizes."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        sizes = int(document["student_num_layers"]), int(document["teacher_num_layers"])
+        layers = [
+            [(int(layer), float(weight)) for layer, weight in document["layer_mapping"][str(number)]]
+            for number in range(sizes[0])
+        ]
+    except OSError as error:
+        raise ConfigError(f"layer map {path}: {error.strerror or error}", WRITES) from error
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"layer map {path} is not a file of layer maps ({reason})", WRITES) from error
+    if sizes != (num_student, num_teacher):
+        raise ConfigError(
+            f"layer map {path} is for {sizes[0]} student and {sizes[1]} teacher layers, the models have {num_student} and "
+            f"{num_teacher}",
+            WRITES,
+        )
+    for number, entry in enumerate(layers):
+        _check_entry(entry, num_teacher, f"layer map {path}: student layer {number}")
+    return layers
+
+
+def _check_entry(entry: Entry, num_teacher: int, where: str) -> None:
+    if any(not 0 <= layer < num_teacher for layer, _ in entry):
+        raise ConfigError(f"{where} is given teacher layers {[layer for layer, _ in entry]} of {num_teacher}", WRITES)
+    if any(weight < 0 for _, weight in entry) or abs(sum(weight for _, weight in entry) - 1) > 1e-6:
+        raise ConfigError(f"{where} has weights {[weight for _, weight in entry]}, which must sum to 1", WRITES)
+
+
+def mix(layers: Sequence[Tensor] | Mapping[int, Tensor], entry: Entry) -> Tensor:
     """sum_i weight_i * layers[i], in float32 or better; a single layer comes back as it is."""
     if len(entry) == 1:
         return layers[entry[0][0]]

@@ -37,6 +37,15 @@ FAMILIES = {
 }
 
 
+def known(config: Any) -> bool:
+    """Whether `family_of` takes a model; another one can still be a teacher (`foreign.py`)."""
+    try:
+        family_of(config, "")
+    except ModelError:
+        return False
+    return True
+
+
 def family_of(config: Any, where: str) -> Family:
     """The family of a transformers config, or a refusal that says why."""
     model_type = getattr(config, "model_type", None)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kava.align import rope
 from kava.backbone.attention import KV, SLOT, Call
 from kava.backbone.families import Family
 
@@ -80,11 +81,6 @@ def join(*parts: KV) -> KV:
 
 
 def unrotate(keys: Tensor, decoder: Any, positions: Tensor) -> Tensor:
-    """Keys [B, H, T, D] as they were before the rotary embedding (half-split layout).
-
-    rotated = k cos + rot(k) sin, so k = (rotated cos - rot(rotated) sin) / (cos^2 + sin^2).
-    """
+    """Keys [B, H, T, D] as they were before the decoder's rotary embedding turned them at `positions` [B, T]."""
     cos, sin = (part.unsqueeze(1) for part in decoder.rotary_emb(keys, positions))
-    first, second = keys.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (keys * cos - turned * sin) / (cos.square() + sin.square())
+    return rope.unrotate(keys, cos, sin)

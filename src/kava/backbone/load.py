@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
-from kava.backbone.families import Family, family_of
+from kava.backbone.families import Family, family_of, known
+from kava.backbone.foreign import Foreign, stretch
 from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room
-from kava.config import LatentConfig, ModelConfig, Recipe
+from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
 from kava.errors import ConfigError, ModelError
 
 PROBES = (
@@ -87,32 +88,38 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
 
 def teacher_model(recipe: Recipe) -> ModelConfig:
     """Where the explicit line's teacher comes from: the model named, or the student's own base."""
-    teacher, model = recipe.teacher, recipe.model
-    own = teacher.name is None
+    return foreign_model(spec_of(recipe), recipe.model)
+
+
+def spec_of(recipe: Recipe) -> TeacherSpec:
+    """The section teacher as an entry of a mixture would say it."""
+    teacher = recipe.teacher
+    return TeacherSpec(
+        model=teacher.name,
+        revision=teacher.revision,
+        dtype=teacher.dtype,
+        quantization=teacher.quantization,
+        trust_remote_code=teacher.trust_remote_code,
+    )
+
+
+def foreign_model(spec: TeacherSpec, student: ModelConfig) -> ModelConfig:
+    """Where a mixture's teacher comes from: the model named, or the student's own base."""
+    own = spec.model is None
     return ModelConfig(
-        name=teacher.name or model.name,
-        revision=model.revision if own else teacher.revision,
-        trust_remote_code=teacher.trust_remote_code or (own and model.trust_remote_code),
+        name=spec.model or student.name,
+        revision=student.revision if own else spec.revision,
+        trust_remote_code=spec.trust_remote_code or (own and student.trust_remote_code),
     )
 
 
 def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbone:
     """The explicit line's frozen teacher on its device; it must read the same token ids as the student's tokenizer."""
     settings, model = recipe.teacher, teacher_model(recipe)
-    if model.name in BLANK:
-        raise ModelError(
-            f"{model.name} is a student's start, not a model that could teach",
-            f"set teacher.name, for example to {BLANK[model.name][0]}",
-        )
-    source = locate(model.name)
+    source = _teaching(model, "set teacher.name")
     _same_tokens(load_tokenizer(source, model), tokenizer, model.name, recipe.model.name)
     family = family_of(_fetch(AutoConfig, source, model, "config.json"), model.name)
-    extra: dict[str, Any] = {"dtype": _dtype(settings.dtype)}
-    if settings.quantization != "none":
-        extra |= {
-            "quantization_config": quantization_config(settings.quantization, device),
-            "device_map": {"": str(device)},
-        }
+    extra: dict[str, Any] = {}
     if settings.device_map == "auto":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
@@ -120,10 +127,49 @@ def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbo
                 "leave teacher.device_map out under torchrun",
             )
         extra["device_map"] = "auto"
-    lm = _fetch(AutoModelForCausalLM, source, model, "weights", **extra)
+    return _read_by_attention(_frozen(model, settings, device, **extra), family)
+
+
+def load_foreign(
+    spec: TeacherSpec, student: ModelConfig, device: torch.device, rope: str = "auto", student_len: int | None = None
+) -> Backbone:
+    """A mixture's frozen teacher on its device: of a family we know, or of any other that leaves a cache (`Foreign`).
+
+    rope: its rotary embedding is scaled to `student_len` before it reads; auto leaves it as the checkpoint has it.
+    """
+    model = foreign_model(spec, student)
+    source = _teaching(model, "name another model in mixture.teachers")
+    config = _fetch(AutoConfig, source, model, "config.json")
+    lm = _frozen(model, spec, device)
+    if rope != "auto":
+        stretch(lm, model.name, rope, student_len)
+    return _read_by_attention(lm, family_of(config, model.name)) if known(config) else Foreign(lm, model.name)
+
+
+def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: torch.device, **extra: Any) -> Any:
+    """A causal LM that only reads, on its device."""
+    extra = {"dtype": _dtype(settings.dtype), **extra}
+    if settings.quantization != "none":
+        extra["quantization_config"] = quantization_config(settings.quantization, device)
+        extra.setdefault("device_map", {"": str(device)})
+    lm = _fetch(AutoModelForCausalLM, locate(model.name), model, "weights", **extra)
+    return (lm if "device_map" in extra else lm.to(device)).eval().requires_grad_(False)
+
+
+def _read_by_attention(lm: Any, family: Family) -> Backbone:
     lm.set_attn_implementation(NAME)
     lm.config.use_cache = False
-    return Backbone(lm if "device_map" in extra else lm.to(device), family).eval().requires_grad_(False)
+    return Backbone(lm, family).eval()
+
+
+def _teaching(model: ModelConfig, instead: str) -> str | Path:
+    """Where a teacher's files are."""
+    if model.name in BLANK:
+        raise ModelError(
+            f"{model.name} is a student's start, not a model that could teach",
+            f"{instead}, for example {BLANK[model.name][0]}",
+        )
+    return locate(model.name)
 
 
 def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: str) -> None:
@@ -155,6 +201,12 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
         return kind.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model {str(source)!r} comes with code of its own, which is not run unasked",
+                "read that code; then set trust_remote_code=true beside the model's name (model.*, teacher.*, or the entry "
+                "of mixture.teachers)",
+            ) from error
         raise ModelError(
             f"cannot load the {what} of model {str(source)!r}: {reason}",
             "give a local folder as model.name, set HF_HOME to a cache that holds the model, or check network and login",

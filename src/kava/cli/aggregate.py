@@ -11,7 +11,7 @@ import typer
 from kava.cli.common import show_result, table
 from kava.cli.many import app_of
 from kava.report.aggregate import aggregate as over_seeds
-from kava.report.aggregate import lines, missing, write
+from kava.report.aggregate import held_out_lines, lines, missing, write
 
 
 def aggregate(
@@ -37,7 +37,10 @@ def aggregate(
     for line in missing(found):
         print(f"warning: {line}", file=sys.stderr)
     header = ("set", "seeds", "accuracy", "sd", "passes", "per seed, %")
-    show_result(found, f"{next(iter(found))}\n{table(lines(found), header)}", quiet)
+    text = f"{next(iter(found))}\n{table(lines(found), header)}"
+    if held_out := held_out_lines(found):
+        text += f"\n\nheld out, at the last validation\n{table(held_out, ('number', 'seeds', 'mean', 'sd'))}"
+    show_result(found, text, quiet)
 
 
 app = app_of("aggregate", aggregate)

@@ -20,7 +20,7 @@ def analyze(
         Path, typer.Option(help="the folder of a suite, or one above it; E1_baseline/ may be a run or hold seeds")
     ] = Path("outputs"),
     experiments: Annotated[
-        list[str] | None, typer.Option(help="folder names; default: every experiment of the E1-E5 suite that is there")
+        list[str] | None, typer.Option(help="folder names; default: every one that is there of e1-e5, phases, stages")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="the set to compare on; default: the first that every experiment was asked")

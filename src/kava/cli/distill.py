@@ -9,8 +9,10 @@ import typer
 from typer.core import TyperCommand
 
 from kava.cli.common import OVERRIDES, show_result
-from kava.cli.distill_flags import GROUPS, read_words
+from kava.cli.distill_flags import read_words
 from kava.cli.distill_settings import ADAPTIVE, Wish, settle
+from kava.cli.distill_table import GROUPS
+from kava.cli.distill_teachers import recipe_for
 from kava.config import Recipe
 
 
@@ -25,7 +27,7 @@ class DistillCommand(TyperCommand):
                     [
                         (
                             ", ".join(f"--{name}" for name in flag.names.split())
-                            + (" V" if flag.switch is None else ""),
+                            + ("" if flag.switch else " V ..." if flag.many else " V"),
                             flag.help,
                         )
                         for flag in flags
@@ -36,8 +38,12 @@ class DistillCommand(TyperCommand):
 def distill(
     ctx: typer.Context,
     config: Annotated[
-        str, typer.Option(help="adaptive (the machine decides what is not given), explicit_hpc, or a YAML file")
-    ] = ADAPTIVE,
+        str | None,
+        typer.Option(
+            help="adaptive (the machine decides what is not given; the default), explicit_hpc, or a YAML file; with "
+            "--phase N, --teacher_models or --teacher_prompts the default is phaseN, phase3 or phase1"
+        ),
+    ] = None,
     output_dir: Annotated[
         str | None, typer.Option(help="the run's folder; default <output path>/<recipe>_seed_<seed>")
     ] = None,
@@ -49,10 +55,11 @@ def distill(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="only warnings, and one JSON line at the end")] = False,
 ) -> int:
-    """Train a student on a separate teacher's keys and values: both read the same text.
+    """Train a student on the keys and values of a separate teacher, or of several: all read the same text.
 
     Needs no argument. Every setting of the recipe can follow as section.key=value, and the flags of the guides'
-    train_with_kv.py and train_adaptive.py are known (below; underscores or dashes). Steps are optimiser updates.
+    train_with_kv.py, train_adaptive.py and train_multi_teacher_kv.py are known (below; underscores or dashes). Steps are
+    optimiser updates.
 
     Beside what kava train writes, the folder holds training_log.txt, TRAINING_COMPLETED.txt and final_model/; Ctrl-C
     writes emergency_checkpoint/ and --resume auto continues.
@@ -75,7 +82,8 @@ def wish_of(ctx: Any) -> Wish:
     declared = [name for parameter in ctx.command.params for name in parameter.opts]
     seed = [] if own["seed"] is None else [f"system.seed={own['seed']}"]
     asked = read_words([*ctx.args, *seed], declared)
-    return Wish(asked, own["config"], own["output_dir"], own["resume"], own["quick_test"], own["use_wandb"])
+    config = own["config"] or recipe_for(asked.given) or ADAPTIVE
+    return Wish(asked, config, own["output_dir"], own["resume"], own["quick_test"], own["use_wandb"])
 
 
 def _probe(recipe: Recipe) -> int:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kava.cli.distill_flags import AUTO, CACHE, WARMUP, Asked
+from kava.cli.distill_flags import Asked
+from kava.cli.distill_table import AUTO, CACHE, WARMUP
+from kava.cli.distill_teachers import with_teachers
 from kava.cli.train import QUICK
 from kava.config import Recipe, load_recipe, show
 from kava.config.compare import FREE_TO_CHANGE
@@ -93,7 +95,7 @@ class Machine:
 
 def plan(wish: Wish, adapter: EnvironmentAdapter, probe: Probe) -> Plan:
     """The run that a command line asks for. `probe` measures the largest batch of a recipe."""
-    given = {key: value for key, value in wish.asked.along.items() if key not in wish.asked.given} | wish.asked.given
+    given = with_teachers(wish.asked, wish.config)
     auto = {key: given.pop(key) for key in (BATCH, ACCUMULATION) if given.get(key) in AUTO}
     warmup, _ = given.pop(WARMUP, None), given.pop(CACHE, None)
     if warmup is not None and RATIO in given:
@@ -129,7 +131,7 @@ def _words(settings: Mapping[str, str]) -> list[str]:
 
 def _explicit(config: str, given: Mapping[str, str]) -> Recipe:
     recipe = load_recipe(config, _words(given))
-    if not recipe.explicit.enabled:
+    if not recipe.explicit.enabled and not recipe.mixture.on:
         raise ConfigError(
             f"recipe {config} has no separate teacher (explicit.enabled is false)",
             f"train it with kava train --config {config}",
@@ -228,6 +230,8 @@ def _line(recipe: Recipe, machine: Machine, why: str) -> str:
     ]
     if recipe.teacher.quantization != "none":
         parts.append(f"teacher {recipe.teacher.quantization}")
+    if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
+        parts.append(f"teachers {', '.join(t.label for t in recipe.mixture.teachers)} ({recipe.mixture.fusion})")
     return f"{machine}: {', '.join(parts)}"
 
 

@@ -15,7 +15,9 @@ from kava.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from kava.config import Recipe, TeacherSpec
     from kava.teachers.manifest import Manifest
+    from kava.teachers.resting import Live
 
 
 def extract(
@@ -47,11 +49,27 @@ def extract(
     with_cue: Annotated[
         bool, typer.Option("--with_cue", help="also hidden states at the cue: loss.alpha1_codi above 0")
     ] = False,
+    with_question: Annotated[
+        bool, typer.Option("--with_question", help="also mean values of the question: mixture.fusion=similarity")
+    ] = False,
+    teacher: Annotated[
+        str | None, typer.Option(help="which of mixture.teachers: it reads its own tokens, with its prompt")
+    ] = None,
+    own_tokenizer: Annotated[
+        bool,
+        typer.Option("--own_tokenizer", help="the recipe's one teacher reads its own tokens, for a mixture's store"),
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option(help="with --own_tokenizer: default, cot, direct, or a text with {question}")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="write nothing, check every hash of a store")] = False,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="write nothing, say how much it would be")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
 ) -> int:
     """Writes a teacher store: safetensors shards with a manifest, for teacher.store=FOLDER.
+
+    A teacher of a mixture (--teacher, or --own_tokenizer) is stored at its own tokens, and its entry in
+    mixture.teachers gets store: FOLDER.
 
     Started again, it writes what is missing. Shards are hashed as they are written; --verify checks them, and training
     checks each example when it first reads it. Keys and values are computed batch by batch: another --batch_size or
@@ -65,19 +83,21 @@ def extract(
     task = _task(shard)
 
     from kava.backbone.hush import hush
-    from kava.backbone.load import load_teacher, load_tokenizer, locate
+    from kava.backbone.load import load_tokenizer, locate
     from kava.infer.student import pick_device
     from kava.teachers import extract as work
-    from kava.teachers.live import LiveTeacher
-    from kava.teachers.request import SPLITS, Request, described, planned, read_source
+    from kava.teachers.many import voice_of
+    from kava.teachers.request import SPLITS, Request, described, planned, read_source, refuse_too_long
 
     hush()
+    spec = _spec(recipe, teacher, own_tokenizer, prompt)
     asked = tuple(splits or SPLITS)
-    request = Request(kv_method, target_len, dtype, with_importance, with_cue, examples_per_shard, asked).checked(
-        recipe
-    )
+    request = Request(
+        kv_method, target_len, dtype, with_importance, with_cue, examples_per_shard, asked, with_question, spec
+    ).checked(recipe)
     tokenizer = load_tokenizer(locate(recipe.model.name), recipe.model)
-    source = read_source(recipe, tokenizer, request.splits, progress=not quiet)
+    voice = None if spec is None else voice_of(spec, recipe)
+    source = read_source(recipe, tokenizer, request.splits, progress=not quiet, voice=voice)
     plan = planned(request, recipe, len(source.encoded))
     stored = work.stored_columns(source.encoded, plan)
     size = int(work.shard_bytes(plan, stored).sum())
@@ -88,15 +108,57 @@ def extract(
     if dry_run:
         return 0
     device = pick_device(recipe.system.device)
-    model = load_teacher(recipe, tokenizer, device)
-    teacher = LiveTeacher(model)
-    manifest = described(request, recipe, model, tokenizer, source)
-    done = work.extract(teacher, device, source.encoded, manifest, output_dir, batch_size, task, progress=not quiet)
+    reader = _reader(recipe, spec, tokenizer, device)
+    refuse_too_long(source.encoded, reader.max_positions, spec.label if spec else "of the recipe")
+    manifest = described(request, recipe, reader, voice.encoder.tokenizer if voice else tokenizer, source)
+    done = work.extract(reader, device, source.encoded, manifest, output_dir, batch_size, task, progress=not quiet)
     result = {"output_dir": str(output_dir), **_facts(plan, stored, size), **vars(done)}
     left = f", {done.missing} are left to other tasks" if done.missing else "; the store is complete"
     text = f"{done.written} shards written, {done.kept} were there{left}: {output_dir}"
     show_result(result, text, quiet)
     return 0
+
+
+def _spec(recipe: Recipe, name: str | None, own_tokenizer: bool, prompt: str | None) -> TeacherSpec | None:
+    """The teacher that reads its own tokens; None: the recipe's one teacher reads the student's."""
+    there = {spec.label: spec for spec in recipe.mixture.teachers}
+    if name is not None or there:
+        if own_tokenizer or prompt is not None:
+            raise ConfigError(
+                "--own_tokenizer and --prompt are for the teacher of a recipe without a mixture",
+                "the entries of mixture.teachers say how each reads",
+            )
+        if name is None and len(there) == 1:
+            name = next(iter(there))
+        if name not in there:
+            said = "the recipe has several teachers" if name is None else f"no teacher is called {name!r}"
+            known = f"--teacher takes one of: {', '.join(there)}" if there else "the recipe has no mixture.teachers"
+            raise ConfigError(said, known)
+        return there[name]
+    if prompt is not None and not own_tokenizer:
+        raise ConfigError(
+            "--prompt without --own_tokenizer", "a teacher with the student's tokens reads the student's text"
+        )
+    if not own_tokenizer:
+        return None
+
+    from pydantic import ValidationError
+
+    from kava.backbone.load import spec_of
+    from kava.config import TeacherSpec
+
+    try:
+        return TeacherSpec(**(spec_of(recipe).model_dump() | {"prompt": "default" if prompt is None else prompt}))
+    except ValidationError as error:
+        raise ConfigError(f"--prompt: {error.errors()[0]['msg']}", "such as 'Think first. {question}'") from error
+
+
+def _reader(recipe: Recipe, spec: TeacherSpec | None, tokenizer: Any, device: Any) -> Live:
+    from kava.backbone.load import load_teacher
+    from kava.teachers.live import LiveTeacher
+    from kava.teachers.many import load_live
+
+    return LiveTeacher(load_teacher(recipe, tokenizer, device)) if spec is None else load_live(spec, recipe, device)
 
 
 def _verify(ctx: typer.Context, folder: Path, config: str | None, dry_run: bool, quiet: bool) -> int:
@@ -138,7 +200,7 @@ def _estimate(manifest: Manifest, stored: np.ndarray, size: int) -> str:
     from kava.teachers.shards import SIZE
 
     shape, mean = manifest.shape, stored.mean()
-    also = [name for name in ("importance", "cue") if getattr(manifest, f"with_{name}")]
+    also = [name for name in ("importance", "cue", "question") if getattr(manifest, f"with_{name}")]
     return (
         f"{manifest.num_examples} examples x 2 x {shape} x {mean:.1f} columns x {SIZE[manifest.dtype]} bytes"
         f"{''.join(f' + {name}' for name in also)} = {_amount(size)} in {manifest.num_shards} shards ({manifest.method})"

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import kava
+from kava.data.shared_store import take_shared_store
 from kava.errors import ConfigError, KavaError
 from kava.registry import nearest
 
@@ -46,8 +47,13 @@ VERBS: tuple[Verb, ...] = (
     Verb("report", "Reproduce and compare", "runs as one self-contained page of figures and tables"),
     Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
     Verb("data", "Recipes and data", "look at a data set: counts, lengths, hashes"),
+    Verb("assets", "Recipes and data", "fetch models and data for nodes without a network; verify what is there"),
+    Verb("align", "Recipes and data", "how a teacher's tokens and layers meet a student's; a layer map by likeness"),
     Verb("extract", "Recipes and data", "store a teacher's keys and values of a data set, for training without it"),
+    Verb("submit", "Cluster", "a verb as jobs of a scheduler: script, arrays, dependencies, requeueing"),
+    Verb("jobs", "Cluster", "states of submitted jobs; cancel them"),
 )
+HIDDEN = ("task",)  # what job scripts start
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
 --quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
@@ -86,7 +92,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"kava {kava.__version__}")
         return 0
-    names = [verb.name for verb in VERBS]
+    names = [*(verb.name for verb in VERBS), *HIDDEN]
     if words[0] not in names:
         kind = "flag" if words[0].startswith("-") else "verb"
         raise ConfigError(f"unknown {kind} {words[0]!r}", nearest(words[0], [*names, "--help", "--version"]))
@@ -108,6 +114,7 @@ def underscores(words: Sequence[str]) -> list[str]:
 def _run(verb: str, words: list[str]) -> int:
     import typer
 
+    take_shared_store(os.environ)
     command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
     usage: Any = typer.BadParameter.__mro__[2]  # click's base error; newer typers carry a click of their own
     try:

@@ -29,8 +29,9 @@ def report(
 ) -> int:
     """Figures and tables of runs on one page that needs no network and no script, in light and dark and on paper.
 
-    Reads recipe.yaml, meta.json, log.jsonl, results_*.yaml, predictions_*.jsonl, kept.json, suite.json and
-    EXPERIMENT_REPORT.json where they are; what is missing the page says, with the command that makes it.
+    Reads recipe.yaml, meta.json, log.jsonl, results_*.yaml, predictions_*.jsonl, kept.json, suite.json,
+    EXPERIMENT_REPORT.json, and of several teachers alignment.json, routing.jsonl, routing_samples.json and
+    layer_loss.jsonl where they are; what is missing the page says, with the command that makes it.
     """
     from kava.report.figures import need_libraries
 

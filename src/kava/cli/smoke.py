@@ -1,4 +1,4 @@
-"""kava smoke: every component once, a line each."""
+"""kava smoke: every component once, a line each; kava smoke multi-teacher: those about several teachers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ TEXTS = (  # a text, the number it marks as its answer, the number it ends in
 )
 Component = Callable[[Place], str]
 LIBRARIES = ("kava", "python", "torch", "transformers", "peft")
+TEACHERS, WIDTH = "multi-teacher", 14
 
 
 def smoke(
+    about: Annotated[
+        str | None, typer.Argument(help="multi-teacher: the components about several teachers, and no others")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="these components: name name ...")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="the components' names, and stop")] = False,
@@ -43,7 +47,9 @@ def smoke(
     A line per component says what was seen; a failing one says why, and the others still run. Exit code 1 if any failed.
     """
     began = time.perf_counter()
-    components, device = _components(device)
+    if about is not None and about.replace("_", "-") != TEACHERS:
+        raise ConfigError(f"unknown set of components {about!r}", f"leave it out, or write {TEACHERS}")
+    components, device = _components(device, about is not None)
     chosen = list(dict.fromkeys(only or components))
     for name in chosen:
         if name not in components:
@@ -53,7 +59,8 @@ def smoke(
         return 0
     with tempfile.TemporaryDirectory(prefix="kava-smoke-") as folder:
         place = Place(Path(folder), device)
-        outcomes = [_try(name, components[name], place, quiet) for name in chosen]
+        width = max(WIDTH, *map(len, chosen))
+        outcomes = [_try(name, components[name], place, 0 if quiet else width) for name in chosen]
     failed = [outcome.name for outcome in outcomes if outcome.status == "FAIL"]
     seconds = round(time.perf_counter() - began, 1)
     result = {"ok": not failed, "seconds": seconds, "components": [vars(outcome) for outcome in outcomes]}
@@ -76,13 +83,18 @@ class Outcome:
     text: str
 
 
-def _components(device: str) -> tuple[dict[str, Component], str]:
+def _components(device: str, teachers: bool) -> tuple[dict[str, Component], str]:
     """Every component by name, in the order in which they run, and the device's real name."""
     light: dict[str, Component] = {"environment": try_environment, "recipes": try_recipes, "answers": try_answers}
+    light = {} if teachers else light
     try:
         from kava.backbone.hush import hush
-        from kava.cli.smoke_runs import COMPONENTS
         from kava.infer.student import pick_device
+
+        if teachers:
+            from kava.cli.smoke_phases import COMPONENTS
+        else:
+            from kava.cli.smoke_runs import COMPONENTS
     except ImportError as error:
         reason = error
 
@@ -94,8 +106,8 @@ def _components(device: str) -> tuple[dict[str, Component], str]:
     return {**light, **COMPONENTS}, str(pick_device(device))
 
 
-def _try(name: str, component: Component, place: Place, quiet: bool) -> Outcome:
-    """Runs one component; whatever it raises is its outcome, so that the others still run."""
+def _try(name: str, component: Component, place: Place, width: int) -> Outcome:
+    """Runs one component; whatever it raises is its outcome, so that the others still run. width 0: prints nothing."""
     began = time.perf_counter()
     noise = io.StringIO()
     try:
@@ -108,8 +120,8 @@ def _try(name: str, component: Component, place: Place, quiet: bool) -> Outcome:
         plain = " ".join(what.split()).encode("ascii", "backslashreplace").decode()
         status, text = "FAIL", f"{type(error).__name__}: {plain}"
     outcome = Outcome(name, status, round(time.perf_counter() - began, 1), text)
-    if not quiet:
-        print(f"{status:<4} {name:<14} {text}, {outcome.seconds} s", flush=True)
+    if width:
+        print(f"{status:<4} {name:<{width}} {text}, {outcome.seconds} s", flush=True)
     return outcome
 
 

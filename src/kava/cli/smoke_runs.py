@@ -26,7 +26,7 @@ SETTINGS = ("logging.report_to=[]", "training.learning_rate=1e-3")
 MODES = ("latent", "direct", "cot")
 
 
-def _kava(*words: str) -> Any:
+def run_verb(*words: str) -> Any:
     """What a verb prints with --quiet, as data."""
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
@@ -59,7 +59,7 @@ def try_resume(place: Place) -> str:
     meta = json.loads((again / "meta.json").read_text(encoding="utf-8"))
     (again / "meta.json").write_text(json.dumps(meta | {"finished": False}), encoding="utf-8")
     _train(place, again, SEEDS[0], *words, "--resume", "auto")
-    gap = _gap(whole / "checkpoint-step4", again / "checkpoint-step4")
+    gap = weight_gap(whole / "checkpoint-step4", again / "checkpoint-step4")
     allowed = 0 if place.device == "cpu" else 1e-4  # accelerators add up in any order
     expect(gap <= allowed, f"weights differ by {gap:.1e} from those of a run that was not stopped")
     return f"a LoRA run stopped at update 2 of 4 and continued: the same weights, {nearness(gap)}"
@@ -101,16 +101,16 @@ def try_explicit(place: Place) -> str:
     recipe = ["--config", "explicit_embedded", *words]
     device = f"system.device={place.device.partition(':')[0]}"
     store = place.folder / "teacher_kv"
-    _kava("extract", *recipe, "--output_dir", str(store), "--with_importance", "--batch_size", "8", device)
+    run_verb("extract", *recipe, "--output_dir", str(store), "--with_importance", "--batch_size", "8", device)
     runs = []
     for name, more in (("live", []), ("stored", [f"teacher.store={store}"])):
         folder = place.folder / f"explicit_{name}"
         settings = ["training.max_steps=2", "logging.eval_steps=2", device, SETTINGS[0], *more]
-        _kava("train", *recipe, "--output_dir", str(folder), *settings)
+        run_verb("train", *recipe, "--output_dir", str(folder), *settings)
         runs.append(folder)
-    gap = _gap(*(run / "best_checkpoint" for run in runs))
+    gap = weight_gap(*(run / "best_checkpoint" for run in runs))
     expect(gap <= 1e-4, f"a teacher read from its store trains other weights, off by {gap:.1e}")
-    answers = _kava(
+    answers = run_verb(
         "evaluate", "--checkpoint", str(runs[0] / "best_checkpoint"), "--device", place.device, "--limit", "4"
     )
     expect(answers[0]["mode"] == "cot", f"asked in mode {answers[0]['mode']}")
@@ -125,8 +125,8 @@ def try_tables(place: Place) -> str:
     root = place.folder / "debug_multi_seed"
     folders = [str(_run(place, seed)) for seed in SEEDS]
     files = ["--output_json", str(root / "aggregated_results.json"), "--output_yaml", str(root / "a.yaml")]
-    _kava("aggregate", "--seed_dirs", *folders, "--datasets", "chains", *files)
-    _kava(
+    run_verb("aggregate", "--seed_dirs", *folders, "--datasets", "chains", *files)
+    run_verb(
         "format", "--input_dir", str(root), "--output_latex", str(root / "t.tex"), "--output_csv", str(root / "t.csv")
     )
     latex, rows = ((root / name).read_text(encoding="utf-8") for name in ("t.tex", "t.csv"))
@@ -137,7 +137,7 @@ def try_tables(place: Place) -> str:
 def try_report(place: Place) -> str:
     _needs("report", library="matplotlib")
     page = place.folder / "report.html"
-    _kava("report", str(_run(place, SEEDS[0])), "--output", str(page))
+    run_verb("report", str(_run(place, SEEDS[0])), "--output", str(page))
     text = page.read_text(encoding="utf-8")
     expect("</html>" in text and ("<svg" in text or "<img" in text), "the page has no figures")
     return f"a page of {len(text) // 1024} KiB with figures"
@@ -159,13 +159,13 @@ def _run(place: Place, seed: int) -> Path:
 
 def _train(place: Place, folder: Path, seed: int, *words: str) -> Path:
     given = ["--config", "debug", "--output_dir", str(folder), "--seed", str(seed)]
-    _kava("train", *given, f"system.device={place.device.partition(':')[0]}", *SETTINGS, *words)
+    run_verb("train", *given, f"system.device={place.device.partition(':')[0]}", *SETTINGS, *words)
     return folder
 
 
 def _evaluate(place: Place, seed: int, mode: str) -> dict[str, Any]:
     checkpoint = str(_run(place, seed) / "best_checkpoint")
-    return _kava("evaluate", "--checkpoint", checkpoint, "--mode", mode, "--device", place.device)[0]
+    return run_verb("evaluate", "--checkpoint", checkpoint, "--mode", mode, "--device", place.device)[0]
 
 
 def _student(place: Place) -> Student:
@@ -176,7 +176,7 @@ def _questions(place: Place) -> list[str]:
     return [example.question for example in open_asked(load_recipe("debug"), "chains", 10).examples]
 
 
-def _gap(first: Path, second: Path) -> float:
+def weight_gap(first: Path, second: Path) -> float:
     """The largest difference between two students' weights."""
     left, right = (load_file(folder / WEIGHTS) for folder in (first, second))
     return max(float((left[name] - right[name]).abs().max()) for name in left)

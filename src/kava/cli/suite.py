@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,23 +12,25 @@ import typer
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
 from kava.cli.many import app_of
 from kava.cli.seeds import SEEDS
-from kava.config import load_recipe, parse_overrides, recipe_path
+from kava.config import Recipe, load_recipe, parse_overrides, recipe_path
 from kava.config.keys import nest
 from kava.config.load import SHIPPED
 from kava.config.text import write_file
-from kava.errors import ConfigError
+from kava.errors import ConfigError, RunError
 from kava.files import write_json
 from kava.provenance import surroundings
 from kava.report.collect import SUITE, find_runs
-from kava.suites.members import Member, chosen, job, suite_named, suites
+from kava.report.validations import held_out_numbers
+from kava.suites.members import Member, Suite, chosen, job, suite_named, suites
 from kava.suites.runner import run_jobs
 
 CONTEXT = OVERRIDES
+HELD_OUT = {"ce": "val CE", "kv": "val KV", "kv_unexplained": "KV / mean's"}  # the last: over a constant's distance
 
 
 def suite(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="SUITE", help="e1-e5 or ablations")] = "",
+    name: Annotated[str, typer.Argument(metavar="SUITE", help="e1-e5, ablations, phases, stages")] = "",
     config: Annotated[str, typer.Option(help="the recipe that every member starts from")] = "embedded",
     seeds: Annotated[list[int] | None, typer.Option(help="default: 42 123 456")] = None,
     members: Annotated[list[str] | None, typer.Option(help="only these; default: all (see --list)")] = None,
@@ -45,16 +48,19 @@ def suite(
     """Run every member of an experiment on the same data, in the same order, for the same updates, with the same seeds.
 
     e1-e5: no KV term, full KV, right-crop, R-KV, R-KV shuffled in time; and the controls random, uniform, targets of
-    another question, pause tokens, no thoughts, explicit chain of thought. ablations: one thing at a time. Finished runs
-    are kept; a member that breaks stops no other one, is shown as broken, and the exit code is 1. Settings that follow
-    apply to every member. Then: kava analyze and kava report.
+    another question, pause tokens, no thoughts, explicit chain of thought. ablations: one thing at a time. phases: several
+    teachers, weighed in every way, against each alone and against none. stages: one way of weighing after the other, each
+    begun where the one before ended.
+
+    Finished runs are kept; a member that breaks stops no other one, is shown as broken, and the exit code is 1. Settings
+    that follow apply to every member. Then: kava analyze and kava report.
     """
     settings = check_flags(ctx)
     if not name:
         return _list_suites(quiet)
     experiment = suite_named(name)
     recipe = parse_recipe_args(config, settings)
-    picked = chosen(experiment.members(recipe), members or [])
+    picked = chosen(_members(experiment, recipe, config), members or [])
     if list_:
         rows = [[one.name, one.title, " ".join(one.settings) or "(the recipe)"] for one in picked]
         show_result([one._asdict() for one in picked], table(rows, ("member", "what", "settings")), quiet)
@@ -73,7 +79,10 @@ def suite(
     for label, (one, number, folder) in plan.items():
         try:
             evaluation = _evaluation(one, sets, quick, recipe.explicit.enabled)
-            run = job(label, base, folder, number, one.settings, [evaluation], quick)
+            before, start = _before_it(one, number, root, {first.name for first in picked}, skip_train)
+            if before in broken:
+                raise ConfigError(f"it begins where {before} ends, which broke")
+            run = job(label, base, folder, number, [*one.settings, *start], [evaluation], quick, before)
         except ConfigError as error:  # a member that this recipe cannot have
             broken[label] = error.message
             continue
@@ -96,6 +105,33 @@ def _base(root: Path, name: str, config: str, settings: list[str]) -> str:
     path = root / f"{name}.yaml"
     write_file(path, {"extends": extends, "about": about, **nest(parse_overrides(settings))}, "shared by all members")
     return str(path)
+
+
+def _members(experiment: Suite, recipe: Recipe, config: str) -> tuple[Member, ...]:
+    """Those of the recipe, and where they go layer by layer also those of the student's number of layers."""
+    found = experiment.members(recipe)
+    if not found:
+        raise ConfigError(f"suite {experiment.name} has no members for recipe {config}", f"it needs {experiment.needs}")
+    if experiment.by_layer is None or not recipe.mixture.on:
+        return found
+    from kava.backbone.sizes import num_layers
+
+    return (*found, *experiment.by_layer(recipe, num_layers(recipe.model)))
+
+
+def _before_it(
+    member: Member, seed: int, root: Path, picked: Collection[str], skip_train: bool
+) -> tuple[str, tuple[str, ...]]:
+    """The job that `member` waits for, and the setting that names where that one ends."""
+    if not member.after:
+        return "", ()
+    best = root / member.after / f"seed_{seed}" / "best_checkpoint"
+    if member.after not in picked and not skip_train and not best.is_dir():
+        raise RunError(
+            f"{member.name} begins where {member.after} ends, and there is no {best}",
+            f"add {member.after} to --members",
+        )
+    return f"{member.after}/seed_{seed}", (f"training.start_from={best}",)
 
 
 def _list_suites(quiet: bool) -> int:
@@ -162,6 +198,7 @@ def _result(root: Path, members: tuple[Member, ...], broken: dict[str, str]) -> 
         if run.member not in modes:
             continue
         facts: dict[str, Any] = {"member": run.member, "seed": run.seed, "status": run.status}
+        facts["held_out"] = held_out_numbers(run.log())
         found = [r for r in run.results if (r.mode, r.ablate, r.part) == (modes[run.member], None, "")]
         rows += [
             facts
@@ -172,6 +209,8 @@ def _result(root: Path, members: tuple[Member, ...], broken: dict[str, str]) -> 
 
 
 def _text(rows: list[dict[str, Any]], root: Path, name: str) -> str:
+    """A line per run and set; beside the accuracy of runs with several teachers what their last validation said."""
+    several = any("kv" in row["held_out"] for row in rows)
     lines = []
     for row in rows:
         if "accuracy" in row:
@@ -179,10 +218,14 @@ def _text(rows: list[dict[str, Any]], root: Path, name: str) -> str:
             numbers = [row["set"], f"{100 * row['accuracy']:.1f} %", counts, f"{row['passes'] or 0:.1f}"]
         else:
             numbers = ["-", "-", "-", row["reason"]]
-        lines.append([row["member"], str(row["seed"]), row["status"], *numbers])
-    header = ("member", "seed", "status", "set", "accuracy", "correct", "passes")
+        beside = (
+            [f"{row['held_out'][one]:.4f}" if one in row["held_out"] else "-" for one in HELD_OUT] if several else []
+        )
+        lines.append([row["member"], str(row["seed"]), row["status"], *beside, *numbers])
+    columns = tuple(HELD_OUT.values()) if several else ()
+    header = ("member", "seed", "status", *columns, "set", "accuracy", "correct", "passes")
     then = [f"kava report {root} --output report.html"]
-    if name == "e1-e5":
+    if name != "ablations":
         then.insert(0, f"kava analyze --output_base {root}")
     return f"{table(lines, header)}\n\nnext: " + "\n      ".join(then)
 

@@ -6,7 +6,7 @@ not at fault when the command line then switches the key/value term off; a comma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from kava.config.fields import BUILTIN_DATASETS, DISTANCES, METHODS
@@ -176,10 +176,11 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def without_effect(recipe: Recipe, changed: Mapping[str, int]) -> tuple[str, str] | None:
+def without_effect(recipe: Recipe, changed: Mapping[str, int], back: Collection[str] = ()) -> tuple[str, str] | None:
     """The first key that was changed and does nothing, with the reason; None if every change matters.
 
-    `changed` maps each key that differs from its default to the place (a rising number) that set it.
+    `changed` maps each key that was set to the place (a rising number) that set it last; those of `back`, set to their
+    defaults again, are causes and not judged.
     """
     for rule in RULES:
         if not rule.idle(recipe):
@@ -187,7 +188,7 @@ def without_effect(recipe: Recipe, changed: Mapping[str, int]) -> tuple[str, str
         blame = max((changed[cause] for cause in rule.cause if cause in changed), default=-1)
         for key, place in changed.items():
             named = any(key.startswith(name) if name.endswith(".") else key == name for name in rule.keys)
-            if named and place >= blame:
+            if named and place >= blame and key not in back:
                 return key, f"{rule.reason} ({_because(recipe, rule)})"
     return None
 

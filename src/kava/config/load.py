@@ -60,13 +60,15 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             if value != values.get(key, _default(key)):
                 changed[key], origins[key] = place, origin
             values[key] = value
-    changed = {key: place for key, place in changed.items() if values[key] != _default(key)}  # a way back is no setting
     # what a parent says about itself is not inherited
     own = {key: value for layer in layers[-2 if overrides else -1 :] for key, value in layer.values.items()}
     values = {key: value for key, value in values.items() if not key.startswith("about.") or key in own}
     values["about.name"] = name
     recipe = _validated(values, layers, origins)
-    _refuse_idle(recipe, changed, layers)
+    back = {
+        key for key in changed if key in values and values[key] == _default(key)
+    }  # a way back may idle; it is still a cause
+    _refuse_idle(recipe, changed, back, layers)
     recipe._origins.update({**_row_of_the_table(layers), **origins})
     return recipe
 
@@ -225,11 +227,11 @@ def _public_name(loc: Sequence[int | str]) -> str:
     return name
 
 
-def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], layers: Sequence[Layer]) -> None:
+def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], back: set[str], layers: Sequence[Layer]) -> None:
     """Raise for a setting without effect. A file that lists (nearly) every key is a saved run, judged when it was made."""
     complete = {place for place, layer in enumerate(layers) if _is_saved_run(layer.values)}
     judged = {key: place for key, place in changed.items() if place not in complete}
-    found = without_effect(recipe, judged)
+    found = without_effect(recipe, judged, back)
     if found is not None:
         key, reason = found
         raise ConfigError(

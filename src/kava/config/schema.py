@@ -309,6 +309,11 @@ class Recipe(Section):
                 "explicit.choose=sample and explicit.cka_weight=0"
             )
         if self.explicit.enabled:
+            if self.explicit.cka_weight > 0 and loss.alpha2_kv == 0:
+                raise ValueError(
+                    f"explicit.cka_weight = {self.explicit.cka_weight:g} stands beside the KV term of a mixture, but "
+                    "loss.alpha2_kv = 0; set one of them otherwise"
+                )
             if loss.alpha1_codi > 0:
                 raise ValueError(
                     "loss.alpha1_codi compares with the hidden states of one teacher, which several of other widths do not "
@@ -319,7 +324,8 @@ class Recipe(Section):
             raise ValueError(
                 "rkv.rotary = before is for the latent line's own teacher; leave it out with mixture.teachers"
             )
-        if mixture.space == "z" or mixture.fusion == "similarity" or mixture.query == "hidden":
+        routed_by_states = mixture.fusion == "learnable" and mixture.query == "hidden"
+        if mixture.space == "z" or mixture.fusion == "similarity" or routed_by_states:
             raise ValueError(
                 "latents learn from a mixture in KV space, with fusion fixed, or learnable by the question's embeddings; "
                 "set mixture.space=kv, mixture.query=embedding, and mixture.fusion=fixed or learnable"

@@ -22,7 +22,7 @@ class ExplicitConfig(Section):
     )
     aggregation: Literal["concat", "mean", "weighted"] = knob("concat", "ours", "aggregated: how layers become one")
     use_all_layers: Flag = knob(True, "ours", "aggregated: all layers; false = the last one only")
-    layer_map: Literal["ratio", "uniform", "skip"] = knob(
+    layer_map: Literal["ratio", "blend", "uniform", "skip"] = knob(
         "ratio", "ours", "per_layer: teacher layers of each student layer"
     )
     layers: Annotated[str | None, Field(pattern=r"^\d+-\d+$")] = knob(
@@ -60,6 +60,9 @@ class TeacherConfig(Section):
     device_map: Literal["none", "auto"] = knob("none", "ours", "auto: spread the teacher over the GPUs of this machine")
     store: str | None = knob(None, "ours", "read its keys and values from this folder of kava extract")
     trust_remote_code: Flag = knob(False, "ours", "run code that comes with the teacher")
+
+
+TAKEN = ("start", "mean_predictor", "unexplained", "unexplained_start")  # eval_kv_<teacher> stands beside these
 
 
 class TeacherSpec(Section):
@@ -115,7 +118,7 @@ class MixtureConfig(Section):
     time: Literal["soft", "truncate"] = knob(
         "soft", "noted", "soft: by overlap of characters; truncate: token by token, cut to the shorter", "the guide"
     )
-    layer_map: Literal["ratio", "uniform", "skip", "cka"] = knob(
+    layer_map: Literal["ratio", "blend", "uniform", "skip", "cka"] = knob(
         "ratio", "noted", "teacher layers of each student layer", "the guide"
     )
     layer_map_files: Names = knob((), "ours", "cka: a file of kava align precompute for each teacher")
@@ -187,6 +190,8 @@ class MixtureConfig(Section):
                 raise ValueError(
                     f"two teachers are called {label!r}; give them a name: {{name: {label}_2, model: ...}}"
                 )
+            if label in TAKEN:
+                raise ValueError(f"a teacher cannot be called {label!r}, which names a number of the log")
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", label):
                 raise ValueError(f"a teacher is called {label!r}; letters, digits, _ . - only")
         if self.weights is not None and self.teachers:

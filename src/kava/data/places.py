@@ -44,12 +44,12 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
     path = Path(name).expanduser()
     source = known_source(name) or (known_source(path.name) if path.exists() else None) or OWN
     looked: list[str] = []
-    for place in _local_places(name, source):
+    for place in local_places(name, source):
         if place.exists():
             log.info("data set %s: read from %s", name, place)
             return _open_local(place, source, config, streaming)
         looked.append(str(place))
-    hub_id = _hub_id(name, source)
+    hub_id = hub_id_of(name, source)
     if hub_id is not None:
         cached = _hub_cache(hub_id)
         if cached is not None:
@@ -70,7 +70,7 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).suffix in JSON_SUFFIXES or name.count("/") > 1 or "\\" in name
 
 
-def _local_places(name: str, source: Source) -> list[Path]:
+def local_places(name: str, source: Source) -> list[Path]:
     """The path itself; then, unless it is meant as a path, ./datasets/ under every name the set has."""
     path = Path(name).expanduser()
     if _looks_like_path(name):
@@ -82,7 +82,8 @@ def _local_places(name: str, source: Source) -> list[Path]:
     return places
 
 
-def _hub_id(name: str, source: Source) -> str | None:
+def hub_id_of(name: str, source: Source) -> str | None:
+    """What the hub calls a set; None for a path and for a name without an owner that is not known."""
     if known_source(name) is not None:
         return source.hub_id
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not _looks_like_path(name) else None

@@ -7,47 +7,61 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
-from kava.backbone.reading import read_text
-from kava.data.collate import Collator
+from kava.backbone.reading import Reading, read_text
 from kava.data.encode import Encoded
 from kava.losses import cross_entropy
 from kava.losses.cosine import CosineMeter
 from kava.losses.guard import variation as variation_of
+from kava.objectives.many import ManyObjective, SeenMany
 from kava.objectives.pairing import Pairing
-from kava.objectives.tokens import TokensObjective
+from kava.objectives.tokens import Seen, TokensObjective
 from kava.objectives.unpacked import targets
+from kava.shapes import precise
 
-SHOWN = ("cossim", "cossim_centred", "cossim_mean_predictor", "spread")
+SHOWN = {  # of a meter -> of this record
+    "cossim": "cossim",
+    "cossim_centred": "cossim_centred",
+    "cossim_mean_predictor": "cossim_mean_predictor",
+    "spread": "spread",
+    "difference": "kv",
+    "mean_predictor": "kv_mean_predictor",
+    "unexplained": "kv_unexplained",
+}
+Meters = dict[tuple[str, int], CosineMeter]
 
 
 @torch.no_grad()
 def held_out(
     objective: TokensObjective,
     encoded: Sequence[Encoded],
-    collate: Collator,
+    collate: Callable[[Sequence[Encoded]], dict[str, Tensor]],
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
+    note: Callable[[Sequence[Encoded], dict[str, Tensor], SeenMany], None] | None = None,
 ) -> dict[str, float] | None:
     """ce and ppl of everything behind the question; where there is a KV term also, over all CoT columns and unshuffled,
 
         cossim, cossim_centred       mean cosine of student and target, raw and after subtracting the target's mean
         cossim_mean_predictor        what giving that mean every time would score raw (centred it scores 0)
         spread                       0 where targets have collapsed into one vector
+        kv, kv_mean_predictor        mean squared difference to the target, and what giving its mean would cost
+        kv_unexplained               their ratio
+        kv_<teacher>                 of a mixture: the same difference to each teacher alone
         target_variation             of trained projections: how much they vary within a sample, over how much the
                                      student's entries did before training; 0 where they have collapsed
 
     each the mean over compared layers, keys and values; with _kept behind the name where a store has kept some of the
-    columns only, which is another measure. None when `stop` said so in between.
+    columns only, which is another measure. None when `stop` said so in between. `note` is shown what a mixture saw.
     """
     was = objective.training
     objective.eval()
+    watch, objective.watch = objective.watch, False
     try:
         order = sorted(encoded, key=len)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        total, count = 0.0, 0
-        meters: dict[tuple[str, int], CosineMeter] = {}
-        variation, several, suffix = 0.0, 0, ""
+        sums = _Sums()
         for first in (True, False) if objective.bridge is not None else (True,):
             for rows in batches:
                 if stop():
@@ -56,35 +70,65 @@ def held_out(
                 text = read_text(objective.model, batch)
                 if first:
                     aim = targets(text.out.hidden, text.ids, text.mask, slice(text.cot.start, text.tail.stop))
-                    total += float(cross_entropy(aim.hidden, aim.tokens, objective.model.head))
-                    count += len(aim.tokens)
+                    sums.ce += float(cross_entropy(aim.hidden, aim.tokens, objective.model.head))
+                    sums.tokens += len(aim.tokens)
                 if objective.bridge is None or objective.teacher is None:
                     continue
-                seen = objective.teacher(batch, objective.wants)
-                suffix = "" if seen.only is None else "_kept"
-                everything, facts = Pairing(objective.pairing.compressor, None), objective.samples(batch)
-                for one in objective.bridge.compare(
-                    *objective.cot_kv(text), seen, batch["cot_mask"], facts, everything
-                ):
-                    meter = meters.setdefault((one.part, one.place), CosineMeter())
-                    (meter.add_mean if first else meter.add)(one.student, one.target, one.kept)
-                    if first and objective.projects:
-                        reference = objective.reference[int(one.part == "v"), one.place]
-                        variation += float(variation_of(one.target[:, 0], one.kept[:, 0], reference))
-                        several += int((one.kept[:, 0].sum(1) > 1).sum())
+                seen = objective.see(batch, text)
+                sums.measure(objective, batch, text, seen, first)
+                if first and note is not None and isinstance(seen, SeenMany):
+                    note(rows, batch, seen)
     finally:
         objective.train(was)
-    found = {"ce": total / count, "ppl": math.exp(min(total / count, 700.0))}
-    found |= {"target_variation": variation / several} if several else {}
-    means = _means([meter.value() for meter in meters.values()])
-    return found | {name + suffix: value for name, value in means.items()}
+        objective.watch = watch
+    return sums.record()
+
+
+class _Sums:
+    """What is added up over the batches."""
+
+    def __init__(self) -> None:
+        self.ce, self.tokens = 0.0, 0
+        self.meters: Meters = {}
+        self.variation, self.several = 0.0, 0
+        self.alone: dict[str, list[float]] = {}  # teacher -> squared differences, elements
+        self.suffix = ""
+
+    def measure(
+        self, objective: TokensObjective, batch: dict[str, Tensor], text: Reading, seen: Seen, first: bool
+    ) -> None:
+        """The first time the means are taken, the second time everything is held against them."""
+        self.suffix = "" if seen.kv.only is None else "_kept"
+        everything, (keys, values) = Pairing(objective.pairing.compressor, None), objective.cot_kv(text)
+        for one in objective.pairs(batch, keys, values, seen, everything):
+            meter = self.meters.setdefault((one.part, one.place), CosineMeter())
+            (meter.add_mean if first else meter.add)(one.student, one.target, one.kept)
+            if first and objective.projects:
+                reference = objective.reference[int(one.part == "v"), one.place]
+                self.variation += float(variation_of(one.target[:, 0], one.kept[:, 0], reference))
+                self.several += int((one.kept[:, 0].sum(1) > 1).sum())
+        if not first or not isinstance(seen, SeenMany) or not isinstance(objective, ManyObjective):
+            return
+        found, several = objective.mixture.variation(seen.blend)
+        self.variation += found
+        self.several += several
+        for name, kv, there in zip(objective.mixture.names, seen.blend.each, seen.blend.present, strict=True):
+            sums = self.alone.setdefault(name, [0.0, 0.0])
+            for one in objective.pairs(batch, keys, values, Seen(kv, there), everything):
+                apart = precise(one.student - one.target).square().sum(-1).masked_fill(~one.kept, 0.0)
+                sums[0] += float(apart.sum())
+                sums[1] += float(one.kept.sum()) * one.student.shape[-1]
+
+    def record(self) -> dict[str, float]:
+        ce = self.ce / self.tokens
+        found = {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
+        found |= {"target_variation": self.variation / self.several} if self.several else {}
+        means = _means([meter.value() for meter in self.meters.values()])
+        found |= {name + self.suffix: value for name, value in means.items()}
+        return found | {f"kv_{name}": total / count for name, (total, count) in self.alone.items() if count}
 
 
 def _means(values: list[dict[str, float | None]]) -> dict[str, float]:
-    whole = [{name: one[name] for name in SHOWN} for one in values]
-    numbers = [{name: value for name, value in one.items() if value is not None} for one in whole]
-    return {
-        name: fmean(one[name] for one in numbers if name in one)
-        for name in SHOWN
-        if any(name in one for one in numbers)
-    }
+    """Over the meters that have a number."""
+    known = {name: [number for one in values if (number := one[name]) is not None] for name in SHOWN}
+    return {SHOWN[name]: fmean(numbers) for name, numbers in known.items() if numbers}

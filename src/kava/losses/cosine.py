@@ -17,7 +17,7 @@ class CosineMeter:
     def __init__(self) -> None:
         self.means: list[Tensor] = []  # sums until the first `add`, means then
         self.seen: Tensor | None = None  # [H] entries behind each mean
-        self.entries = 0
+        self.entries = self.elements = 0
         self.sums: dict[str, float] = {}
 
     def add_mean(self, student: Tensor, target: Tensor, mask: Tensor) -> None:
@@ -44,6 +44,7 @@ class CosineMeter:
             "cossim": cosines(student, target),
             "cossim_centred": cosines(student - common, target - common),
             "cossim_mean_predictor": cosines(common.expand_as(target), target),
+            "difference": (student - target).square().sum(-1),
             "target_square": target.square().sum(-1),
             "target_spread": (target - common).square().sum(-1),
             "student_square": student.square().sum(-1),
@@ -52,6 +53,7 @@ class CosineMeter:
         for name, each in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(each.masked_fill(~mask, 0.0).sum())
         self.entries += int(mask.sum())
+        self.elements += int(mask.sum()) * target.shape[-1]
 
     def value(self) -> dict[str, float | None]:
         """Means over all entries; None where there was none.
@@ -59,13 +61,19 @@ class CosineMeter:
         cossim                 mean cos(s, t)
         cossim_centred         mean cos(s - m, t - m), m the targets' mean; 0 for an entry that is that mean
         cossim_mean_predictor  mean cos(m, t): what giving m every time would score, raw (centred it scores 0)
+        difference             mean squared difference of an element
+        mean_predictor         the same of m and t: what giving m every time would cost
+        unexplained            their ratio: 0 where the student gives every target, 1 where it does no better than m
         spread                 sqrt(sum |t - m|^2 / sum |t|^2): 0 where the targets have collapsed into one vector
         student_spread         the same of the student, around its own mean
         """
         names = ("cossim", "cossim_centred", "cossim_mean_predictor")
         if not self.entries:
-            return dict.fromkeys((*names, "spread", "student_spread"))
+            return dict.fromkeys((*names, "difference", "mean_predictor", "unexplained", "spread", "student_spread"))
         value: dict[str, float | None] = {name: self.sums[name] / self.entries for name in names}
+        difference, spread = self.sums["difference"], self.sums["target_spread"]
+        value |= {"difference": difference / self.elements, "mean_predictor": spread / self.elements}
+        value["unexplained"] = difference / spread if spread else None
         for name, side in (("spread", "target"), ("student_spread", "student")):
             square = self.sums[f"{side}_square"]
             value[name] = (self.sums[f"{side}_spread"] / square) ** 0.5 if square else 0.0

@@ -41,17 +41,14 @@ class Bridge(nn.Module):
         super().__init__()
         self.explicit, self.settings = explicit, projector
         self.student, self.teacher = student, teacher
-        self.parts = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
+        self.parts: tuple[str, ...] = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
         self.projector: nn.Module | None = None
+        self.target_is_trained = projector.direction == TO_STUDENT and projector.trainable
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         """Groups G and width d of every compared layer."""
         raise NotImplementedError
-
-    @property
-    def target_is_trained(self) -> bool:
-        return self.settings.direction == TO_STUDENT and self.settings.trainable
 
     def compare(
         self,
@@ -128,14 +125,15 @@ class PerLayer(Bridge):
     ) -> Iterator[Compared]:
         shared = None
         if self.explicit.choose == "sample" or teacher.only is not None:
-            shared = pairing.shared(teacher, mask, samples)
-        for place, layer in enumerate(self.layers):
             with torch.no_grad():
-                key, value = (mix(entries, self.map[layer]) for entries in (teacher.keys, teacher.values))
+                shared = pairing.shared(teacher, mask, samples)
+        for place, layer in enumerate(self.layers):
+            key, value = (mix(entries, self.map[layer]) for entries in (teacher.keys, teacher.values))
+            with torch.no_grad():
                 looked = None if teacher.importance is None else mix(teacher.importance, self.map[layer])
                 pairs = shared or pairing.per_head(key, value, looked, mask, samples)
-                target = [take(part[pairs.source], pairs.target, pairs.kept) for part in (key, value)]
                 weight = _weight(looked, pairs) if weighted else None
+            target = [take(part[pairs.source], pairs.target, pairs.kept) for part in (key, value)]
             student = [take(part[layer], pairs.student, pairs.kept) for part in (keys, values)]
             if self.projector is None:
                 yield from self._pieces(place, (student, target), _wide(pairs, student[0]), weight)
@@ -180,7 +178,8 @@ class Aggregated(Bridge):
         pairing: Pairing,
         weighted: bool = False,
     ) -> Iterator[Compared]:
-        pairs = pairing.shared(teacher, mask, samples)
+        with torch.no_grad():
+            pairs = pairing.shared(teacher, mask, samples)
         target = [
             self.gather_teacher([take(layer[pairs.source], pairs.target, pairs.kept) for layer in part])
             for part in (teacher.keys, teacher.values)
@@ -191,6 +190,39 @@ class Aggregated(Bridge):
         looked = torch.stack(teacher.importance).mean(0) if weighted and teacher.importance is not None else None
         weight = _weight(looked, pairs) if weighted else None
         yield from self._pieces(0, _one_group(self._project(self.projector, 0, student, target)), pairs, weight)
+
+
+class Coded(Bridge):
+    """One code per token and layer on both sides (`objectives/coding.py`); nothing is left to project."""
+
+    def __init__(self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, size: int):
+        super().__init__(explicit, projector, student, student)
+        self.parts, self.size = ("z",), size
+        self.layers = _layers(explicit.layers, student.num_layers)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(1, self.size)] * len(self.layers)
+
+    def compare(
+        self,
+        keys: list[Tensor],
+        values: list[Tensor],
+        teacher: TeacherKV,
+        mask: Tensor,
+        samples: Samples,
+        pairing: Pairing,
+        weighted: bool = False,
+    ) -> Iterator[Compared]:
+        """keys are the student's codes [B, 1, N, z], those of the teacher the fused ones."""
+        with torch.no_grad():
+            pairs = pairing.shared(teacher, mask, samples)
+            looked = torch.stack(teacher.importance).mean(0) if weighted and teacher.importance is not None else None
+            weight = _weight(looked, pairs) if weighted else None
+        for place, layer in enumerate(self.layers):
+            student = take(keys[layer], pairs.student, pairs.kept)
+            target = take(teacher.keys[layer][pairs.source], pairs.target, pairs.kept)
+            yield Compared("z", place, student, target, pairs.kept, weight)
 
 
 def make_bridge(explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape) -> Bridge:

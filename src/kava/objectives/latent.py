@@ -15,9 +15,12 @@ from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
 from kava.latents import residual
 from kava.losses import Term, codi_loss, cross_entropy, kv_loss
+from kava.objectives.foreign import ForeignTeachers
+from kava.objectives.mixture import Blend
 from kava.objectives.packed import packed
 from kava.objectives.unpacked import unpacked
 from kava.objectives.views import Batch, Result, StudentView, Targets, Teacher, Wants
+from kava.teachers.many import Many
 
 
 class LatentObjective(nn.Module):
@@ -31,6 +34,7 @@ class LatentObjective(nn.Module):
         packed: bool = True,
         rotary: str = "after",
         seed: int = 0,
+        foreign: ForeignTeachers | None = None,
     ):
         super().__init__()
         self.model = model
@@ -39,23 +43,30 @@ class LatentObjective(nn.Module):
         self.packed = packed
         self.rotary = rotary
         self.seed = seed
-        self.epoch = self.update = 0  # the trainer sets these three
-        self.watch = True
+        self.foreign = foreign
+        self.epoch = self.update = 0  # the trainer sets these four
+        self.progress, self.watch = 0.0, True
         kv, codi = loss.alpha2_kv > 0, loss.alpha1_codi > 0
         self.wants = Wants(
-            teacher=loss.teacher_ce > 0 or kv or codi, student=loss.student_ce > 0 or kv or codi, kv=kv, codi=codi
+            teacher=loss.teacher_ce > 0 or codi or (kv and foreign is None),
+            student=loss.student_ce > 0 or kv or codi,
+            kv=kv,
+            codi=codi,
         )
 
     @classmethod
-    def from_recipe(cls, model: LatentModel, recipe: Recipe) -> LatentObjective:
-        """The objective a recipe describes."""
+    def from_recipe(cls, model: LatentModel, recipe: Recipe, teachers: Many | None = None) -> LatentObjective:
+        """The objective a recipe describes; with `teachers` the latents learn from these instead of the model itself."""
         rkv = recipe.rkv
         if rkv.rotary == "before" and not model.family.rotary:
             raise ConfigError(
                 f"rkv.rotary is before, but {model.family.name} has no rotary embedding", "leave rkv.rotary out"
             )
         compressor = make_compressor(rkv.method, rkv.shuffle, lambda_=rkv.lambda_, side=rkv.crop_keep)
-        return cls(model, recipe.loss, compressor, recipe.training.packed, rkv.rotary, recipe.system.seed)
+        foreign = (
+            ForeignTeachers(recipe, model, teachers, compressor.needs_importance) if teachers is not None else None
+        )
+        return cls(model, recipe.loss, compressor, recipe.training.packed, rkv.rotary, recipe.system.seed, foreign)
 
     def forward(self, batch: Batch) -> Result:
         run = packed if self.packed else unpacked
@@ -68,8 +79,11 @@ class LatentObjective(nn.Module):
             terms.append(self._term("ce_teacher", self._ce(teacher.targets), counts))
         if teacher is not None and student is not None and self.wants.codi:
             terms.append(self._term("codi", self._codi(student, teacher), counts))
-        if teacher is not None and student is not None and self.wants.kv:
-            terms.append(self._term("kv", self._kv(batch, student, teacher), counts))
+        if student is not None and self.wants.kv:
+            blend = self.foreign.blend(batch, self.epoch) if self.foreign is not None else None
+            terms.append(self._term("kv", self._kv(batch, student, teacher, blend), counts))
+            if self.foreign is not None and blend is not None:
+                terms += self.foreign.terms(blend, batch, counts, self.watch)
         health = self._health(student)
         if self.wants.kv and self.watch:
             slots = len(batch["question"]) * self.model.latent.num_tokens
@@ -95,16 +109,21 @@ class LatentObjective(nn.Module):
         counts = {"ce_student": answer, "ce_teacher": answer + cot}
         counts["codi"] = float(len(batch["question"]) * model.num_layers * model.config.hidden_size)
         if self.wants.kv:
-            kept = self.compressor.count(batch["cot_mask"], model.latent.num_tokens, self._samples(batch))
+            kept = self.compressor.count(self._compared(batch), model.latent.num_tokens, self._samples(batch))
             counts["kv"] = float(kept.sum()) * model.num_kv_heads * model.head_size * model.num_layers
+            counts |= self.foreign.counts(batch) if self.foreign is not None else {}
         return counts
 
+    def _compared(self, batch: Batch) -> Tensor:
+        """[B, N] the CoT columns that have a target."""
+        return batch["cot_mask"] if self.foreign is None else self.foreign.mixture.columns(batch)
+
     def own(self) -> dict[str, Tensor]:
-        """Nothing is trained beside the student."""
-        return {}
+        """What is trained or measured beside the student: nothing, or what stands between it and foreign teachers."""
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {f"model.{name}": weight for name, weight in self.model.trained().items()}
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     def _term(self, name: str, total: Tensor, counts: dict[str, float]) -> Term:
         return Term(name, total, counts[name], self.weights[name])
@@ -118,27 +137,41 @@ class LatentObjective(nn.Module):
         loss = self.loss
         return codi_loss(student.cue, teacher.cue, loss.codi_loss_type, loss.layerwise_std, loss.std_scope)
 
-    def _kv(self, batch: Batch, student: StudentView, teacher: Teacher) -> Tensor:
-        """1/2 (sum_K + sum_V) over the layers; teacher entries chosen per sample, layer and head, no gradient."""
+    def _kv(self, batch: Batch, student: StudentView, teacher: Teacher | None, blend: Blend | None = None) -> Tensor:
+        """1/2 (sum_K + sum_V) over the layers; teacher entries chosen per sample, layer and head.
+
+        No gradient reaches them, unless they are foreign and come through adapters that are trained.
+        """
         loss, total = self.loss, student.targets.hidden.new_zeros((), dtype=torch.float32)
-        for kept, latent_key, latent_value in zip(self.kept(batch, teacher), student.keys, student.values, strict=True):
+        found = self.kept_of(batch, blend) if blend is not None else self.kept(batch, teacher)  # type: ignore[arg-type]
+        detach = self.foreign is None or not self.foreign.mixture.target_is_trained
+        for kept, latent_key, latent_value in zip(found, student.keys, student.values, strict=True):
             plain = self._unrotated(latent_key, batch, "latents")
             for mine, target in ((plain, kept.keys), (latent_value, kept.values)):
-                part = kv_loss(mine, target, kept.kept, loss.kv_loss_type, loss.layerwise_std, loss.std_scope)
+                kind, std = loss.kv_loss_type, loss.layerwise_std
+                part = kv_loss(mine, target, kept.kept, kind, std, loss.std_scope, detach=detach)
                 total = total + part / 2
         return total
 
     def kept(self, batch: Batch, teacher: Teacher) -> Iterator[Compressed]:
         """Layer by layer, what the compressor keeps of the teacher's chain of thought; no gradient."""
-        keep, samples = self.model.latent.num_tokens, self._samples(batch)
         for query, key, value in zip(teacher.queries, teacher.keys, teacher.values, strict=True):
             with torch.no_grad():
                 weight = None
                 if self.compressor.needs_importance:
                     weight = importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale)
-                plain = self._unrotated(key, batch, "teacher")
-                found = self.compressor(plain, value, batch["cot_mask"], weight, keep, samples=samples)
+                found = self._compressed(batch, self._unrotated(key, batch, "teacher"), value, weight)
             yield found
+
+    def kept_of(self, batch: Batch, blend: Blend) -> Iterator[Compressed]:
+        """The same of a mixture; gradient reaches adapters and router."""
+        for layer, (key, value) in enumerate(zip(blend.kv.keys, blend.kv.values, strict=True)):
+            weight = None if blend.kv.importance is None else blend.kv.importance[layer]
+            yield self._compressed(batch, key, value, weight)
+
+    def _compressed(self, batch: Batch, key: Tensor, value: Tensor, weight: Tensor | None) -> Compressed:
+        keep, samples = self.model.latent.num_tokens, self._samples(batch)
+        return self.compressor(key, value, self._compared(batch), weight, keep, samples=samples)
 
     def _unrotated(self, keys: Tensor, batch: Batch, who: str) -> Tensor:
         """Keys as cached, or before the rotary embedding (`rkv.rotary: before`)  [open: after]"""

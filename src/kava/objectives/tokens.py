@@ -8,6 +8,8 @@ anchor.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +25,26 @@ from kava.losses import Term, codi_loss, cross_entropy, kv_loss
 from kava.losses.cka import cka
 from kava.losses.direction import direction_loss
 from kava.losses.guard import variance_guard
-from kava.objectives.bridge import TO_STUDENT, Compared, make_bridge
+from kava.objectives.bridge import TO_STUDENT, Bridge, Compared, make_bridge
+from kava.objectives.moments import Moments
 from kava.objectives.pairing import Pairing
+from kava.objectives.schedule import risen
 from kava.objectives.unpacked import targets
 from kava.objectives.views import Batch, Result
 from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
 from kava.teachers.live import shape_of
 
 Place = tuple[str, int]  # keys or values, and the number of the compared layer
+Layers = list[Tensor]
 ATTENTION_SHARE = 0.5  # structural: weight of the attention maps beside the two cosines
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the student is compared with: a teacher's entries, and the columns [B, N] of the CoT that count."""
+
+    kv: TeacherKV
+    mask: Tensor
 
 
 class TokensObjective(nn.Module):
@@ -39,32 +52,38 @@ class TokensObjective(nn.Module):
 
     reference: Tensor  # [2, places, d] where a projection is trained: see `calibrate`
 
-    def __init__(self, model: LatentModel, recipe: Recipe, teacher: Teacher | None):
+    def __init__(self, model: LatentModel, recipe: Recipe, teacher: Any | None):
         super().__init__()
         self.model, self.teacher = model, teacher
         self.loss, self.explicit, self.settings = recipe.loss, recipe.explicit, recipe.projector
         self.seed = recipe.system.seed
-        self.epoch = self.update = 0  # the trainer sets these three
-        self.watch = True
+        self.epoch = self.update = 0  # the trainer sets these four
+        self.progress, self.watch = 0.0, True
         self.student_shape = shape = shape_of(model)
         keep = None if recipe.rkv.method == "full" else recipe.explicit.target_len
         compressor = make_compressor(recipe.rkv.method, lambda_=recipe.rkv.lambda_, side=recipe.rkv.crop_keep)
         self.pairing = Pairing(compressor, keep, recipe.rkv.shuffle)
-        self.bridge = None
+        self.bridge: Bridge | None = None
         self.codi_map: nn.Module | None = None
         self.structural = recipe.loss.kv_loss_type == "structural"
+        self.projects = self.guarded = False
         if teacher is not None:
-            self.map = layer_map(shape.num_layers, teacher.shape.num_layers, recipe.explicit.layer_map)
-            if recipe.loss.alpha2_kv > 0:
-                self.bridge = make_bridge(recipe.explicit, recipe.projector, shape, teacher.shape)
-            self.codi_map = self._make_codi_map(shape, teacher.shape)
+            self._meet(teacher, recipe)
+        self.cka_layers = cka_layers(recipe.explicit.cka_layers, shape.num_layers) if self._cka else []
+        self.to(model.device)
+
+    def _meet(self, teacher: Teacher, recipe: Recipe) -> None:
+        """Makes what has to stand between this teacher and the student."""
+        shape = self.student_shape
+        self.map = layer_map(shape.num_layers, teacher.shape.num_layers, recipe.explicit.layer_map)
+        if recipe.loss.alpha2_kv > 0:
+            self.bridge = make_bridge(recipe.explicit, recipe.projector, shape, teacher.shape)
+        self.codi_map = self._make_codi_map(shape, teacher.shape)
         self.projects = self.bridge is not None and self.bridge.target_is_trained
         self.guarded = self.projects and self.settings.guard == "variance"
         if self.projects and self.bridge is not None:
             spread = torch.zeros(2, len(self.bridge.sizes), self.bridge.sizes[0][1])
             self.register_buffer("reference", spread)
-        self.cka_layers = _cka_layers(recipe.explicit.cka_layers, shape.num_layers) if self._cka else []
-        self.to(model.device)
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
@@ -77,28 +96,35 @@ class TokensObjective(nn.Module):
                 "ce_student",
                 cross_entropy(aim.hidden, aim.tokens, self.model.head),
                 counts["ce_student"],
-                self.loss.student_ce,
+                self.loss.student_ce * risen(self.progress, self.explicit.ce_ramp),
             )
         ]
         if self.teacher is not None:
-            seen = self.teacher(batch, self.wants)
-            terms += [
-                Term(name, total, counts[name], weight) for name, total, weight in self._taught(batch, text, seen)
-            ]
+            taught = self._taught(batch, text, self.see(batch, text))
+            terms += [Term(name, total, counts[name], weight) for name, total, weight in taught]
         return Result(terms, {})
+
+    def see(self, batch: Batch, text: Reading) -> Seen:
+        """What the teacher shows of a batch."""
+        assert self.teacher is not None
+        return Seen(self.teacher(batch, self.wants), self.compared(batch))
+
+    def compared(self, batch: Batch) -> Tensor:
+        """[B, N] the columns of the chain of thought that are compared, from the batch alone."""
+        return batch["cot_mask"]
 
     @property
     def wants(self) -> TeacherWants:
         kv = self.bridge is not None
-        looked = kv and (self.pairing.compressor.needs_importance or self._weighted or self.structural)
+        looked = kv and (self.pairing.compressor.needs_importance or self._weighted or self._attends)
         return TeacherWants(importance=looked, cue=self._codi)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """What each term's sum is divided by, from the batch alone."""
-        mask = batch["cot_mask"]
-        counts = {"ce_student": float(mask.sum() + batch["tail_mask"].sum())}
+        counts = {"ce_student": float(batch["cot_mask"].sum() + batch["tail_mask"].sum())}
         if self.teacher is None:
             return counts
+        mask = self.compared(batch)
         if self._codi:
             counts["codi"] = float(len(mask) * self.model.num_layers * self.teacher.shape.hidden_size)
         if self._cka:
@@ -106,50 +132,87 @@ class TokensObjective(nn.Module):
         if self.bridge is not None:
             pairs = self.pairing.counts(mask, self.samples(batch))
             elements = self.loss.kv_loss_type in DISTANCES
-            counts["kv"] = float(pairs.sum()) * sum(g * (d if elements else 1) for g, d in self.bridge.sizes)
+            sizes = [(share * g, d) for share, (g, d) in zip(self.shares(), self.bridge.sizes, strict=True)]
+            counts["kv"] = float(pairs.sum()) * sum(g * (d if elements else 1) for g, d in sizes)
+            if self.explicit.beta_cos > 0:
+                counts["kv_cosine"] = float(pairs.sum()) * sum(g for g, _ in sizes)
             several = float((pairs > 1).sum()) * len(self.bridge.sizes) * len(self.bridge.parts)
             counts |= {"guard": several} if self.guarded else {}
-            if self.structural:
+            if self._attends:
                 counts["attention"] = float(mask.any(1).sum()) * self.model.num_layers
         return counts
 
-    def _taught(self, batch: Batch, text: Reading, seen: TeacherKV) -> Iterator[tuple[str, Tensor, float]]:
+    def shares(self) -> list[float]:
+        """The weight of each compared layer at this moment."""
+        assert self.bridge is not None
+        return [1.0] * len(self.bridge.sizes)
+
+    def _taught(self, batch: Batch, text: Reading, seen: Seen) -> Iterator[tuple[str, Tensor, float]]:
         keys, values = self.cot_kv(text)
         if self._codi:
-            yield "codi", self._codi_loss(batch, text, seen), self.loss.alpha1_codi
+            yield "codi", self._codi_loss(batch, text, seen.kv), self.loss.alpha1_codi
         if self._cka:
-            yield "cka", self._cka_loss(batch, keys, seen), self.explicit.cka_weight
+            yield "cka", self._cka_loss(keys, seen), self.explicit.cka_weight
         if self.bridge is None:
             return
-        zero = text.out.hidden.new_zeros((), dtype=torch.float32)
-        kv, guard = zero, zero
-        mask, samples = batch["cot_mask"], self.samples(batch)
-        for one in self.bridge.compare(keys, values, seen, mask, samples, self.pairing, self._weighted):
-            kv = kv + self._distance(one) / len(self.bridge.parts)
+        kv = cosine = guard = text.out.hidden.new_zeros((), dtype=torch.float32)
+        shares, parts = self.shares(), self._part_weights()
+        for one in self.pairs(batch, keys, values, seen, self.pairing, self._weighted):
+            share = shares[one.place] * parts[one.part]
+            distance = self._distance(one)
+            kv = kv + share * distance
+            if self.explicit.beta_cos > 0:
+                cosine = cosine + share * self._direction(one, "cosine")
             if self.guarded:
                 reference = self.reference[int(one.part == "v"), one.place]
                 guard = guard + variance_guard(one.target[:, 0], one.kept[:, 0], reference)
+            self.note_layer(one, distance)
         yield "kv", kv, self.loss.alpha2_kv
+        if self.explicit.beta_cos > 0:
+            yield "kv_cosine", cosine, self.explicit.beta_cos * self.loss.alpha2_kv
         if self.guarded:
             yield "guard", guard, self.settings.guard_weight
-        if self.structural:
-            yield "attention", self._attention(batch, text, keys, seen), ATTENTION_SHARE * self.loss.alpha2_kv
+        if self._attends:
+            weight = ATTENTION_SHARE * self.loss.alpha2_kv if self.structural else 0.0
+            weight += self.explicit.gamma_kl * risen(self.progress, self.explicit.gamma_ramp)
+            yield "attention", self._attention(batch, text, keys, seen), weight
+
+    def pairs(
+        self, batch: Batch, keys: Layers, values: Layers, seen: Seen, pairing: Pairing, weighted: bool = False
+    ) -> Iterator[Compared]:
+        """Every comparison of the student's keys and values (at the CoT columns) with what is seen."""
+        assert self.bridge is not None
+        return self.bridge.compare(keys, values, seen.kv, seen.mask, self.samples(batch), pairing, weighted)
+
+    def note_layer(self, one: Compared, distance: Tensor) -> None:
+        """Called with every comparison of a step; a mixture writes them down."""
+
+    def _part_weights(self) -> dict[str, float]:
+        assert self.bridge is not None
+        whole = {"k": self.explicit.lambda_k, "v": self.explicit.lambda_v, "z": 1.0}
+        return {part: whole[part] / len(self.bridge.parts) for part in self.bridge.parts}
+
+    @property
+    def _detached(self) -> bool:
+        return not (self.bridge is not None and self.bridge.target_is_trained)
 
     def _distance(self, one: Compared) -> Tensor:
-        loss, detach = self.loss, not (self.bridge is not None and self.bridge.target_is_trained)
-        if loss.kv_loss_type in DISTANCES:
-            return kv_loss(
-                one.student,
-                one.target,
-                one.kept,
-                loss.kv_loss_type,
-                loss.layerwise_std,
-                loss.std_scope,
-                one.weight,
-                detach,
-            )
-        kind = "cosine" if self.structural else loss.kv_loss_type
-        return direction_loss(one.student, one.target, one.kept, kind, detach=detach, weight=one.weight)[0]
+        loss = self.loss
+        if loss.kv_loss_type not in DISTANCES:
+            return self._direction(one, "cosine" if self.structural else loss.kv_loss_type)
+        return kv_loss(
+            one.student,
+            one.target,
+            one.kept,
+            loss.kv_loss_type,
+            loss.layerwise_std,
+            loss.std_scope,
+            one.weight,
+            self._detached,
+        )
+
+    def _direction(self, one: Compared, kind: str) -> Tensor:
+        return direction_loss(one.student, one.target, one.kept, kind, detach=self._detached, weight=one.weight)[0]
 
     def _codi_loss(self, batch: Batch, text: Reading, seen: TeacherKV) -> Tensor:
         """Hidden states at the last cue token, layer by layer, in the teacher's width."""
@@ -162,29 +225,29 @@ class TokensObjective(nn.Module):
         loss = self.loss
         return codi_loss(mine, target, loss.codi_loss_type, loss.layerwise_std, loss.std_scope)
 
-    def _cka_loss(self, batch: Batch, keys: list[Tensor], seen: TeacherKV) -> Tensor:
+    def _cka_loss(self, keys: Layers, seen: Seen) -> Tensor:
         total = keys[0].new_zeros((), dtype=torch.float32)
         for layer in self.cka_layers:
-            mine, theirs = flatten_heads(keys[layer]), flatten_heads(mix(seen.keys, self.map[layer]))
-            total = total + (1 - cka(mine, theirs, batch["cot_mask"]))[batch["cot_mask"].sum(1) > 1].sum()
+            mine, theirs = flatten_heads(keys[layer]), flatten_heads(mix(seen.kv.keys, self.map[layer]))
+            total = total + (1 - cka(mine, theirs, seen.mask))[seen.mask.sum(1) > 1].sum()
         return total
 
-    def _attention(self, batch: Batch, text: Reading, keys: list[Tensor], seen: TeacherKV) -> Tensor:
-        """sum KL(teacher || student) of what the answer looks at in the chain of thought, heads averaged."""
-        assert seen.importance is not None
+    def _attention(self, batch: Batch, text: Reading, keys: Layers, seen: Seen) -> Tensor:
+        """sum KL(teacher || student) of what the answer looks at among the compared columns, heads averaged."""
+        assert seen.kv.importance is not None
         total = keys[0].new_zeros((), dtype=torch.float32)
         for layer, entry in enumerate(self.map):
             query = text.out.queries[layer][:, :, text.tail]
-            mine = importance(query, keys[layer], batch["tail_answer"], batch["cot_mask"], self.model.scale).mean(1)
-            theirs = mix(seen.importance, entry).mean(1)
-            real = batch["cot_mask"] & (theirs > 0)
+            looked = importance(query, keys[layer], batch["tail_answer"], batch["cot_mask"], self.model.scale)
+            mine, theirs = (_shares(part, seen.mask).mean(1) for part in (looked, mix(seen.kv.importance, entry)))
+            real = seen.mask & (theirs > 0)
             ratio = theirs.clamp(min=1e-12).log() - mine.clamp(min=1e-12).log()
             total = total + (theirs * ratio).masked_fill(~real, 0.0).sum()
         return total
 
     # -- what it is made of --------------------------------------------------------------------------------------
 
-    def cot_kv(self, text: Reading) -> tuple[list[Tensor], list[Tensor]]:
+    def cot_kv(self, text: Reading) -> tuple[Layers, Layers]:
         """The student's keys and values at the CoT columns."""
         out = text.out
         return [key[:, :, text.cot] for key in out.keys], [value[:, :, text.cot] for value in out.values]
@@ -215,10 +278,9 @@ class TokensObjective(nn.Module):
         was = self.training
         self.eval()  # dropout would pass for variety
         for batch in batches:
-            text, shown = read_text(self.model, batch), self.teacher(batch, self.wants)
+            text = read_text(self.model, batch)
             everything = Pairing(self.pairing.compressor, None)
-            mask, facts = batch["cot_mask"], self.samples(batch)
-            for one in self.bridge.compare(*self.cot_kv(text), shown, mask, facts, everything):
+            for one in self.pairs(batch, *self.cot_kv(text), self.see(batch, text), everything):
                 place = one.part, one.place
                 for entries, kept in zip(one.student[:, 0], one.kept[:, 0], strict=True):
                     if kept.sum() > 1:
@@ -247,6 +309,10 @@ class TokensObjective(nn.Module):
         return self.teacher is not None and self.explicit.cka_weight > 0
 
     @property
+    def _attends(self) -> bool:
+        return self.structural or self.explicit.gamma_kl > 0
+
+    @property
     def _weighted(self) -> bool:
         return self.explicit.attention_weighted and self.update >= self.explicit.attention_weighted_after
 
@@ -262,30 +328,14 @@ class TokensObjective(nn.Module):
         return nn.Linear(student.hidden_size, teacher.hidden_size)
 
 
-class Moments:
-    """Mean and standard deviation of vectors that come in portions, in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sum = self._square = torch.zeros(())
-
-    def add(self, vectors: Tensor) -> None:
-        """vectors [n, d]"""
-        vectors = vectors.cpu().double()
-        self.count += len(vectors)
-        self._sum = self._sum + vectors.sum(0)
-        self._square = self._square + vectors.square().sum(0)
-
-    @property
-    def mean(self) -> Tensor:
-        return self._sum / self.count
-
-    @property
-    def std(self) -> Tensor:
-        return (self._square / self.count - self.mean.square()).clamp(min=0).sqrt()
+def _shares(looked: Tensor, mask: Tensor) -> Tensor:
+    """[B, H, N] what is looked at, with a sum of 1 over the columns of mask [B, N]: some of it may be elsewhere."""
+    looked = looked.masked_fill(~mask[:, None], 0.0)
+    total = looked.sum(2, keepdim=True)
+    return looked / torch.where(total > 0, total, 1.0)
 
 
-def _cka_layers(asked: str, count: int) -> list[int]:
+def cka_layers(asked: str, count: int) -> list[int]:
     """middle, last, or numbers from 0."""
     if asked in ("middle", "last"):
         return [count // 2 if asked == "middle" else count - 1]

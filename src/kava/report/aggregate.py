@@ -10,17 +10,14 @@ from typing import Any
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
 from kava.provenance import versions
-from kava.report.collect import Result, Run, find_runs, named, same_items
+from kava.report.collect import Result, Run, find_runs, learnt, named, same_items, writes_its_steps
+from kava.report.validations import held_out_numbers, over_seeds
 
 SAME = ("mode", "cue", "max_new_tokens", "temperature", "metric")  # results that differ here are not averaged
 MEANING = (
     "accuracies are fractions of all items; *_std is the sample standard deviation over seeds (null for one seed); "
     "forward_passes_* are over each seed's mean per question; missing seeds enter nothing"
 )
-
-
-# The sections of a recipe that say what is learnt.
-LEARNT = "model dataset latent loss rkv explicit teacher projector lora training".split()  # noqa: SIM905
 
 
 def aggregate(
@@ -34,7 +31,7 @@ def aggregate(
     to be understood alone. Without `datasets`: every set that some seed has results of. Without `mode`: as the students
     were trained, in latents or (explicit line) with steps."""
     runs = _one_run_each(seed_dirs)
-    explicit = any(run.recipe.get("explicit", {}).get("enabled") for run in runs)
+    explicit = any(writes_its_steps(run.recipe) for run in runs)
     mode = mode or ("cot" if explicit else "latent")
     sets = list(dict.fromkeys(datasets)) or _sets_of(runs, mode)
     if not sets:
@@ -52,6 +49,8 @@ def aggregate(
         "meaning": MEANING,
         "versions": versions(),
     }
+    if held_out := over_seeds([held_out_numbers(run.log()) for run in runs]):
+        body["held_out"] = held_out
     if all(not found["num_seeds"] for found in body["datasets"].values()):
         raise RunError(
             f"no seed has results of {', '.join(sets)} (mode {mode})", "run kava evaluate on each best_checkpoint first"
@@ -95,6 +94,15 @@ def lines(found: dict[str, Any]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def held_out_lines(found: dict[str, Any]) -> list[list[str]]:
+    """Name, seeds, mean, spread: a row per held-out number; [] for a recipe without teachers of its own."""
+    ((_, body),) = found.items()
+    return [
+        [name, str(one["num_seeds"]), f"{one['mean']:.4g}", "-" if one["std"] is None else f"{one['std']:.2g}"]
+        for name, one in body.get("held_out", {}).items()
+    ]
 
 
 def _one_run_each(seed_dirs: Sequence[Path]) -> list[Run]:
@@ -161,7 +169,7 @@ def _same_way(first: Result, second: Result) -> None:
 
 def _same_settings(runs: Sequence[Run]) -> None:
     """Seeds of one recipe differ in the seed alone."""
-    known = [(run, _learnt(run.recipe)) for run in runs if run.recipe]
+    known = [(run, learnt(run.recipe)) for run in runs if run.recipe]
     for run, settings in known[1:]:
         keys = [key for key in settings if settings[key] != known[0][1].get(key)]
         if keys:
@@ -169,11 +177,6 @@ def _same_settings(runs: Sequence[Run]) -> None:
                 f"{run.folder} was trained with other settings than {known[0][0].folder}: {', '.join(keys[:3])}",
                 "aggregate seeds of one recipe",
             )
-
-
-def _learnt(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe trains, flat and without its seed."""
-    return {f"{section}.{key}": value for section in LEARNT for key, value in recipe.get(section, {}).items()}
 
 
 def _config_name(runs: Sequence[Run]) -> str:

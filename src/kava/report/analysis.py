@@ -13,13 +13,13 @@ import numpy as np
 from kava.provenance import versions
 from kava.report.claims import (
     ALPHA,
-    CLAIMS,
     MARGIN,
     RATIO_MARGIN,
     Claim,
     Evidence,
     Finding,
     Verdict,
+    claims_of,
     judge,
     num_tested,
 )
@@ -35,6 +35,7 @@ from kava.report.stats import (
     spread,
     wilson,
 )
+from kava.report.validations import held_out_numbers
 
 TERMS = {"loss": "loss", "ce": "ce_student", "kv": "kv", "codi": "codi"}
 
@@ -45,7 +46,8 @@ def analyse(
     """The whole analysis, ready for JSON: accuracies and differences are fractions, what is unknown is null."""
     found = gather(base, experiments, dataset)
     evidence = {member.name: _evidence(member, found) for member in found.members}
-    asked = [claim for claim in CLAIMS if claim.source == "guide" or _answerable(claim, found)]
+    known = claims_of([member.name for member in found.members])
+    asked = [claim for claim in known if claim.source == "guide" or _answerable(claim, found)]
     verdicts = judge(asked, evidence, margin)
     results = found.results()
     return {
@@ -111,6 +113,7 @@ def _experiment(member: Member) -> dict[str, Any]:
         "forward_passes": fmean(passes) if passes else None,
         "per_seed": [_seed_row(seed, member) for seed in member.results],
         "losses": _losses(member),
+        "held_out": _held_out(logs),
         "stability": _stability([(instability(x), instability(x, "ce_student")) for x in logs]),
     }
 
@@ -154,6 +157,13 @@ def _losses(member: Member) -> dict[str, float | None]:
     return {
         name: _mean([one.get(name) for one in found]) for name in dict.fromkeys(name for one in found for name in one)
     }
+
+
+def _held_out(logs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
+    """The last validations' numbers: cross-entropy, and of mixtures the distances to the teachers and their weights."""
+    found = [held_out_numbers(lines) for lines in logs]
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: _mean([one.get(name) for one in found]) for name in names}
 
 
 def _stability(found: Sequence[tuple[Instability | None, Instability | None]]) -> dict[str, float | None]:

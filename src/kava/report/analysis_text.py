@@ -7,10 +7,15 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from kava.report.claims import CONTROL
+from kava.report.claims import CONTROL, WITH_EXPECTED
+from kava.report.validations import MEANING, NUMBERS, TO_TEACHER, WEIGHT_OF, teachers_in
 
 WIDTH = 118
 NO_BREAK = "\0"  # a space at which no line ends
+EXPECTED = (
+    "the guide's minimum, ideal: effects that it expects, hypotheses read off the 95 % intervals of what decides, without "
+    "a correction. reached: all lie above; excluded: one lies below; open: everything else."
+)
 MEASURES = {
     "instability": "jumps of log CE",
     "instability_loss": "jumps of log loss",
@@ -29,6 +34,7 @@ def render(found: Document) -> str:
         _section("EXPERIMENTS", _experiments(found)),
         _section("ACCURACY OF EVERY SEED, % [Wilson 95 % interval over items]", _seeds(found)),
         _section("HELD-OUT LOSSES, means over seeds", _held_out(found)),
+        _section("TEACHERS: held-out numbers of the last validation, means over seeds", _teachers(found)),
         _section("STABILITY OF TRAINING, means over seeds", _stability(found)),
         _section("CLAIMS OF THE GUIDE", _claims(guide)),
         _section("NEGATIVE CONTROL", _claims(control)),
@@ -113,6 +119,27 @@ def _held_out(found: Document) -> list[str]:
     return _table([["experiment", *names], *rows], left=1)
 
 
+def _teachers(found: Document) -> list[str]:
+    """Everyone with a validation, if any of them has a mixture of teachers."""
+    rows = [row for row in found["experiments"] if row["held_out"]]
+    if not any(teachers_in(row["held_out"]) for row in rows):
+        return []
+    names = [name for name in NUMBERS if any(name in row["held_out"] for row in rows)]
+    head = ["experiment", "accuracy %", *(NUMBERS[name] for name in names)]
+    lines = _table([head, *([r["name"], _percent(r["accuracy_mean"]), *_numbers(r, names)] for r in rows)], left=1)
+    each = [
+        [row["name"], teacher, *_numbers(row, [WEIGHT_OF + teacher, TO_TEACHER + teacher])]
+        for row in rows
+        for teacher in teachers_in(row["held_out"])
+    ]
+    beside = ["", *_table([["experiment", "teacher", "weight", "KV to it alone"], *each])] if each else []
+    return [*lines, *beside, "", *_wrapped(MEANING)]
+
+
+def _numbers(row: Document, names: Sequence[str]) -> list[str]:
+    return [_number(row["held_out"].get(name), 4) for name in names]
+
+
 def _stability(found: Document) -> list[str]:
     rows = []
     for row in found["experiments"]:
@@ -189,6 +216,7 @@ def _rules(found: Document) -> list[str]:
         "not supported: one of them is significant with the other sign, or its 95 % interval excludes an effect as large "
         f"as the margin: {margin:g} points of accuracy (the guide's tolerance is 2), or {ratio:g} % for jumps.",
         "inconclusive: everything else. It does not say that there is no effect.",
+        *((EXPECTED,) if any(claim["name"] in WITH_EXPECTED for claim in found["claims"]) else ()),
         "The unit of a claim about training is the seed: differences are first - second for each seed number that both "
         "have, never by position. Accuracy: error clustered by seed and by item (V_seed + V_item - V_cell, never below "
         "the larger of the first two), t with seeds - 1 degrees of freedom. Jumps: paired t test of their logarithms. "

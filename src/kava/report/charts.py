@@ -107,9 +107,15 @@ class Grid:
             )
 
 
-def short(label: str) -> str:
+def short(label: str, most: int = LONGEST) -> str:
     """A member's name for a figure."""
-    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "\u2026"
+    return label if len(label) <= most else label[: most - 1] + "\u2026"
+
+
+def shown_token(token: str) -> str:
+    """A token's text with its white space to be seen."""
+    shown = token.replace("\u0120", " ").replace("\u2581", " ").replace("\n", "\\n")
+    return shown.replace(" ", "\u2423") if shown.strip() == "" else shown.strip()
 
 
 def letters(members: Iterable[Member]) -> float:

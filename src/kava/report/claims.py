@@ -9,12 +9,15 @@ inconclusive    everything else; the reason is given
 
 A claim is supported where all that decide are, not supported where one of them is not, inconclusive otherwise.
 Nothing is imputed: a seed that one of two members lacks is left out of their comparison and named.
+
+A claim may name effects that the guide expects of it. Each is a hypothesis of its own, read off the 95 % intervals without
+a correction: reached (all of them lie above it), excluded (one lies below it), open.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -51,6 +54,7 @@ class Claim:
     sentence: str
     comparisons: tuple[Comparison, ...]
     source: str = "guide"
+    expected: tuple[tuple[str, float], ...] = ()  # of accuracy
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -115,6 +119,43 @@ CLAIMS = (
     ),
     Claim("thoughts", "Thoughts help: E4 is better than no_cot.", (Comparison(E4, "above", "no_cot"),), "ours"),
 )
+SFT, SINGLE, FIXED, SIMILARITY, LEARNABLE, Z = "sft", "single_", "fixed", "similarity", "learnable", "z"
+WITH_EXPECTED = ("several", "router")  # the claims of which the guide expects effects of a size
+LONG = "fixed_3"  # fixed weights for as many updates as the third of three stages has had
+TEACHERS = (SFT, SINGLE, FIXED, "fixed_2", LONG, SIMILARITY, LEARNABLE, Z)  # SINGLE: every member that starts with it
+
+
+def claims_of(names: Collection[str]) -> tuple[Claim, ...]:
+    """The claims about these members: of E1 to E5, and where some have several teachers those about them."""
+    several = [name for name in names if name in TEACHERS or name.startswith(SINGLE)]
+    about_teachers = _about_teachers(names) if several else ()
+    return about_teachers if several and len(several) == len(names) else (*CLAIMS, *about_teachers)
+
+
+def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:
+    found = []
+    singles = [name for name in names if name.startswith(SINGLE)]
+    if singles:
+        beside = [_beside(one, "above", name) for one in (SIMILARITY, LEARNABLE, Z) if one in names for name in singles]
+        sentence = "Several teachers are better than the best one alone: fixed is better than every single_."
+        compared = (*(Comparison(FIXED, "above", name) for name in singles), *beside)
+        found.append(Claim(WITH_EXPECTED[0], sentence, compared, expected=(("minimum", 0.03), ("ideal", 0.08))))
+    equal = LONG if LONG in names else FIXED
+    if LEARNABLE in names:
+        compared = (Comparison(LEARNABLE, "above", equal),)
+        compared += (_beside(LEARNABLE, "above", FIXED),) if equal != FIXED else ()
+        compared += (_beside(LEARNABLE, "above", SIMILARITY),) if SIMILARITY in names else ()
+        sentence = (
+            f"A trained router is better than fixed weights, with as many updates: learnable is better than {equal}."
+        )
+        found.append(Claim(WITH_EXPECTED[1], sentence, compared, expected=(("minimum", 0.015), ("ideal", 0.04))))
+    for name, sentence in (
+        (FIXED, "Several teachers are better than plain fine-tuning on the same text: fixed is better than sft."),
+        (Z, "Codes of several teachers are better than plain fine-tuning on the same text: z is better than sft."),
+    ):
+        if {SFT, name} <= set(names):
+            found.append(Claim(f"{name}_sft", sentence, (Comparison(name, "above", SFT),), "ours"))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -165,7 +206,9 @@ def judge(claims: Sequence[Claim], evidence: Mapping[str, Evidence], margin: flo
     verdicts = []
     for claim, group in zip(claims, findings, strict=True):
         judged = tuple(_judged(one, corrected.get(id(one)), margin) for one in group)
-        verdicts.append(Verdict(claim, *_together([one for one in judged if one.comparison.decides]), judged))
+        word, reason = _together([one for one in judged if one.comparison.decides])
+        reason = "; ".join(part for part in (reason, _reached(claim, judged)) if part)
+        verdicts.append(Verdict(claim, word, reason, judged))
     return verdicts
 
 
@@ -214,6 +257,22 @@ def _word(found: Finding, p_holm: float | None, margin: float) -> tuple[str, str
     if compared.p < ALPHA and gain > 0:
         return INCONCLUSIVE, f"{label}: not significant after the correction"
     return INCONCLUSIVE, f"{label}: the interval is too wide, it holds both no effect and one as large as the margin"
+
+
+def _reached(claim: Claim, findings: Sequence[Finding]) -> str:
+    """What the intervals of the deciding comparisons say of the effects that the guide expects."""
+    deciding = [one.compared for one in findings if one.comparison.decides]
+    known = [one for one in deciding if one is not None and one.low is not None and one.high is not None]
+    parts = []
+    for label, least in claim.expected:
+        if any(one.high < least for one in known if one.high is not None):
+            word = "excluded"
+        elif len(known) == len(deciding) and all(one.low > least for one in known if one.low is not None):
+            word = "reached"
+        else:
+            word = "open"
+        parts.append(f"{label} of {100 * least:g} points {word}")
+    return "the guide's " + ", ".join(parts) if parts else ""
 
 
 def _together(deciding: Sequence[Finding]) -> tuple[str, str]:

@@ -16,6 +16,9 @@ from kava.errors import ConfigError, DataError, RunError
 SUITE = "suite.json"
 MODES = ("latent", "cot", "direct")
 NOT_RUNS = ("best_checkpoint", "checkpoint-", "logs", "wandb", "trackio", ".", "__")
+# The sections of a recipe that say what is learnt.
+LEARNT = "model dataset latent loss rkv explicit teacher mixture projector lora training".split()  # noqa: SIM905
+START = "training.start_from"
 _RESULT = re.compile(r"results_(.+)\.(ya?ml|json)")
 # The names other scripts give the same thing.
 ACCURACY, TOTAL = ("accuracy", "exact_match"), ("total", "total_samples", "num_examples")
@@ -134,6 +137,19 @@ def same_items(first: Result, second: Result) -> None:
             f"{second.sha256[:12]})",
             "compare results of the same set only; evaluate one of them again",
         )
+
+
+def writes_its_steps(recipe: Mapping[str, Any]) -> bool:
+    """Whether the student was trained on the explicit line."""
+    return bool(recipe.get("explicit", {}).get("enabled"))
+
+
+def learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe trains, flat and without its seed: that of the checkpoint it begins with neither."""
+    found = {f"{section}.{key}": value for section in LEARNT for key, value in recipe.get(section, {}).items()}
+    if found.get(START) is not None:
+        found[START] = re.sub(r"seed_\d+", "seed_*", str(found[START]))
+    return found
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -14,16 +14,17 @@ from kava.config.text import parse_text
 from kava.errors import ConfigError, DataError, RunError
 from kava.registry import nearest
 from kava.report.aggregate import SAME
-from kava.report.claims import CLAIMS, E1, E2, E3, E4, E5
-from kava.report.collect import SUITE, Result, Run, find_runs, same_items
+from kava.report.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
+from kava.report.collect import SUITE, Result, Run, find_runs, learnt, same_items, writes_its_steps
 
 EXPLICIT = "full_cot"  # writes its chain of thought
 KNOWN = tuple(
-    dict.fromkeys(["E0_ce_only", E1, E2, E3, E4, E5, *(name for claim in CLAIMS for name in claim.members), EXPLICIT])
+    dict.fromkeys(
+        ["E0_ce_only", E1, E2, E3, E4, E5, *(name for claim in CLAIMS for name in claim.members), EXPLICIT, *TEACHERS]
+    )
 )
 COUNTED = ("finished", "evaluated")  # a run that was cut short had fewer updates than the others
 ONE_CONFIG = "compare runs of one recipe with equal data and updates; --experiments names them"
-SETTINGS = ("model", "latent", "loss", "rkv", "explicit", "teacher", "projector", "lora", "training")
 
 
 @dataclass
@@ -68,7 +69,7 @@ class _Plan:
 
 
 def gather(base: Path, experiments: Sequence[str] = (), dataset: str | None = None) -> Gathered:
-    """Every run below `base` of the experiments (default: those of the E1-E5 suite), checked and paired by seed."""
+    """Every run below `base` of the experiments (default: those of suites with claims), checked and paired by seed."""
     found = find_runs([base])
     plan = _plan(base)
     names = _names(found, plan, experiments)
@@ -109,21 +110,28 @@ def _names(found: Sequence[Run], plan: _Plan, experiments: Sequence[str]) -> lis
     there = list(dict.fromkeys([*plan.members, *(run.member for run in found)]))
     wanted = list(dict.fromkeys(Path(name).name for name in experiments))
     for name in wanted:
-        if name not in there and name not in KNOWN:
+        if name not in there and _known(name) not in KNOWN:
             raise ConfigError(f"no experiment {name!r} below the folder", nearest(name, there))
     if wanted:
         return wanted
-    names = sorted((name for name in there if name in KNOWN), key=KNOWN.index)
+    names = sorted((name for name in there if _known(name) in KNOWN), key=lambda name: KNOWN.index(_known(name)))
     if not names:
         raise RunError(
-            f"no experiment of the E1-E5 suite, only {', '.join(there[:8])}", "name what to compare with --experiments"
+            f"no experiment of a suite with claims (e1-e5, phases, stages), only {', '.join(there[:8])}",
+            "name what to compare with --experiments",
         )
     return names
 
 
+def _known(name: str) -> str:
+    """The name that `KNOWN` has for it: there may be any number of teachers alone."""
+    return SINGLE if name.startswith(SINGLE) else name
+
+
 def _member(name: str, found: Sequence[Run], plan: _Plan) -> Member:
     entry = plan.members.get(name, {})
-    mode = entry.get("mode") or ("cot" if name == EXPLICIT else "latent")
+    writes = name == EXPLICIT or any(writes_its_steps(run.recipe) for run in found if run.member == name)
+    mode = entry.get("mode") or ("cot" if writes else "latent")
     member = Member(name, entry.get("title", ""), mode)
     places: dict[int | None, Path] = {}
     for run in found:
@@ -154,9 +162,8 @@ def _config(run: Run) -> Any:
 
 
 def _settings(run: Run) -> dict[str, Any] | None:
-    """What a recipe trains, without its seed; None for a run of which only results are left."""
-    parts = {section: run.recipe[section] for section in SETTINGS if section in run.recipe}
-    return {f"{section}.{key}": value for section, keys in parts.items() for key, value in keys.items()} or None
+    """What a recipe trains, without its seed; None for a run of which only results are left. Of data the hash counts."""
+    return {key: value for key, value in learnt(run.recipe).items() if not key.startswith("dataset.")} or None
 
 
 BUDGET: dict[str, Callable[[Run], Any]] = {

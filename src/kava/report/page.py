@@ -16,6 +16,7 @@ from kava.report.sections.passes import passes
 from kava.report.sections.section import Section
 from kava.report.sections.settings import settings
 from kava.report.sections.summary import default_title, head
+from kava.report.sections.teachers import teachers
 from kava.report.sections.training import health, losses
 from kava.report.study import Study
 from kava.report.style import css
@@ -24,8 +25,8 @@ from kava.report.style import css
 def sections(study: Study) -> list[Section]:
     """Everything there is to say about a study, in the order of the page."""
     of_latents = () if study.explicit else (health, kept, ablations)
-    makers = (accuracy, by_steps, passes, losses, *of_latents, held_out, claims, settings)
-    return [make(study) for make in makers]
+    makers = (accuracy, by_steps, passes, losses, teachers, *of_latents, held_out, claims, settings)
+    return [section for make in makers if (section := make(study)) is not None]
 
 
 def plots(found: Sequence[Section]) -> list[Plot]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kava.config import Recipe
+from kava.suites import phases
 from kava.suites.members import Member, Suite
 
 LAMBDAS = (0.0, 0.1, 0.5, 1.0)
@@ -11,6 +12,9 @@ DISTANCES = ("l1", "mse", "smooth_l1")
 
 def members(recipe: Recipe) -> tuple[Member, ...]:
     """What there is to change in this recipe; the recipe itself is `base`."""
+    if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
+        mode = "cot" if recipe.explicit.enabled else "latent"
+        return (Member("base", "the recipe as it is", mode=mode), *phases.ablations(recipe))
     if recipe.explicit.enabled:
         return (Member("base", "the recipe as it is", mode="cot"), *_explicit(recipe))
     return (
@@ -103,7 +107,8 @@ def _switches(recipe: Recipe) -> list[Member]:
 
 SUITE = Suite(
     "ablations",
-    "M x T, lambda, loss type, projection, last step, standard deviation",
+    "M x T, lambda, loss type, projection, last step, standard deviation; of several teachers: routing, number, layers",
     lambda recipe: "explicit_ablations" if recipe.explicit.enabled else "ablations",
     members,
+    by_layer=phases.by_layer,
 )

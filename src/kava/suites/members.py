@@ -15,22 +15,27 @@ from kava.suites.runner import Job
 
 
 class Member(NamedTuple):
-    """One student: the name of its folder, what it is, how its recipe differs, how it answers."""
+    """One student: the name of its folder, what it is, how its recipe differs, how it answers, and the member whose
+    best checkpoint it begins with."""
 
     name: str
     title: str
     settings: tuple[str, ...] = ()
     mode: str = "latent"
+    after: str = ""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """`line` names the folder its members belong to (latent, or by the recipe explicit); members may depend on the recipe."""
+    """`line` names the folder its members belong to (latent, or by the recipe explicit); members may depend on the recipe,
+    and those of `by_layer` on the student's number of layers too. `needs` says what a recipe without members lacks."""
 
     name: str
     title: str
     line: Callable[[Recipe], str]
     members: Callable[[Recipe], tuple[Member, ...]]
+    needs: str = ""
+    by_layer: Callable[[Recipe, int], tuple[Member, ...]] | None = None
 
 
 def line_of(recipe: Recipe) -> str:
@@ -40,9 +45,9 @@ def line_of(recipe: Recipe) -> str:
 
 def suites() -> dict[str, Suite]:
     """Every experiment by name."""
-    from kava.suites import ablations, e1_e5
+    from kava.suites import ablations, e1_e5, phases
 
-    return {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE)}
+    return {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)}
 
 
 def suite_named(name: str) -> Suite:
@@ -69,10 +74,12 @@ def job(
     settings: Sequence[str],
     evaluations: Sequence[Sequence[str]],
     extra: Sequence[str] = (),
+    after: str = "",
 ) -> Job:
     """One run: train it (what is there is continued), then evaluate its best checkpoint.
 
-    The recipe is read now, before anything is started, so that a mistake costs seconds and not a night.
+    `after` is the label of the job that has to be through first. The recipe is read now, before anything is started, so
+    that a mistake costs seconds and not a night.
     """
     recipe = load_recipe(config, [*settings, f"system.seed={seed}"])
     words = ["train", "--config", config, "--output_dir", str(folder), "--seed", str(seed), "--resume", "auto"]
@@ -84,6 +91,7 @@ def job(
         train=() if done else (*words, "--quiet", *extra, *settings),
         evaluate=tuple(("evaluate", "--checkpoint_dir", best, "--quiet", *words) for words in evaluations),
         updates=0 if done else recipe.training.max_steps or 0,
+        after=after,
     )
 
 

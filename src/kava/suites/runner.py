@@ -22,13 +22,15 @@ TELL_EVERY = 15.0
 
 @dataclass(frozen=True)
 class Job:
-    """Words behind `kava`: a training, then evaluations. `updates` is what the training makes, 0 if unknown."""
+    """Words behind `kava`: a training, then evaluations. `updates` is what the training makes, 0 if unknown; `after` is the
+    label of the job that has to be through first."""
 
     label: str
     folder: Path
     train: tuple[str, ...] = ()
     evaluate: tuple[tuple[str, ...], ...] = ()
     updates: int = 0
+    after: str = ""
 
     @property
     def output(self) -> Path:
@@ -72,9 +74,8 @@ class _Pool:
         bar = _Bar(self.jobs, self.quiet)
         try:
             while queue or self.slots:
-                while queue and len(self.slots) < self.parallel:
+                while len(self.slots) < self.parallel and (job := self._next(queue)) is not None:
                     free = [device for device in devices if device not in [slot.device for slot in self.slots]]
-                    job = queue.pop(0)
                     self.slots.append(_Slot(job, job.commands(), free[0] if free else None))
                 self.slots = [slot for slot in self.slots if self._goes_on(slot)]
                 bar.show([slot.job for slot in self.slots], len(queue))
@@ -83,6 +84,18 @@ class _Pool:
             self._stop()
             bar.close()
         return self.broken
+
+    def _next(self, queue: list[Job]) -> Job | None:
+        """Takes out the first job that waits for none under way; one that waited for a broken one is broken too."""
+        for job in [job for job in queue if job.after in self.broken]:
+            queue.remove(job)
+            self.broken[job.label] = f"it begins where {job.after} ends, which broke"
+            return self._next(queue)
+        ahead = {job.label for job in (*queue, *(slot.job for slot in self.slots))}
+        ready = next((job for job in queue if job.after not in ahead), None)
+        if ready is not None:
+            queue.remove(ready)
+        return ready
 
     def _goes_on(self, slot: _Slot) -> bool:
         """Starts the job's next process when the last one is through; False when the job is."""

@@ -1,9 +1,9 @@
-"""What a teacher of the explicit line shows of a batch, live or from a folder: one call, one record."""
+"""What a separate teacher shows of a batch, live or from a folder: one call, one record."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -27,18 +27,25 @@ class KVShape:
 
 @dataclass(frozen=True)
 class TeacherWants:
-    """What the loss needs beside keys and values; what is not wanted is not computed."""
+    """What the loss needs beside keys and values; what is not wanted is not computed.
+
+    rotary: keys as a cache holds them; False: as they were before the rotary embedding (a mixture aligns them first).
+    question: the values of the question, their mean or the first token's, by which a teacher is compared with prototypes.
+    """
 
     importance: bool = False
     cue: bool = False
+    rotary: bool = True
+    question: Literal["", "mean", "first"] = ""
 
 
 @dataclass(frozen=True)
 class TeacherKV:
-    """keys and values per layer [B, H, N, D] at the batch's CoT columns, rotary applied; no gradient anywhere.
+    """keys and values per layer [B, H, N, D] at the batch's CoT columns; no gradient anywhere.
 
     importance per layer [B, H, N]; cue [B, L, E] hidden states behind layers 1..L at the last cue token; `only` [B, N]
-    the columns that a store has kept (None: all of them).
+    the columns that a store has kept (None: all of them); question [B, L, H*D] values of the real tokens of the
+    question, a prompt around it included: their mean, or the first one's.
     """
 
     keys: list[Tensor]
@@ -46,6 +53,7 @@ class TeacherKV:
     importance: list[Tensor] | None = None
     cue: Tensor | None = None
     only: Tensor | None = None
+    question: Tensor | None = None
 
 
 class Teacher(Protocol):

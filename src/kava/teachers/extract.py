@@ -131,13 +131,16 @@ class _Reader:
         self.teacher, self.device, self.manifest = teacher, device, manifest
         self.compressor, self.keep = manifest.compressor, manifest.target_len
         looks = self.compressor is not None and self.compressor.needs_importance
-        self.wants = TeacherWants(manifest.with_importance or looks, manifest.with_cue)
+        self.wants = TeacherWants(
+            manifest.with_importance or looks, manifest.with_cue, question="mean" if manifest.with_question else ""
+        )
         self.collate = Collator(pad_token_id=0)  # to the right; a pad is never looked at
         self._streams: dict[torch.device, Any] = {}
 
     @torch.no_grad()
     def __call__(self, rows: Rows) -> Sent:
-        """k, v [B, L, H, C, D], importance [B, L, H, C], columns [B, C], cue [B, L, E], sound [B]; C as wide as needed."""
+        """k, v [B, L, H, C, D], importance [B, L, H, C], columns [B, C], cue [B, L, E], question [B, L, H*D], sound [B];
+        C as wide as needed."""
         batch = {name: value.to(self.device) for name, value in self.collate(rows).items()}
         seen = self.teacher(batch, self.wants)
         manifest, mask = self.manifest, batch["cot_mask"]
@@ -155,6 +158,8 @@ class _Reader:
             out["importance"] = found["importance"][..., 0].float()
         if manifest.with_cue and seen.cue is not None:
             out["cue"] = seen.cue.to(dtype)
+        if manifest.with_question and seen.question is not None:
+            out["question"] = seen.question.to(dtype)
         # one pass over the numbers: a sum is not finite where one of them is not
         sound = torch.stack([part.flatten(1).sum(1, dtype=torch.float32) for part in out.values()]).sum(0).isfinite()
         return Sent({**out, "columns": columns.int(), "sound": sound}, self._streams)
@@ -193,8 +198,8 @@ def _store(writer: ShardWriter, start: int, sent: Sent) -> None:
 
 
 def _cut(name: str, array: np.ndarray, count: int) -> np.ndarray:
-    """The stored columns: of [.., C, D], of [.., C]; a cue has none."""
-    if name == "cue":
+    """The stored columns: of [.., C, D], of [.., C]; cue and question have none."""
+    if name in ("cue", "question"):
         return array
     return array[..., :count, :] if name in ("k", "v") else array[..., :count]
 

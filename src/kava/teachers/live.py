@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+from kava.align.rope import Rotary, unrotate
+from kava.backbone.layout import positions
 from kava.backbone.model import Backbone
 from kava.backbone.reading import cue_states, read_text
+from kava.backbone.rotary import rotary_of
 from kava.compress import importance
+from kava.shapes import precise
 from kava.teachers.base import KVShape, TeacherKV, TeacherWants
 
 
@@ -20,6 +26,16 @@ class LiveTeacher:
     @property
     def shape(self) -> KVShape:
         return shape_of(self.model)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest text that it can read; None: no hard end."""
+        return self.model.max_positions
+
+    @cached_property
+    def rotary(self) -> Rotary | None:
+        """How its keys are rotated; None: its positions are not in the keys but in the hidden states."""
+        return rotary_of(self.model)
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
@@ -36,7 +52,34 @@ class LiveTeacher:
                 for query, key in zip(queries, keys, strict=True)
             ]
         cue = cue_states(text.out, text.tail.start + here["cue_last"]).to(home) if wants.cue else None
-        return TeacherKV(keys, values, looked, cue)
+        if not wants.rotary:
+            keys = before_rotary(keys, self.rotary, positions(text.mask)[:, text.cot].to(home))
+        asked = None
+        if wants.question:
+            asked = pooled_values(
+                [value[:, :, text.question] for value in text.out.values], here["question_mask"], wants.question
+            )
+        return TeacherKV(keys, values, looked, cue, question=None if asked is None else asked.to(home))
+
+
+def before_rotary(keys: list[Tensor], rotary: Rotary | None, place: Tensor) -> list[Tensor]:
+    """Keys [B, H, N, D] of tokens at `place` [B, N] as they were before the rotary embedding (None: as they are)."""
+    if rotary is None:
+        return keys
+    cos, sin = rotary.angles(place)
+    return [unrotate(key, cos, sin) for key in keys]
+
+
+def pooled_values(values: list[Tensor], mask: Tensor, how: str) -> Tensor:
+    """[B, L, H*D] of each layer's values [B, H, Q, D] at the columns of mask [B, Q], in the values' type: mean or first."""
+    if how == "first":
+        first = mask.int().argmax(1)[:, None, None, None]
+        each = [value.gather(2, first.expand(-1, value.shape[1], -1, value.shape[3])).flatten(1) for value in values]
+        return torch.stack(each, dim=1)
+    real = mask[:, None, :, None]
+    count = mask.sum(1).clamp(min=1)[:, None, None]
+    sums = [precise(value).masked_fill(~real, 0).sum(2) / count for value in values]
+    return torch.stack([one.flatten(1) for one in sums], dim=1).to(values[0].dtype)
 
 
 def shape_of(model: Backbone) -> KVShape:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from kava.align.rope import Rotary
 from kava.backbone.load import PROBES
 from kava.compress import Compressor, make_compressor
 from kava.data.encode import Encoded
@@ -16,7 +17,8 @@ from kava.errors import CheckpointError
 from kava.teachers.base import KVShape
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
+ADDED = ("own_tokenizer", "prompt", "rotary", "with_question")  # by schema 2
 RAW = "raw"
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -28,6 +30,8 @@ class Manifest:
     teacher: name, revision, quantization and dtype of the model, and `weights`, a hash of all of them.
     method: raw (every CoT column) or the compressor that chose `target_len` columns per sample, with its settings.
     data: the recipe's dataset keys that decide what is read, the splits, and the hash of their text.
+    own_tokenizer: the teacher of a mixture, which has read its own tokens with `prompt` around the question; `rotary` is
+    how its keys are rotated (inv_freq, factor, limit), None where its positions are learned.
     """
 
     teacher: dict[str, Any]
@@ -44,6 +48,10 @@ class Manifest:
     examples_per_shard: int
     versions: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    own_tokenizer: bool = False
+    prompt: str = "{question}"
+    rotary: dict[str, Any] | None = None
+    with_question: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -61,7 +69,8 @@ class Manifest:
 
     def facts(self) -> dict[str, Any]:
         """What is compared, as plain data: everything but the versions of the moment."""
-        return {name: value for name, value in asdict(self).items() if name != "versions"}
+        absent = {"versions", *(ADDED if self.schema == 1 else ())}
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
     def first_difference(self, other: Manifest) -> str | None:
         """The first field that is not the same, with both values: "teacher.weights is ... here, ... there"."""
@@ -82,11 +91,11 @@ def _first_difference(mine: dict[str, Any], theirs: dict[str, Any], prefix: str 
 def from_facts(found: Any, where: Path) -> Manifest:
     """The manifest that plain data describes, or a refusal."""
     schema = found.get("schema") if isinstance(found, dict) else None
-    if schema != SCHEMA:
+    if schema not in (1, SCHEMA):
         raise CheckpointError(
-            f"{where}: teacher store of schema {schema!r}, this version reads {SCHEMA}", "update kava"
+            f"{where}: teacher store of schema {schema!r}, this version reads up to {SCHEMA}", "update kava"
         )
-    names = {one.name for one in fields(Manifest)}
+    names = {one.name for one in fields(Manifest)} - set(ADDED if schema == 1 else ())
     if missing := sorted(names - {"versions"} - set(found)) + sorted(set(found) - names):
         raise CheckpointError(f"{where}: fields missing or unknown: {', '.join(missing)}", "the file is damaged")
     try:
@@ -106,6 +115,11 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{path}: not readable as JSON ({error})", "delete it and start kava extract again: whole shards are kept"
         ) from error
     return from_facts(found, path)
+
+
+def plain(rotary: Rotary) -> dict[str, Any]:
+    """A rotary embedding as it is written in a manifest."""
+    return {"inv_freq": rotary.inv_freq.tolist(), "factor": rotary.factor, "limit": rotary.limit}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -7,19 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kava.backbone.artifact import fingerprint
-from kava.backbone.load import teacher_model
+from kava.backbone.load import foreign_model, spec_of
 from kava.backbone.model import Backbone
 from kava.backbone.sizes import stored_dtype, without_weights
 from kava.compress import Compressor, make_compressor
-from kava.config import BUILTIN_DATASETS, Recipe
+from kava.config import BUILTIN_DATASETS, Recipe, TeacherSpec
 from kava.config.fields import METHOD_ALIASES
 from kava.data.encode import EncodedSet, Encoder, encode_split
 from kava.data.example import content_hash
 from kava.data.load import ExampleStream, load_examples
+from kava.data.many import Voice, heard
 from kava.errors import ConfigError, DataError
 from kava.provenance import versions
 from kava.teachers.live import shape_of
-from kava.teachers.manifest import DTYPES, RAW, Manifest, tokenizer_hash
+from kava.teachers.manifest import DTYPES, RAW, Manifest, plain, tokenizer_hash
+from kava.teachers.resting import Live
 
 METHODS = (RAW, "rkv", "rkv_original", "crop", "steps", "uniform")
 SPLITS = ("train", "validation")
@@ -27,7 +29,10 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Request:
-    """What to store. `dtype` None: the type of the teacher's weights."""
+    """What to store. `dtype` None: the type of the teacher's weights.
+
+    spec: a teacher of a mixture, which reads its own tokens; None: the recipe's one teacher with the student's tokens.
+    """
 
     method: str = RAW
     target_len: int | None = None
@@ -36,6 +41,8 @@ class Request:
     with_cue: bool = False
     examples_per_shard: int = 200
     splits: tuple[str, ...] = SPLITS
+    with_question: bool = False
+    spec: TeacherSpec | None = None
 
     def checked(self, recipe: Recipe) -> Request:
         """The request with names and defaults filled in, or a refusal."""
@@ -61,6 +68,7 @@ class Request:
             raise ConfigError(
                 "teacher.store is set, but extraction needs the teacher itself", "leave teacher.store out"
             )
+        self._check_spec(method)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"unknown --dtype {self.dtype!r}", f"one of: {', '.join(DTYPES)}")
         if strange := [name for name in self.splits if name not in SPLITS]:
@@ -70,15 +78,38 @@ class Request:
         looked = self.with_importance or (method != RAW and _compressor(method, recipe).needs_importance)
         return replace(self, method=method, target_len=target_len, with_importance=looked, splits=splits)
 
+    def _check_spec(self, method: str) -> None:
+        if self.spec is None:
+            if self.with_question:
+                raise ConfigError(
+                    "--with_question is read by mixtures only", "leave it out, or add --teacher or --own_tokenizer"
+                )
+            return
+        if method != RAW:
+            raise ConfigError(
+                f"--kv_method {method} chooses among the student's tokens, but a teacher of a mixture reads its own",
+                "store raw: columns are chosen after its tokens are matched",
+            )
+        if self.with_cue:
+            raise ConfigError("--with_cue is read by a run with one teacher only", "leave it out")
+        if self.spec.store is not None:
+            raise ConfigError(
+                f"teacher {self.spec.label} has a store, but extraction needs the teacher itself",
+                "leave store out of its entry in mixture.teachers",
+            )
+
     def lacks(self, recipe: Recipe) -> list[str]:
         """The flags without which a store of this (checked) request cannot serve the recipe itself."""
         explicit, loss = recipe.explicit, recipe.loss
         if not explicit.enabled:
             return []
-        looks = explicit.attention_weighted or loss.kv_loss_type == "structural"
+        looks = explicit.attention_weighted or explicit.gamma_kl > 0 or loss.kv_loss_type == "structural"
         if recipe.rkv.method != "full":
             looks = looks or _compressor(recipe.rkv.method, recipe).needs_importance
         found = ["--with_importance"] if looks and loss.alpha2_kv > 0 and not self.with_importance else []
+        if recipe.mixture.on:
+            similar = recipe.mixture.fusion == "similarity" and not self.with_question
+            return found + (["--with_question"] if similar else [])
         return found + (["--with_cue"] if loss.alpha1_codi > 0 and not self.with_cue else [])
 
 
@@ -90,11 +121,17 @@ class Source:
     facts: dict[str, Any]
 
 
-def read_source(recipe: Recipe, tokenizer: Any, splits: Sequence[str], progress: bool = True) -> Source:
-    """Training examples that are not too long, then all validation examples."""
+def read_source(
+    recipe: Recipe, tokenizer: Any, splits: Sequence[str], progress: bool = True, voice: Voice | None = None
+) -> Source:
+    """Training examples that are not too long, then all validation examples.
+
+    Which are too long is said by the student's tokenizer; they come in the tokens of `voice`, where there is one.
+    """
     dataset = recipe.dataset
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
-    whole, hashes = EncodedSet(encoder.cue, encoder.eos), {}
+    reads = encoder if voice is None else voice.encoder
+    whole, hashes = EncodedSet(reads.cue, reads.eos), {}
     counts: dict[str, int] = {}
     for split in splits:
         held_out = dataset.generator.val_size if dataset.name in BUILTIN_DATASETS else dataset.val_size
@@ -103,7 +140,7 @@ def read_source(recipe: Recipe, tokenizer: Any, splits: Sequence[str], progress:
         examples = load_examples(dataset, split)
         assert not isinstance(examples, ExampleStream)
         found = encode_split(examples, encoder, dataset.max_length if split == "train" else None, progress=progress)
-        for one in found.encoded:
+        for one in found.encoded if voice is None else heard(found.encoded, examples, voice, progress):
             whole.append(one)
         hashes[split], counts[split] = content_hash(examples), len(found.encoded)
     if len(set(whole.ids)) != len(whole):
@@ -115,20 +152,37 @@ def read_source(recipe: Recipe, tokenizer: Any, splits: Sequence[str], progress:
     return Source(whole, facts | {"examples": counts, "sha256": hashes})
 
 
+def refuse_too_long(encoded: EncodedSet, most: int | None, name: str) -> None:
+    """Learned positions have an end."""
+    longest = max((len(one) for one in encoded), default=0) if most is not None else 0
+    if most is not None and longest > most:
+        raise DataError(
+            f"the longest example needs {longest} positions, the teacher {name} has {most}",
+            "skip long ones with dataset.max_length, or take a teacher with a longer context",
+        )
+
+
 def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
     """The manifest as far as the config.json of the teacher tells: enough for sizes."""
-    model = without_weights(teacher_model(recipe))
-    dtype = stored_dtype(model) if recipe.teacher.dtype == "auto" else recipe.teacher.dtype
+    spec = request.spec or spec_of(recipe)
+    model = without_weights(foreign_model(spec, recipe.model), any_family=request.spec is not None)
+    dtype = stored_dtype(model) if spec.dtype == "auto" else spec.dtype
     return _manifest(request, recipe, model, num_examples, dtype)
 
 
-def described(request: Request, recipe: Recipe, model: Backbone, tokenizer: Any, source: Source) -> Manifest:
-    """The manifest of a store that this frozen teacher makes of these examples."""
+def described(request: Request, recipe: Recipe, teacher: Live, tokenizer: Any, source: Source) -> Manifest:
+    """The manifest of a store that this teacher makes of these examples, which `tokenizer` has cut."""
+    model = teacher.model
     weight = next(model.parameters())
-    teacher = recipe.teacher
-    named = teacher_model(recipe)
+    spec = request.spec or spec_of(recipe)
+    named = foreign_model(spec, recipe.model)
     dtype = str(model.causal_lm.dtype).removeprefix("torch.")
-    facts = {"name": named.name, "revision": named.revision, "quantization": teacher.quantization, "dtype": dtype}
+    facts = {"name": named.name, "revision": named.revision, "quantization": spec.quantization, "dtype": dtype}
+    own: dict[str, Any] = {}
+    if request.spec is not None:
+        rotary = teacher.rotary
+        facts["rope"] = recipe.mixture.rope
+        own = {"own_tokenizer": True, "prompt": spec.template, "rotary": None if rotary is None else plain(rotary)}
     return _manifest(
         request,
         recipe,
@@ -139,6 +193,7 @@ def described(request: Request, recipe: Recipe, model: Backbone, tokenizer: Any,
         tokenizer=tokenizer_hash(tokenizer),
         data=source.facts,
         versions=versions(),
+        **own,
     )
 
 
@@ -157,6 +212,7 @@ def _manifest(
         target_len=request.target_len,
         with_importance=request.with_importance,
         with_cue=request.with_cue,
+        with_question=request.with_question,
         num_examples=num_examples,
         examples_per_shard=request.examples_per_shard,
     )

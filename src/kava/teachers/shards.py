@@ -6,6 +6,7 @@ Tensors of the n-th example of the data set:
     n.importance  float32 [L, H, C]     where the store has it
     n.k, n.v              [L, H, C, D]
     n.cue                 [L, E]        where the store has it
+    n.question            [L, H*D]      where the store has it
 
 The header's one metadata entry repeats the manifest and lists, per example, id, tokens of the chain of thought, stored
 ones, hash of the ids that were read, and the sha256 of all this and of its tensors. A reader builds the header again
@@ -80,6 +81,8 @@ def parts(manifest: Manifest, stored: int) -> dict[str, tuple[str, tuple[int, ..
     found["k"] = found["v"] = (manifest.dtype, (*heads, shape.head_size))
     if manifest.with_cue:
         found["cue"] = (manifest.dtype, (shape.num_layers, shape.hidden_size))
+    if manifest.with_question:
+        found["question"] = (manifest.dtype, (shape.num_layers, shape.layer_size))
     return found
 
 

@@ -11,12 +11,15 @@ example of it is read in a process, an example's hash when it is first read; `ve
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kava.align.rope import Rotary
+from kava.backbone.layout import positions
 from kava.compress import make_compressor
 from kava.config import Recipe
 from kava.data.example import stable_hash
@@ -24,6 +27,7 @@ from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.files import write_json
 from kava.teachers.base import KVShape, TeacherKV, TeacherWants
+from kava.teachers.live import before_rotary
 from kava.teachers.manifest import RAW, Manifest, read_manifest, tokens_hash
 from kava.teachers.shards import Entry, Shard, Torn, shard_name
 
@@ -53,6 +57,22 @@ class StoredTeacher:
     def shape(self) -> KVShape:
         return self.manifest.shape
 
+    @cached_property
+    def rotary(self) -> Rotary | None:
+        """How the stored keys are rotated; None: not at all."""
+        self.refuse_shared_tokens()
+        kept = self.manifest.rotary
+        return None if kept is None else Rotary(torch.tensor(kept["inv_freq"]), kept["factor"], kept["limit"])
+
+    def refuse_shared_tokens(self) -> None:
+        """A store for a run with one teacher cannot serve a mixture."""
+        if not self.manifest.own_tokenizer:
+            raise ConfigError(
+                f"the teacher store {self.folder} does not say how its keys were rotated: it was made for a run with one "
+                "teacher",
+                "extract again into another folder, with --teacher or --own_tokenizer",
+            )
+
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
         manifest = self.manifest
         _refuse_what_is_not_stored(self.folder, manifest, wants)
@@ -63,6 +83,7 @@ class StoredTeacher:
         keys, values = (torch.zeros(*per_head, shape.head_size, dtype=dtype) for _ in "kv")
         looked = torch.zeros(per_head) if wants.importance else None
         cue = torch.zeros(num, shape.num_layers, shape.hidden_size, dtype=dtype) if wants.cue else None
+        asked = torch.zeros(num, shape.num_layers, shape.layer_size, dtype=dtype) if wants.question else None
         only = None if manifest.method == RAW else torch.zeros(num, columns, dtype=torch.bool)
         for b in range(num):
             found = self._example(host, b)
@@ -73,14 +94,21 @@ class StoredTeacher:
                 looked[:, b].index_copy_(2, place, found["importance"])
             if cue is not None:
                 cue[b] = found["cue"]
+            if asked is not None:
+                asked[b] = found["question"]
             if only is not None:
                 only[b, place] = True
+        shown = list(keys.to(home).unbind(0))
+        if not wants.rotary:
+            place = positions(batch["cot_mask"], batch["question_mask"].sum(1))
+            shown = before_rotary(shown, self.rotary, place)
         return TeacherKV(
-            keys=list(keys.to(home).unbind(0)),
+            keys=shown,
             values=list(values.to(home).unbind(0)),
             importance=None if looked is None else list(looked.to(home).unbind(0)),
             cue=None if cue is None else cue.to(home),
             only=None if only is None else only.to(home),
+            question=None if asked is None else asked.to(home),
         )
 
     def check_recipe(self, recipe: Recipe) -> None:
@@ -173,9 +201,15 @@ def verify(folder: str | Path, progress: bool = True) -> list[str]:
 
 
 def _refuse_what_is_not_stored(folder: Path, manifest: Manifest, wants: TeacherWants) -> None:
+    if wants.question == "first":
+        raise ConfigError(
+            f"the store {folder} holds the mean of a question's values, but mixture.prototype=cls wants the first token's",
+            "set mixture.prototype=mean, or read this teacher live",
+        )
     for what, wanted, there in (
         ("importance", wants.importance, manifest.with_importance),
         ("cue", wants.cue, manifest.with_cue),
+        ("question", bool(wants.question), manifest.with_question),
     ):
         if wanted and not there:
             raise ConfigError(

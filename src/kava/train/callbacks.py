@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from kava.files import write_text
 from kava.train.interrupt import Interrupt
+from kava.train.sharding import whole_tensor
 from kava.train.trainer import KavaTrainer
 
 log = logging.getLogger("kava.train")
-SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv", "attention", "cka", "guard")
+SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv", "kv_cosine", "attention", "cka", "guard", "entropy")
 
 
 class Schedule(TrainerCallback):
@@ -32,6 +34,7 @@ class Schedule(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         every = self.trainer.recipe.logging.eval_steps
+        self.trainer.objective.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
         if state.global_step and not _validated(state) and (state.global_step % every == 0 or _whole(state.epoch)):
             self.trainer.evaluate()
 
@@ -41,7 +44,7 @@ class Schedule(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         logs = self.trainer.recipe.logging
         self.trainer.at_epoch_end = False
-        if self.interrupt.signal is not None:
+        if self.interrupt.look():
             control.should_save = control.should_training_stop = True
         elif not _whole(state.epoch) and not control.should_training_stop:  # else the epoch's end does it
             control.should_save = state.global_step % logs.save_steps == 0
@@ -79,13 +82,15 @@ class GradientNorms(TrainerCallback):
         groups: dict[str, list[torch.Tensor]] = {}
         for name, weight in self.trainer.objective.trained().items():
             if weight.grad is not None:
-                groups.setdefault(group_of(name), []).append(weight.grad.norm())
+                groups.setdefault(group_of(name), []).append(whole_tensor(weight.grad.norm()))
         for group, norms in groups.items():
             self.trainer.note(f"grad_{group}", float(torch.stack(norms).norm()))
 
 
 def group_of(name: str) -> str:
-    """projector (of the explicit line), projection (of latents), embedding or backbone."""
+    """router, projector (or adapters of teachers), projection (of latents), embedding or backbone."""
+    if "mixture.fusion." in name:
+        return "router"
     if not name.startswith("model."):
         return "projector"
     if name.startswith("model.project."):
@@ -93,27 +98,38 @@ def group_of(name: str) -> str:
     return "embedding" if any(part in name for part in ("embed_tokens", "wte", "token_adapter")) else "backbone"
 
 
-class Journal(TrainerCallback):
-    """log.jsonl, one object a line; after a resume the lines of undone updates are cut."""
+class JsonLines:
+    """A file of one object a line, each with its step; after a resume the lines of undone updates are cut."""
 
     def __init__(self, path: Path):
         self.path = path
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero or not self.path.exists():
+    def cut(self, step: int) -> None:
+        if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         if len(kept) < len(lines):
-            from kava.files import write_text
-
             write_text(self.path, "".join(kept))
+
+    def add(self, step: int, facts: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **facts}) + "\n")
+
+
+class Journal(TrainerCallback):
+    """log.jsonl."""
+
+    def __init__(self, path: Path):
+        self.lines = JsonLines(path)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.lines.cut(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero:
-            line = {"step": state.global_step, **(logs or {})}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            self.lines.add(state.global_step, logs or {})
 
 
 class Console(TrainerCallback):

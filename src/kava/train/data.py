@@ -22,6 +22,7 @@ class Data:
     train: Any
     validation: Sequence[Example]
     card: dict[str, Any]
+    examples: Sequence[Example] = ()  # the training texts, where teachers read them in tokens of their own
 
 
 def load_data(recipe: Recipe, tokenizer: Any) -> Data:
@@ -37,7 +38,7 @@ def load_data(recipe: Recipe, tokenizer: Any) -> Data:
     facts = card(split.encoded, examples, keep) | {"skipped": split.skipped}
     _check_results(recipe, facts["share_no_result"] not in (None, 1))
     _check_cot(recipe, bool(split.encoded.lengths("cot").any()))
-    return Data(split.encoded, validation, facts)
+    return Data(split.encoded, validation, facts, examples if recipe.mixture.on else ())
 
 
 def _validation(recipe: Recipe) -> list[Example]:

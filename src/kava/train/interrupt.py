@@ -7,6 +7,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from kava.train.processes import first, largest, together
+
 PARENT = "KAVA_PARENT"  # the process that started this run, where its end is to end the run as well
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
@@ -16,12 +18,22 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._agreed: int | None = None
         self._before: dict[int, Any] = {}
         self._parent = None if "RANK" in os.environ else os.environ.get(PARENT)
 
     @property
     def signal(self) -> int | None:
-        """The first signal that came; where PARENT is set, that it vanished counts as SIGTERM."""
+        """The first signal that came; of several processes, what they have agreed on when they last looked."""
+        return self._agreed if together() else self._agreed or self._came()
+
+    def look(self) -> bool:
+        """Has a signal come? Several processes ask at the same moment and get the same answer."""
+        self._agreed = self._agreed or largest(self._came() or 0) or None
+        return self._agreed is not None
+
+    def _came(self) -> int | None:
+        """Where PARENT is set, that it vanished counts as SIGTERM."""
         if self._signal is None and self._parent not in (None, str(os.getppid())):
             self._signal = signal.SIGTERM
         return self._signal
@@ -39,10 +51,10 @@ class Interrupt:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = number
-        name = signal.Signals(number).name
-        print(
-            f"\n{name}: saving a checkpoint after this update, then stopping (Ctrl-C again stops at once)", flush=True
-        )
+        if first():
+            name = signal.Signals(number).name
+            what = "saving a checkpoint after this update, then stopping (Ctrl-C again stops at once)"
+            print(f"\n{name}: {what}", flush=True)
 
     @property
     def exit_code(self) -> int:

@@ -13,37 +13,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.backbone.artifact import save_plain
+from kava.align.layers import unused
+from kava.backbone.artifact import load_weights, read_card, save_plain
 from kava.backbone.load import load_teacher
-from kava.backbone.model import Backbone, LatentModel
+from kava.backbone.model import LatentModel
 from kava.config import Recipe
 from kava.data.collate import Collator
-from kava.data.encode import Encoder
+from kava.data.encode import Encoded, Encoder
 from kava.evaluate.held_out import held_out
 from kava.evaluate.score import score
 from kava.files import new_folder
 from kava.infer.student import Student
 from kava.objectives.latent import LatentObjective
+from kava.objectives.many import ManyObjective
 from kava.objectives.tokens import TokensObjective
 from kava.teachers.base import Teacher
 from kava.teachers.live import LiveTeacher
 from kava.train import own_weights
+from kava.train.company import Company
 from kava.train.data import Data, check_positions
 from kava.train.trainer import Objective, Validation
 
 log = logging.getLogger("kava.train")
 CALIBRATION = 64  # examples from which the guard learns how much a student's entries vary
+GAP = 200  # training examples that are measured beside the held-out ones
 COLLAPSED = 0.1  # of the variation that the untrained student's entries had
 FINAL = "final_model"
 Stop = Callable[[], bool]
+Collate = Callable[[Any], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Line:
-    """`finish` is called with the run's folder when training has come to its end."""
+    """`collate` makes batches; `callbacks` write what this line has to show; `finish` is called with the run's folder
+    when training has come to its end."""
 
     objective: Objective
     validation: Validation
+    collate: Collate
+    callbacks: tuple[Any, ...] = ()
     finish: Callable[[Path], None] | None = None
 
 
@@ -51,47 +59,127 @@ def latent_line(
     recipe: Recipe, model: LatentModel, tokenizer: Any, data: Data, device: torch.device, stop: Stop
 ) -> Line:
     """Latents; the best checkpoint is the one whose generated answers are right most often."""
-    objective = LatentObjective.from_recipe(model, recipe)
+    collate: Collate = Collator(tokenizer.pad_token_id)
+    callbacks: tuple[Any, ...] = ()
+    if recipe.mixture.on:
+        model.to(device)
+        many = Company(recipe, tokenizer, data, device)
+        objective = LatentObjective.from_recipe(model, recipe, many.teachers)
+        assert objective.foreign is not None
+        callbacks, collate = (many.files(objective.foreign),), many.collate
+        many.check(model, [data.train])
+        objective.foreign.calibrate(_first_batches(recipe, data, collate, device))
+    else:
+        objective = LatentObjective.from_recipe(model, recipe)
+    _start_from(recipe, objective)
     student = Student(model, tokenizer, recipe)
     mode = "latent" if recipe.loss.student_ce > 0 else "cot"
 
     def measure() -> dict[str, float] | None:
         return score(student, data.validation, mode, stop=stop) if data.validation else None
 
-    return Line(objective, Validation(measure, "accuracy"))
+    return Line(objective, Validation(measure, "accuracy"), collate, callbacks)
 
 
 def explicit_line(
     recipe: Recipe, model: LatentModel, tokenizer: Any, data: Data, device: torch.device, stop: Stop
 ) -> Line:
-    """A separate teacher; the best checkpoint is the one with the lowest held-out cross-entropy."""
+    """Separate teachers; the best checkpoint is the one with the lowest held-out cross-entropy."""
     model.to(device)
-    objective = TokensObjective(model, recipe, teacher_of(recipe, tokenizer, device))
-    collate = Collator(tokenizer.pad_token_id)
     encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
     most = recipe.dataset.max_length
     encoded = [one for one in encoder.encode_batch(data.validation) if most is None or len(one) <= most]
-    readers: dict[str, Backbone] = {"student": model}
+    for rows in (data.train, encoded):
+        check_positions(model, rows, who="student")
+    if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
+        return _many_line(recipe, model, tokenizer, data, device, stop, encoded)
+    collate = Collator(tokenizer.pad_token_id)
+    objective = TokensObjective(model, recipe, teacher_of(recipe, tokenizer, device))
     if isinstance(objective.teacher, LiveTeacher):
-        readers["teacher"] = objective.teacher.model
-    for who, reader in readers.items():
         for rows in (data.train, encoded):
-            check_positions(reader, rows, who=who)
+            check_positions(objective.teacher.model, rows, who="teacher")
     objective.calibrate(_first_batches(recipe, data, collate, device))
+    _start_from(recipe, objective)
     if objective.teacher is not None:
         log.info("teacher: %s; student: %s", objective.teacher.shape, objective.student_shape)
 
     def measure() -> dict[str, float] | None:
-        found = held_out(objective, encoded, collate, recipe.evaluation.batch_size, stop) if encoded else None
-        if found is not None and found.get("target_variation", 1.0) < COLLAPSED:
-            log.warning(
-                "the projected targets have collapsed: they vary %.3f times as much as the untrained student's entries "
-                "did; raise projector.guard_weight, or set projector.direction=student_to_teacher",
-                found["target_variation"],
-            )
-        return found
+        return _measured(held_out(objective, encoded, collate, recipe.evaluation.batch_size, stop)) if encoded else None
 
-    return Line(objective, Validation(measure, "ce", lower=True), partial(_save_final, objective, tokenizer))
+    return Line(
+        objective,
+        Validation(measure, "ce", lower=True),
+        collate,
+        finish=partial(_save_final, objective, tokenizer),
+    )
+
+
+def _many_line(
+    recipe: Recipe,
+    model: LatentModel,
+    tokenizer: Any,
+    data: Data,
+    device: torch.device,
+    stop: Stop,
+    encoded: list[Encoded],
+) -> Line:
+    """Several teachers; the run's folder also tells how tokens, layers and weights came out."""
+    many = Company(recipe, tokenizer, data, device)
+    objective = ManyObjective(model, recipe, many.teachers)
+    many.check(model, [data.train, encoded])
+    objective.calibrate(_first_batches(recipe, data, many.collate, device))
+    _start_from(recipe, objective)
+    count = recipe.mixture.prototype_examples
+    objective.find_prototypes(_first_batches(recipe, data, many.collate, device, count))
+    files = many.files(objective)
+    trained_on = list(islice(iter(data.train), min(len(encoded), GAP)))
+    size = recipe.evaluation.batch_size
+    for name, shape, layers in zip(many.teachers.names, many.teachers.shapes, objective.mixture.maps, strict=True):
+        log.info("teacher %s: %s; student: %s", name, shape, objective.student_shape)
+        if left := unused(layers, shape.num_layers):
+            log.info("layers of %s that no student layer is compared with: %s", name, ", ".join(map(str, left)))
+
+    def measure() -> dict[str, float] | None:
+        if not encoded:
+            return None
+        files.begin_samples()
+        found = _measured(held_out(objective, encoded, many.collate, size, stop, files.note))
+        seen = held_out(objective, trained_on, many.collate, size, stop) if found is not None else None
+        if found is None or seen is None:
+            return None
+        gaps = {f"gap_{name}": found[name] / seen[name] - 1 for name in ("ce", "kv") if seen.get(name)}
+        return found | files.means() | objective.mixture.since_start(found) | gaps
+
+    objective.mixture.remember_start(measure() if encoded else None)
+    return Line(
+        objective,
+        Validation(measure, "ce", lower=True),
+        many.collate,
+        (files,),
+        partial(_save_final, objective, tokenizer),
+    )
+
+
+def _measured(found: dict[str, float] | None) -> dict[str, float] | None:
+    """The same, with a warning where targets have collapsed."""
+    if found is not None and found.get("target_variation", 1.0) < COLLAPSED:
+        log.warning(
+            "the projected targets have collapsed: they vary %.3f times as much as the untrained student's entries "
+            "did; raise projector.guard_weight, or set projector.direction=student_to_teacher",
+            found["target_variation"],
+        )
+    return found
+
+
+def _start_from(recipe: Recipe, objective: Objective) -> None:
+    """training.start_from: the student and what stands between it and its teachers; router and prototypes begin anew."""
+    if recipe.training.start_from is None:
+        return
+    folder = Path(recipe.training.start_from)
+    read_card(folder)
+    load_weights(objective.model, folder)
+    own_weights.load(objective, folder, fresh=("mixture.fusion.", "foreign.mixture.fusion."))
+    log.info("starting from %s", folder)
 
 
 def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher | None:
@@ -108,9 +196,11 @@ def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher 
     return LiveTeacher(load_teacher(recipe, tokenizer, device))
 
 
-def _first_batches(recipe: Recipe, data: Data, collate: Collator, device: torch.device) -> Iterator[dict[str, Tensor]]:
+def _first_batches(
+    recipe: Recipe, data: Data, collate: Collate, device: torch.device, count: int = CALIBRATION
+) -> Iterator[dict[str, Tensor]]:
     size = recipe.training.batch_size
-    rows = list(islice(iter(data.train), CALIBRATION))
+    rows = list(islice(iter(data.train), count))
     for start in range(0, len(rows), size):
         batch = collate(rows[start : start + size])
         yield {name: value.to(device) for name, value in batch.items()}

@@ -29,15 +29,20 @@ def save(objective: HasOwn, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load(objective: HasOwn, folder: Path) -> None:
-    """Copies it in: names and shapes must be exactly those of the objective."""
+def load(objective: HasOwn, folder: Path, fresh: tuple[str, ...] = ()) -> None:
+    """Copies it in: names and shapes must be exactly those of the objective.
+
+    Names that begin with `fresh` are left as they are: a new stage's own.
+    """
     wanted, path = objective.own(), folder / FILE
+    wanted = {name: weight for name, weight in wanted.items() if not name.startswith(fresh)}
     if not wanted:
         return
     try:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})", "the checkpoint is torn; use another") from error
+    saved = {name: weight for name, weight in saved.items() if not name.startswith(fresh)}
     wrong = sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]
     if wrong:
         raise CheckpointError(

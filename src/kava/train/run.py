@@ -15,7 +15,6 @@ import torch
 from kava.backbone.hush import hush
 from kava.backbone.load import build_model
 from kava.config import Recipe
-from kava.data.collate import Collator
 from kava.files import write_json
 from kava.infer.student import pick_device
 from kava.train import checkpoint, folder, guide_files
@@ -125,14 +124,14 @@ def _trainer(
         interrupt,
         args=args,
         train_dataset=data.train,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=line.collate,
     )
     callbacks: list[Any] = [Schedule(trainer, interrupt), GradientNorms(trainer), Journal(run / "log.jsonl")]
     if recipe.explicit.enabled:
         callbacks += [guide_files.TrainingLog(run / guide_files.LOG), guide_files.GuideConsole(quiet)]
     else:
         callbacks.append(Console(quiet))
-    for callback in callbacks:
+    for callback in (*callbacks, *line.callbacks):
         trainer.add_callback(callback)
     return trainer
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ from kava.train import own_weights
 from kava.train.checkpoint import rotate
 from kava.train.interrupt import Interrupt
 from kava.train.memory import pieces_of
+from kava.train.processes import decided_by_first, share_out
+from kava.train.sharding import Sharded, follow_shards, whole_tensor
 
 with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
     from transformers import PrinterCallback, Trainer
 
 INCOMING = ".partial-checkpoint"
 BEST = "best_checkpoint"
+IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
 Objective = LatentObjective | TokensObjective
 
 
@@ -71,13 +75,24 @@ class KavaTrainer(Trainer):
         self.interrupt = interrupt
         self.at_epoch_end = False
         self.pieces = pieces_of(recipe, self.args.world_size)
+        self.sharded: Sharded | None = None
+        self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._before: tuple[dict[str, float], dict[str, float]] = ({}, {})
         self._health: dict[str, float] = {}
         self._tokens, self._since = 0, time.perf_counter()
+        if self.args.world_size > 1:  # else every process would drop out the same places
+            torch.manual_seed(self.args.seed + self.args.process_index)
 
     # -- the loss ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            self._idle = self.args.process_index >= share_out(loader, self.args.world_size)
+            self._updates = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if self._idle else 0
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -87,31 +102,35 @@ class KavaTrainer(Trainer):
             self.control.should_training_stop = True
             return [], {}
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
         self.pieces.begin()
         self._before = dict(self._sums), dict(self._counts)
+        if self._idle and (self.state.global_step + 1) % self._updates == 0:
+            batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
         counts: dict[str, float] = defaultdict(float)
         for batch in batches:
             for name, count in self.objective.counts(batch).items():
-                counts[name] += count
+                counts[name] += 0.0 if IDLE in batch else count
+            if IDLE in batch:
+                continue
             self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
-        if self.args.world_size > 1 and counts:
-            names = sorted(counts)
-            local = torch.tensor([counts[name] for name in names], dtype=torch.float64, device=device)
-            counts = dict(zip(names, self.accelerator.reduce(local, "sum").tolist(), strict=True))
-        return batches, dict(counts)
+        self._of_all(counts)
+        return batches, {name: count or 1.0 for name, count in counts.items()}  # a sum over nothing is 0 with a gradient
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         self.objective.watch = self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1
         self.objective.update = self.state.global_step
-        result: Result = model(inputs)
-        loss = add(result.terms, num_items_in_batch) * self.args.world_size  # DDP averages over the ranks
+        counts = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
+        with nullcontext() if self.sharded is None else self.accelerator.autocast():
+            result: Result = model(inputs)
+        loss = add(result.terms, num_items_in_batch) * self.args.world_size * counts  # DDP averages over the ranks
         if not torch.isfinite(loss):
             self._refuse(result, inputs)
         for term in result.terms:
-            self._sums[term.name] += float(term.total.detach())
-            self._counts[term.name] += term.count
+            self._sums[term.name] += counts * float(term.total.detach())
+            self._counts[term.name] += counts * term.count
         self._health |= {name: float(value) for name, value in result.health.items()}
         return (loss, result) if return_outputs else loss
 
@@ -142,6 +161,8 @@ class KavaTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self._of_all(self._sums)
+            self._of_all(self._counts)
             logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
             logs |= self._health
             logs["tokens_per_second"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
@@ -151,6 +172,13 @@ class KavaTrainer(Trainer):
             self._health = {}
         super().log(logs, start_time)
 
+    def _of_all(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Summed over the processes, which all have the same names."""
+        if self.args.world_size > 1 and numbers:
+            local = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.args.device)
+            numbers.update(zip(numbers, self.accelerator.reduce(local, "sum").tolist(), strict=True))
+        return numbers
+
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -158,13 +186,16 @@ class KavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into a hidden folder; one rename makes it a checkpoint."""
-        super()._save_checkpoint(model, trial)
+        with self.whole():
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process has put the state of its random numbers there
         if self.args.should_save:
             run, step = Path(self.args.output_dir), self.state.global_step
             name = f"ep{round(self.state.epoch or 0)}" if self.at_epoch_end else f"step{step}"
             replace_folder(run / INCOMING / f"checkpoint-{step}", run / f"checkpoint-{name}")
             (run / INCOMING).rmdir()
             rotate(run, self.recipe.logging.save_total_limit)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         write_student(
@@ -173,6 +204,8 @@ class KavaTrainer(Trainer):
             self.recipe,
             Path(output_dir or self.args.output_dir),
             step=self.state.global_step,
+            processes=self.args.world_size,
+            effective_batch_size=self.effective_batch_size,
         )
         own_weights.save(self.objective, Path(output_dir or self.args.output_dir))
 
@@ -180,8 +213,45 @@ class KavaTrainer(Trainer):
         load_weights(self.objective.model, resume_from_checkpoint)
         own_weights.load(self.objective, Path(resume_from_checkpoint))
 
+    @property
+    def effective_batch_size(self) -> int:
+        """Examples in an update."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """A checkpoint of another number of processes has none for this one: it draws anew, not what was drawn before."""
+        args = self.args
+        name = f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
+        if checkpoint is not None and not (Path(checkpoint) / name).is_file():
+            torch.manual_seed(args.seed + self.state.global_step * args.world_size + args.process_index)
+        else:
+            super()._load_rng_state(checkpoint)
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def whole(self) -> Any:
+        """While it is open every process has all weights; all of them open it together."""
+        return nullcontext() if self.sharded is None else self.sharded.whole()
+
+    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.sharded or super()._wrap_model(model, *args, **kwargs)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return whole_tensor(super()._clip_grad_norm(model))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return whole_tensor(super()._get_grad_norm(model, grad_norm))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharded is not None and not self.args.should_save:
+            self.optimizer.state_dict()  # the first process cannot put the shards together alone
+        super()._save_optimizer_and_scheduler(output_dir)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """What is trained beside the student has a learning rate of its own."""
+        if self.recipe.system.sharding == "fsdp2" and self.args.world_size > 1 and self.sharded is None:
+            self.sharded = Sharded(self.objective, self.args.device)  # by now a checkpoint's weights are in
         optimizer = super().create_optimizer(*args, **kwargs)
         own = {id(weight) for weight in self.objective.own().values()}
         if own and len(optimizer.param_groups) < 3:  # it may be called twice
@@ -190,6 +260,8 @@ class KavaTrainer(Trainer):
                 group["params"] = [weight for weight in group["params"] if id(weight) not in own]
                 rest = {name: value for name, value in group.items() if name != "params"}
                 optimizer.add_param_group(rest | {"params": apart, "lr": self.recipe.projector.learning_rate})
+        if self.sharded is not None:
+            follow_shards(optimizer)
         return optimizer
 
     # -- validation ----------------------------------------------------------------------------------------------
@@ -197,7 +269,9 @@ class KavaTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation set; the best student so far becomes best_checkpoint/."""
         before = time.perf_counter()
-        found = self.validation.measure()
+        with self.whole():
+            measured = self.validation.measure()
+        found = decided_by_first(lambda: measured)
         self._since += time.perf_counter() - before  # tokens_per_second speaks of training
         if found is None:
             if self.interrupt.signal is not None:  # it came while answers were written: stop here, not an update later
@@ -206,16 +280,19 @@ class KavaTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in found.items()}
         best = self.state.best_metric
         value = found[self.validation.decides]
-        if self.args.should_save and self.validation.better(value, best):
+        if self.validation.better(value, best):
             self.state.best_metric = value
             self.save_best(validation=found)
         self.log(dict(metrics))
         return metrics
 
     def save_best(self, **facts: Any) -> None:
+        """best_checkpoint/; all processes call it."""
         folder = Path(self.args.output_dir) / BEST
-        with new_folder(folder) as partial:
-            write_student(
-                self.objective.model, self.tokenizer_to_save, self.recipe, partial, step=self.state.global_step, **facts
-            )
-            own_weights.save(self.objective, partial)
+        with self.whole():
+            if not self.args.should_save:
+                return
+            with new_folder(folder) as partial:
+                step = self.state.global_step
+                write_student(self.objective.model, self.tokenizer_to_save, self.recipe, partial, step=step, **facts)
+                own_weights.save(self.objective, partial)

@@ -11,7 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from kava.errors import DataError
-from kava.report.figures import GRID, INK, MARK, MUTED, PALETTE, WIDTH, Plot
+from kava.report.charts import shown_token
+from kava.report.figures import GRID, INK, MARK, MUTED, WIDTH, Plot
+from kava.report.heat import BLUE, rectangles
 from kava.report.lineup import read_json
 from kava.report.markup import Html, Row, code, counted, join, listed, missing, paragraph, percent, seed_name, table
 from kava.report.sections.section import Section
@@ -141,7 +143,7 @@ class _Layout:
     @property
     def longest(self) -> float:
         """Inches that the longest token takes."""
-        return 0.02 + 0.056 * max(map(len, map(_shown, self.example.tokens)), default=1)
+        return 0.02 + 0.056 * max(map(len, map(shown_token, self.example.tokens)), default=1)
 
     @property
     def upright(self) -> bool:
@@ -185,7 +187,9 @@ def _picture(number: int, example: Example, resampled: Sequence[str]) -> Plot:
     for name, layers in example.kept.items():
         for i, heads in enumerate(layers):
             for j, head in enumerate(heads):
-                rows.append((name, i, j, " ".join(_shown(example.tokens[k]) for k in head), " ".join(map(str, head))))
+                rows.append(
+                    (name, i, j, " ".join(shown_token(example.tokens[k]) for k in head), " ".join(map(str, head)))
+                )
     near = [name for name in example.kept if name in resampled]
     note = f" {listed(near)} resamples in time: the nearest token is shown." if near else ""
     return Plot(
@@ -232,19 +236,9 @@ def _draw(figure: Any, layout: _Layout) -> None:
 
 
 def _cells(heads: Sequence[Sequence[int]]) -> Any:
-    """All filled cells as one path; neighbours in a row are one rectangle."""
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path as Outline
-
-    corners: list[tuple[float, float]] = []
-    codes: list[Any] = []
-    for y, head in enumerate(heads):
-        for start, end in _stretches(sorted(set(head))):
-            top, low = y + 0.1, y + 0.9
-            corners += [(start, top), (end, top), (end, low), (start, low), (start, top)]
-            codes += [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
-    outline = Outline(corners, codes) if corners else Outline([(0.0, 0.0)])
-    return PathPatch(outline, facecolor=PALETTE[0][0], edgecolor="none", zorder=2)
+    """All filled cells as one shape; neighbours in a row are one rectangle."""
+    boxes = [(a, y + 0.1, b, y + 0.9) for y, head in enumerate(heads) for a, b in _stretches(sorted(set(head)))]
+    return rectangles(boxes, BLUE)
 
 
 def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
@@ -265,7 +259,7 @@ def _write_tokens(one: Any, layout: _Layout) -> None:
     for i, (token, result) in enumerate(zip(layout.example.tokens, layout.example.is_result, strict=True)):
         if result or i % every == 0:
             one.text(
-                i + 0.5, 1.02, _shown(token), transform=_below(one), rotation_mode="anchor", size=5.4,
+                i + 0.5, 1.02, shown_token(token), transform=_below(one), rotation_mode="anchor", size=5.4,
                 color=INK if result else MUTED, weight="bold" if result else "normal", **turned,
             )  # fmt: skip
 
@@ -275,9 +269,3 @@ def _below(one: Any) -> Any:
     from matplotlib.transforms import Affine2D, blended_transform_factory
 
     return blended_transform_factory(one.transData, Affine2D().scale(1, -1).translate(0, 1) + one.transAxes)
-
-
-def _shown(token: str) -> str:
-    """A token's text with its white space to be seen."""
-    shown = token.replace("\u0120", " ").replace("\u2581", " ").replace("\n", "\\n")
-    return shown.replace(" ", "\u2423") if shown.strip() == "" else shown.strip()

@@ -21,12 +21,16 @@ TERMS = {
     "attention": "attention of answer to steps (attention)",
     "cka": "1 - CKA of the keys (cka)",
     "guard": "variation that projected targets lack (guard)",
+    "entropy": "push on the weights of the teachers (entropy)",
 }
 VALIDATION = {"eval_accuracy": "accuracy on the validation problems, %"}
 HELD_OUT = {
     "eval_ce": "cross-entropy of steps, cue and answer (eval_ce)",
     "eval_cossim": "CosSim of keys and values (eval_cossim)",
     "eval_cossim_centred": "CosSim, the targets' mean subtracted (eval_cossim_centred)",
+    "eval_kv_unexplained": "KV distance / that of a constant (eval_kv_unexplained)",
+    "eval_gap_ce": "cross-entropy held out / trained - 1 (eval_gap_ce)",
+    "eval_gap_kv": "KV distance held out / trained - 1 (eval_gap_kv)",
     "eval_target_variation": "variation of projected targets (eval_target_variation)",
 }
 HEALTH = {
@@ -138,12 +142,12 @@ def _longest(seeds: Mapping[str, Points]) -> int:
 
 def _lines(study: Study, key: str, scale: float) -> Lines:
     return {
-        label: {seed_name(n): _points(log, key, scale) for n, log in seeds.items()}
+        label: {seed_name(n): series(log, key, scale) for n, log in seeds.items()}
         for label, seeds in study.logs.items()
     }
 
 
-def _points(log: Sequence[Mapping[str, Any]], key: str, scale: float) -> Points:
+def series(log: Sequence[Mapping[str, Any]], key: str, scale: float = 1) -> Points:
     """One value an update: the last that was logged for it."""
     values = {int(line["step"]): line[key] for line in log if isinstance(line.get(key), int | float)}
     return [(step, scale * float(one)) for step, one in sorted(values.items()) if math.isfinite(one)]

@@ -1,0 +1,134 @@
+"""From a teacher layer's heads and head size to the student's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from kava.errors import ConfigError, ModelError
+from kava.shapes import precise
+
+KINDS = ("group_mean", "conv", "matched")
+
+
+def overlap_map(num_to: int, num_from: int) -> Tensor:
+    """[num_to, num_from], rows summing to 1: row i averages what lies in [i F/T, (i+1) F/T), by overlap.
+
+    F = k T: the mean of k neighbours. T = k F: neighbours repeated (0, 0, 1, 1), as grouped attention has them. F = T: identity.
+    """
+    if num_to < 1 or num_from < 1:
+        raise ConfigError(f"no map from {num_from} to {num_to} heads (or dimensions)")
+    # in units of 1 / (T F), so that everything is whole until the last division
+    low = torch.arange(num_to)[:, None] * num_from
+    start = torch.arange(num_from)[None, :] * num_to
+    shared = torch.minimum(low + num_from, start + num_to) - torch.maximum(low, start)
+    return shared.clamp(min=0).double() / num_from
+
+
+def head_similarity(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """[H_s, H_t] Pearson correlation of what heads attend to over the real tokens, summed over samples.
+
+    student [B, H_s, N] and teacher [B, H_t, N] at the same tokens; mask [B, N]. Sums of several batches may be added.
+    """
+    left, right = (_standard(part, mask) for part in (student, teacher))
+    return torch.einsum("bin,bjn->ij", left, right)
+
+
+def _standard(looked: Tensor, mask: Tensor) -> Tensor:
+    """Mean 0 and norm 1 over the real tokens; 0 where nothing varies."""
+    real = mask[:, None, :]
+    count = real.sum(2, keepdim=True).clamp(min=1)
+    looked = precise(looked).masked_fill(~real, 0.0)
+    looked = (looked - looked.sum(2, keepdim=True) / count).masked_fill(~real, 0.0)
+    norm = looked.norm(dim=2, keepdim=True)
+    return looked / torch.where(norm > 0, norm, 1.0)
+
+
+def match_heads(similarity: Tensor) -> Tensor:
+    """[H_s, H_t] rows summing to 1, from similarities [H_s, H_t].
+
+    Every teacher head goes to the student head it is most like; a student head averages those that came to it, and one
+    that got none takes the teacher head that is most like it. So no teacher head is left out.
+    """
+    shares = torch.zeros_like(similarity, dtype=torch.float64)
+    shares[similarity.argmax(0), torch.arange(similarity.shape[1], device=similarity.device)] = 1.0
+    alone = (shares.sum(1) == 0).nonzero().flatten()
+    shares[alone, similarity[alone].argmax(1)] = 1.0
+    return shares / shares.sum(1, keepdim=True)
+
+
+class HeadDimAdapter(nn.Module):
+    """[B, H_t, N, D_t] -> [B, H_s, N, D_s], for the keys (or the values) of one layer:
+
+        y = gain * (M (x W^T + b)) + shift      W [D_s, D_t] for all heads, M [H_s, H_t], gain and shift [H_s, D_s]
+
+    `heads` says what M is: group_mean (fixed: means of neighbours, or neighbours repeated), conv (trained, from there),
+    matched (fixed, given to `set_shares`; group_mean until then). Sizes that agree start as the identity. Otherwise W
+    starts as the same kind of average over neighbouring dimensions, which keeps the two halves of a rotary pair apart
+    (`init_identity` False: random orthogonal).
+    """
+
+    shares: Tensor
+
+    def __init__(
+        self,
+        teacher_dim: int,
+        student_dim: int,
+        teacher_heads: int,
+        student_heads: int,
+        heads: str = "group_mean",
+        init_identity: bool = True,
+        bias: bool = False,
+    ):
+        super().__init__()
+        if heads not in KINDS:
+            raise ConfigError(f"unknown head mixing {heads!r}", "known: " + ", ".join(KINDS))
+        self.takes, self.gives, self.heads = (teacher_heads, teacher_dim), (student_heads, student_dim), heads
+        self.size = nn.Linear(teacher_dim, student_dim, bias=bias)
+        with torch.no_grad():
+            if init_identity:
+                self.size.weight.copy_(overlap_map(student_dim, teacher_dim))
+            else:
+                nn.init.orthogonal_(self.size.weight)
+            if bias:
+                self.size.bias.zero_()
+        shares = overlap_map(student_heads, teacher_heads).to(self.size.weight.dtype)
+        if heads == "conv":
+            self.shares = nn.Parameter(shares)
+        else:
+            self.register_buffer("shares", shares)
+        self.gain = nn.Parameter(torch.ones(student_heads, student_dim))
+        self.shift = nn.Parameter(torch.zeros(student_heads, student_dim))
+
+    @property
+    def fixed_shares(self) -> Tensor:
+        """[H_s, H_t] what mixes heads where nothing may be trained: importance."""
+        if self.heads == "conv":
+            return overlap_map(self.gives[0], self.takes[0]).to(self.shares)
+        return self.shares
+
+    def forward(self, entries: Tensor) -> Tensor:
+        if (entries.shape[1], entries.shape[3]) != self.takes:
+            raise ModelError(
+                f"an adapter for {self.takes[0]} heads of size {self.takes[1]} was given {entries.shape[1]} of "
+                f"{entries.shape[3]}"
+            )
+        with torch.autocast(entries.device.type, enabled=False):  # a target's last digits are part of the target
+            sized = self.size(entries.to(self.size.weight.dtype))
+            mixed = torch.einsum("st,btnd->bsnd", self.shares.to(sized.dtype), sized)
+            return mixed * self.gain[:, None] + self.shift[:, None]
+
+    @torch.no_grad()
+    def set_shares(self, shares: Tensor) -> None:
+        """From now on heads are mixed so: [H_s, H_t] of `match_heads`."""
+        if self.heads != "matched" or shares.shape != self.shares.shape:
+            raise ModelError(
+                f"head shares {list(shares.shape)} were given to a {self.heads} adapter of {list(self.shares.shape)}"
+            )
+        self.shares.copy_(shares)
+
+    @torch.no_grad()
+    def rescale(self, gain: Tensor, shift: Tensor) -> None:
+        """From now on gives gain * (what it gave) + shift; both [H_s, D_s]."""
+        self.gain.mul_(gain.to(self.gain))
+        self.shift.mul_(gain.to(self.shift)).add_(shift.to(self.shift))

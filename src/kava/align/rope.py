@@ -1,0 +1,112 @@
+"""The rotary embedding as arithmetic: angles, turning keys, turning them back; half-split layout, as transformers has it.
+
+    turned = k cos + rot(k) sin        rot(k) = [-second half, first half]
+    k = (turned cos - rot(turned) sin) / (cos^2 + sin^2)
+
+Dimensions i and i + r/2 are a pair; dimensions from r on are not turned (partial rotary).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kava.errors import ConfigError, ModelError
+from kava.shapes import precise
+
+METHODS = ("none", "linear", "ntk", "dynamic")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """A model's frequencies [r/2], and the factor its cosines and sines are multiplied with.
+
+    limit  where the frequencies hold only for texts of so many tokens (dynamic, longrope); None: for all
+    """
+
+    inv_freq: Tensor
+    factor: float = 1.0
+    limit: int | None = None
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, 1, T, r] at positions [B, T], whole numbers or not; float32 or better."""
+        if self.limit is not None and positions.numel() and float(positions.max()) > self.limit - 1:
+            raise ModelError(
+                f"position {float(positions.max()):g} was asked of a rotary embedding whose frequencies change beyond "
+                f"{self.limit} tokens",
+                f"keep question, steps and answer below {self.limit} tokens (dataset.max_length), or take a model without "
+                "dynamic or longrope scaling",
+            )
+        angle = positions[:, None, :, None] * precise(self.inv_freq.to(positions.device))
+        both = torch.cat([angle, angle], dim=-1)
+        return both.cos() * self.factor, both.sin() * self.factor
+
+
+def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Keys [B, H, T, D] turned by cos and sin [B, 1, T, r]; computed in the better of their types, given back in the keys'."""
+    head, tail, cos, sin = _split(keys, cos, sin)
+    return _joined(head * cos + _turned(head) * sin, tail, keys)
+
+
+def unrotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Keys as they were before `rotate`; with a factor (cos^2 + sin^2 = factor^2), too."""
+    head, tail, cos, sin = _split(keys, cos, sin)
+    return _joined((head * cos - _turned(head) * sin) / (cos.square() + sin.square()), tail, keys)
+
+
+def _split(keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    width = cos.shape[-1]
+    if width > keys.shape[-1] or width % 2:
+        raise ModelError(f"a rotary embedding of {width} dimensions cannot turn keys of size {keys.shape[-1]}")
+    work = torch.promote_types(precise(keys).dtype, cos.dtype)
+    return keys[..., :width].to(work), keys[..., width:], cos.to(work), sin.to(work)
+
+
+def _turned(head: Tensor) -> Tensor:
+    first, second = head.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+def _joined(head: Tensor, tail: Tensor, keys: Tensor) -> Tensor:
+    head = head.to(keys.dtype)
+    return torch.cat([head, tail], dim=-1) if tail.shape[-1] else head
+
+
+def scaled(
+    base: float,
+    size: int,
+    method: str = "none",
+    teacher_len: int = 1,
+    student_len: int = 1,
+    exponent: float | None = None,
+    factor: float = 1.0,
+) -> Rotary:
+    """The frequencies base^(-2i/size) of a model made for `teacher_len` tokens, scaled for texts of `student_len`.
+
+    With s = student_len / teacher_len:
+
+    none     as they are
+    linear   frequencies / s
+    ntk      base s^e
+    dynamic  base (f s - (f - 1))^e where s > 1, otherwise as they are: transformers' rule, f being its `factor`
+
+    e is size / (size - 2), so that the slowest frequency is divided by s exactly; `exponent` puts another in its place
+    (2/3 is seen in older texts). s = 1 changes nothing.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"unknown rotary scaling {method!r}", "known: " + ", ".join(METHODS))
+    if size < 2 or size % 2 or base <= 0 or teacher_len < 1 or student_len < 1:
+        raise ConfigError(
+            f"no rotary embedding of base {base}, size {size}, lengths {teacher_len} and {student_len}",
+            "the size is even, the rest is positive",
+        )
+    ratio = student_len / teacher_len
+    growth = {"ntk": ratio, "dynamic": max(1.0, factor * ratio - (factor - 1)) if ratio > 1 else 1.0}.get(method, 1.0)
+    if growth != 1 and exponent is None and size == 2:
+        raise ConfigError(f"{method} scaling divides by size - 2, and the size is 2", "give an exponent")
+    if growth != 1:
+        base = base * growth ** (size / (size - 2) if exponent is None else exponent)
+    inv_freq = 1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+    return Rotary(inv_freq / ratio if method == "linear" else inv_freq)

@@ -1,0 +1,176 @@
+"""Which tokens of two tokenizers cover the same characters of a text.
+
+A token is a span [start, end) of the text in characters, with fractions where several tokens share a character (bytes of
+a CJK character, pieces of a ligature). Student and teacher read the same text, so their spans can be compared:
+
+    IoU(i, j) = |overlap of spans i and j| / |union|, and 0 below a threshold
+
+The tokens' parts of the pipeline are made of this [N_s, N_t] matrix: `normalised` (rows sum to 1) carries keys and values,
+`spread` (columns sum to 1) carries importance, `matched` says which student tokens have any partner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava.errors import ConfigError, ModelError
+
+Span = tuple[float, float]
+TINY = 1e-9  # less than any share of a character: what rounding leaves
+SPACES = ("\u2581", "\u0120")  # the marks for a space, of unigram and of byte-level tokens
+
+
+def char_spans(text: str, offsets: Sequence[tuple[int, int]], tokens: Sequence[str] | None = None) -> list[Span]:
+    """One span per token of `text`; from the tokens themselves where they spell it byte by byte, else from the offsets.
+
+    A byte-level token has its share of a character's bytes. Offsets know less, so with them
+
+    - k tokens that cover one character have it in equal shares, in their order;
+    - white space that no token covers belongs to the token behind it, as byte-level and most unigram tokens have it;
+    - special tokens, and a lone mark for a space that the text does not have, cover nothing.
+
+    `tokens` are the tokens' own strings, without which neither bytes nor marks can be told.
+    """
+    exact = None if tokens is None else _byte_spans(text, tokens)
+    if exact is not None:
+        return exact
+    places = [_place(text, *offset, tokens[j] if tokens else "") for j, offset in enumerate(offsets)]
+    owners: list[list[int]] = [[] for _ in text]
+    for j, place in enumerate(places):
+        for character in range(*place):
+            owners[character].append(j)
+    return [_share(text, owners, j, *place) for j, place in enumerate(places)]
+
+
+def _byte_spans(text: str, tokens: Sequence[str]) -> list[Span] | None:
+    """Spans of byte-level tokens, whose letters stand for bytes; None if these are not the text's own."""
+    letters = "".join(tokens)
+    if not BYTES.keys() >= set(letters):
+        return None
+    spelt, whole = bytes(BYTES[letter] for letter in letters), text.encode()
+    if spelt not in (whole, b" " + whole):
+        return None
+    ends = [0.0] * (len(spelt) - len(whole))  # a space put before the text is nobody's
+    for number, character in enumerate(text):
+        size = len(character.encode())
+        ends += [number + part / size for part in range(size)]
+    ends.append(float(len(text)))
+    cuts = list(accumulate((len(token) for token in tokens), initial=0))
+    return [(ends[start], ends[end]) for start, end in pairwise(cuts)]
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level tokens write for each byte: itself where it is printable, else one from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+BYTES = _byte_letters()
+
+
+def _place(text: str, start: int, end: int, token: str) -> tuple[int, int]:
+    """The offset, checked; empty for a space's mark that stands for no space."""
+    if not 0 <= start <= end <= len(text):
+        raise ModelError(f"a token's offset is ({start}, {end}) in a text of {len(text)} characters")
+    covered = text[start:end]
+    return (start, start) if token in SPACES and covered != token and not covered.isspace() else (start, end)
+
+
+def _share(text: str, owners: list[list[int]], j: int, start: int, end: int) -> Span:
+    """Token j's span, given the tokens that own each character."""
+    if start == end:
+        return float(start), float(start)
+    first, last = owners[start], owners[end - 1]
+    begin = start + first.index(j) / len(first)
+    while first[0] == j and start > 0 and not owners[start - 1] and text[start - 1].isspace():
+        start -= 1
+        begin = float(start)
+    return begin, end - 1 + (last.index(j) + 1) / len(last)
+
+
+def spans_of(text: str, tokenizer: Any) -> list[Span]:
+    """The spans of a text's tokens, without special tokens; the tokenizer must be a fast one."""
+    _must_be_fast(tokenizer)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return char_spans(text, encoded["offset_mapping"], tokenizer.convert_ids_to_tokens(encoded["input_ids"]))
+
+
+def _must_be_fast(tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise ModelError(
+            f"the tokenizer {name} ({type(tokenizer).__name__}) is a slow one: it cannot tell which characters a token covers",
+            "use a checkpoint with a tokenizer.json, or convert it: AutoTokenizer.from_pretrained(...).save_pretrained",
+        )
+
+
+def compute_iou(left: Span, right: Span) -> float:
+    """Overlap over union of two spans; 0 where either is empty."""
+    overlap = min(left[1], right[1]) - max(left[0], right[0])
+    if overlap <= TINY:
+        return 0.0
+    return overlap / ((left[1] - left[0]) + (right[1] - right[0]) - overlap)
+
+
+def iou_matrix(student: Sequence[Span], teacher: Sequence[Span], threshold: float = 0.1) -> Tensor:
+    """[N_s, N_t] float32: the IoU of every pair, 0 where it is below the threshold."""
+    mine, theirs = (torch.tensor(list(side), dtype=torch.float64).view(-1, 2) for side in (student, teacher))
+    overlap = torch.minimum(mine[:, None, 1], theirs[None, :, 1]) - torch.maximum(mine[:, None, 0], theirs[None, :, 0])
+    overlap = torch.where(overlap > TINY, overlap, 0.0)
+    union = (mine[:, 1] - mine[:, 0])[:, None] + (theirs[:, 1] - theirs[:, 0])[None, :] - overlap
+    iou = overlap / torch.where(overlap > 0, union, 1.0)
+    return torch.where(iou >= threshold - TINY, iou, 0.0).float()
+
+
+def token_by_token(num_student: int, num_teacher: int) -> Tensor:
+    """[N_s, N_t] float32: 1 at (j, j) up to the shorter length. This cuts the longer text's end off."""
+    return torch.eye(num_student, num_teacher)
+
+
+def build_char_align_matrix(
+    text: Any, teacher_tok: Any, student_tok: Any, normalize: bool = True, min_threshold: float = 0.1
+) -> Tensor:
+    """[N_s, N_t] of one text; rows sum to 1 if `normalize`, and a row of zeros is a student token without a partner.
+
+    The order (student_tok, teacher_tok, text) is understood, too.
+    """
+    if isinstance(student_tok, str) and not isinstance(text, str):
+        text, student_tok = student_tok, text
+    if not isinstance(text, str):
+        raise ConfigError("an alignment needs a text", "build_char_align_matrix(text, teacher_tok, student_tok)")
+    iou = iou_matrix(spans_of(text, student_tok), spans_of(text, teacher_tok), min_threshold)
+    return normalised(iou) if normalize else iou
+
+
+def normalised(iou: Tensor) -> Tensor:
+    """[..., N_s, N_t] with rows that sum to 1; unmatched rows stay 0."""
+    return _divided(iou, -1)
+
+
+def spread(iou: Tensor) -> Tensor:
+    """[..., N_s, N_t] with columns that sum to 1: how what a teacher token has is shared out; unmatched columns stay 0."""
+    return _divided(iou, -2)
+
+
+def _divided(iou: Tensor, dim: int) -> Tensor:
+    total = iou.sum(dim, keepdim=True)
+    return iou / torch.where(total > 0, total, 1.0)
+
+
+def matched(iou: Tensor) -> Tensor:
+    """[..., N_s] bool: student tokens that some teacher token covers."""
+    return (iou > 0).any(-1)
+
+
+def coverage(iou: Tensor, mask: Tensor | None = None) -> float:
+    """Share of the real student tokens that are matched; 1 where there is none. iou [..., N_s, N_t]; mask [..., N_s]."""
+    found = matched(iou)
+    real = torch.ones_like(found) if mask is None else mask
+    count = int(real.sum())
+    return int((found & real).sum()) / count if count else 1.0

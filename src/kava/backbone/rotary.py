@@ -1,0 +1,41 @@
+"""A model's own rotary embedding, read out of its decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kava.align.rope import Rotary
+from kava.backbone.model import Backbone
+from kava.errors import ModelError
+
+
+def rotary_of(model: Backbone) -> Rotary | None:
+    """Frequencies and factor of the decoder's rotary embedding; None for learned positions."""
+    return read_rotary(model.decoder.rotary_emb, model.family.name) if model.family.rotary else None
+
+
+@torch.no_grad()
+def read_rotary(embedding: Any, where: str) -> Rotary:
+    """A transformers rotary embedding as numbers. Its layout (half-split) is not in it: `where` must be known to have it."""
+    limit = _limit(embedding)
+    # where frequencies depend on the length, a text read before may have changed the current ones
+    name = "inv_freq" if limit is None else "original_inv_freq"
+    inv_freq = getattr(embedding, name, None)
+    if inv_freq is None:
+        raise ModelError(
+            f"{where}: the rotary embedding ({type(embedding).__name__}) has no frequencies that hold for all layers",
+            "choose a model of another family",
+        )
+    return Rotary(inv_freq.detach().float().cpu().clone(), float(getattr(embedding, "attention_scaling", 1.0)), limit)
+
+
+def _limit(embedding: Any) -> int | None:
+    """The number of tokens up to which the first frequencies hold, where they depend on the length."""
+    kind = getattr(embedding, "rope_type", "default")
+    if kind == "longrope":
+        config = embedding.config
+        settings = getattr(config, "rope_parameters", None) or config.rope_scaling
+        return int(settings.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+    return int(embedding.original_max_seq_len) if "dynamic" in kind else None

@@ -1,0 +1,206 @@
+"""kava submit: a verb as jobs of a scheduler."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kava.cli.common import OVERRIDES, show_result, table
+from kava.errors import ConfigError, RunError
+from kava.registry import nearest
+
+if TYPE_CHECKING:
+    from kava.hpc.plan import Base
+    from kava.hpc.schedulers.base import Scheduler
+    from kava.hpc.site_file import Site
+    from kava.hpc.spec import Resources
+    from kava.hpc.submit import Submission
+
+VERB_NAMES = ("train", "seeds", "suite", "extract", "distill", "evaluate")
+
+
+def submit(
+    ctx: typer.Context,
+    verb: Annotated[str, typer.Argument(metavar="VERB", help=", ".join(VERB_NAMES) + "; then its own flags")],
+    scheduler: Annotated[
+        str | None, typer.Option(help="slurm, pbs, torque, sge, lsf, cobalt or local; default: the one that is here")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="single (default), multi_gpu, ultra_large, multinode, cpu: how much is asked for")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="nodes of each task")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each node")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs of each node")] = None,
+    mem: Annotated[str | None, typer.Option(help="memory of each node: 64G; 0 asks for none")] = None,
+    time: Annotated[str | None, typer.Option(help="time limit of each task: 48:00:00, 48h, 2-00:00:00")] = None,
+    partition: Annotated[str | None, typer.Option(help="partition or queue")] = None,
+    account: Annotated[str | None, typer.Option(help="account or project")] = None,
+    qos: Annotated[str | None, typer.Option(help="quality of service, where the scheduler has it")] = None,
+    shards: Annotated[int, typer.Option(min=1, help="extract: so many tasks")] = 100,
+    one_job: Annotated[bool, typer.Option("--one_job", help="everything in one job, one thing after another")] = False,
+    after: Annotated[list[str] | None, typer.Option(help="ids of jobs that must end well first")] = None,
+    signal: Annotated[int, typer.Option(min=10, help="seconds before the time limit to save and requeue")] = 120,
+    no_requeue: Annotated[bool, typer.Option("--no_requeue", help="stopped at the time limit: stay stopped")] = False,
+    export: Annotated[
+        list[str] | None, typer.Option(help="NAME=default: %NAME% in the words is a variable of the script")
+    ] = None,
+    site: Annotated[
+        Path | None, typer.Option(help="this cluster's file; default: KAVA_SITE, else configs/kava_site.yaml")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="of the submission; default: the verb")] = None,
+    log: Annotated[str, typer.Option(help="begin of the names of what the jobs print")] = "logs/kava",
+    dry_run: Annotated[bool, typer.Option("--dry_run", help="print the scripts, submit and write nothing")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the record, as JSON")] = False,
+) -> int:
+    """Render, submit and remember: kava submit seeds --config llama1b_aug --partition gpu.
+
+    seeds: per recipe an array over seeds and one aggregate behind it; without --config all six recipes of the paper.
+    suite: arrays over members and seeds, then the analysis. extract: an array over --shards, then a check of all hashes.
+    train, distill: one job, over all its GPUs and nodes. Several GPUs: torchrun, once per node.
+
+    Scripts, ids (jobs.json) and every task's status file lie in <outputs>/.jobs/<name>; kava jobs reads them. The site
+    file holds what all jobs of a cluster need: scheduler, partition, account, qos, nodes, gpus, cpus, mem, time, setup
+    (lines of shell), environment, directives (per scheduler), container, launcher, sge.
+    """
+    from kava.hpc.plan import Base, in_one_job
+    from kava.hpc.site_file import find_site
+
+    words = [str(word) for word in ctx.args]
+    if verb not in VERB_NAMES:
+        kind = "VERB comes first, not" if verb.startswith("-") else "no jobs are made of"
+        raise ConfigError(f"kava submit: {kind} {verb!r}", nearest(verb, VERB_NAMES))
+    found = find_site(site, os.environ)
+    given = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "partition": partition, "account": account, "qos": qos}
+    asked = _resources(preset, found, given, mem, time)
+    one = _scheduler(scheduler, found)
+    common: dict[str, Any] = {
+        "log": log,
+        "after": tuple(after or ()),
+        "signal": signal,
+        "requeue": not no_requeue,
+        "environment": found.environment,
+        "path": "" if found.setup else str(Path(sys.executable).parent),  # without a site file: the same environment
+        "setup": found.setup,
+        "directives": found.directives.get(one.name, ()),
+        "container": found.container,
+        "launcher": found.launcher,
+        "portable": found.portable,
+        "exported": tuple(_exported(text) for text in export or ()),
+    }
+    own = [opt for parameter in ctx.command.params for opt in parameter.opts]
+    made = _made(verb, words, Base(asked, name, common), preset or "", shards, own)
+    if one_job:
+        made = [in_one_job(submission) for submission in made]
+    return _submit(made, one, found.portable, dry_run, quiet)
+
+
+def _resources(preset: str | None, site: Site, given: dict[str, Any], mem: str | None, time: str | None) -> Resources:
+    """Flags over the site file over the preset; a preset that was asked for by name goes over the site file's sizes."""
+    from kava.hpc.presets import preset as named
+    from kava.hpc.spec import parse_mem, parse_time
+
+    own = {key: value for key, value in given.items() if value is not None}
+    if mem is not None:
+        own["mem"] = None if mem == "0" else parse_mem(mem)
+    if time is not None:
+        own["time"] = None if time == "0" else parse_time(time)
+    sizes = ("nodes", "gpus", "cpus", "mem", "time") if preset else ()
+    return replace(site.over(named(preset or "single"), keep=sizes), **own)
+
+
+def _scheduler(name: str | None, site: Site) -> Scheduler:
+    from kava.env.detect import find_scheduler as inside
+    from kava.hpc.detect import find_scheduler
+    from kava.hpc.schedulers import scheduler_named
+
+    return scheduler_named(name or site.scheduler or inside(os.environ) or find_scheduler(os.environ), site)
+
+
+def _exported(text: str) -> tuple[str, str]:
+    name, equals, default = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--export {text}: no default", "write NAME=default")
+    return name, default
+
+
+def _made(verb: str, words: list[str], base: Base, preset: str, shards: int, own: list[str]) -> list[Submission]:
+    """The submissions, every command of theirs checked. `own` are submit's flags, for hints."""
+    from kava.cli.submit_check import check_job
+    from kava.cli.submit_verbs import VERBS, Asked
+
+    values = dict(base.common["exported"])
+    if "CONFIG" in values:
+        values["CONFIG_NAME"] = values["CONFIG"].rpartition("/")[2].removesuffix(".yaml")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            made = VERBS[verb](Asked(words, base, values, preset, shards, Path(scratch)))
+        except ConfigError as error:
+            flag = re.fullmatch(r"unknown flag '(--\w+)'", error.message)
+            close = difflib.get_close_matches(flag[1], own, n=1) if flag else []
+            raise ConfigError(error.message, f"did you mean {close[0]!r}?" if close else error.hint) from error
+        for submission in made:
+            instead = {name: str(Path(scratch) / Path(name).name) for name, _ in submission.files}
+            for spec in submission.jobs:
+                check_job(spec, values, instead)
+    return made
+
+
+def _submit(made: list[Submission], scheduler: Scheduler, portable: bool, dry_run: bool, quiet: bool) -> int:
+    from kava.hpc.submit import adapted, fresh, show
+    from kava.hpc.submit import submit as hand_over
+
+    ready = [adapted(submission if portable else fresh(submission), scheduler) for submission in made]
+    for note in dict.fromkeys(note for submission in ready for note in submission.notes):
+        print(f"note: {note}", file=sys.stderr)
+    if dry_run:
+        print("\n".join(show(submission, scheduler) for submission in ready), end="")
+        return 0
+    for submission in ready:
+        _refuse_twice(submission)
+    records = []
+    for submission in ready:
+        try:
+            records.append(hand_over(submission, scheduler, ["kava", *sys.argv[1:]]))
+        except RunError as error:
+            there = ", ".join(record["jobs"][0]["id"] for record in records)
+            more = f" (submitted before it, and kept: {there})" if there else ""
+            raise RunError(f"{error.message}{more}", error.hint) from error
+    rows = [
+        [record["name"], job["label"], job["id"], str(job["tasks"] or 1), ", ".join(job["after"]) or "-", job["script"]]
+        for record in records
+        for job in record["jobs"]
+    ]
+    text = table(rows, ("submission", "job", "id", "tasks", "after", "script"))
+    show_result(records, f"{text}\n\nkava jobs shows how they do; kava jobs --cancel ends them", quiet)
+    return 0
+
+
+def _refuse_twice(submission: Submission) -> None:
+    """The same jobs again, while the first ones are still there, would only get in each other's way."""
+    from kava.hpc.jobs import records, rows
+
+    folder = Path(submission.folder)
+    for record in records([folder.parent] if folder.parent.is_dir() else []):
+        ids = sorted({row.id for row in rows(record) if row.open and record["name"] in _family(submission.name)})
+        if ids:
+            raise RunError(
+                f"{record['folder']}: job {', '.join(ids)} of the same work is not through",
+                f"wait for it, or end it: kava jobs {record['folder']} --cancel",
+            )
+
+
+def _family(name: str) -> list[str]:
+    first = name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() else name
+    return [first, *(f"{first}-{number}" for number in range(2, 100))]
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command("submit", context_settings={"help_option_names": ["--help", "-h"], **OVERRIDES})(submit)

@@ -1,0 +1,69 @@
+"""A command line of `kava`, checked without running it: its flags, and the recipe behind them. A mistake costs seconds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args
+from kava.cli.main import underscores, verb_command
+from kava.config import Recipe, load_recipe
+from kava.config.effects import without_effect
+from kava.errors import ConfigError
+from kava.hpc.spec import JobSpec, filled, singles
+
+
+def parsed(verb: str, words: Sequence[str]) -> Any:
+    """The verb's context: its flags and what they left over."""
+    command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
+    return command.make_context(f"kava {verb}", underscores(words))
+
+
+def check(words: Sequence[str]) -> Recipe | None:
+    """The recipe of a command line that kava would take; any other one is an error."""
+    verb, *rest = words
+    context = parsed(verb, rest)
+    if verb == "distill":
+        return distilled(context)
+    if getattr(importlib.import_module(f"kava.cli.{verb}"), "CONTEXT", None) is not OVERRIDES:
+        return None
+    if context.params.get("config") is None:  # kava extract --verify
+        check_flags(context)
+        return None
+    seed = context.params.get("seed")
+    return parse_recipe_args(context.params["config"], context, None if seed is None else f"system.seed={seed}")
+
+
+def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
+    """The recipe of a `kava distill`, without what the machine that runs it will decide.
+
+    `more` are settings that hold where they were not given and do something; those that do are left in it.
+    """
+    from kava.cli.distill import wish_of
+    from kava.cli.distill_table import AUTO, CACHE, WARMUP
+    from kava.cli.distill_teachers import with_teachers
+
+    wish = wish_of(context)
+    open_ = (CACHE, WARMUP)
+    given = {key: text for key, text in with_teachers(wish.asked, wish.config).items() if key not in open_}
+    given = {key: text for key, text in given.items() if text not in AUTO}
+    recipe = load_recipe(wish.config, [f"{key}={text}" for key, text in given.items()])
+    if not recipe.explicit.enabled and not recipe.mixture.on:
+        raise ConfigError(f"recipe {wish.config} has no separate teacher", f"kava submit train --config {wish.config}")
+    for key in list(more or {}):
+        if key in given or key in wish.asked.given or without_effect(recipe, {key: 1}) is not None:
+            del (more or {})[key]
+    return recipe
+
+
+def check_job(spec: JobSpec, values: dict[str, str], instead: dict[str, str]) -> None:
+    """Every command of the job, with the values that its tasks will have; of equal tasks the first.
+
+    `values` are those of exported variables; `instead` are words that stand for others until it is submitted.
+    """
+    tasks = [one.tasks[0] for one in singles(spec)] if spec.array is not None else list(spec.tasks)
+    for commands in tasks if len(spec.tasks) > 1 or spec.lists else tasks[:1]:
+        for command in commands:
+            words = [instead.get(word, filled(word, values)) for word in command.words]
+            check(words[1:])

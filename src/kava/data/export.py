@@ -1,0 +1,54 @@
+"""A training set as a file of one object per line, prompt and target, for programs and nodes that have no hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kava.data.places import open_set
+from kava.data.progress import progress_bar
+from kava.data.sources import known_source
+from kava.data.sources.own import ANSWER
+from kava.errors import DataError
+from kava.files import write_text
+
+PUBLISHED = {"gsm8k": 7473, "gsm8k-aug": 385620, "gsm8k-aug-nl": 385620}  # rows of train
+
+
+def export_name(name: str, config: str | None) -> str:
+    """gsm8k_train.jsonl, with a configuration gsm8k_main_train.jsonl."""
+    return "_".join([Path(name).name.removesuffix(".jsonl"), *([config] if config else []), "train.jsonl"])
+
+
+def export_train(name: str, config: str | None, path: Path, progress: bool = True) -> int:
+    """Writes every training row of a set to `path` and returns their number; a row that cannot be read stops it.
+
+    target is the worked solution that ends in "#### answer", as in GSM8K. A row that lists its steps keeps the list as
+    well, so that reading the file gives the same questions, steps and answers.
+    """
+    opened = open_set(name, config)
+    rows = opened.splits.get("train", None if opened.source.whole_is_test else opened.whole)
+    if rows is None:
+        has = ", ".join(opened.splits) or "a test set"
+        raise DataError(f"data set {name} ({opened.place}) has no train split; it has {has}", "choose another set")
+    cot_type = opened.source.cot_type or "natural_language"
+    lines = []
+    for where, row in progress_bar(rows, f"export {name}", progress):
+        question, steps, answer = opened.source.parse(row, where, cot_type)
+        made: dict[str, Any] = {"prompt": question, "target": answer}
+        if row.get("steps") is not None:
+            made |= {"target": "\n".join([*steps, f"#### {answer}"]), "steps": steps}
+        else:
+            made["target"] = next((row[n].strip() for n in ANSWER if "####" in str(row.get(n))), answer)
+        lines.append(json.dumps(made, ensure_ascii=False) + "\n")
+    if not lines:
+        raise DataError(f"data set {name} ({opened.place}): the train split is empty", "look at its file")
+    write_text(path, "".join(lines))
+    return len(lines)
+
+
+def published(name: str) -> int | None:
+    """How many training rows a set known by name was published with."""
+    source = known_source(name) or known_source(Path(name).name)
+    return None if source is None else PUBLISHED.get(source.name)

@@ -1,0 +1,89 @@
+"""Several teachers' entries become one: a weighted mean over the teachers that have an entry there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kava.errors import ConfigError, ModelError
+from kava.fuse.prototypes import compute_routing_weights
+from kava.fuse.router import LearnableRouter
+from kava.shapes import precise
+
+
+def shares(weights: Tensor, present: Tensor | None = None) -> Tensor:
+    """[B, N, S] w_i p_i / sum_j w_j p_j: the weights over the teachers that have an entry at each token.
+
+    0 for everyone where nobody with a weight is present. weights [B or 1, N or 1, S]; present [B, N, S].
+    """
+    weights = precise(weights)
+    if present is not None:
+        weights = weights.masked_fill(~present, 0.0)
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total > 0, total, 1.0)
+
+
+def fuse(parts: Sequence[Tensor], weights: Tensor, present: Tensor | None = None) -> Tensor:
+    """sum_i a_i x_i with a = `shares(weights, present)`: of one layer, keys and values apart, with the same weights.
+
+    Parts [B, ..., N, D], one per teacher, already in the student's shape; weights [B or 1, N or 1, S]; present
+    [B, N, S], None: all. What stands at a token where a teacher is not present is never read. One teacher comes back
+    as it is; where nobody is present the result is 0.
+    """
+    if len(parts) != weights.shape[-1]:
+        raise ModelError(f"{len(parts)} teachers to fuse, but weights for {weights.shape[-1]}")
+    first = parts[0]
+    if any(part.shape != first.shape for part in parts):
+        raise ModelError(
+            "teachers of unequal shape cannot be fused: " + ", ".join(str(tuple(part.shape)) for part in parts),
+            "bring each into the student's shape first (kava.align)",
+        )
+    middle = (1,) * (first.dim() - 3)
+    total = torch.zeros_like(precise(first))
+    share = shares(weights.to(total.dtype), present)
+    for number, part in enumerate(parts):
+        part = precise(part)
+        if present is not None:
+            here = present[..., number]
+            part = part.masked_fill(~here.view(here.shape[0], *middle, here.shape[1], 1), 0.0)
+        one = share[..., number]
+        total = total + one.view(one.shape[0], *middle, one.shape[1], 1) * part
+    return total.to(first.dtype)
+
+
+def fuse_kvs_fixed(
+    parts: Sequence[Tensor], weights: Sequence[float] | None = None, present: Tensor | None = None
+) -> Tensor:
+    """`fuse` with the same weights everywhere; they are scaled to sum to 1, and are equal where none are given."""
+    given = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+    if min(given, default=0.0) < 0 or sum(given) <= 0:
+        raise ConfigError(f"fusion weights {given} must be >= 0, and one of them above 0")
+    row = torch.tensor(given, dtype=torch.float64, device=parts[0].device)
+    return fuse(parts, (row / row.sum()).to(precise(parts[0]).dtype)[None, None], present)
+
+
+def fuse_kvs_similarity(
+    parts: Sequence[Tensor],
+    query: Tensor,
+    prototypes: Tensor,
+    temperature: float = 1.0,
+    metric: str = "cosine",
+    present: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fuse` by how close the query [B, d] is to each teacher's prototype [S, d] or [S, C, d]; and the weights [B, S]."""
+    weights = compute_routing_weights(query, prototypes, temperature, metric)
+    return fuse(parts, weights[:, None], present), weights
+
+
+def fuse_kvs_learnable(
+    parts: Sequence[Tensor],
+    query: Tensor,
+    router: LearnableRouter,
+    temperature: float = 1.0,
+    present: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`fuse` by a router that reads the query [B, d] or [B, N, d]; and its weights [B, S] or [B, N, S]."""
+    weights = router(query, temperature)
+    return fuse(parts, weights[:, None] if query.dim() == 2 else weights, present), weights

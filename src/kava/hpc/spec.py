@@ -1,0 +1,189 @@
+"""What a job is, whatever scheduler runs it: commands, resources, what it waits for. Checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from kava.errors import ConfigError
+
+PLAIN = re.compile(r"[A-Za-z0-9_.,:@+/=-]+")  # what may stand in a directive, where nothing can be quoted
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+INDEX = "INDEX"  # %INDEX% in a command is the number of the array's task
+_UNITS = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024 * 1024}
+_PERIODS = {"d": 86400, "h": 3600, "m": 60}
+
+
+class Command(NamedTuple):
+    """A command line; %NAME% in it is a value that is known when the job runs. `spread`: one process per GPU."""
+
+    words: tuple[str, ...]
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What is asked for. gpus, cpus and mem (in MB) are those of one node; time is in seconds; None = not asked for."""
+
+    nodes: int = 1
+    gpus: int = 0
+    cpus: int = 1
+    mem: int | None = None
+    time: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("nodes", 1), ("gpus", 0), ("cpus", 1), ("mem", 1), ("time", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} = {value}: it must be at least {least}")
+        for name in ("partition", "account", "qos"):
+            _plain(name, getattr(self, name))
+
+    @property
+    def processes(self) -> int:
+        """Processes of a training: one per GPU, or one per node without any."""
+        return self.nodes * max(1, self.gpus)
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job. `label` is its name among the jobs of a submission, `name` the one in the queue.
+
+    `tasks` are the command lists of an array's tasks; one list for all of them holds %INDEX% or names of `lists`
+    (NAME, value per task). `after` are labels of earlier jobs or ids of the scheduler, `needs` status files that must
+    say ok. `exported` are (NAME, default): variables that `sbatch --export=NAME=...` may set.
+    """
+
+    label: str
+    name: str
+    folder: str  # status files and scripts
+    tasks: tuple[tuple[Command, ...], ...]
+    resources: Resources = field(default_factory=Resources)
+    array: int | None = None
+    log: str = "logs/kava"  # begin of the names of what is printed
+    after: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    signal: int = 120  # seconds before the time limit
+    requeue: bool = True
+    keep_going: bool = False  # a command that fails stops no later one
+    environment: tuple[tuple[str, str], ...] = ()
+    path: str = ""  # a folder of programs that goes before all others
+    setup: tuple[str, ...] = ()
+    directives: tuple[str, ...] = ()
+    container: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = ()
+    exported: tuple[tuple[str, str], ...] = ()
+    lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    portable: bool = False  # to be submitted by hand: makes its folder itself
+
+    def __post_init__(self) -> None:
+        for what, value in (("job name", self.name), ("job label", self.label)):
+            if not NAME.fullmatch(value):
+                raise ConfigError(f"{what} {value!r} is not a name", "letters, digits, . _ - and a letter first")
+        if not PLAIN.fullmatch(self.log):
+            raise ConfigError(
+                f"log folder {self.log!r} cannot stand in a scheduler's directive",
+                "choose --log_dir with letters, digits and . _ - / only",
+            )
+        if self.array is not None and (self.array < 1 or len(self.tasks) not in (1, self.array)):
+            raise ConfigError(f"job {self.label}: an array of {self.array} with {len(self.tasks)} commands")
+        if self.array is None and len(self.tasks) != 1:
+            raise ConfigError(f"job {self.label}: {len(self.tasks)} tasks, but no array")
+        for name, _ in (*self.environment, *self.exported, *self.lists):
+            if not VARIABLE.fullmatch(name):
+                raise ConfigError(f"environment: {name!r} is not a variable's name")
+        for line in self.directives:
+            if "\n" in line or "\r" in line:
+                raise ConfigError(f"directives: {line!r} has more than one line", "one directive per entry")
+        for text in self._texts():
+            if "\0" in text:
+                raise ConfigError(f"job {self.label}: {text!r} holds a null character")
+
+    def _texts(self) -> list[str]:
+        values = [value for _, value in (*self.environment, *self.exported)]
+        return [*values, self.folder, *(word for task in self.tasks for command in task for word in command.words)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What %NAME% may name in a command or a path."""
+        exported = [name for name, _ in self.exported]
+        derived = [f"{name}_NAME" for name in exported if name == "CONFIG"]
+        return (INDEX, *exported, *derived, *(name for name, _ in self.lists))
+
+    def status_file(self, task: int | str | None = None) -> str:
+        """Where task number `task` (None: the job is no array) writes its state."""
+        return f"{self.folder}/status-{self.label}{'' if task is None else f'-{task}'}.json"
+
+    def status_files(self) -> list[str]:
+        return [self.status_file(task) for task in (range(self.array) if self.array is not None else [None])]
+
+    def needed(self) -> str:
+        """All of the job's status files as one word of `kava task --needs`."""
+        return self.status_file(f"[0-{self.array - 1}]" if self.array is not None else None)
+
+
+def singles(spec: JobSpec) -> list[JobSpec]:
+    """An array as jobs of one task each, for a scheduler without arrays (or an array of one)."""
+    if spec.array is None:
+        raise ValueError(f"{spec.label} is no array")
+    found = []
+    for task in range(spec.array):
+        values = {INDEX: str(task)} | {name: entries[task] for name, entries in spec.lists}
+        commands = spec.tasks[task if len(spec.tasks) > 1 else 0]
+        changed = {item.name: getattr(spec, item.name) for item in fields(spec)} | {
+            "label": f"{spec.label}-{task}",
+            "name": f"{spec.name}-{task}",
+            "array": None,
+            "lists": (),
+            "tasks": (tuple(one._replace(words=tuple(filled(w, values) for w in one.words)) for one in commands),),
+        }
+        found.append(JobSpec(**changed))
+    return found
+
+
+def filled(word: str, values: dict[str, str]) -> str:
+    """The word with the values of %NAME%; a name without one stays as it is."""
+    return re.sub(r"%(\w+)%", lambda found: values.get(found[1], found[0]), word)
+
+
+def parse_mem(text: str) -> int:
+    """MB of "64G", "64GB", "512M"."""
+    found = re.fullmatch(r"(\d+)\s*([kmgt])i?b?", str(text).strip().lower())
+    if found is None:
+        raise ConfigError(f"mem = {text!r} is not an amount of memory", "write it with its unit: 64G, 512M")
+    return max(1, int(int(found[1]) * _UNITS[found[2]]))
+
+
+def parse_time(text: str) -> int:
+    """Seconds of "48:00:00", "2-00:00:00", "48h", "90m", "7d"."""
+    short = re.fullmatch(r"(\d+)\s*([dhm])", str(text).strip().lower())
+    if short is not None:
+        return int(short[1]) * _PERIODS[short[2]]
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", str(text).strip())
+    if found is None:
+        raise ConfigError(f"time = {text!r} is not a length of time", "write 48:00:00, 2-00:00:00, 48h or 90m")
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
+def clock(seconds: int) -> str:
+    """HH:MM:SS; hours may be more than two digits."""
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def job_name(*parts: str) -> str:
+    """A name for the queue made of anything."""
+    text = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip("-") for part in parts if part)
+    return f"kava-{text}"[:60].rstrip("-")
+
+
+def _plain(name: str, value: str | None) -> None:
+    if value is not None and not PLAIN.fullmatch(value):
+        raise ConfigError(
+            f"{name} = {value!r} cannot stand in a scheduler's directive", "letters, digits and . _ - : , @"
+        )
