@@ -18,7 +18,7 @@ cd "${SLURM_SUBMIT_DIR:-$PWD}"
 set +u  # environment scripts read variables that are not set
 # module load cuda/12.1   # what this cluster needs goes here
 python=$(bash setup.sh --python)
-export PATH="$(dirname "$python"):$PATH"
+PATH="$(dirname "$python"):$PATH"
 set -u
 CONFIG=${CONFIG:-llama1b_aug}
 SEED=${SEED:-42}

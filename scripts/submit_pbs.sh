@@ -11,7 +11,7 @@ cd "${PBS_O_WORKDIR:-$PWD}"
 set +u  # environment scripts read variables that are not set
 # module load cuda/12.1   # what this cluster needs goes here
 python=$(bash setup.sh --python)
-export PATH="$(dirname "$python"):$PATH"
+PATH="$(dirname "$python"):$PATH"
 set -u
 mkdir -p outputs/adaptive_seed_42/.jobs/distill
 

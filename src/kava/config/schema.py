@@ -60,6 +60,10 @@ HF_OWNED = {
     "eval_strategy": "logging.eval_steps",
     "remove_unused_columns": "the trainer itself",
     "label_names": "the trainer itself",
+    "fsdp": "system.sharding=fsdp2, which shards the model as a whole (layer by layer, latent passes break)",
+    "fsdp_config": "system.sharding=fsdp2, which shards the model as a whole (layer by layer, latent passes break)",
+    "deepspeed": "system.sharding=fsdp2, in place of DeepSpeed",
+    "parallelism_config": "torchrun and system.sharding",
 }
 
 
@@ -204,6 +208,9 @@ class SystemConfig(Section):
     mixed_precision: Precision = knob("no", "ours", "autocast type")
     num_workers: int = knob(4, "noted", "processes that prepare batches", "the guide", ge=0, le=256)
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "ours", "where to run")
+    sharding: Literal["none", "fsdp2"] = knob(
+        "none", "ours", "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer"
+    )
     seed: int = knob(42, "noted", "seed of weights, order, dropout and draws", "the guide: 42, 123, 456", ge=0)
     gradient_accumulation_steps: int | None = knob(
         None, "ours", "another place for training.gradient_accumulation_steps (moved there when read)", ge=1

@@ -120,7 +120,8 @@ class LatentObjective(nn.Module):
 
     def own(self) -> dict[str, Tensor]:
         """What is trained or measured beside the student: nothing, or what stands between it and foreign teachers."""
-        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
+        named = (*self.named_parameters(), *self.named_buffers())
+        return {name: value for name, value in named if not name.startswith("model.")}
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}

@@ -291,4 +291,8 @@ class Mixture(nn.Module):
     def since_start(self, found: dict[str, float]) -> dict[str, float]:
         """kv_start and kv_unexplained_start, for comparison with kv and kv_unexplained."""
         start, unexplained = self.began.tolist()
-        return {"kv_start": start, "kv_unexplained_start": unexplained} if start == start and "kv_unexplained" in found else {}
+        return (
+            {"kv_start": start, "kv_unexplained_start": unexplained}
+            if start == start and "kv_unexplained" in found
+            else {}
+        )

@@ -23,6 +23,7 @@ INSTALL = {"tensorboard": "pip install 'kava[track]'", "wandb": "pip install wan
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """Saving and validating are scheduled by our own callback, so their strategies are off here."""
     training, system, logs = recipe.training, recipe.system, recipe.logging
+    _refuse_other_wrappers(recipe)
     _set_up_trackers(recipe, folder)
     wanted: dict[str, Any] = {
         "output_dir": str(folder),
@@ -52,6 +53,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "label_names": [],
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
+        "accelerator_config": {"dispatch_batches": False if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None},
         **training.hf,
     }
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -65,6 +67,22 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     arguments = TrainingArguments(**{name: value for name, value in wanted.items() if name in known})
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process uses one GPU; torchrun starts more. Never DataParallel.
     return arguments
+
+
+def _refuse_other_wrappers(recipe: Recipe) -> None:
+    """What an `accelerate launch` with a configuration of its own would bring in."""
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
+        if os.environ.get(name, "false").lower() not in ("false", "0", ""):
+            raise ConfigError(
+                f"{name} is set: sharding layer by layer breaks latent passes, whose keys and values leave a layer by the "
+                "side",
+                "start with torchrun; system.sharding=fsdp2 shards the model as a whole",
+            )
+    if recipe.system.sharding != "none" and recipe.system.mixed_precision == "fp16":
+        raise ConfigError(
+            f"system.sharding={recipe.system.sharding} and system.mixed_precision=fp16 have not been tried together",
+            "set system.mixed_precision=bf16",
+        )
 
 
 def _set_up_trackers(recipe: Recipe, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.artifact import CARD, WEIGHTS
+from kava.backbone.artifact import CARD, WEIGHTS, read_card
 from kava.errors import CheckpointError
 from kava.train.own_weights import FILE
 
@@ -58,6 +58,12 @@ def _is_whole_zip(path: Path) -> bool:
 
 def step_of(folder: Path) -> int:
     return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+
+
+def examples_of(folder: Path) -> int | None:
+    """How many examples each update had that led there; None where it was not written down yet."""
+    found = read_card(folder).get("effective_batch_size")
+    return None if found is None else int(found)
 
 
 def find(run: Path) -> tuple[list[Checkpoint], list[str]]:

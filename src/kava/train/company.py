@@ -98,7 +98,8 @@ class MixtureFiles(TrainerCallback):
         if window.collapsed is not None and self.company.recipe.mixture.fusion != "fixed":
             log.warning(
                 "step %d: the weights have collapsed: teacher %s has %.3f of them, above mixture.collapse_alarm; use "
-                "mixture.entropy=diverse, a higher temperature, or leave the others out",
+                "mixture.entropy=diverse with a larger mixture.entropy_weight, a higher temperature, or leave the others "
+                "out",
                 state.global_step,
                 names[window.collapsed],
                 window.weights[window.collapsed],

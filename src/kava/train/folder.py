@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,17 +52,18 @@ def outcome(folder: Path) -> Outcome:
 
 @contextmanager
 def claimed(folder: Path, recipe: Recipe, resume: str | None) -> Iterator[None]:
-    """The folder for this process alone, or a refusal: it holds another run, other settings, or is in use."""
+    """The folder for this process alone, or a refusal: it holds another run, other settings, or is in use.
+
+    Under torchrun the first process asks for all.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
             f"cannot make the output folder {folder}: {error.strerror}", "choose another --output_dir"
         ) from error
-    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun the first process answers for all
-    with sole_owner(folder / LOCK, PATIENCE if resume else 0.0) if first else nullcontext():
-        if first:
-            sweep(folder)
+    with sole_owner(folder / LOCK, PATIENCE if resume else 0.0):
+        sweep(folder)
         _refuse_another_run(folder, recipe, resume)
         yield
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from kava.train.callbacks import Console, GradientNorms, Journal, Schedule
 from kava.train.data import Data, check_positions, load_data
 from kava.train.interrupt import Interrupt
 from kava.train.lines import Line, explicit_line, latent_line
-from kava.train.trainer import BEST, KavaTrainer, Objective
+from kava.train.processes import decided_by_first, first, lay_out
+from kava.train.trainer import BEST, KavaTrainer
 
 log = logging.getLogger("kava.train")
 
@@ -31,9 +33,16 @@ log = logging.getLogger("kava.train")
 def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: bool = False) -> folder.Outcome:
     """Trains, saves and validates. `resume` is None, "auto" or a checkpoint folder."""
     run = Path(output)
-    with folder.claimed(run, recipe, resume), _open_log(run / "train.log", quiet):
-        hush()
-        start, notes = checkpoint.choose(run, resume) if resume else (None, [])
+    hush()
+    args = training_arguments(recipe, run)  # under torchrun the processes meet here
+    with ExitStack() as held:
+
+        def claim() -> tuple[Path | None, list[str]]:
+            held.enter_context(folder.claimed(run, recipe, resume))
+            return checkpoint.choose(run, resume) if resume else (None, [])
+
+        start, notes = decided_by_first(claim)
+        held.enter_context(_open_log(run / "train.log", quiet))
         for note in notes:
             log.warning(note)
         if start is not None and folder.finished(run):
@@ -41,10 +50,24 @@ def train(recipe: Recipe, output: str | Path, resume: str | None = None, quiet: 
             return folder.outcome(run)
         if resume:
             log.info(f"continuing from {start}" if start else "no checkpoint yet: starting from the beginning")
-        return _run(run, recipe, start, quiet)
+        _lay_out(args, recipe, start)
+        return _run(run, recipe, start, quiet, args)
 
 
-def _run(run: Path, recipe: Recipe, start: Path | None, quiet: bool) -> folder.Outcome:
+def _lay_out(args: Any, recipe: Recipe, start: Path | None) -> None:
+    """A run that goes on with another number of processes has as many examples in an update as before."""
+    layout = lay_out(recipe, args.world_size, None if start is None else checkpoint.examples_of(start))
+    if layout != (args.per_device_train_batch_size, args.gradient_accumulation_steps):
+        log.info(
+            "going on with %d processes of %d examples x %d micro-batches, so that an update has %d examples as before",
+            args.world_size,
+            *layout,
+            layout.at_once(args.world_size),
+        )
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = layout
+
+
+def _run(run: Path, recipe: Recipe, start: Path | None, quiet: bool, args: Any) -> folder.Outcome:
     from transformers import set_seed
 
     if pick_device(recipe.system.device).type == "cpu":
@@ -57,22 +80,25 @@ def _run(run: Path, recipe: Recipe, start: Path | None, quiet: bool) -> folder.O
         recipe = _with_slots(recipe, int(data.train.lengths("cot").max()))
         model.latent = recipe.latent
     interrupt = Interrupt()
-    args = training_arguments(recipe, run)
     line = (explicit_line if recipe.explicit.enabled else latent_line)(
-        recipe, model, tokenizer, data, args.device, lambda: interrupt.signal is not None
+        recipe, model, tokenizer, data, args.device, interrupt.look
     )
-    _describe(run, recipe, data, line.objective)
 
     with interrupt:
         trainer = _trainer(run, recipe, line, tokenizer, data, interrupt, args, quiet)
+        decided_by_first(lambda: _describe(run, recipe, data, trainer))
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-        if interrupt.signal is None and not (run / BEST).exists():  # nothing to validate on
+        seconds = time.perf_counter() - began
+        if interrupt.signal is None and not decided_by_first((run / BEST).exists):  # nothing to validate on
             trainer.save_best(validation=None)
-        getattr(trainer, "end", lambda: None)()
         if interrupt.signal is None and line.finish is not None:
-            line.finish(run)
-        _close(run, trainer, interrupt, time.perf_counter() - began)
+            with trainer.whole():
+                if first():
+                    line.finish(run)
+        if first():
+            _close(run, trainer, interrupt, seconds)
+        getattr(trainer, "end", lambda: None)()
     decides = trainer.validation.decides
     return folder.Outcome(run, trainer.state.global_step, decides, trainer.state.best_metric, interrupt.exit_code)
 
@@ -82,7 +108,8 @@ def _with_slots(recipe: Recipe, longest: int) -> Recipe:
     return recipe.model_copy(update={"latent": recipe.latent.model_copy(update={"num_tokens": longest})})
 
 
-def _describe(run: Path, recipe: Recipe, data: Data, objective: Objective) -> None:
+def _describe(run: Path, recipe: Recipe, data: Data, trainer: KavaTrainer) -> None:
+    objective, processes = trainer.objective, trainer.args.world_size
     trained = objective.trained()
     facts = {
         "data": data.card,
@@ -93,12 +120,23 @@ def _describe(run: Path, recipe: Recipe, data: Data, objective: Objective) -> No
         "trained_names": len(trained),
         "trained_parameters": sum(weight.numel() for weight in trained.values()),
         "all_parameters": sum(weight.numel() for weight in objective.parameters()),
-        "effective_batch_size": recipe.training.batch_size * recipe.training.gradient_accumulation_steps,
+        "processes": processes,
+        "sharding": recipe.system.sharding if processes > 1 else "none",
+        "effective_batch_size": trainer.effective_batch_size,
     }
     folder.describe(run, recipe, facts)
     write_json(run / "data_card.json", data.card)
     log.info("%s: %s", recipe.about.name or "run", json.dumps(facts["data"]))
     log.info("training %(trained_parameters)s of %(all_parameters)s parameters", facts)
+    log.info(
+        "processes: %d (sharding %s); examples in an update: %d = %d processes x %d x %d micro-batches",
+        processes,
+        facts["sharding"],
+        facts["effective_batch_size"],
+        processes,
+        trainer.args.per_device_train_batch_size,
+        trainer.args.gradient_accumulation_steps,
+    )
     if recipe.loss.std_scope == "batch":
         log.warning("loss.std_scope is batch, as in the parents' code: the loss depends on how batches are split")
     without = data.card.get("share_no_result")
@@ -152,20 +190,35 @@ def _close(run: Path, trainer: KavaTrainer, interrupt: Interrupt, seconds: float
         log.info("done: %d updates, best validation %s %s, student in %s", state.global_step, what, best, run / BEST)
     else:
         log.info("stopped at update %d; continue with --resume auto", state.global_step)
-    if trainer.recipe.explicit.enabled and state.is_world_process_zero:
-        guide_files.close(run, trainer.recipe, state, finished, trainer.args.world_size)
+    if trainer.recipe.explicit.enabled:
+        guide_files.close(run, _as_laid_out(trainer), state, finished, trainer.args.world_size)
+
+
+def _as_laid_out(trainer: KavaTrainer) -> Recipe:
+    """The recipe with the batches that this run's processes really had."""
+    args = trainer.args
+    real = {
+        "batch_size": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+    }
+    return trainer.recipe.model_copy(update={"training": trainer.recipe.training.model_copy(update=real)})
 
 
 @contextmanager
 def _open_log(path: Path, quiet: bool) -> Iterator[None]:
-    """kava's own lines go to train.log and, unless quiet, to the console, for as long as the run lasts."""
+    """kava's own lines go to train.log and, unless quiet, to the console, for as long as the run lasts.
+
+    Of several processes the first one speaks.
+    """
     root = logging.getLogger("kava")
     before = (root.handlers, root.level, root.propagate)
+    if not first():
+        path = Path(os.devnull)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING if quiet else logging.INFO)
-    root.handlers, root.propagate = [file, console], False
+    root.handlers, root.propagate = [file, console] if first() else [file], False
     root.setLevel(logging.INFO)
     try:
         yield

@@ -66,7 +66,9 @@ class Sharded(nn.Module):
 
 def refuse_types(objective: nn.Module) -> None:
     """Gradients of one type can be shared out, of several not."""
-    kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in objective.parameters() if weight.requires_grad})
+    kinds = sorted(
+        {str(weight.dtype).removeprefix("torch.") for weight in objective.parameters() if weight.requires_grad}
+    )
     if len(kinds) > 1:
         raise ConfigError(
             f"system.sharding=fsdp2 needs one type for all that is trained, and here it is {' and '.join(kinds)}",
@@ -84,7 +86,8 @@ def follow_shards(optimizer: torch.optim.Optimizer) -> None:
 
     def joined(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         state = {
-            number: {name: whole_tensor(value) for name, value in parts.items()} for number, parts in saved["state"].items()
+            number: {name: whole_tensor(value) for name, value in parts.items()}
+            for number, parts in saved["state"].items()
         }
         return saved | {"state": state}
 

@@ -115,7 +115,7 @@ class KavaTrainer(Trainer):
                 continue
             self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
         self._of_all(counts)
-        return batches, {name: count or 1.0 for name, count in counts.items()}  # a sum over nothing is 0 with a gradient
+        return batches, {name: count or 1.0 for name, count in counts.items()}  # over nothing: 0, but with a gradient
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

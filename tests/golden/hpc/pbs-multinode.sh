@@ -1,0 +1,58 @@
+# qsub outputs/embedded_multi_seed/.jobs/seeds/train.sh
+#!/bin/bash
+#PBS -N kava-embedded-train
+#PBS -l select=4:ncpus=32:ngpus=8:mem=524288mb:mpiprocs=1
+#PBS -l place=scatter
+#PBS -l walltime=336:00:00
+#PBS -q gpu
+#PBS -A proj_42
+#PBS -r y
+#PBS -J 0-2
+#PBS -o logs/
+#PBS -e logs/
+#PBS -m n
+
+set -euo pipefail
+cd "${PBS_O_WORKDIR:-$PWD}"
+set +u  # environment scripts read variables that are not set
+module load cuda/12.1
+set -u
+export HF_HOME='/shared/hugging face'
+export NOTE='it'"'"'s "$(touch injected)" `touch injected`; touch injected'
+if ! [[ "${PBS_ARRAY_INDEX:-}" =~ ^[0-9]{1,9}$ ]] || ((10#$PBS_ARRAY_INDEX > 2)); then
+    echo "error: array index PBS_ARRAY_INDEX=${PBS_ARRAY_INDEX:-} is not one of 0 to 2" >&2
+    exit 2
+fi
+INDEX=$((10#$PBS_ARRAY_INDEX))
+SEED_OF_TASK=(42 123 456)
+SEED=${SEED_OF_TASK[INDEX]}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
+read -r head <"$PBS_NODEFILE"
+port=$((20000 + (${PBS_JOBID%%[!0-9]*} + INDEX) % 20000))
+
+exec kava task --status outputs/embedded_multi_seed/.jobs/seeds/status-train-"$INDEX".json --scheduler pbs --requeue --stop_after 1209480 -- \
+    mpirun -np 4 --map-by ppr:1:node torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id="$PBS_JOBID" --rdzv_endpoint="$head:$port" -m kava train --config embedded --output_dir outputs/embedded_multi_seed/seed_"$SEED" --seed "$SEED" --resume auto \
+    --then kava evaluate --checkpoint_dir outputs/embedded_multi_seed/seed_"$SEED"/best_checkpoint --missing
+
+# qsub -W 'depend=afterok:<train>' outputs/embedded_multi_seed/.jobs/seeds/aggregate.sh
+#!/bin/bash
+#PBS -N kava-embedded-aggregate
+#PBS -l select=1:ncpus=2:mem=16384mb:mpiprocs=1
+#PBS -l walltime=01:00:00
+#PBS -q gpu
+#PBS -A proj_42
+#PBS -r y
+#PBS -o logs/
+#PBS -e logs/
+#PBS -m n
+
+set -euo pipefail
+cd "${PBS_O_WORKDIR:-$PWD}"
+set +u  # environment scripts read variables that are not set
+module load cuda/12.1
+set -u
+export HF_HOME='/shared/hugging face'
+export NOTE='it'"'"'s "$(touch injected)" `touch injected`; touch injected'
+
+exec kava task --status outputs/embedded_multi_seed/.jobs/seeds/status-aggregate.json --scheduler pbs --needs 'outputs/embedded_multi_seed/.jobs/seeds/status-train-[0-2].json' --requeue --stop_after 3480 -- \
+    kava aggregate --seed_dirs outputs/embedded_multi_seed/seed_42 outputs/embedded_multi_seed/seed_123 outputs/embedded_multi_seed/seed_456 --config_name embedded --output_json=outputs/embedded_multi_seed/aggregated_results.json --output_yaml=outputs/embedded_multi_seed/aggregated_results.yaml
