@@ -76,9 +76,7 @@ def printed(scheduler: str, words: tuple[str, ...]) -> list[str]:
 
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code = main(
-            ["submit", *words, "--scheduler", scheduler, "--site", str(HERE / "site.yaml"), "--dry_run"]
-        )
+        code = main(["submit", *words, "--scheduler", scheduler, "--site", str(HERE / "site.yaml"), "--dry_run"])
     if code:
         raise SystemExit(code)
     parts = out.getvalue().split("#!/bin/bash\n")[1:]

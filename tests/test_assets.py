@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 import fake_hub
 import hub
+from kava.backbone.cached import cached, weights_problem
+from kava.backbone.load import build_model
 from kava.cli.assets_needed import merged, needs_of
 from kava.cli.main import main
 from kava.config import load_recipe
 from kava.data import hub as cache
 from kava.data.export import export_name, export_train
-from kava.data.hub import File, Repo, data_files, elsewhere, missing_parts, model_files, weights_problem
+from kava.data.hub import File, Repo, data_files, elsewhere, missing_parts, model_files
 from kava.data.load import load_file
 from kava.data.places import open_set
 from kava.data.shared_store import take_shared_store
@@ -246,12 +248,28 @@ def test_a_copy_in_another_cache_is_named(home: Path, tmp_path: Path, monkeypatc
     assert elsewhere(Repo("nobody/nothing", "model")) is None
 
 
+def test_a_model_in_the_cache_is_taken_without_asking(
+    online: fake_hub.Hub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.fetch(cache.plan(Repo(SMALL, "model")), progress=False)
+    asked = len(online.asked)
+    recipe = load_recipe("qwen05b_aug")
+    build_model(recipe)
+    assert len(online.asked) == asked
+    folder = cached(SMALL, None)
+    assert folder == cache.snapshot(Repo(SMALL, "model"))
+    assert cached(SMALL, "other") is None
+    assert cached(str(folder), None) is None
+    (folder / "tokenizer.json").unlink()
+    assert cached(SMALL, None) is None
+
+
 def test_torn_weights_are_told(tmp_path: Path) -> None:
-    assert weights_problem(tmp_path) == "no weights (model.safetensors)"
+    assert "there are no weights" in str(weights_problem(tmp_path))
     parts = [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
     for name in parts[:2]:
         save_file({name: torch.ones(3)}, tmp_path / name)
-    assert weights_problem(tmp_path) == f"{parts[2]} is missing"
+    assert "there are no weights" in str(weights_problem(tmp_path))  # transformers wants an index of parts
     index = {"weight_map": {name: name for name in parts}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert weights_problem(tmp_path) == f"{parts[2]} is missing"
@@ -261,6 +279,8 @@ def test_torn_weights_are_told(tmp_path: Path) -> None:
     assert f"{parts[0]} is torn" in str(weights_problem(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     assert "index.json is torn" in str(weights_problem(tmp_path))
+    save_file({"all": torch.ones(3)}, tmp_path / "model.safetensors")
+    assert weights_problem(tmp_path) is None
 
 
 def test_a_missing_part_of_a_data_set_is_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import typer
 
 from kava.cli import main as cli
 from kava.cli.common import OVERRIDES, parse_recipe_args
-from kava.config import Recipe, load_recipe
+from kava.config import Recipe, list_recipes, load_recipe
 from kava.errors import DataError
 
 VERBS = [verb.name for verb in cli.VERBS]
@@ -237,7 +237,7 @@ def test_compare_shows_only_differences(kava):
 def test_exported_files_are_recipes(kava, tmp_path: Path, kind: str):
     folder = tmp_path / "back up"
     assert kava("config", "--export", str(folder), "--format", kind)[0] == 0
-    assert len(list(folder.iterdir())) == 11
+    assert sorted(path.stem for path in folder.iterdir()) == list_recipes()
     for path in folder.iterdir():
         assert load_recipe(path) == load_recipe(path.stem)
     assert kava("config", "--export", str(folder), "--format", kind)[0] == 0

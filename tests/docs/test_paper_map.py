@@ -15,11 +15,17 @@ import pytest
 import torch
 import yaml
 
+import explicit
+import mixtures
 from compare import load_by_hand
+from kava.align import Aligner
+from kava.align.layers import unused
 from kava.cli import main as cli
 from kava.compress import make_compressor
 from kava.config import KEYS, TAGS, explain, list_recipes, load_recipe, parse_overrides
 from kava.errors import DataError
+from kava.fuse import Query
+from kava.teachers.base import KVShape
 from matrix import KEEP, TOLERANCE, alone, cases, compress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,7 +131,7 @@ def test_what_the_recipes_share() -> None:
 
 
 def test_every_row_has_a_tag_and_settings_have_theirs() -> None:
-    for number in range(1, 6):
+    for number in (*range(1, 6), 10, 11, 12):
         for row in rows(section(number), "what"):
             tag = row["tag"]
             assert tag == "-" or set(re.findall(r"[a-z]+", tag)) & set(TAGS), row["what"]
@@ -153,6 +159,14 @@ def test_every_room_is_on_the_map() -> None:
 
 def example(index: int) -> str:
     return re.findall(r"^```python\n(.*?)^```$", VARIANT, re.M | re.S)[index]
+
+
+def names_of(*numbers: int) -> dict[str, Any]:
+    """What these examples define, one behind the other."""
+    names: dict[str, Any] = {}
+    for index in numbers:
+        exec(compile(example(index), "add-a-variant.md", "exec"), names)
+    return names
 
 
 @pytest.fixture
@@ -190,9 +204,7 @@ def test_the_compressor_of_the_page_trains(
 
 
 def test_the_source_of_the_page_reads_its_row() -> None:
-    names: dict[str, Any] = {}
-    for index in (1, 2):
-        exec(compile(example(index), "add-a-variant.md", "exec"), names)
+    names = names_of(1, 2)
     row = ast.literal_eval(re.search(r"\{.*\}", example(1)).group(0))
     assert names["parse"](row, "riddles.jsonl line 1", "equation") == ("I am 3 more than 4.", ("4+3=7",), "7")
     assert names["riddles"].names == ("owner/riddles", "riddles")
@@ -201,6 +213,32 @@ def test_the_source_of_the_page_reads_its_row() -> None:
 
 
 def test_the_family_of_the_page_is_a_family() -> None:
-    names: dict[str, Any] = {}
-    exec(compile(example(3), "add-a-variant.md", "exec"), {}, names)
-    assert names["mine"].rotary
+    assert names_of(3)["mine"].rotary
+
+
+def test_the_fusion_of_the_page_weighs_and_learns() -> None:
+    layers = 3
+    constant = names_of(4)["Constant"](len(mixtures.THREE), layers).double()
+    asked = Query(hidden=torch.zeros(2, 5))
+    torch.testing.assert_close(constant(asked), torch.full((2, layers, 1, 3), 1 / 3, dtype=torch.float64))
+    with torch.no_grad():
+        constant.scores[1, 2] = 1.0
+    assert constant(asked, 0.1)[0, 1, 0, 2] > constant(asked)[0, 1, 0, 2] > 1 / 3
+    kind = mixtures.objective(mixtures.THREE, *mixtures.ROUTED)
+    kind.mixture.fusion = constant
+    _, gradients = explicit.measure(kind, [mixtures.batch(mixtures.THREE)])
+    moved = gradients["mixture.fusion.scores"]
+    assert bool((moved.abs().amax(1) > 0).all())
+    torch.testing.assert_close(moved.sum(1), torch.zeros(layers, dtype=torch.float64))  # what one gains, others lose
+
+
+def test_the_layer_map_of_the_page_is_a_map() -> None:
+    top = names_of(5)["top"]
+    assert top(2, 5) == [[(3, 1.0)], [(4, 1.0)]]
+    assert unused(top(2, 5), 5) == [0, 1, 2]
+    assert top(3, 3) == [[(0, 1.0)], [(1, 1.0)], [(2, 1.0)]]
+    deep, small = KVShape(5, 2, 4, 8), KVShape(2, 2, 4, 8)
+    entries = [torch.full((1, 2, 3, 4), float(layer)) for layer in range(5)]
+    keys, values = Aligner(deep, small, top(2, 5))(entries, entries, torch.eye(3)[None])
+    for found in (keys, values):
+        assert [float(layer.detach().mean()) for layer in found] == [3.0, 4.0]

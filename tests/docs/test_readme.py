@@ -56,8 +56,10 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def quick(words: list[str]) -> list[str]:
-    """A training command that ends in seconds, writing to the folder that it would write to without --quick_test."""
-    if words[0] != "train":
+    """A command that ends in seconds; a training writes to the folder that it would write to without --quick_test."""
+    if words[0] == "extract":
+        return [*words, "dataset.generator.train_size=16"]
+    if words[0] not in ("train", "distill"):
         return words
     folder = []
     if "--output_dir" not in words:
@@ -104,6 +106,7 @@ def test_every_block_runs_in_order(
     run = here / "outputs" / "llama1b_aug_seed_42"
     named = ("recipe.yaml", "meta.json", "data_card.json", "train.log", "log.jsonl", "best_checkpoint")
     assert [name for name in named if not (run / name).exists()] == []
+    assert (here / "outputs" / "routed" / "routing.jsonl").is_file()
     for name in ("gsm8k", "gsm8k-hard", "svamp"):
         results = yaml.safe_load((run / f"results_{name}.yaml").read_text(encoding="utf-8"))
         assert results["total"] == hub.TEST_ROWS

@@ -23,10 +23,10 @@ from kava.data.encode import Encoder
 from kava.data.many import TeachersCollator, texts_of, view
 from kava.evaluate.held_out import held_out
 from kava.losses import add
+from kava.objectives.beside import Seen
 from kava.objectives.latent import LatentObjective
 from kava.objectives.many import ManyObjective
 from kava.objectives.pairing import Pairing
-from kava.objectives.tokens import Seen
 from kava.teachers.base import TeacherWants
 from kava.teachers.many import Many, load_many
 from mixtures import FULL, HEAD, ROUTED, SAMPLE, THREE, Z, batch, objective, one_text, take

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
+from kava.backbone.cached import cached
 from kava.backbone.families import Family, family_of, known
 from kava.backbone.foreign import Foreign, stretch
 from kava.backbone.kv import keywords_arrive
@@ -197,8 +198,10 @@ def locate(name: str) -> str | Path:
 
 
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:
+    folder = cached(source, model.revision) if isinstance(source, str) else None
+    given = {"revision": None if folder else model.revision, "trust_remote_code": model.trust_remote_code, **extra}
     try:
-        return kind.from_pretrained(source, revision=model.revision, trust_remote_code=model.trust_remote_code, **extra)
+        return kind.from_pretrained(folder or source, **given)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):

@@ -11,13 +11,13 @@ import typer
 
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
 from kava.cli.many import ManyCommand
+from kava.data.shared_store import move_cache
 from kava.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from kava.cli.assets_needed import Found, Need
     from kava.config import DatasetConfig, Recipe
 
-CACHES = ("HF_HUB_CACHE", "HF_DATASETS_CACHE")
 CONTEXT: dict[str, Any] = {"help_option_names": ["--help", "-h"], **OVERRIDES}
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -69,7 +69,8 @@ def fetch(
         raise ConfigError(f"--{name} and --skip_{name} contradict each other", "leave one of them out")
     if export_jsonl and (skip_dataset or not (dataset or recipes)):
         raise ConfigError("--export_jsonl writes a data set, and none is fetched", "name it: --dataset openai/gsm8k")
-    use_cache(cache_dir)
+    if cache_dir is not None:
+        move_cache(str(cache_dir.expanduser().absolute()), os.environ)
     needs = _wanted(recipes, model, dataset, dataset_config, skip_model, skip_dataset)
     fetched, failed = _bring_all(needs, quiet)
     found = [need.found(failed.get(need.hub)) for need in needs]
@@ -100,26 +101,13 @@ def verify(
     if not (recipes or model or dataset):
         raise ConfigError("nothing to verify", "name it: --config RECIPE, --model or --dataset")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # of this process; runs ask unless told otherwise
-    use_cache(cache_dir)
+    if cache_dir is not None:
+        move_cache(str(cache_dir.expanduser().absolute()), os.environ)
     found = [need.found() for need in _wanted(recipes, model, dataset, dataset_config)]
     ok = all(one.problem is None for one in found)
     hint = [] if ok else ["", "bring what is missing where a network is: kava assets fetch (the same flags)"]
     show_result({"ok": ok, "assets": [one.facts for one in found]}, "\n".join([_text(found), *hint]), quiet)
     return 0 if ok else 1
-
-
-def use_cache(folder: Path | None) -> None:
-    """--cache_dir becomes the hub's cache of this process; its libraries read the variables when they are imported."""
-    if folder is None:
-        return
-    path = str(folder.expanduser().absolute())
-    constants = sys.modules.get("huggingface_hub.constants")
-    if constants is not None and str(constants.HF_HUB_CACHE) != path:
-        raise ConfigError(
-            f"the hub's cache cannot be moved to {path}: it is in use at {constants.HF_HUB_CACHE}",
-            "set HF_HUB_CACHE before Python starts",
-        )
-    os.environ.update(dict.fromkeys(CACHES, path))
 
 
 def _recipes(configs: list[str] | None, ctx: typer.Context) -> list[Recipe]:

@@ -127,8 +127,9 @@ def _models(recipe: Recipe) -> Iterator[Need]:
 
 def _model(model: ModelConfig, weights: bool = True) -> Path:
     """The folder of a model that loads without a network."""
+    from kava.backbone.cached import weights_problem
     from kava.backbone.load import SHIPPED, load_tokenizer, locate
-    from kava.data.hub import absent, model_repo, snapshot, weights_problem
+    from kava.data.hub import absent, model_repo, snapshot
 
     repo = model_repo(model.name, model.revision)
     folder = Path(locate(model.name)).expanduser() if repo is None else snapshot(repo)
@@ -206,7 +207,6 @@ def _store(spec: TeacherSpec, own_tokenizer: bool) -> str:
 
 
 def _file(name: str) -> str:
-
     if not Path(name).expanduser().exists():
         raise DataError("there is no such file or folder")
     return name

@@ -68,10 +68,11 @@ def distill(
     if not quiet and os.environ.get("RANK", "0") == "0":
         print(made.line, flush=True)
 
+    from kava.train.processes import first
     from kava.train.run import train
 
     outcome = train(made.recipe, made.folder, resume, quiet)
-    if quiet:
+    if quiet and first():
         show_result(outcome.facts, "", quiet)
     return outcome.exit_code
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from kava.config import Recipe, load_recipe, show
 from kava.config.compare import FREE_TO_CHANGE
 from kava.config.effects import without_effect
 from kava.config.keys import FREE, flatten
+from kava.data.shared_store import CACHES, move_cache
 from kava.env.adapter import EnvironmentAdapter, create_environment_adapter
 from kava.env.autotune import accumulate
 from kava.errors import ConfigError
@@ -29,7 +29,6 @@ ADAPTIVE = "adaptive"
 RATIO = "training.warmup_ratio"
 PREFETCH = f"{FREE}.dataloader_prefetch_factor"
 BATCH, ACCUMULATION, STEPS = "training.batch_size", "training.gradient_accumulation_steps", "training.max_steps"
-HUB_CACHES = ("HF_HUB_CACHE", "HF_DATASETS_CACHE")
 LOCAL = {  # what the guide has downloaded to its own folders; taken where it is there
     "teacher.name": ("models", "qwen-1.5b-teacher"),
     "model.name": ("models", "qwen-0.5b-student"),
@@ -236,23 +235,14 @@ def _line(recipe: Recipe, machine: Machine, why: str) -> str:
 
 
 def use_cache(asked: Mapping[str, str], adapter: EnvironmentAdapter, environ: MutableMapping[str, str]) -> None:
-    """--cache_dir, else KAVA_CACHE_PATH where nothing says otherwise, becomes the hub's cache of this process.
-
-    The hub's libraries read these variables when they are imported, so it has to be before.
-    """
+    """--cache_dir, else KAVA_CACHE_PATH where nothing says otherwise, becomes the hub's cache of this process."""
     given = asked.get(CACHE)
     if given is None:
         named = any(place.name == "cache" and place.source in environ for place in adapter.places)
-        if not named or any(name in environ for name in ("HF_HOME", *HUB_CACHES)):
+        if not named or any(name in environ for name in ("HF_HOME", *CACHES)):
             return
     folder = str(Path(given).expanduser().resolve()) if given is not None else adapter.paths["cache"]
-    constants = sys.modules.get("huggingface_hub.constants")
-    if constants is not None and str(constants.HF_HUB_CACHE) != folder:
-        raise ConfigError(
-            f"the hub's cache cannot be moved to {folder}: it is in use at {constants.HF_HUB_CACHE}",
-            "set HF_HUB_CACHE before Python starts",
-        )
-    environ.update(dict.fromkeys(HUB_CACHES, folder))
+    move_cache(folder, environ)
 
 
 def settle(wish: Wish, probe: Probe) -> Plan:

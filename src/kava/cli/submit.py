@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from kava.hpc.spec import Resources
     from kava.hpc.submit import Submission
 
+# Where things lie, for schedulers that do not pass the environment on. No token: scripts are files that others may read.
+CARRIED = (
+    "KAVA_PROJECT_ROOT", "KAVA_MODEL_PATH", "KAVA_DATA_PATH", "KAVA_CACHE_PATH", "KAVA_OUTPUT_PATH", "HF_HOME",
+    "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
+)  # fmt: skip
 VERB_NAMES = ("train", "seeds", "suite", "extract", "distill", "evaluate")
 
 
@@ -86,7 +91,7 @@ def submit(
         "after": tuple(after or ()),
         "signal": signal,
         "requeue": not no_requeue,
-        "environment": found.environment,
+        "environment": _environment(found),
         "path": "" if found.setup else str(Path(sys.executable).parent),  # without a site file: the same environment
         "setup": found.setup,
         "directives": found.directives.get(one.name, ()),
@@ -116,6 +121,12 @@ def _resources(preset: str | None, site: Site, given: dict[str, Any], mem: str |
     return replace(site.over(named(preset or "single"), keep=sizes), **own)
 
 
+def _environment(site: Site) -> tuple[tuple[str, str], ...]:
+    """What is set here and says where things lie, under what the site file sets."""
+    here = {} if site.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
+    return tuple((here | dict(site.environment)).items())
+
+
 def _scheduler(name: str | None, site: Site) -> Scheduler:
     from kava.env.detect import find_scheduler as inside
     from kava.hpc.detect import find_scheduler
@@ -135,8 +146,13 @@ def _made(verb: str, words: list[str], base: Base, preset: str, shards: int, own
     """The submissions, every command of theirs checked. `own` are submit's flags, for hints."""
     from kava.cli.submit_check import check_job
     from kava.cli.submit_verbs import VERBS, Asked
+    from kava.hpc.plan import SEED
+    from kava.hpc.spec import INDEX
 
     values = dict(base.common["exported"])
+    for name in (INDEX, SEED):
+        if name not in values and any(f"%{name}%" in word for word in words):
+            raise ConfigError(f"%{name}% is a task's own value", f"write it otherwise, or add --export {name}=...")
     if "CONFIG" in values:
         values["CONFIG_NAME"] = values["CONFIG"].rpartition("/")[2].removesuffix(".yaml")
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,7 +160,8 @@ def _made(verb: str, words: list[str], base: Base, preset: str, shards: int, own
             made = VERBS[verb](Asked(words, base, values, preset, shards, Path(scratch)))
         except ConfigError as error:
             flag = re.fullmatch(r"unknown flag '(--\w+)'", error.message)
-            close = difflib.get_close_matches(flag[1], own, n=1) if flag else []
+            known = [*own, *re.findall(r"'(--\w+)'", error.hint or "")]
+            close = difflib.get_close_matches(flag[1], known, n=1) if flag else []
             raise ConfigError(error.message, f"did you mean {close[0]!r}?" if close else error.hint) from error
         for submission in made:
             instead = {name: str(Path(scratch) / Path(name).name) for name, _ in submission.files}

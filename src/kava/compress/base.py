@@ -131,6 +131,7 @@ def select(keys: Tensor, values: Tensor, score: Tensor, keep: int) -> Compressed
 def gather(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
     """entries [B,H,N,D] at index [B,H,M] -> [B,H,M,D], zero in the slots that are not kept."""
     if entries.shape[2] == 0:
-        return entries.new_zeros(*index.shape, entries.shape[-1])
+        empty = entries.new_zeros(*index.shape, entries.shape[-1])
+        return empty + entries.sum()  # of nothing: 0, but whoever made the entries gets a gradient
     picked = entries.gather(2, index[..., None].expand(*index.shape, entries.shape[-1]))
     return picked.masked_fill(~kept[..., None], 0)

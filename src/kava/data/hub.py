@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-import json
 import os
 import re
 import shutil
@@ -19,8 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from safetensors import SafetensorError, safe_open
 
 from kava.data.generator import BUILT_IN
 from kava.data.places import hub_id_of, local_places
@@ -119,37 +116,6 @@ def missing_parts(folder: Path) -> list[str]:
             first = 0 if f"{found['stem']}00000-of-{count:05d}{found['rest']}" in names else 1
             lacking += [part for i, part in enumerate(every) if first <= i < first + count and part not in names]
     return list(dict.fromkeys(lacking))
-
-
-def weights_problem(folder: Path) -> str | None:
-    """Why the weights in a model's folder cannot be loaded, looking at names and headers; None if they can."""
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file() and not (folder / index.replace(".index.json", "")).is_file():
-            try:
-                named = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
-            except (ValueError, KeyError, AttributeError) as error:
-                return f"{index} is torn ({error})"
-            return _files_problem(folder, sorted(set(named)))
-    whole = [name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    lacking = missing_parts(folder)
-    if not whole:
-        return f"{lacking[0]} is missing" if lacking else "no weights (model.safetensors)"
-    return _files_problem(folder, whole[:1])
-
-
-def _files_problem(folder: Path, names: Sequence[str]) -> str | None:
-    lacking = [name for name in names if not (folder / name).is_file()]
-    if lacking:
-        return f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing"
-    for name in names:
-        if not name.endswith(".safetensors"):
-            continue
-        try:
-            with safe_open(folder / name, framework="np") as file:  # its header says how long it has to be
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            return f"{name} is torn ({error})"
-    return None
 
 
 def model_repo(name: str, revision: str | None) -> Repo | None:

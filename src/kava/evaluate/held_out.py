@@ -14,9 +14,10 @@ from kava.data.encode import Encoded
 from kava.losses import cross_entropy
 from kava.losses.cosine import CosineMeter
 from kava.losses.guard import variation as variation_of
+from kava.objectives.beside import Seen
 from kava.objectives.many import ManyObjective, SeenMany
 from kava.objectives.pairing import Pairing
-from kava.objectives.tokens import Seen, TokensObjective
+from kava.objectives.tokens import TokensObjective
 from kava.objectives.unpacked import targets
 from kava.shapes import precise
 

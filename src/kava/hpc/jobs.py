@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from kava.errors import DataError, RunError
 from kava.hpc.schedulers import scheduler_named
 from kava.hpc.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
-from kava.hpc.submit import FOLDER, PATIENCE, RECORD
-from kava.hpc.task import OK, REQUEUED, STARTED, read_status
+from kava.hpc.submit import FOLDER, PATIENCE, RECORD, refusal
+from kava.hpc.task import OK, REFUSED, REQUEUED, STARTED, read_status
 
 LOST = "lost"  # it began, never said how it ended, and the scheduler does not have it any more
-ENDED = (OK, "failed", "refused")
+ENDED = (OK, FAILED, REFUSED)
 DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 
 
@@ -80,6 +80,9 @@ def _state(status: dict[str, Any], job: str, task: int | None, said: States | No
     """The task's own word counts where it is final; else the scheduler's. A status of an earlier job counts for nothing."""
     own = status.get("state") if status.get("job") in (job, None) else None
     notes = status.get("reason") or []
+    again = (said or {}).get((job, task))
+    if own == FAILED and status.get("signal") and again in (PENDING, RUNNING):
+        return again, "was stopped; the scheduler runs it again"
     if own in ENDED:
         return str(own), notes[0] if notes else ""
     if said is None:
@@ -114,15 +117,11 @@ def cancel(record: dict[str, Any]) -> list[str]:
     ids = list(dict.fromkeys(row.id for row in reversed(rows(record)) if row.open or row.state == UNKNOWN))
     ended, refusals = [], []
     for job in ids:
-        try:
-            done = subprocess.run(scheduler.cancel(job), capture_output=True, text=True, timeout=PATIENCE, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            refusals.append(f"{job}: {error}")
-            continue
-        if done.returncode:
-            refusals.append(f"{job}: {(done.stderr or done.stdout).strip()}")
-        else:
+        why = refusal(scheduler.cancel(job))
+        if why is None:
             ended.append(job)
+        else:
+            refusals.append(f"{job}: {why}")
     if refusals:
         raise RunError(f"{scheduler.name} did not cancel {'; '.join(refusals)}", "kava jobs shows what is left")
     return ended
@@ -131,5 +130,5 @@ def cancel(record: dict[str, Any]) -> list[str]:
 def summary(found: Sequence[Row]) -> str:
     """`3 ok, 1 failed`."""
     names = [row.state for row in found]
-    order = [OK, RUNNING, STARTED, PENDING, REQUEUED, DONE, FAILED, "refused", CANCELLED, LOST, UNKNOWN]
+    order = [OK, RUNNING, STARTED, PENDING, REQUEUED, DONE, FAILED, REFUSED, CANCELLED, LOST, UNKNOWN]
     return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)

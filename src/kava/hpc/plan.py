@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
+from kava.errors import ConfigError
 from kava.hpc.presets import PRESETS
-from kava.hpc.spec import INDEX, Command, JobSpec, Resources, job_name, singles
+from kava.hpc.spec import INDEX, NAME, Command, JobSpec, Resources, job_name, singles
 from kava.hpc.submit import FOLDER, Submission
 
 PAPER = ("llama1b_aug", "llama1b_aug_nl", "qwen05b_aug", "qwen05b_aug_nl", "llama3b_aug", "llama3b_aug_nl")
@@ -25,9 +26,17 @@ class Base:
 
     @property
     def cpu(self) -> Resources:
-        """For what only reads files."""
-        asked = self.resources
-        return replace(PRESETS["cpu"], partition=asked.partition, account=asked.account, qos=asked.qos)
+        """For what only reads files: little, and never more than the other jobs ask for."""
+        asked, few = self.resources, PRESETS["cpu"]
+        mem = asked.mem and min(asked.mem, few.mem or asked.mem)
+        return replace(
+            few,
+            cpus=min(asked.cpus, few.cpus),
+            mem=mem,
+            partition=asked.partition,
+            account=asked.account,
+            qos=asked.qos,
+        )
 
     def submission(self, verb: str, outputs: str, title: str, jobs: Sequence[dict[str, Any]]) -> Submission:
         """`jobs` are fields of JobSpec; `after` gives labels, whose status files are needed as well.
@@ -35,6 +44,8 @@ class Base:
         A first job waits for what --after named.
         """
         name = self.name or verb
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"submission {name!r} is not a name", "letters, digits, . _ - and a letter first")
         folder = (PurePath(outputs) / FOLDER / name).as_posix()
         found: dict[str, JobSpec] = {}
         for fields in jobs:

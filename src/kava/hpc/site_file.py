@@ -163,7 +163,8 @@ class _Reader:
                         raise ConfigError(f"{name} = {value!r} is not a number")
                 else:
                     value = str(value)
-                replace(Resources(), **{name: value})
+                one: dict[str, Any] = {name: value}
+                replace(Resources(), **one)
             except ConfigError as error:
                 raise self.wrong(name, error.message, error.hint) from error
             found[name] = value

@@ -113,7 +113,8 @@ class JobSpec:
         """What %NAME% may name in a command or a path."""
         exported = [name for name, _ in self.exported]
         derived = [f"{name}_NAME" for name in exported if name == "CONFIG"]
-        return (INDEX, *exported, *derived, *(name for name, _ in self.lists))
+        index = [] if self.array is None else [INDEX]
+        return (*index, *exported, *derived, *(name for name, _ in self.lists))
 
     def status_file(self, task: int | str | None = None) -> str:
         """Where task number `task` (None: the job is no array) writes its state."""

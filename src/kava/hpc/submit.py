@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,6 @@ class Submission:
     jobs: tuple[JobSpec, ...]
     notes: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass
-class Submitted:
-    """What is in the queue: label -> (id, it is an array)."""
-
-    ids: dict[str, tuple[str, bool]] = field(default_factory=dict)
-
-    def before(self, spec: JobSpec) -> list[tuple[str, bool]]:
-        """What `spec` waits for; a word that is no label is an id of the scheduler's."""
-        return [self.ids.get(one, (one, False)) for one in spec.after]
 
 
 def adapted(submission: Submission, scheduler: Scheduler) -> Submission:
@@ -97,7 +86,7 @@ def show(submission: Submission, scheduler: Scheduler) -> str:
 
 def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str]) -> dict[str, Any]:
     """Submits in order and returns the record. If one is refused, those before it are cancelled and nothing is kept."""
-    done = Submitted()
+    ids: dict[str, tuple[str, bool]] = {}  # label -> id, it is an array
     record: dict[str, Any] = {
         "name": submission.name,
         "scheduler": scheduler.name,
@@ -116,22 +105,21 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
             path = _script_file(submission, spec)
             write_text(path, script(spec, scheduler))
             path.chmod(0o755)
-            waits = done.before(spec)
+            waits = [ids.get(one, (one, False)) for one in spec.after]
             words = scheduler.submit(path, spec, waits)
             if scheduler.hold and not spec.after and any(spec.label in other.after for other in submission.jobs):
                 words[1:1] = scheduler.hold
             stdin = path.read_text(encoding="utf-8") if scheduler.reads_script else ""
             job = scheduler.parse_id(run(words, stdin))
-            done.ids[spec.label] = (job, spec.array is not None)
+            ids[spec.label] = (job, spec.array is not None)
             held += [job] if scheduler.hold and words[1:2] == list(scheduler.hold[:1]) else []
             record["jobs"].append(_entry(spec, job, path, [one for one, _ in waits]))
             write_json(Path(submission.folder) / RECORD, record)
         for job in held:  # only now: a fast first job could end before those that wait for it exist
             run(scheduler.release(job))
     except BaseException:
-        for job, _ in done.ids.values():
-            subprocess.run(scheduler.cancel(job), capture_output=True, check=False)
-        shutil.rmtree(submission.folder, ignore_errors=True)
+        if not [job for job, _ in ids.values() if refusal(scheduler.cancel(job))]:  # else they have to be found again
+            shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     return record
 
@@ -151,6 +139,15 @@ def run(words: Sequence[str], stdin: str = "") -> str:
             "nothing is submitted; --partition, --account, --qos, --time and the site file say what is asked for",
         )
     return done.stdout
+
+
+def refusal(words: Sequence[str]) -> str | None:
+    """Why a scheduler's command did not do it; None: it did."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return None if done.returncode == 0 else (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
 
 
 def _script_file(submission: Submission, spec: JobSpec) -> Path:

@@ -26,6 +26,7 @@ from kava.errors import ConfigError
 from kava.files import write_json
 from kava.hpc.render import THEN
 from kava.hpc.schedulers.base import Scheduler
+from kava.hpc.submit import refusal
 
 STARTED, OK, FAILED, REQUEUED, REFUSED = "started", "ok", "failed", "requeued", "refused"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGALRM")
@@ -123,10 +124,10 @@ class Task:
         self._end(REQUEUED, code, signal=self.signal)
         if isinstance(how, int):
             return how
-        done = _ask(how)
-        if done is not None:
-            print(f"error: {' '.join(how)}: {done}; submit the same again to continue", file=sys.stderr, flush=True)
-            return self._end(FAILED, code, signal=self.signal, reason=[f"requeue refused: {done}"])
+        why = refusal(how)
+        if why is not None:
+            print(f"error: {' '.join(how)}: {why}; submit the same again to continue", file=sys.stderr, flush=True)
+            return self._end(FAILED, code, signal=self.signal, reason=[f"requeue refused: {why}"])
         return code
 
     def _end(self, state: str, code: int, **more: Any) -> int:
@@ -205,15 +206,6 @@ def _not_ok(path: Path) -> str | None:
 
 def _more(lacking: Sequence[str]) -> str:
     return f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-
-
-def _ask(words: Sequence[str]) -> str | None:
-    """Why the scheduler did not do it; None: it did."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return None if done.returncode == 0 else (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
 
 
 def _now() -> str:

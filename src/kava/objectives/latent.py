@@ -53,6 +53,9 @@ class LatentObjective(nn.Module):
             kv=kv,
             codi=codi,
         )
+        if not self.wants.student:  # torch's own word: DDP would wait for a gradient that never comes
+            names = dict(self.named_parameters())
+            self._ddp_params_and_buffers_to_ignore = [name for name in names if name.startswith("model.project.")]
 
     @classmethod
     def from_recipe(cls, model: LatentModel, recipe: Recipe, teachers: Many | None = None) -> LatentObjective:
@@ -120,8 +123,7 @@ class LatentObjective(nn.Module):
 
     def own(self) -> dict[str, Tensor]:
         """What is trained or measured beside the student: nothing, or what stands between it and foreign teachers."""
-        named = (*self.named_parameters(), *self.named_buffers())
-        return {name: value for name, value in named if not name.startswith("model.")}
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}

@@ -14,12 +14,13 @@ from kava.config.fields import DISTANCES
 from kava.fuse import Query
 from kava.losses.entropy import entropy_term
 from kava.losses.zspace import LEAST, z_loss
+from kava.objectives.beside import Layers, Seen, cka_layers
 from kava.objectives.bridge import Coded, Compared, make_bridge
 from kava.objectives.calibration import calibrate, find_prototypes
 from kava.objectives.mixture import Blend, asked_of, embedded_query, make_mixture
 from kava.objectives.pairing import Pairing
 from kava.objectives.schedule import layer_weights
-from kava.objectives.tokens import Layers, Seen, TokensObjective, cka_layers
+from kava.objectives.tokens import TokensObjective
 from kava.objectives.views import Batch
 from kava.objectives.watched import Watched
 from kava.teachers.base import TeacherWants

@@ -91,6 +91,6 @@ def take(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
     heads, columns, size = entries.shape[1:]
     index, kept = (part.expand(-1, heads, -1) for part in (index, kept))
     if columns == 0:
-        return entries.new_zeros(*index.shape, size)
+        return entries.new_zeros(*index.shape, size) + entries.sum()  # of nothing: 0, but adapters get their gradient
     picked = entries.gather(2, index[..., None].expand(*index.shape, size))
     return picked.masked_fill(~kept[..., None], 0)

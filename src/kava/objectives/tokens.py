@@ -8,43 +8,32 @@ anchor.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kava.align import flatten_heads, layer_map, mix
+from kava.align import layer_map
 from kava.backbone.model import LatentModel
-from kava.backbone.reading import Reading, cue_states, read_text
-from kava.compress import Samples, importance, make_compressor
+from kava.backbone.reading import Reading, read_text
+from kava.compress import Samples, make_compressor
 from kava.config import Recipe
 from kava.config.fields import DISTANCES
-from kava.errors import ConfigError
-from kava.losses import Term, codi_loss, cross_entropy, kv_loss
-from kava.losses.cka import cka
+from kava.losses import Term, cross_entropy, kv_loss
 from kava.losses.direction import direction_loss
 from kava.losses.guard import variance_guard
+from kava.objectives.beside import Layers, Seen, attention_term, cka_layers, cka_term, codi_term, make_codi_map
 from kava.objectives.bridge import TO_STUDENT, Bridge, Compared, make_bridge
 from kava.objectives.moments import Moments
 from kava.objectives.pairing import Pairing
 from kava.objectives.schedule import risen
 from kava.objectives.unpacked import targets
 from kava.objectives.views import Batch, Result
-from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
+from kava.teachers.base import Teacher, TeacherWants
 from kava.teachers.live import shape_of
 
 Place = tuple[str, int]  # keys or values, and the number of the compared layer
-Layers = list[Tensor]
 ATTENTION_SHARE = 0.5  # structural: weight of the attention maps beside the two cosines
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the student is compared with: a teacher's entries, and the columns [B, N] of the CoT that count."""
-
-    kv: TeacherKV
-    mask: Tensor
 
 
 class TokensObjective(nn.Module):
@@ -78,7 +67,8 @@ class TokensObjective(nn.Module):
         self.map = layer_map(shape.num_layers, teacher.shape.num_layers, recipe.explicit.layer_map)
         if recipe.loss.alpha2_kv > 0:
             self.bridge = make_bridge(recipe.explicit, recipe.projector, shape, teacher.shape)
-        self.codi_map = self._make_codi_map(shape, teacher.shape)
+        if self._codi:
+            self.codi_map = make_codi_map(recipe.projector, shape, teacher.shape)
         self.projects = self.bridge is not None and self.bridge.target_is_trained
         self.guarded = self.projects and self.settings.guard == "variance"
         if self.projects and self.bridge is not None:
@@ -150,9 +140,9 @@ class TokensObjective(nn.Module):
     def _taught(self, batch: Batch, text: Reading, seen: Seen) -> Iterator[tuple[str, Tensor, float]]:
         keys, values = self.cot_kv(text)
         if self._codi:
-            yield "codi", self._codi_loss(batch, text, seen.kv), self.loss.alpha1_codi
+            yield "codi", codi_term(batch, text, seen.kv, self.map, self.codi_map, self.loss), self.loss.alpha1_codi
         if self._cka:
-            yield "cka", self._cka_loss(keys, seen), self.explicit.cka_weight
+            yield "cka", cka_term(keys, seen, self.map, self.cka_layers), self.explicit.cka_weight
         if self.bridge is None:
             return
         kv = cosine = guard = text.out.hidden.new_zeros((), dtype=torch.float32)
@@ -175,7 +165,7 @@ class TokensObjective(nn.Module):
         if self._attends:
             weight = ATTENTION_SHARE * self.loss.alpha2_kv if self.structural else 0.0
             weight += self.explicit.gamma_kl * risen(self.progress, self.explicit.gamma_ramp)
-            yield "attention", self._attention(batch, text, keys, seen), weight
+            yield "attention", attention_term(batch, text, keys, seen, self.map, self.model.scale), weight
 
     def pairs(
         self, batch: Batch, keys: Layers, values: Layers, seen: Seen, pairing: Pairing, weighted: bool = False
@@ -214,37 +204,6 @@ class TokensObjective(nn.Module):
     def _direction(self, one: Compared, kind: str) -> Tensor:
         return direction_loss(one.student, one.target, one.kept, kind, detach=self._detached, weight=one.weight)[0]
 
-    def _codi_loss(self, batch: Batch, text: Reading, seen: TeacherKV) -> Tensor:
-        """Hidden states at the last cue token, layer by layer, in the teacher's width."""
-        assert seen.cue is not None
-        mine = cue_states(text.out, text.tail.start + batch["cue_last"])
-        if self.codi_map is not None:
-            mine = self.codi_map(mine.to(next(self.codi_map.parameters()).dtype))
-        layers = list(seen.cue.unbind(1))
-        target = torch.stack([mix(layers, entry) for entry in self.map], dim=1)
-        loss = self.loss
-        return codi_loss(mine, target, loss.codi_loss_type, loss.layerwise_std, loss.std_scope)
-
-    def _cka_loss(self, keys: Layers, seen: Seen) -> Tensor:
-        total = keys[0].new_zeros((), dtype=torch.float32)
-        for layer in self.cka_layers:
-            mine, theirs = flatten_heads(keys[layer]), flatten_heads(mix(seen.kv.keys, self.map[layer]))
-            total = total + (1 - cka(mine, theirs, seen.mask))[seen.mask.sum(1) > 1].sum()
-        return total
-
-    def _attention(self, batch: Batch, text: Reading, keys: Layers, seen: Seen) -> Tensor:
-        """sum KL(teacher || student) of what the answer looks at among the compared columns, heads averaged."""
-        assert seen.kv.importance is not None
-        total = keys[0].new_zeros((), dtype=torch.float32)
-        for layer, entry in enumerate(self.map):
-            query = text.out.queries[layer][:, :, text.tail]
-            looked = importance(query, keys[layer], batch["tail_answer"], batch["cot_mask"], self.model.scale)
-            mine, theirs = (_shares(part, seen.mask).mean(1) for part in (looked, mix(seen.kv.importance, entry)))
-            real = seen.mask & (theirs > 0)
-            ratio = theirs.clamp(min=1e-12).log() - mine.clamp(min=1e-12).log()
-            total = total + (theirs * ratio).masked_fill(~real, 0.0).sum()
-        return total
-
     # -- what it is made of --------------------------------------------------------------------------------------
 
     def cot_kv(self, text: Reading) -> tuple[Layers, Layers]:
@@ -257,8 +216,7 @@ class TokensObjective(nn.Module):
 
     def own(self) -> dict[str, Tensor]:
         """What is trained or measured beside the student: projector, layer weights, CODI's map, the guard's reference."""
-        named = (*self.named_parameters(), *self.named_buffers())
-        return {name: value for name, value in named if not name.startswith("model.")}
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
@@ -316,34 +274,3 @@ class TokensObjective(nn.Module):
     @property
     def _weighted(self) -> bool:
         return self.explicit.attention_weighted and self.update >= self.explicit.attention_weighted_after
-
-    def _make_codi_map(self, student: KVShape, teacher: KVShape) -> nn.Module | None:
-        if not self._codi or student.hidden_size == teacher.hidden_size:
-            return None
-        if self.settings.direction == "none" or not self.settings.trainable:
-            raise ConfigError(
-                f"loss.alpha1_codi compares hidden states, but the student is {student.hidden_size} wide and the teacher "
-                f"{teacher.hidden_size}, and no map between them is trained",
-                "set loss.alpha1_codi=0, or a projector.direction",
-            )
-        return nn.Linear(student.hidden_size, teacher.hidden_size)
-
-
-def _shares(looked: Tensor, mask: Tensor) -> Tensor:
-    """[B, H, N] what is looked at, with a sum of 1 over the columns of mask [B, N]: some of it may be elsewhere."""
-    looked = looked.masked_fill(~mask[:, None], 0.0)
-    total = looked.sum(2, keepdim=True)
-    return looked / torch.where(total > 0, total, 1.0)
-
-
-def cka_layers(asked: str, count: int) -> list[int]:
-    """middle, last, or numbers from 0."""
-    if asked in ("middle", "last"):
-        return [count // 2 if asked == "middle" else count - 1]
-    words = [word.strip() for word in asked.split(",")]
-    if not all(word.isdigit() and int(word) < count for word in words):
-        raise ConfigError(
-            f"explicit.cka_layers is {asked!r}; the student has layers 0 to {count - 1}",
-            "write middle, last, or numbers with commas between them",
-        )
-    return [int(word) for word in words]

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from kava.align.layers import unused
-from kava.backbone.artifact import load_weights, read_card, save_plain
+from kava.backbone.artifact import RECIPE, load_weights, read_card, save_plain
 from kava.backbone.load import load_teacher
 from kava.backbone.model import LatentModel
-from kava.config import Recipe
+from kava.config import Recipe, load_recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
+from kava.errors import CheckpointError
 from kava.evaluate.held_out import held_out
 from kava.evaluate.score import score
 from kava.files import new_folder
@@ -177,8 +178,17 @@ def _start_from(recipe: Recipe, objective: Objective) -> None:
         return
     folder = Path(recipe.training.start_from)
     read_card(folder)
+    before, now = ([one.label for one in found.mixture.teachers] for found in (load_recipe(folder / RECIPE), recipe))
+    if now and before and before != now:
+        raise CheckpointError(
+            f"training.start_from={folder} was trained with the teachers {', '.join(before)}, this run has {', '.join(now)}",
+            "name the same teachers in the same order: each has adapters of its own",
+        )
     load_weights(objective.model, folder)
-    own_weights.load(objective, folder, fresh=("mixture.fusion.", "foreign.mixture.fusion."))
+    if before or not now:
+        own_weights.load(objective, folder, fresh=("mixture.fusion.", "foreign.mixture.fusion."))
+    else:
+        log.info("%s had no teachers: the adapters begin anew", folder)
     log.info("starting from %s", folder)
 
 

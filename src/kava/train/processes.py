@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -22,8 +23,8 @@ def together() -> bool:
 
 
 def first() -> bool:
-    """Is this the process that writes files? Alone, it is."""
-    return not together() or distributed.get_rank() == 0
+    """Is this the process that writes files and speaks? Alone, it is."""
+    return distributed.get_rank() == 0 if together() else os.environ.get("RANK", "0") == "0"
 
 
 def decided_by_first(decide: Callable[[], T]) -> T:

@@ -6,6 +6,7 @@ is saved is whole, in the same files as without shards, so that a run may go on 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -57,10 +58,15 @@ class Sharded(nn.Module):
     @contextmanager
     def whole(self) -> Iterator[None]:
         """All weights on every process, as plain tensors."""
+        hooks = {module: module._state_dict_pre_hooks for module in self.root.modules()}
         self.root.unshard()
         try:
+            for module in hooks:  # the wrapper's own, with which state_dict() would give shards
+                module._state_dict_pre_hooks = OrderedDict()
             yield
         finally:
+            for module, own in hooks.items():
+                module._state_dict_pre_hooks = own
             self.root.reshard()
 
 

@@ -88,6 +88,7 @@ class KavaTrainer(Trainer):
     # -- the loss ------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
+        self._train_batch_size = self.args.per_device_train_batch_size  # transformers before 5 takes the checkpoint's
         loader = super().get_train_dataloader()
         if self.args.world_size > 1:
             self._idle = self.args.process_index >= share_out(loader, self.args.world_size)
@@ -237,12 +238,6 @@ class KavaTrainer(Trainer):
     def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         return self.sharded or super()._wrap_model(model, *args, **kwargs)
 
-    def _clip_grad_norm(self, model: Any) -> Any:
-        return whole_tensor(super()._clip_grad_norm(model))
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        return whole_tensor(super()._get_grad_norm(model, grad_norm))
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.sharded is not None and not self.args.should_save:
             self.optimizer.state_dict()  # the first process cannot put the shards together alone
@@ -262,6 +257,8 @@ class KavaTrainer(Trainer):
                 optimizer.add_param_group(rest | {"params": apart, "lr": self.recipe.projector.learning_rate})
         if self.sharded is not None:
             follow_shards(optimizer)
+            clip = self.accelerator.clip_grad_norm_
+            self.accelerator.clip_grad_norm_ = lambda *given, **named: whole_tensor(clip(*given, **named))
         return optimizer
 
     # -- validation ----------------------------------------------------------------------------------------------

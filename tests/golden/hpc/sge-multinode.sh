@@ -36,7 +36,7 @@ read -r head _ <"$PE_HOSTFILE"
 port=$((20000 + (${JOB_ID%%[!0-9]*} + INDEX) % 20000))
 
 exec kava task --status outputs/embedded_multi_seed/.jobs/seeds/status-train-"$INDEX".json --scheduler sge --requeue -- \
-    mpirun -np 4 --map-by ppr:1:node torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id="$JOB_ID" --rdzv_endpoint="$head:$port" -m kava train --config embedded --output_dir outputs/embedded_multi_seed/seed_"$SEED" --seed "$SEED" --resume auto \
+    mpirun -np 4 --map-by ppr:1:node -x PATH -x TORCH_ELASTIC_SHUTDOWN_TIMEOUT -x HF_HOME -x NOTE ${LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH} torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id="$JOB_ID" --rdzv_endpoint="$head:$port" -m kava train --config embedded --output_dir outputs/embedded_multi_seed/seed_"$SEED" --seed "$SEED" --resume auto \
     --then kava evaluate --checkpoint_dir outputs/embedded_multi_seed/seed_"$SEED"/best_checkpoint --missing
 
 # qsub -terse -hold_jid '<train>' outputs/embedded_multi_seed/.jobs/seeds/aggregate.sh

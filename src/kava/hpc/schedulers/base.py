@@ -92,8 +92,13 @@ class Scheduler(ABC):
         return f"${{{self.job}%%[!0-9]*}}"
 
     def launch(self, spec: JobSpec) -> str:
-        """Shell text that starts a command once on every node. (mpirun: Open MPI's; the site file may say otherwise.)"""
-        return f"mpirun -np {spec.resources.nodes} --map-by ppr:1:node"
+        """Shell text that starts a command once on every node.
+
+        mpirun is Open MPI's, which takes along only the variables that it is told; the site file may say otherwise.
+        """
+        names = ("PATH", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", *(name for name, _ in spec.environment))
+        known = " ".join(f"-x {name}" for name in names)
+        return f"mpirun -np {spec.resources.nodes} --map-by ppr:1:node {known} ${{LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH}}"
 
 
 def word_after(printed: str, pattern: str, name: str) -> str:

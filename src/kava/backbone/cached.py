@@ -1,0 +1,57 @@
+"""A model that was downloaded before: taken from the hub's cache as it lies there, without asking whether there is a newer.
+
+Data sets are found in the same way. `kava assets fetch` brings the newest; a node without a network waits for nobody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def cached(name: str, revision: str | None) -> Path | None:
+    """The folder of a model's configuration, tokenizer and weights in the hub's cache; None if a part is not there."""
+    if Path(name).exists() or name.count("/") > 1 or name.startswith((".", "~")):
+        return None
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    has_tokenizer = any((folder / file).is_file() for file in TOKENIZERS)
+    return folder if has_tokenizer and weights_problem(folder) is None else None
+
+
+def weights_problem(folder: Path) -> str | None:
+    """Why the weights in a model's folder cannot be loaded, looking at names and headers; None if they can."""
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return _files_problem(folder, [name])
+        if index.is_file():
+            try:
+                named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            except (ValueError, KeyError, AttributeError) as error:
+                return f"{index.name} is torn ({error})"
+            return _files_problem(folder, sorted(set(named)))
+    return "there are no weights (model.safetensors, or its index)"
+
+
+def _files_problem(folder: Path, names: Sequence[str]) -> str | None:
+    lacking = [name for name in names if not (folder / name).is_file()]
+    if lacking:
+        return f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing"
+    for name in names:
+        if not name.endswith(".safetensors"):
+            continue
+        try:
+            with safe_open(folder / name, framework="np") as file:  # its header says how long it has to be
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            return f"{name} is torn ({error})"
+    return None

@@ -1,0 +1,46 @@
+"""Two processes on this machine that meet over gloo: by hand for a script, or under torchrun for the command line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(TESTS), *sys.path])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def by_hand(script: str, *words: str, count: int = 2) -> list[int]:
+    """Exit codes of so many processes of a script, started with what torchrun would tell them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {**environment(), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, *words], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    return [rank.wait(300) for rank in ranks]
+
+
+def torchrun(*words: str, count: int = 2) -> subprocess.Popen[str]:
+    """`torchrun --nproc_per_node count -m kava ...`, both of its streams in one pipe."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m"]
+    return subprocess.Popen(
+        [*command, "kava", *words], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int | None = 0) -> str:
+    """What it said; its exit code must be `code` (None: any but 0)."""
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == code if code is not None else process.returncode, said[-3000:]
+    return said
