@@ -15,7 +15,7 @@ test: ready  ## the fast suite: no network, about four minutes on two cores
 	$(TEST_ENV) $(PYTHON) -m pytest
 
 test-long: ready  ## real training runs, kill tests
-	$(TEST_ENV) $(PYTHON) -m pytest -m long
+	$(TEST_ENV) $(PYTHON) -m pytest -m long -rs
 
 test-oldest:  ## oracles and invariants on the oldest supported transformers, in an environment of its own
 	KAVA_VENV="$(OLDEST)" KAVA_LOCK=requirements-oldest.txt bash setup.sh --quick

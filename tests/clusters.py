@@ -49,6 +49,9 @@ def why_not(kind: str) -> str | None:
         return f"{', '.join(missing)} not installed: apt-get install --no-install-recommends {PACKAGES[kind]}"
     if os.geteuid() != 0:
         return "its daemons need root"
+    hidden = [path for path in (SCRIPTS.parent.parent / "src").rglob("*") if not path.stat().st_mode & 0o004]
+    if hidden and USER[kind] != "root":
+        return f"{hidden[0]} is not for {USER[kind]} to read"
     done = subprocess.run(["unshare", *SPACES, "--fork", "true"], capture_output=True, text=True, check=False)
     return f"no namespaces: {done.stderr.strip()}" if done.returncode else None
 

@@ -121,6 +121,7 @@ def test_unknown_verb_and_flags_name_the_nearest(kava):
             "error: the disk is full: out/model.bin",
         ),
         (RuntimeError("file write failed: No space left on device"), 2, "error: the disk is full"),
+        (RuntimeError("basic_ios::clear: iostream error"), 2, "error: a file could not be written"),
         (PermissionError(errno.EACCES, "Permission denied", "out"), 2, "error: not allowed: out"),
         (KeyboardInterrupt(), 130, ""),
     ],

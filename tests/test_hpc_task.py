@@ -213,6 +213,12 @@ def test_the_whole_group_of_a_command_is_told(run):
     assert Path("saved").exists()
 
 
+def test_a_warning_to_every_process_of_the_job_ends_only_the_task(run):
+    """Grid Engine's go beyond the session; torchrun would die of one, and its trainings unsaved."""
+    assert run("kill -USR1 $$; kill -USR2 $$; touch alive") == 0
+    assert Path("alive").exists()
+
+
 def test_the_clock_is_off_and_signals_are_as_before(run):
     before = signal.getsignal(signal.SIGTERM)
     assert run("true", stop_after=60) == 0

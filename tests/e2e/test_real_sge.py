@@ -45,8 +45,8 @@ def test_seeds_from_submission_to_the_table(sge: Cluster) -> None:
         assert (status["state"], status["exit_code"], status["job"], status["task"]) == ("ok", 0, train["id"], task)
         assert "updates" in (sge.folder / f"logs/kava_{train['id']}.{task + 1}.err").read_text()
     found = json.loads((sge.folder / ROOT / "aggregated_results.json").read_text())
-    assert found["seeds"] == [42, 123, 456]
-    assert found["datasets"]["chains"]["num_seeds"] == 3
+    assert found["embedded"]["seeds"] == [42, 123, 456]
+    assert found["embedded"]["datasets"]["chains"]["num_seeds"] == 3
     assert sge.kava("jobs").stdout.rstrip().endswith("4 ok")
     assert sge.run("qstat").stdout == ""
 
@@ -81,7 +81,7 @@ def test_cancel_saves_and_ends_everything(sge: Cluster) -> None:
     assert set(ended) == {job["id"] for job in record["jobs"]}
     sge.until(lambda: not sge.run("qstat").stdout, "empty queue")
     found = sge.jobs(ROOT)
-    assert {row["state"] for row in found.values()} <= {"cancelled", "failed", "unknown"}, found
+    assert {row["state"] for row in found.values()} == {"cancelled"}, found
     assert sge.status(record, 0, 0)["signal"] == "SIGUSR2"  # what -notify sends before the end
     made = max(sge.losses(f"{ROOT}/seed_42"))
     assert (sge.folder / f"{ROOT}/seed_42/checkpoint-step{made}/trainer_state.json").exists()
@@ -98,6 +98,8 @@ def test_at_the_time_limit_it_goes_back_and_on_to_the_same_bits(sge: Cluster) ->
     sge.until(lambda: sge.status(record)["state"] == "requeued", "requeue")
     assert sge.status(record)["signal"] == "SIGUSR1"
     assert 10 <= len(sge.losses("outputs/struck")) < 80
+    made = len(sge.losses("outputs/struck"))
+    assert (sge.folder / f"outputs/struck/checkpoint-step{made}/trainer_state.json").exists()
     sge.until(lambda: sge.status(record)["attempt"] > 1, "second attempt")
     assert sge.ended("outputs/struck") == {("train", None): "ok"}, sge.printed()
     assert sge.saved("outputs/struck") == sge.saved("outputs/whole")

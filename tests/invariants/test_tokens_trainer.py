@@ -79,7 +79,8 @@ def test_held_out_numbers_are_those_of_the_examples_alone(shape: str) -> None:
     assert kind.training
     assert kind.model.backbone.training
     cosines = {"cossim", "cossim_centred", "cossim_mean_predictor", "spread"}
-    assert first.keys() == {"ce", "ppl", *cosines} | ({"target_variation"} if "down" in shape else set())
+    differences = {"kv", "kv_mean_predictor", "kv_unexplained"}
+    assert first.keys() == {"ce", "ppl", *cosines, *differences} | ({"target_variation"} if "down" in shape else set())
     assert shown(kind) == first
     kind.epoch, kind.update = 3, 10_000  # neither draws nor weights are asked for
     for batch_size, side in ((1, "right"), (3, "left")):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -17,9 +18,12 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 def cached(name: str, revision: str | None) -> Path | None:
     """The folder of a model's configuration, tokenizer and weights in the hub's cache; None if a part is not there."""
-    if Path(name).exists() or name.count("/") > 1 or name.startswith((".", "~")):
+    if Path(name).exists():
         return None
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # a path, and nothing is there: whoever loads it says so
+        return None
     if not isinstance(config, str):
         return None
     folder = Path(config).parent

@@ -53,6 +53,8 @@ VERBS: tuple[Verb, ...] = (
     Verb("submit", "Cluster", "a verb as jobs of a scheduler: script, arrays, dependencies, requeueing"),
     Verb("jobs", "Cluster", "states of submitted jobs; cancel them"),
 )
+# all that torch.save says of a disk that takes no more
+TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
 HIDDEN = ("task",)  # what job scripts start
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
@@ -182,6 +184,9 @@ def _users_problem(error: BaseException) -> KavaError | None:
     # not every library raises OSError here: safetensors and torch have errors of their own with the same words
     if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "File too large")):
         return KavaError(f"the disk is full{name} ({error})", "free some space or choose another --output_dir")
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in TORN):
+        said = str(error).splitlines()[0]
+        return KavaError(f"a file could not be written: is the disk full? ({said})", "free some space, then continue")
     if isinstance(error, PermissionError):
         return KavaError(f"not allowed{name} ({error.strerror})", "choose a folder that you may write to")
     return None

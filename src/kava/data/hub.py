@@ -141,7 +141,8 @@ def plan(repo: Repo, config: str | None = None) -> Plan:
     from huggingface_hub import HfApi
 
     with _asking(repo):
-        info = HfApi().repo_info(repo.name, repo_type=repo.kind, revision=repo.revision, files_metadata=True)
+        ask = HfApi().model_info if repo.kind == "model" else HfApi().dataset_info
+        info = ask(repo.name, revision=repo.revision, files_metadata=True)
     every = [File(one.rfilename, one.size or 0) for one in info.siblings or []]
     files = model_files(every) if repo.kind == "model" else data_files(every, config)
     if not files:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kava.errors import DataError, RunError
+from kava.files import write_json
 from kava.hpc.schedulers import scheduler_named
 from kava.hpc.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.hpc.submit import FOLDER, PATIENCE, RECORD, refusal
@@ -67,6 +68,8 @@ def rows(record: dict[str, Any], ask: bool = True) -> list[Row]:
         for task, file in zip(tasks, job["status"], strict=True):
             status = read_status(Path(file))
             state, note = _state(status, job["id"], task, said)
+            if job.get("cancelled") and (state == UNKNOWN or (state == FAILED and status.get("signal"))):
+                state = CANCELLED
             found.append(
                 Row(
                     record["folder"], job["label"], job["id"], task, state, status.get("exit_code"),
@@ -114,17 +117,31 @@ def states(scheduler: Scheduler, ids: Sequence[str]) -> States:
 def cancel(record: dict[str, Any]) -> list[str]:
     """Ends what is open, last job first: one that waits must not start because another one ended. Returns the ids."""
     scheduler = scheduler_named(record["scheduler"])
-    ids = list(dict.fromkeys(row.id for row in reversed(rows(record)) if row.open or row.state == UNKNOWN))
-    ended, refusals = [], []
+    found = list(reversed(rows(record)))
+    ids = list(dict.fromkeys(row.id for row in found if row.open or row.state == UNKNOWN))
+    in_error = {row.id for row in found if row.state == REFUSED and scheduler.keeps_refused}
+    ended, refusals = [job for job in in_error if refusal(scheduler.cancel(job)) is None], []
     for job in ids:
         why = refusal(scheduler.cancel(job))
         if why is None:
             ended.append(job)
         else:
             refusals.append(f"{job}: {why}")
+    _remember(record, ended)
     if refusals:
         raise RunError(f"{scheduler.name} did not cancel {'; '.join(refusals)}", "kava jobs shows what is left")
     return ended
+
+
+def _remember(record: dict[str, Any], ended: Sequence[str]) -> None:
+    """jobs.json says what was cancelled: some schedulers forget a job at once that never began."""
+    path = Path(record["folder"]) / RECORD
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for job in kept["jobs"]:
+        if job["id"] in ended:
+            job["cancelled"] = True
+    if ended:
+        write_json(path, kept)
 
 
 def summary(found: Sequence[Row]) -> str:

@@ -99,7 +99,8 @@ class Task:
         environment = {name: value for name, value in self.environ.items() if name != "KAVA_PARENT"}
         try:
             # a session of its own: a signal to the job's group comes to us alone, and is passed on once
-            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+            how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment, "start_new_session": True}
+            self.process = subprocess.Popen(words, **how, preexec_fn=_deaf if os.name == "posix" else None)
         except OSError as error:
             print(f"error: {words[0]} cannot be started: {error.strerror}", file=sys.stderr, flush=True)
             return NOT_FOUND
@@ -159,6 +160,12 @@ class Task:
         if process is not None and process.poll() is None:
             with suppress(ProcessLookupError):  # it ended just now
                 os.killpg(process.pid, signal.SIGTERM)
+
+
+def _deaf() -> None:
+    """Grid Engine warns every process of a job, whatever its session: nobody is to die of what only we understand."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def split(words: Sequence[str]) -> list[list[str]]:

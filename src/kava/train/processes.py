@@ -93,7 +93,7 @@ def lay_out(recipe: Recipe, processes: int, examples: int | None = None) -> Layo
 class Evened:
     """The batches of a sampler, filled up to a multiple of `processes` with batches of one row that do not count."""
 
-    drop_last = False
+    drop_last = True  # nothing is left over, so accelerate need not fill up anything
 
     def __init__(self, batches: Any, processes: int):
         self.batches, self.sampler, self.processes = batches, batches.sampler, processes
@@ -118,10 +118,10 @@ def share_out(loader: Any, processes: int) -> int:
 
     Returns how many processes have a batch that counts at the end of an epoch; the others are given one that does not.
     """
-    shard = getattr(loader, "batch_sampler", None)
+    shard: Any = getattr(loader, "batch_sampler", None)
     if not hasattr(shard, "batch_sampler"):  # a stream
         return processes
     shard.batch_sampler = evened = Evened(shard.batch_sampler, processes)
     shard.sampler = evened.sampler  # where it is asked for after skipped batches, to be told the epoch
-    shard.batch_size = None  # batches may be of any size
+    shard.batch_size, shard.drop_last = None, True  # batches may be of any size
     return evened.real % processes or processes

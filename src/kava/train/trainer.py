@@ -199,6 +199,8 @@ class KavaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # every process is asked
+            return
         write_student(
             self.objective.model,
             self.tokenizer_to_save,

@@ -71,7 +71,12 @@ def bkill(queue: Queue, words: list[str]) -> None:
 
 def variables(job: Job, name: str) -> dict[str, str]:
     index = "0" if name == "-" else name
-    return {"LSB_JOBID": str(job["number"]), "LSB_JOBINDEX": index, "LS_SUBCWD": job["folder"], "LSB_MCPU_HOSTS": "n1 1"}
+    return {
+        "LSB_JOBID": str(job["number"]),
+        "LSB_JOBINDEX": index,
+        "LS_SUBCWD": job["folder"],
+        "LSB_MCPU_HOSTS": "n1 1",
+    }
 
 
 def files(job: Job, name: str) -> tuple[str, str]:

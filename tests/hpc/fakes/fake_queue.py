@@ -81,7 +81,9 @@ class Queue:
         for job in self.jobs:
             yield from ((job, name) for name, task in job["tasks"].items() if task["state"] == RUNS)
 
-    def end(self, variables: Callable[[Job, str], dict[str, str]], files: Callable[[Job, str], tuple[str, str]]) -> None:
+    def end(
+        self, variables: Callable[[Job, str], dict[str, str]], files: Callable[[Job, str], tuple[str, str]]
+    ) -> None:
         """Runs what has begun, in the folder and with the variables that it would have."""
         for job, name in list(self.running()):
             given = {"PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"], **variables(job, name)}

@@ -31,6 +31,7 @@ class Scheduler(ABC):
     warns: ClassVar[bool] = True  # it sends USR1 before the time limit, where asked to
     reads_script: ClassVar[bool] = False  # the submit command takes the script on its standard input
     refused: ClassVar[int] = 3  # exit code of a job that does not want to run
+    keeps_refused: ClassVar[bool] = False  # such a job stays in the queue, in error, until it is cancelled
     hold: ClassVar[tuple[str, ...]] = ()  # words that submit a job held, until its dependents are there
 
     def __init__(self, site: Site | None = None):

@@ -20,6 +20,7 @@ class GridEngine(Scheduler):
     home = "SGE_O_WORKDIR"
     has_afterok = False
     refused = 100  # the job is shown in error and keeps those held that wait for it
+    keeps_refused = True
 
     def header(self, spec: JobSpec) -> list[str]:
         asked, site = spec.resources, self.site.sge
