@@ -20,7 +20,7 @@ from kava.hpc.jobs import Row, records, rows
 # its results. Seed 123 breaks while the file `break` is there; a training waits while the file `wait` is there.
 KAVA = """\
 #!/bin/bash
-[ "$1" != task ] || exec {python} -m kava "$@"
+[ "$1" != task ] || exec "{python}" -m kava "$@"
 echo "$@" >>calls
 case "$1" in
 train)
