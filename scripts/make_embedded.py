@@ -23,7 +23,7 @@ from kava.config import GeneratorConfig, load_recipe
 from kava.data.encode import CUE, QUESTION_END
 from kava.data.generator import BUILT_IN, Generator
 from kava.files import write_json
-from kava.train.run import train
+from kava.training.run import train
 
 EOS, PAD = "<eos>", "<pad>"
 # GPT-2 in small: learned positions make "the first operation" the same place in every question, whatever its length.

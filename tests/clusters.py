@@ -1,6 +1,6 @@
 """Real schedulers for a test: Slurm with two emulated nodes, Grid Engine with one, in namespaces of their own.
 
-The script in tests/hpc/ is the first process of new mount, network, process and host name spaces: other daemons, ports
+The script in tests/schedulers/ is the first process of new mount, network, process and host name spaces: other daemons, ports
 and files of the machine stay as they are, and all that was started ends with that process.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = Path(__file__).parent / "hpc"
+SCRIPTS = Path(__file__).parent / "schedulers"
 SPACES = ("--mount", "--uts", "--net", "--ipc", "--pid")
 NEEDED = {
     "slurm": ("sbatch", "scontrol", "slurmctld", "slurmd", "munged"),

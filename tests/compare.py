@@ -19,10 +19,10 @@ from kava.backbone.model import LatentModel
 from kava.compress import Compressor, make_compressor
 from kava.config import GeneratorConfig, LossConfig
 from kava.data.generator import Generator
-from kava.evaluate.score import score
+from kava.evaluation.score import score
 from kava.infer.student import Student
 from kava.losses import Term
-from kava.objectives.latent import LatentObjective
+from kava.objective.latent import LatentObjective
 from zoo_tokenizers import byte_level
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}

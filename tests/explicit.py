@@ -15,7 +15,7 @@ from kava.backbone.families import family_of
 from kava.backbone.model import Backbone, LatentModel
 from kava.config import LatentConfig, Recipe, load_recipe
 from kava.losses import add
-from kava.objectives.tokens import TokensObjective
+from kava.objective.tokens import TokensObjective
 from kava.teachers.live import LiveTeacher
 
 UNEVEN = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 4, 1))  # question, CoT, answer; with 4 kept: N_C > M, < M, 0, = M
@@ -81,7 +81,7 @@ def objective(model: LatentModel, taught_by: LiveTeacher | None, *settings: str,
     made = TokensObjective(model, recipe_of(*settings), taught_by).to(next(model.parameters()).dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in made.own().items():
+        for name, weight in made.aux_state().items():
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
             weight.copy_(0.5 + noise.abs() if name == "reference" else weight + 0.3 * noise)
     return made

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kava.env import detect
-from kava.env.adapter import EnvironmentAdapter, find_environment
+from kava.machine import detect
+from kava.machine.adapter import EnvironmentAdapter, find_environment
 
 JOBS = {
     "slurm": {"SLURM_JOB_ID": "1"},

@@ -27,8 +27,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kava.backbone.hush import hush
 from kava.backbone.load import load_tokenizer
+from kava.backbone.silence_libraries import silence_libraries
 from kava.config import ModelConfig, Recipe, load_recipe
 from kava.data.example import Example
 from kava.data.load import load_examples
@@ -183,7 +183,7 @@ def build(kind: str, seed: int = 0, **own: Any) -> tuple[Any, PreTrainedTokenize
 @cache
 def folder(kind: str, seed: int = 0) -> str:
     """A checkpoint of KINDS, or twin, as a recipe names it."""
-    hush()
+    silence_libraries()
     place = _root() / (f"{kind}{seed}" if seed else kind)
     model, tokenizer = build("llama" if kind == "twin" else kind, seed)
     model.save_pretrained(place)

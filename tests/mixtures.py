@@ -18,11 +18,11 @@ from kava.backbone.families import family_of
 from kava.backbone.foreign import Foreign
 from kava.backbone.model import Backbone, LatentModel
 from kava.config import Recipe, load_recipe
-from kava.data.many import view
-from kava.objectives.many import ManyObjective
+from kava.data.teacher_texts import view
+from kava.objective.many import ManyObjective
 from kava.teachers.foreign import ForeignTeacher
 from kava.teachers.live import LiveTeacher
-from kava.teachers.many import Many
+from kava.teachers.teacher_set import TeacherSet
 
 THREE = ("large", "gpt2", "qwen3")
 HEAD, SAMPLE = ("explicit.choose=head",), ("explicit.choose=sample",)
@@ -55,10 +55,10 @@ def named(word: str) -> LiveTeacher | ForeignTeacher:
     return teacher(kind, int(seed or 7))
 
 
-def company(words: Sequence[str]) -> Many:
+def company(words: Sequence[str]) -> TeacherSet:
     teachers = tuple(named(word) for word in words)
     names = tuple(f"m{number}" for number in range(len(words)))
-    return Many(names, teachers, None, tuple(one.rotary for one in teachers))  # type: ignore[arg-type]
+    return TeacherSet(names, teachers, None, tuple(one.rotary for one in teachers))  # type: ignore[arg-type]
 
 
 @cache
@@ -81,7 +81,7 @@ def objective(
 def disturb(made: Any, seed: int = 3, noise: float = 0.3) -> None:
     generator = torch.Generator().manual_seed(seed)
     trained = made.trained()
-    for name, weight in made.own().items():
+    for name, weight in made.aux_state().items():
         drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
         if name.endswith("mixture.reference"):
             weight.copy_(0.5 + drawn.abs())

@@ -10,7 +10,7 @@ LATE = {  # name -> its module, imported when first asked for: torch and transfo
     "Student": "kava.infer.student",
     "create_kv_extractor": "kava.backbone.extractor",
     "KVDimensionProjector": "kava.align.projector",
-    "create_environment_adapter": "kava.env.adapter",
+    "create_environment_adapter": "kava.machine.adapter",
 }
 __all__ = ["KVDimensionProjector", "Student", "__version__", "create_environment_adapter", "create_kv_extractor"]
 

@@ -14,6 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def precise(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 or better: softmaxes, norms and losses are not taken in half precision."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

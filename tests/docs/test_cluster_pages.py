@@ -11,9 +11,9 @@ import pytest
 from test_from_the_guides import parse
 
 from kava.cli.main import verb_command
+from kava.cluster.presets import PRESETS, SIZES
+from kava.cluster.site_file import RESOURCES, read_site
 from kava.config import KEYS
-from kava.hpc.presets import PRESETS, SIZES
-from kava.hpc.site_file import RESOURCES, read_site
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("hpc", "oom", "quick-reference")}

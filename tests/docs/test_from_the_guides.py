@@ -23,9 +23,9 @@ from kava.cli.distill import wish_of
 from kava.cli.distill_settings import plan
 from kava.cli.main import VERBS, main, underscores, verb_command
 from kava.config import load_recipe
-from kava.env.adapter import find_environment
 from kava.errors import KavaError
-from kava.train.guide_files import EPOCH_LINE, STEP_LINE
+from kava.machine.adapter import find_environment
+from kava.training.guide_files import EPOCH_LINE, STEP_LINE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "from-the-guides.md"

@@ -13,7 +13,7 @@ from test_from_the_guides import parse, quick
 from kava.cli.distill_table import BY_NAME
 from kava.cli.main import main
 from kava.config import KEYS
-from kava.train import company
+from kava.training import mixture_setup as company
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "multi-teacher.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ import yaml
 from compare import tiny_base
 from kava.backbone.artifact import WEIGHTS
 from kava.teachers.store import verify
-from kava.train.checkpoint import find
+from kava.training.checkpoint import find
 from stores import content
 
 pytestmark = pytest.mark.long

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kava.config import Recipe, load_recipe
-from kava.train.run import train
+from kava.training.run import train
 
 SEEDS = (1, 2, 3)
 UPDATES = {"adaptive": 600, "explicit_hpc": 150}

@@ -1,6 +1,6 @@
 """kava submit and kava jobs against fakes of PBS, Torque, LSF and Cobalt: programs that print what these document.
 
-They are tests/hpc/fakes/fake_*.py. A job's script really runs, with the variables and in the folder that it would have;
+They are tests/schedulers/fakes/fake_*.py. A job's script really runs, with the variables and in the folder that it would have;
 only what `kava task` starts is a stand-in.
 """
 
@@ -19,7 +19,7 @@ import yaml
 from kava.cli.main import main
 
 pytestmark = pytest.mark.long
-FAKES = Path(__file__).resolve().parent.parent / "hpc" / "fakes"
+FAKES = Path(__file__).resolve().parent.parent / "schedulers" / "fakes"
 PROGRAMS = {
     "pbs": ("qsub", "qstat", "qdel", "qrls"),
     "torque": ("qsub", "qstat", "qdel", "qrls"),

@@ -13,7 +13,7 @@ import many
 from kava.cli.main import main
 from kava.config import load_recipe
 from kava.infer.student import Student
-from kava.train.run import train
+from kava.training.run import train
 
 pytestmark = pytest.mark.long
 KINDS = ("llama", "gpt2", "qwen2")

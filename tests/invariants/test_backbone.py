@@ -20,13 +20,13 @@ from compare import UNEVEN, assert_same, facts, facts_of, measure, objective, pl
 from kava.backbone.artifact import CARD, WEIGHTS, load_student, save_student
 from kava.backbone.families import FAMILIES, family_of
 from kava.backbone.kv import unrotate
-from kava.backbone.layout import causal_mask, positions
 from kava.backbone.load import assemble, build_model
+from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError, ConfigError, KavaError, ModelError
 from kava.infer.student import Student
-from kava.objectives.latent import LatentObjective
+from kava.objective.latent import LatentObjective
 from zoo_tokenizers import byte_level
 
 LORA = ("lora.enabled=true", "lora.r=2", "lora.alpha=4", "lora.dropout=0")

@@ -49,8 +49,8 @@ def slow(family: str, mode: str, row: int, **latent: object) -> tuple[int, ...]:
         if mode == "latent":
             pause = model.embed(torch.tensor([[special.latent] * num_latents], dtype=torch.long))
             states = hidden(torch.cat([words, pause], dim=1))[:, words.shape[1] - 1 :]
-            latents = model.project(states[:, :-1]) if model.thinks else pause
-            for _ in range(model.latent.num_iterations - 1 if model.thinks else 0):
+            latents = model.project(states[:, :-1]) if model.feeds_back else pause
+            for _ in range(model.latent.num_iterations - 1 if model.feeds_back else 0):
                 states = hidden(torch.cat([words, latents], dim=1))[:, words.shape[1] :]
                 latents = torch.cat([latents[:, :1], model.project(states[:, :-1])], dim=1)
             words = torch.cat([words, latents], dim=1)
@@ -163,8 +163,8 @@ def test_transformers_generates_the_same_from_embeddings(family: str) -> None:
 @torch.no_grad()
 def thought(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
     """The latents' input embeddings [1, M, E], from the objective's student pass."""
-    from kava.objectives.unpacked import run_student
-    from kava.objectives.views import Wants
+    from kava.objective.records import Wants
+    from kava.objective.unpacked import run_student
 
     row = {"question": question, "question_mask": mask, "tail": torch.tensor([[51]]), "tail_mask": mask[:, :1],
            "cue_last": torch.tensor([0])}  # fmt: skip

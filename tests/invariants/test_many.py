@@ -16,19 +16,19 @@ import mixtures
 import zoo
 from explicit import EIGHT, LLAMA, UNEVEN, assert_same, fresh_student, gradients, measure, student
 from kava.backbone.load import build_model
-from kava.backbone.reading import read_text
+from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.config import load_recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoder
-from kava.data.many import TeachersCollator, texts_of, view
-from kava.evaluate.held_out import held_out
+from kava.data.teacher_texts import TeachersCollator, texts_of, view
+from kava.evaluation.held_out import held_out
 from kava.losses import add
-from kava.objectives.beside import Seen
-from kava.objectives.latent import LatentObjective
-from kava.objectives.many import ManyObjective
-from kava.objectives.pairing import Pairing
+from kava.objective.aux_terms import Seen
+from kava.objective.latent import LatentObjective
+from kava.objective.many import ManyObjective
+from kava.objective.pairing import Pairing
 from kava.teachers.base import TeacherWants
-from kava.teachers.many import Many, load_many
+from kava.teachers.teacher_set import TeacherSet, load_teacher_set
 from mixtures import FULL, HEAD, ROUTED, SAMPLE, THREE, Z, batch, objective, one_text, take
 
 TWO = ("large", "gpt2")
@@ -71,15 +71,15 @@ def test_a_mixture_of_one_is_no_mixture(name: str) -> None:
     plain = explicit.objective(student(LLAMA), explicit.teacher(LLAMA), "projector.direction=none", *settings)
     kind = objective(("same",), *settings, "projector.trainable=false", noise=0)
     with torch.no_grad():
-        for key, weight in plain.own().items():  # weights of layers
-            kind.own()[key].copy_(weight)
+        for key, weight in plain.aux_state().items():  # weights of layers
+            kind.aux_state()[key].copy_(weight)
     for side in ("right", "left"):
         found = measure(kind, [one_text(("same",), side=side)])
         assert_same(found, measure(plain, [zoo.batch(UNEVEN, side, 4)]))
     trained = objective(("same",), *settings, "projector.guard=none", noise=0)
     with torch.no_grad():
-        for key, weight in plain.own().items():
-            trained.own()[key].copy_(weight)
+        for key, weight in plain.aux_state().items():
+            trained.aux_state()[key].copy_(weight)
     (terms, grads), (wanted, theirs) = measure(trained, [one_text(("same",))]), found
     for key, (total, count) in wanted.items():
         assert float(terms[key][0]) == pytest.approx(float(total), rel=1e-9)
@@ -96,11 +96,11 @@ def test_the_same_teacher_twice_is_that_teacher(name: str) -> None:
     twice = objective(("large", "large"), *more, *shared)
     once = objective(("large",), *(s for s in more if not s.startswith("mixture.weights")))
     with torch.no_grad():
-        for key, weight in twice.own().items():
-            if key in once.own() and once.own()[key].shape == weight.shape:
-                once.own()[key].copy_(weight)
+        for key, weight in twice.aux_state().items():
+            if key in once.aux_state() and once.aux_state()[key].shape == weight.shape:
+                once.aux_state()[key].copy_(weight)
             if "coder.others.1." in key:
-                weight.copy_(twice.own()[key.replace("others.1.", "others.0.")])
+                weight.copy_(twice.aux_state()[key.replace("others.1.", "others.0.")])
     both = batch(("large", "large"))
     both |= {key.replace("t0.", "t1."): value for key, value in both.items() if key.startswith("t0.")}
     (found, grads), (wanted, theirs) = measure(twice, [both]), measure(once, [both])
@@ -124,8 +124,8 @@ def test_another_order_of_teachers_is_the_same_mixture(fusion: str) -> None:
         settings = FUSIONS[fusion]
     second = objective([THREE[i] for i in order], *settings, seed=8)
     with torch.no_grad():
-        for key, weight in second.own().items():
-            weight.copy_(moved(key, first.own(), order))
+        for key, weight in second.aux_state().items():
+            weight.copy_(moved(key, first.aux_state(), order))
     texts = batch(THREE)
     (found, _), (wanted, _) = (
         measure(second, [mixtures.reordered(texts, order)]), measure(first, [texts])
@@ -155,20 +155,20 @@ def moved(key: str, weights: dict[str, Tensor], order: list[int]) -> Tensor:
 def shown(kind: ManyObjective, texts: dict[str, Tensor]) -> Tensor:
     """The teachers' weights."""
     with torch.no_grad():
-        return kind.see(texts, read_text(kind.model, texts)).blend.weights
+        return kind.see(texts, teacher_forced_pass(kind.model, texts)).blend.weights
 
 
 def test_an_identity_teacher_comes_out_as_it_went_in() -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         for family in (LLAMA, "gpt2"):
             model = explicit.student(family, dtype)
-            teachers = Many(("a",), (explicit.teacher(family, "same", dtype),), None, (None,))  # type: ignore[arg-type]
+            teachers = TeacherSet(("a",), (explicit.teacher(family, "same", dtype),), None, (None,))  # type: ignore[arg-type]
             kind = ManyObjective(model, mixtures.recipe_of(1), teachers).to(dtype).eval()
             for side in ("left", "right"):
                 texts = one_text(("same",), side=side)
                 texts["t0.iou"] = texts["t0.iou"].to(dtype)
                 with torch.no_grad():
-                    found = kind.see(texts, read_text(model, texts)).kv
+                    found = kind.see(texts, teacher_forced_pass(model, texts)).kv
                     wanted = teachers.teachers[0](texts, TeacherWants())
                 mask = texts["cot_mask"][:, None, :, None]
                 for part in ("keys", "values"):
@@ -182,7 +182,7 @@ def test_whoever_alone_has_matched_a_token_is_its_target() -> None:
     kind = objective(TWO, "mixture.fusion=similarity", "mixture.temperature=0.0001", *FULL)
     texts = batch(TWO, gaps=0.6)
     with torch.no_grad():
-        seen = kind.see(texts, read_text(kind.model, texts))
+        seen = kind.see(texts, teacher_forced_pass(kind.model, texts))
     assert float(seen.blend.weights.min()) < 1e-9
     only = [seen.blend.present[i] & ~seen.blend.present[1 - i] for i in (0, 1)]
     for number, there in enumerate(only):
@@ -226,7 +226,7 @@ def test_nothing_is_there_to_compare(fusion: str) -> None:
 def test_a_token_without_a_partner_has_no_part() -> None:
     """What stands at it on the student's side changes no term but the cross-entropy's."""
     kind, texts = objective(TWO, *FULL, "explicit.beta_cos=1"), batch(TWO, gaps=0.6)
-    text = read_text(kind.model, texts)
+    text = teacher_forced_pass(kind.model, texts)
     keys, values = kind.cot_kv(text)
     seen = kind.see(texts, text)
     lost = ~seen.mask & texts["cot_mask"]
@@ -317,8 +317,8 @@ def test_a_teacher_of_weight_0_changes_nothing_and_is_not_moved() -> None:
     assert not any(grad.any() for name, grad in grads.items() if name.startswith("mixture.adapters.1."))
     alone = objective(TWO[:1], "projector.guard=none", *HEAD, "explicit.gamma_kl=0.5")
     with torch.no_grad():
-        for name, weight in alone.own().items():
-            weight.copy_(kind.own()[name]) if "fusion" not in name else None
+        for name, weight in alone.aux_state().items():
+            weight.copy_(kind.aux_state()[name]) if "fusion" not in name else None
     wanted, theirs = measure(alone, [texts])
     assert_same((found, {name: grads[name] for name in theirs}), (wanted, theirs))
 
@@ -386,7 +386,7 @@ def company(*teachers: str, more: tuple[str, ...] = ()) -> tuple[Any, Any, Teach
     """Recipe, student, collator and a few encoded examples."""
     recipe = many.recipe(*teachers, more=("loss.alpha1_codi=0", *more))
     model, tokenizer = build_model(recipe)
-    teachers_ = load_many(recipe, tokenizer, torch.device("cpu"))
+    teachers_ = load_teacher_set(recipe, tokenizer, torch.device("cpu"))
     examples = [*many.examples()[:6], *many.examples()[-2:]]
     encoded = Encoder(tokenizer, False, recipe.dataset.cot_type).encode_batch(examples)
     torch.manual_seed(1)
@@ -464,7 +464,7 @@ def test_held_out_is_the_training_distance_of_everything() -> None:
     assert found is not None
     assert found["kv"] == pytest.approx(float(term.value().detach()), rel=1e-9)
     for number in (0, 1):
-        text = read_text(kind.model, texts)
+        text = teacher_forced_pass(kind.model, texts)
         seen = kind.see(texts, text)
         alone = Seen(seen.blend.each[number], seen.blend.present[number])
         pairs = list(kind.pairs(texts, *kind.cot_kv(text), alone, Pairing(kind.pairing.compressor, None)))
@@ -482,7 +482,7 @@ def test_teachers_begin_with_the_students_mean_and_spread() -> None:
     kind.calibrate([take(texts, range(5)), take(texts, range(5, 8))])
     assert kind.training
     kind.eval()
-    text = read_text(kind.model, texts)
+    text = teacher_forced_pass(kind.model, texts)
     keys, values = kind.cot_kv(text)
     keys = kind.mixture.unrotated(texts, keys)
     assert kind.teacher is not None
@@ -503,7 +503,7 @@ def test_teachers_begin_with_the_students_mean_and_spread() -> None:
 def latents(*settings: str, words: tuple[str, ...] | None = None, noise: float = 0.0) -> LatentObjective:
     """Around the tiny latent model: with `words` these teach it; empty: its own frozen base does."""
     model = zoo.latent_model(LLAMA)
-    teachers: Many | None = None
+    teachers: TeacherSet | None = None
     if words is not None:
         teachers = mixtures.company(words) if words else own_base(model)
     names = ", ".join(f"{{name: m{n}, model: x}}" for n in range(len(words or "1")))
@@ -516,9 +516,9 @@ def latents(*settings: str, words: tuple[str, ...] | None = None, noise: float =
     return kind
 
 
-def own_base(model: Any) -> Many:
+def own_base(model: Any) -> TeacherSet:
     teacher = mixtures.live(copy.deepcopy(model.causal_lm), LLAMA)
-    return Many(("own",), (teacher,), None, (teacher.rotary,))  # type: ignore[arg-type]
+    return TeacherSet(("own",), (teacher,), None, (teacher.rotary,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", slower(["rkv", "full", "crop"], {"full", "crop"}))

@@ -20,13 +20,13 @@ from kava.backbone.artifact import WEIGHTS, load_weights
 from kava.backbone.load import build_model
 from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError
-from kava.train import lines as lines_module
-from kava.train import own_weights
-from kava.train.data import load_data
-from kava.train.lines import explicit_line
-from kava.train.own_weights import FILE
-from kava.train.run import train
-from kava.train.trainer import KavaTrainer
+from kava.training import aux_state as aux_state
+from kava.training import method_line as lines_module
+from kava.training.aux_state import FILE
+from kava.training.data import load_data
+from kava.training.method_line import explicit_line
+from kava.training.run import train
+from kava.training.trainer import KavaTrainer
 
 TIMES = ("tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 SHORT = (
@@ -144,7 +144,7 @@ def measure_again(folder: Path) -> dict[str, float] | None:
     data = load_data(recipe, tokenizer)
     line = explicit_line(recipe, model, tokenizer, data, torch.device("cpu"), lambda: False)
     load_weights(line.objective.model, folder)
-    own_weights.load(line.objective, folder)
+    aux_state.load(line.objective, folder)
     line.objective.epoch = 2
     return line.validation.measure()
 
@@ -162,7 +162,7 @@ def test_a_stage_begins_with_the_adapters_and_the_student_of_the_one_before(
     begun: dict[str, Any] = {}
 
     def watch(self: KavaTrainer, *_: Any, **__: Any) -> Any:
-        begun["own"] = {name: value.detach().clone() for name, value in self.objective.own().items()}
+        begun["own"] = {name: value.detach().clone() for name, value in self.objective.aux_state().items()}
         begun["student"] = {name: value.detach().clone() for name, value in self.objective.model.trained().items()}
         raise KeyboardInterrupt
 

@@ -30,8 +30,8 @@ from kava.compress import COMPRESSORS, make_compressor
 from kava.config import load_recipe
 from kava.errors import ModelError
 from kava.losses import add
-from kava.objectives.unpacked import unpacked
-from kava.objectives.views import StudentView, Wants
+from kava.objective.records import StudentView, Wants
+from kava.objective.unpacked import unpacked
 
 CORE = "llama-gqa"
 EVERYTHING = Wants(teacher=True, student=True, kv=True, codi=True)

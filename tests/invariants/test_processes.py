@@ -35,15 +35,15 @@ from kava.backbone.artifact import WEIGHTS
 from kava.config import load_recipe
 from kava.errors import CheckpointError, ConfigError
 from kava.losses import add
-from kava.objectives.latent import LatentObjective
-from kava.train.arguments import training_arguments
-from kava.train.callbacks import GradientNorms
-from kava.train.interrupt import Interrupt
-from kava.train.own_weights import FILE
-from kava.train.processes import Evened, Layout, decided_by_first, largest, lay_out, together
-from kava.train.run import train
-from kava.train.sharding import refuse_types, whole_tensor
-from kava.train.trainer import KavaTrainer, Validation
+from kava.objective.latent import LatentObjective
+from kava.training.arguments import training_arguments
+from kava.training.aux_state import FILE
+from kava.training.callbacks import GradientNorms
+from kava.training.interrupt import Interrupt
+from kava.training.processes import Layout, PaddedBatchSampler, largest, lay_out, main_process_decides, together
+from kava.training.run import train
+from kava.training.sharding import refuse_types, whole_tensor
+from kava.training.trainer import KavaTrainer, Validation
 
 # -- who reads what --------------------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def test_every_example_is_read_once_in_the_updates_of_one_process(drop_last: boo
             alone = BatchSampler(range(examples), size, drop_last)
             shares = []
             for rank in range(count):
-                shard = BatchSamplerShard(Evened(alone, count), count, rank)
+                shard = BatchSamplerShard(PaddedBatchSampler(alone, count), count, rank)
                 shares.append(list(shard))
                 assert len(shard) == len(shares[-1])
             assert len({len(share) for share in shares}) == 1  # or one would wait for the others
@@ -104,7 +104,7 @@ def test_what_depends_on_micro_batches_is_not_laid_out_anew(key: str) -> None:
 
 def test_alone_nobody_is_asked() -> None:
     assert not together()
-    assert decided_by_first(lambda: "mine") == "mine"
+    assert main_process_decides(lambda: "mine") == "mine"
     assert largest(15) == 15
     interrupt = Interrupt()
     assert not interrupt.look()

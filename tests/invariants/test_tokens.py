@@ -27,8 +27,8 @@ from explicit import (
 from kava.compress.full import Full
 from kava.errors import ConfigError
 from kava.losses import add
-from kava.objectives.pairing import Pairing
-from kava.objectives.tokens import TokensObjective
+from kava.objective.pairing import Pairing
+from kava.objective.tokens import TokensObjective
 from kava.teachers.base import TeacherWants
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -128,7 +128,7 @@ def test_half_precision_is_reduced_in_float32() -> None:
     for kind_of_teacher, settings in SHAPES.values():
         taught_by = teacher(LLAMA, kind_of_teacher, dtype)
         kind = TokensObjective(student(LLAMA, dtype), recipe_of(*settings), taught_by)
-        assert all(value.dtype == torch.float32 for value in kind.own().values())
+        assert all(value.dtype == torch.float32 for value in kind.aux_state().values())
         result = kind(zoo.batch(UNEVEN))
         assert all(term.total.dtype == torch.float32 and bool(term.total.isfinite()) for term in result.terms)
         assert all(bool(grad.isfinite().all()) for grad in gradients(add(result.terms), kind).values())
@@ -187,7 +187,7 @@ def test_a_fixed_projector_is_not_trained() -> None:
         kind = objective(student(LLAMA), teacher(LLAMA, "large"), *settings, "projector.trainable=false")
         mine = {name for name in kind.trained() if not name.startswith("model.")}
         assert mine == ({"bridge.gather_student.weights"} if shape == "whole-down" else set())
-        assert any("adapters" in name for name in kind.own())
+        assert any("adapters" in name for name in kind.aux_state())
         assert "guard" not in kind.counts(zoo.batch(UNEVEN))
 
 

@@ -37,14 +37,14 @@ from explicit import (
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.errors import CheckpointError, RunError
-from kava.evaluate.held_out import held_out
-from kava.objectives.pairing import Pairing
-from kava.objectives.tokens import TokensObjective
-from kava.train import own_weights
-from kava.train.arguments import training_arguments
-from kava.train.interrupt import Interrupt
-from kava.train.memory import pieces_of
-from kava.train.trainer import KavaTrainer, Validation
+from kava.evaluation.held_out import held_out
+from kava.objective.pairing import Pairing
+from kava.objective.tokens import TokensObjective
+from kava.training import aux_state as aux_state
+from kava.training.arguments import training_arguments
+from kava.training.interrupt import Interrupt
+from kava.training.memory import pieces_of
+from kava.training.trainer import KavaTrainer, Validation
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
@@ -106,7 +106,7 @@ def test_a_teacher_of_the_same_weights_is_matched_at_once() -> None:
             settings = ("projector.direction=none", f"loss.kv_loss_type={kind_of_loss}", "loss.alpha1_codi=1")
             kind = objective(model, teacher(LLAMA), *form, *settings)
             with torch.no_grad():
-                for weight in kind.own().values():
+                for weight in kind.aux_state().values():
                     weight.zero_()
             terms = {term.name: float(term.total.detach()) for term in kind(zoo.batch(EIGHT)).terms}
             assert terms["kv"] == pytest.approx(0, abs=0 if kind_of_loss == "mse" else 1e-9)
@@ -144,36 +144,36 @@ def test_the_reference_is_how_much_the_students_entries_vary() -> None:
 
 
 def _read(kind: TokensObjective, batch: dict[str, Tensor]) -> Any:
-    from kava.backbone.reading import read_text
+    from kava.backbone.teacher_forced import teacher_forced_pass
 
-    return read_text(kind.model, batch)
+    return teacher_forced_pass(kind.model, batch)
 
 
 @every_shape
 def test_what_is_trained_is_saved_and_loaded(shape: str, tmp_path: Path) -> None:
     kind, batch = make(shape), zoo.batch(EIGHT)
-    own_weights.save(kind, tmp_path)
+    aux_state.save(kind, tmp_path)
     mine = {name for name in kind.trained() if not name.startswith("model.")}
-    path = tmp_path / own_weights.FILE
+    path = tmp_path / aux_state.FILE
     saved = set(load_file(path)) if path.exists() else set()
-    assert saved == kind.own().keys() >= mine
+    assert saved == kind.aux_state().keys() >= mine
     assert not any(name.startswith("model.") or "teacher.model" in name for name in saved)
     kind_, settings = SHAPES[shape]
     other = objective(student(LLAMA), teacher(LLAMA, kind_), *settings, seed=99)
     if saved:
         assert measure(other, [batch])[0] != measure(kind, [batch])[0]
-    own_weights.load(other, tmp_path)
+    aux_state.load(other, tmp_path)
     assert measure(other, [batch])[0] == measure(kind, [batch])[0]
 
 
 def test_weights_of_another_projector_are_refused(tmp_path: Path) -> None:
-    own_weights.save(make("up"), tmp_path)
+    aux_state.save(make("up"), tmp_path)
     for other in ("down", "whole-up"):
         with pytest.raises(CheckpointError, match=r"missing, unexpected or of another shape"):
-            own_weights.load(make(other), tmp_path)
-    (tmp_path / own_weights.FILE).write_bytes(b"torn")
+            aux_state.load(make(other), tmp_path)
+    (tmp_path / aux_state.FILE).write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        own_weights.load(make("up"), tmp_path)
+        aux_state.load(make("up"), tmp_path)
 
 
 # -- out of memory ---------------------------------------------------------------------------------------------------

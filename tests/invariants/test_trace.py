@@ -20,7 +20,7 @@ import zoo
 from kava.compress import make_compressor
 from kava.config import LossConfig, load_recipe
 from kava.losses import add
-from kava.objectives.latent import LatentObjective
+from kava.objective.latent import LatentObjective
 
 FOLDER = Path(__file__).parent.parent / "trace"
 LENGTHS = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 9, 1))
@@ -57,7 +57,9 @@ def explicit_codes() -> Any:
 def latent_mixture() -> Any:
     names = ", ".join(f"{{name: m{number}, model: x{number}}}" for number in range(3))
     settings = [f"mixture.teachers=[{names}]", "mixture.fusion=learnable", "mixture.query=embedding"]
-    recipe = load_recipe("debug", [*settings, "mixture.entropy=diverse", "latent.num_tokens=4", "latent.num_iterations=3"])
+    recipe = load_recipe(
+        "debug", [*settings, "mixture.entropy=diverse", "latent.num_tokens=4", "latent.num_iterations=3"]
+    )
     torch.manual_seed(3)
     model = zoo.latent_model("llama-gqa")
     made = LatentObjective.from_recipe(model, recipe, mixtures.company(mixtures.THREE)).double().eval()

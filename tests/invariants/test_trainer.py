@@ -18,10 +18,10 @@ import zoo
 from compare import gradients, objective, take
 from kava.config import load_recipe
 from kava.losses import add
-from kava.objectives.latent import LatentObjective
-from kava.train.arguments import training_arguments
-from kava.train.interrupt import Interrupt
-from kava.train.trainer import KavaTrainer
+from kava.objective.latent import LatentObjective
+from kava.training.arguments import training_arguments
+from kava.training.interrupt import Interrupt
+from kava.training.trainer import KavaTrainer
 
 EIGHT = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 4, 1), (2, 9, 2), (7, 1, 2), (3, 0, 1), (5, 5, 4))
 SPLITS = ((8, 1), (2, 4), (1, 8))  # samples per micro-batch, micro-batches

@@ -371,7 +371,7 @@ def loss(
     looked = attends or scored or explicit["attention_weighted"]
     made = target_of(settings, own, samples, heard, ious, student, teachers, epoch, looked, mine)
     texts = sum(len(one.cot) + len(one.cue) + len(one.answer) + 1 for one in samples)
-    rises = risen(progress, explicit["ce_ramp"])
+    rises = ramp_value(progress, explicit["ce_ramp"])
     terms: slow.Terms = {"ce_student": (sum(one.ce for one in mine), texts, weights["student_ce"] * rises)}
     compared = slow.Comparison(settings, own.tokens, made.samples, made.mine, made.theirs, late)
     if explicit["cka_weight"] > 0:
@@ -387,7 +387,7 @@ def loss(
                 explicit["beta_cos"] * weights["alpha2_kv"],
             )
     if attends:
-        ramp = risen(progress, explicit["gamma_ramp"])
+        ramp = ramp_value(progress, explicit["gamma_ramp"])
         weight = 0.5 * weights["alpha2_kv"] * structural + explicit["gamma_kl"] * ramp
         terms["attention"] = (*attention(compared), weight)
     if mixture["space"] == "z" or (settings["projector"]["trainable"] and settings["projector"]["guard"] == "variance"):
@@ -399,7 +399,7 @@ def loss(
     return whole, terms
 
 
-def risen(progress: float, ramp: list[float]) -> float:
+def ramp_value(progress: float, ramp: list[float]) -> float:
     start, end = ramp
     if progress >= end:
         return 1.0
@@ -411,7 +411,7 @@ def layer_shares(settings: dict, compared: slow.Comparison, progress: float) -> 
     if settings["explicit"]["form"] == "aggregated":
         return [1.0]
     warmup = settings["mixture"]["layer_warmup"]
-    late = risen(progress, [warmup, min(1.0, 2 * warmup)]) if warmup > 0 else 1.0
+    late = ramp_value(progress, [warmup, min(1.0, 2 * warmup)]) if warmup > 0 else 1.0
     third = math.ceil(len(compared.map) / 3)
     return [1.0 if layer < third else late for layer in compared.layers]
 

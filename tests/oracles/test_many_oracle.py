@@ -16,9 +16,9 @@ import mixtures
 from compare import plain_attention
 from explicit import LLAMA
 from kava.data.encode import Encoded
-from kava.data.many import view
-from kava.evaluate.held_out import held_out
-from kava.objectives.many import ManyObjective
+from kava.data.teacher_texts import view
+from kava.evaluation.held_out import held_out
+from kava.objective.many import ManyObjective
 
 EPOCH, UPDATE, PROGRESS = 2, 5, 0.4
 GAPS = 0.5  # of three teachers' matches: some tokens have none at all
@@ -101,7 +101,7 @@ def test_terms_counts_and_gradients(name: str) -> None:
     assert bool((~matched.any(0) & batch["cot_mask"]).any())
     with ExitStack() as stack:
         loss, terms = slow.loss(
-            settings, own(kind), *texts(batch, case), *models(kind, case, stack), EPOCH, True, PROGRESS
+            settings, aux_state(kind), *texts(batch, case), *models(kind, case, stack), EPOCH, True, PROGRESS
         )
         wanted = {name: (total.detach(), count) for name, (total, count, _) in terms.items()}
         gradients = explicit.gradients(loss, kind)
@@ -121,7 +121,7 @@ def test_held_out_numbers(name: str) -> None:
     batch = mixtures.batch(case.teachers.split(), gaps=GAPS)
     names = [f"m{number}" for number in range(len(case.teachers.split()))]
     with torch.no_grad(), ExitStack() as stack:
-        wanted = slow.held_out(settings, own(kind), *texts(batch, case), *models(kind, case, stack), names)
+        wanted = slow.held_out(settings, aux_state(kind), *texts(batch, case), *models(kind, case, stack), names)
     rows = {str(s.id): row for row, s in enumerate(samples(batch))}
     encoded = [Encoded(str(s.id), s.question, s.cot, s.result, s.cue, s.answer, s.eos) for s in samples(batch)]
     found = held_out(kind, encoded, lambda part: mixtures.take(batch, [rows[one.id] for one in part]), 3)
@@ -136,7 +136,7 @@ def test_prototypes_are_what_teachers_make_of_questions() -> None:
     kind, _ = made(case)
     batch = mixtures.batch(case.teachers.split())
     kind.find_prototypes([mixtures.take(batch, [0, 2]), mixtures.take(batch, [1, 3])])
-    (_, heard, _), adapters = texts(batch, case), own(kind).adapters
+    (_, heard, _), adapters = texts(batch, case), aux_state(kind).adapters
     with torch.no_grad(), ExitStack() as stack:
         for number, lm in enumerate(models(kind, case, stack)[1]):
             asked = [slow.asked(lm, sample) for sample in heard[number]]
@@ -182,9 +182,9 @@ def models(kind: ManyObjective, case: Case, stack: ExitStack) -> tuple[Any, list
     return stack.enter_context(plain_attention(kind.model)), teachers
 
 
-def own(kind: ManyObjective) -> slow.Own:
+def aux_state(kind: ManyObjective) -> slow.Own:
     """The objective's own weights by the oracle's names."""
-    weights: dict[str, Any] = kind.own()
+    weights: dict[str, Any] = kind.aux_state()
     shapes = [kind.mixture.shapes[number] for number in range(len(kind.mixture.names))]
     layers = range(kind.student_shape.num_layers)
     found = slow.Own([], weights["mixture.reference"].tolist())

@@ -16,8 +16,8 @@ import zoo
 from compare import plain_attention
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
-from kava.evaluate.held_out import held_out
-from kava.objectives.tokens import TokensObjective
+from kava.evaluation.held_out import held_out
+from kava.objective.tokens import TokensObjective
 
 LLAMA, GPT, QWEN2, QWEN3 = "llama-gqa", "gpt2", "qwen2", "qwen3"
 EPOCH, UPDATE = 2, 5
@@ -149,7 +149,7 @@ def test_held_out_numbers(name: str) -> None:
     asked = samples(batch)
     with torch.no_grad(), plain_attention(kind.model) as lm, plain_attention(taught_by.model) as teacher:
         settings = explicit.recipe_of(*case.settings.split(), *after(case)).to_dict()
-        wanted = slow.held_out(settings, own(kind), asked, lm, teacher)
+        wanted = slow.held_out(settings, aux_state(kind), asked, lm, teacher)
     encoded = [Encoded(str(s.id), s.question, s.cot, s.result, s.cue, s.answer, s.eos) for s in asked]
     found = held_out(kind, encoded, Collator(7), 3)
     assert found is not None
@@ -166,7 +166,7 @@ def check(case: Case) -> None:
     batch = zoo.batch(explicit.UNEVEN, "left", seed=4)
     with plain_attention(kind.model) as lm, plain_attention(taught_by.model) as teacher:
         settings = explicit.recipe_of(*case.settings.split(), *after(case)).to_dict()
-        loss, terms = slow.loss(settings, own(kind), samples(batch), lm, teacher, EPOCH, late=True)
+        loss, terms = slow.loss(settings, aux_state(kind), samples(batch), lm, teacher, EPOCH, late=True)
         wanted = {name: (total.detach(), count) for name, (total, count, _) in terms.items()}
         gradients = explicit.gradients(loss, kind)
     assert all(float(total) > 1e-3 and count > 0 for total, count in wanted.values()), wanted
@@ -188,9 +188,9 @@ def samples(batch: dict[str, Tensor]) -> list[slow.Sample]:
     return found
 
 
-def own(kind: TokensObjective) -> slow.Own:
+def aux_state(kind: TokensObjective) -> slow.Own:
     """The objective's own weights by the oracle's names."""
-    weights: dict[str, Any] = kind.own()
+    weights: dict[str, Any] = kind.aux_state()
     found = slow.Own(
         student_weights=weights.get("bridge.gather_student.weights"),
         teacher_weights=weights.get("bridge.gather_teacher.weights"),

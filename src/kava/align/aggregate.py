@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.errors import ConfigError, ModelError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 METHODS = ("concat", "mean", "weighted")
 
@@ -66,10 +66,10 @@ class Aggregator(nn.Module):
         flat = [flatten_heads(layer).to(home) for layer in layers]
         if self.method == "concat":
             return torch.cat(flat, dim=-1)
-        stack = torch.stack([precise(layer) for layer in flat])  # [L, B, T, H*D]
+        stack = torch.stack([at_least_float32(layer) for layer in flat])  # [L, B, T, H*D]
         if self.weights is None:
             return stack.mean(0).to(layers[0].dtype)
-        share = torch.softmax(precise(self.weights), dim=0).to(stack)
+        share = torch.softmax(at_least_float32(self.weights), dim=0).to(stack)
         return torch.einsum("l,lbtd->btd", share, stack).to(layers[0].dtype)
 
     def _check(self, layers: list[Tensor]) -> None:

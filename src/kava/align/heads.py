@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.errors import ConfigError, ModelError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 KINDS = ("group_mean", "conv", "matched")
 
@@ -38,7 +38,7 @@ def _standard(looked: Tensor, mask: Tensor) -> Tensor:
     """Mean 0 and norm 1 over the real tokens; 0 where nothing varies."""
     real = mask[:, None, :]
     count = real.sum(2, keepdim=True).clamp(min=1)
-    looked = precise(looked).masked_fill(~real, 0.0)
+    looked = at_least_float32(looked).masked_fill(~real, 0.0)
     looked = (looked - looked.sum(2, keepdim=True) / count).masked_fill(~real, 0.0)
     norm = looked.norm(dim=2, keepdim=True)
     return looked / torch.where(norm > 0, norm, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kava.errors import ConfigError, ModelError
 from kava.files import write_json
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 STRATEGIES = ("ratio", "blend", "uniform", "skip")
 
@@ -144,5 +144,5 @@ def mix(layers: Sequence[Tensor] | Mapping[int, Tensor], entry: Entry) -> Tensor
     if len(entry) == 1:
         return layers[entry[0][0]]
     first = layers[entry[0][0]]
-    total = sum(weight * precise(layers[index].to(first.device)) for index, weight in entry)
+    total = sum(weight * at_least_float32(layers[index].to(first.device)) for index, weight in entry)
     return total.to(first.dtype)  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from kava.align.layers import Entry, mix
 from kava.align.length import apply_soft_alignment
 from kava.align.tokens import matched, normalised, spread
 from kava.errors import ModelError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 PARTS = ("K", "V")
 
@@ -114,7 +114,7 @@ class Aligner(nn.Module):
         """Teacher tokens to student tokens, teacher layers to student layers: what there is less of is made first."""
         self._check(len(layers))
 
-        better = {layer: precise(layers[layer]) for layer in self.used}
+        better = {layer: at_least_float32(layers[layer]) for layer in self.used}
         with torch.autocast(weights.device.type, enabled=False):
             if len(self.used) < len(self.layer_map):
                 there = {layer: apply_soft_alignment(better[layer], weights) for layer in self.used}

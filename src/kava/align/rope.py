@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kava.errors import ConfigError, ModelError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 METHODS = ("none", "linear", "ntk", "dynamic")
 
@@ -39,7 +39,7 @@ class Rotary:
                 f"keep question, steps and answer below {self.limit} tokens (dataset.max_length), or take a model without "
                 "dynamic or longrope scaling",
             )
-        angle = positions[:, None, :, None] * precise(self.inv_freq.to(positions.device))
+        angle = positions[:, None, :, None] * at_least_float32(self.inv_freq.to(positions.device))
         both = torch.cat([angle, angle], dim=-1)
         return both.cos() * self.factor, both.sin() * self.factor
 
@@ -60,7 +60,7 @@ def _split(keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tens
     width = cos.shape[-1]
     if width > keys.shape[-1] or width % 2:
         raise ModelError(f"a rotary embedding of {width} dimensions cannot turn keys of size {keys.shape[-1]}")
-    work = torch.promote_types(precise(keys).dtype, cos.dtype)
+    work = torch.promote_types(at_least_float32(keys).dtype, cos.dtype)
     return keys[..., :width].to(work), keys[..., width:], cos.to(work), sin.to(work)
 
 

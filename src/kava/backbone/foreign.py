@@ -21,7 +21,7 @@ from kava.backbone.families import Family
 from kava.backbone.model import Backbone
 from kava.backbone.rotary import read_rotary
 from kava.errors import ConfigError, ModelError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 PROBE, SEEN = 8, 5  # tokens of a probe, and of its beginning
 TELL = "take a causal language model with attention in every layer (Llama, Qwen, GPT-2, OPT, GPT-NeoX, ...)"
@@ -163,4 +163,6 @@ def _even(entries: Tensor) -> bool:
 def _close(a: Tensor, b: Tensor) -> bool:
     """Alike in proportion to the largest number, as far as the type tells."""
     least = 2e-2 if a.dtype.itemsize < 4 else 1e-3
-    return float((precise(a) - precise(b)).abs().max()) <= least * max(float(precise(b).abs().max()), 1e-6)
+    return float((at_least_float32(a) - at_least_float32(b)).abs().max()) <= least * max(
+        float(at_least_float32(b).abs().max()), 1e-6
+    )

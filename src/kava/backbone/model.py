@@ -92,7 +92,9 @@ class LatentModel(Backbone):
         self._special = special
         self.latent = latent
         weight = next(self.backbone.parameters())
-        projection = make_projection(self.config.hidden_size, use_projection and self.thinks)  # nothing trains in vain
+        projection = make_projection(
+            self.config.hidden_size, use_projection and self.feeds_back
+        )  # nothing trains in vain
         self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
 
     @property
@@ -107,7 +109,9 @@ class LatentModel(Backbone):
     def rounds(self) -> int:
         """Passes that the method counts between the first one and the answer: T, or M when decoded in sequence."""
         latent = self.latent
-        return 0 if not self.thinks else latent.num_tokens if latent.method == "sequential" else latent.num_iterations
+        return (
+            0 if not self.feeds_back else latent.num_tokens if latent.method == "sequential" else latent.num_iterations
+        )
 
     def slots(self, batch: int, bot: bool = True) -> Tensor:
         """[B, 1 + M] ids of <bot> and the latent slots."""
@@ -115,8 +119,8 @@ class LatentModel(Backbone):
         return torch.tensor(ids, dtype=torch.long, device=self.device).expand(batch, -1)
 
     @property
-    def thinks(self) -> bool:
-        return self.latent.thinks
+    def feeds_back(self) -> bool:
+        return self.latent.feeds_back
 
     def think(self, hidden: Tensor, run: Any) -> Tensor:
         """Input embeddings [B, M, E] of the latents' last pass.

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result, table
-from kava.cli.many import app_of
-from kava.report.aggregate import aggregate as over_seeds
-from kava.report.aggregate import held_out_lines, lines, missing, write
+from kava.cli.common import show_result
+from kava.cli.list_flags import app_of
+from kava.lab.analysis.aggregate import aggregate as over_seeds
+from kava.lab.analysis.aggregate import held_out_lines, lines, missing, write
+from kava.text_table import table
 
 
 def aggregate(

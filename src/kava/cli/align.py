@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import show_result, table
+from kava.cli.common import show_result
 from kava.cli.student import Device, Quiet
 from kava.errors import ConfigError
+from kava.text_table import table
 
 if TYPE_CHECKING:
     from kava.align.layers import Entry
@@ -46,11 +47,11 @@ def show(
 ) -> int:
     """Both tokenizations of a text, which tokens cover the same characters, and the layer map. No weights are loaded."""
     from kava.align.tokens import coverage, iou_matrix, normalised, spans_of
-    from kava.backbone.hush import hush
     from kava.backbone.load import load_tokenizer, locate
+    from kava.backbone.silence_libraries import silence_libraries
     from kava.config import ModelConfig
 
-    hush()
+    silence_libraries()
     models = [ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student_model, teacher_model)]
     mine, theirs = (spans_of(text, load_tokenizer(locate(model.name), model)) for model in models)
     iou = iou_matrix(mine, theirs, threshold)
@@ -96,19 +97,19 @@ def precompute(
         raise ConfigError("--dataset_config has no effect with --train_file", "leave one of them out")
 
     from kava.align.layers import write_map
-    from kava.backbone.hush import hush
+    from kava.backbone.silence_libraries import silence_libraries
     from kava.data.collate import Collator
-    from kava.data.many import TeachersCollator
     from kava.data.progress import progress_bar
+    from kava.data.teacher_texts import TeachersCollator
     from kava.infer.student import pick_device
-    from kava.teachers.likeness import layer_likeness
-    from kava.teachers.many import load_many
+    from kava.teachers.layer_similarity import layer_likeness
+    from kava.teachers.teacher_set import load_teacher_set
 
-    hush()
+    silence_libraries()
     name = dataset_name or str(train_file)
     recipe = _recipe(student_model, teacher_model, trust_remote_code, threshold, name, dataset_config)
     tokenizer, rows, texts = _examples(recipe, num_samples, max_length, quiet)
-    both = load_many(recipe, tokenizer, pick_device(device))
+    both = load_teacher_set(recipe, tokenizer, pick_device(device))
     if top_k > both.shapes[1].num_layers:
         raise ConfigError(f"--top_k is {top_k}, the teacher has {both.shapes[1].num_layers} layers", "choose 1 or 2")
     collate = TeachersCollator(Collator(tokenizer.pad_token_id), both.voices, texts)
@@ -137,7 +138,7 @@ def precompute(
 def _recipe(student: str, teacher: str, trust: bool, threshold: float, name: str, config: str | None) -> Recipe:
     """Both models as teachers of a mixture, which is how two models come to read one text."""
     from kava.config import DatasetConfig, MixtureConfig, ModelConfig, Recipe, TeacherSpec
-    from kava.evaluate.sets import cot_type_of
+    from kava.evaluation.eval_sets import cot_type_of
 
     specs = [
         TeacherSpec(name=role, model=model, trust_remote_code=trust)
@@ -156,7 +157,7 @@ def _examples(recipe: Recipe, count: int, max_length: int, quiet: bool) -> tuple
     from kava.backbone.load import load_tokenizer, locate
     from kava.data.encode import Encoder, encode_split
     from kava.data.load import load_examples
-    from kava.data.many import texts_of
+    from kava.data.teacher_texts import texts_of
 
     tokenizer = load_tokenizer(locate(recipe.model.name), recipe.model)
     encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.many import app_of
+from kava.cli.list_flags import app_of
 from kava.errors import RunError
 
 REPORT = "EXPERIMENT_REPORT.txt"
@@ -39,8 +39,8 @@ def analyze(
     if importlib.util.find_spec("scipy") is None:
         raise RunError("kava analyze needs the package scipy", "pip install 'kava[stats]'")
     from kava.files import write_json, write_text
-    from kava.report.analysis import analyse
-    from kava.report.analysis_text import render
+    from kava.lab.analysis.analysis_text import render
+    from kava.lab.analysis.analyze import analyse
 
     found = analyse(output_base, experiments or [], dataset, margin)
     text = render(found)

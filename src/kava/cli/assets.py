@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
-from kava.cli.many import ManyCommand
+from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result
+from kava.cli.list_flags import ListFlagCommand
 from kava.data.shared_store import move_cache
 from kava.errors import ConfigError, DataError, ModelError
+from kava.text_table import table
 
 if TYPE_CHECKING:
     from kava.cli.assets_needed import Found, Need
@@ -40,7 +41,7 @@ def assets() -> None:
     """Models and data sets for nodes without a network: bring them here, say what is missing."""
 
 
-@app.command("fetch", cls=ManyCommand, context_settings=CONTEXT)
+@app.command("fetch", cls=ListFlagCommand, context_settings=CONTEXT)
 def fetch(
     ctx: typer.Context,
     model: Models = None,
@@ -83,7 +84,7 @@ def fetch(
     return 0 if ok else 1
 
 
-@app.command("verify", cls=ManyCommand, context_settings=CONTEXT)
+@app.command("verify", cls=ListFlagCommand, context_settings=CONTEXT)
 def verify(
     ctx: typer.Context,
     config: Configs = None,
@@ -124,11 +125,11 @@ def _wanted(
     skip_model: bool = False,
     skip_dataset: bool = False,
 ) -> list[Need]:
-    from kava.backbone.hush import hush
+    from kava.backbone.silence_libraries import silence_libraries
     from kava.cli.assets_needed import data_need, merged, model_need, needs_of
     from kava.config import ModelConfig
 
-    hush()
+    silence_libraries()
     needs = [need for recipe in recipes for need in needs_of(recipe)]
     needs += [model_need(ModelConfig(name=name), "given") for name in models or []]
     needs += [data_need(_dataset(name, dataset_config), "given") for name in datasets or []]
@@ -138,7 +139,7 @@ def _wanted(
 
 def _dataset(name: str, config: str | None) -> DatasetConfig:
     from kava.config import DatasetConfig
-    from kava.evaluate.sets import cot_type_of
+    from kava.evaluation.eval_sets import cot_type_of
 
     return DatasetConfig(name=name, config=config, cot_type=cot_type_of(name, "natural_language"))
 

@@ -166,11 +166,11 @@ def _data(dataset: DatasetConfig) -> str:
 
 def _evaluation(recipe: Recipe, name: str) -> str:
     from kava.data.generator import BUILT_IN
-    from kava.evaluate.sets import open_asked
+    from kava.evaluation.eval_sets import load_eval_set
 
     if name in BUILT_IN:
         return "built in"
-    return f"{len(open_asked(recipe, name).examples)} questions"
+    return f"{len(load_eval_set(recipe, name).examples)} questions"
 
 
 def _whole(place: Path) -> None:

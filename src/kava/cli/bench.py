@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kava.cli.bench_text import decode_text, extract_text, latent_text, train_text
-from kava.cli.many import ManyCommand
+from kava.cli.list_flags import ListFlagCommand
+from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
@@ -23,7 +23,7 @@ def bench() -> None:
     """Time this machine. Every comparison first checks that both sides give the same result."""
 
 
-@app.command(cls=ManyCommand)
+@app.command(cls=ListFlagCommand)
 def decode(
     model: Annotated[str, typer.Option(help="hub name, local folder, or kava:embedded (the shipped checkpoint)")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest text per prompt; it may end earlier")] = 50,
@@ -44,8 +44,8 @@ def decode(
     The texts are compared token by token first; if they differ, nothing is timed and the exit code is 1.
     """
     _prepare(threads, output)
-    from kava.evaluate.bench_decode import PROMPTS
-    from kava.evaluate.bench_decode import bench as run
+    from kava.lab.bench.decode import PROMPTS
+    from kava.lab.bench.decode import bench as run
 
     asked = prompts or list(PROMPTS)
     result = run(model, asked, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
@@ -53,7 +53,7 @@ def decode(
     return _show(result, decode_text, result["differences"], "the texts differ", quiet, output, hint)
 
 
-@app.command(cls=ManyCommand)
+@app.command(cls=ListFlagCommand)
 def latent(
     checkpoint: Annotated[
         Path,
@@ -84,11 +84,11 @@ def latent(
 
     recipe = stored_recipe(checkpoint)
     _prepare(threads, output)
-    from kava.evaluate.bench_latent import bench as run
-    from kava.evaluate.bench_latent import open_student
-    from kava.evaluate.sets import open_asked
+    from kava.evaluation.eval_sets import load_eval_set
+    from kava.lab.bench.latent import bench as run
+    from kava.lab.bench.latent import open_student
 
-    asked = open_asked(recipe, dataset or recipe.evaluation.datasets[0], questions)
+    asked = load_eval_set(recipe, dataset or recipe.evaluation.datasets[0], questions)
     student = open_student(checkpoint, dtype, device, base)
     found = run(student, asked, batch_sizes or (16,), max_new_tokens, num_warmup, repeats, progress=not quiet)
     result = {"checkpoint": str(checkpoint), **found}
@@ -117,8 +117,8 @@ def train(
     """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side."""
     _check_heads(width, heads, kv_heads)
     _prepare(threads, output)
-    from kava.evaluate.bench_train import Sizes, unequal
-    from kava.evaluate.bench_train import bench as run
+    from kava.lab.bench.train import Sizes, unequal
+    from kava.lab.bench.train import bench as run
 
     sizes = Sizes(layers, width, heads, kv_heads, vocabulary, question, cot, latents, rounds, batch_size)
     result = run(sizes, repeats, device, progress=not quiet)
@@ -159,8 +159,8 @@ def extract(
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--folder {folder} is not a folder", "name one that exists")
     _prepare(threads, output)
-    from kava.evaluate.bench_extract import Sizes
-    from kava.evaluate.bench_extract import bench as run
+    from kava.lab.bench.extract import Sizes
+    from kava.lab.bench.extract import bench as run
 
     sizes = Sizes(
         layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, batches, examples_per_shard, dtype,
@@ -188,9 +188,9 @@ def _prepare(threads: int, output: Path | None) -> None:
         raise ConfigError(f"--output {output} is not a .json file", "name a file that ends in .json")
     import torch
 
-    from kava.backbone.hush import hush
+    from kava.backbone.silence_libraries import silence_libraries
 
-    hush()
+    silence_libraries()
     if threads:
         torch.set_num_threads(threads)
 

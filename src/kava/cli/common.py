@@ -69,14 +69,6 @@ def _is_number(word: str) -> bool:
     return word.lstrip("-").replace(".", "", 1).replace("e-", "", 1).isdigit()
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Left-aligned columns in ASCII, the last one as long as it is."""
-    lines = [list(header), ["-" * len(word) for word in header], *[list(row) for row in rows]]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    texts = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(text.rstrip() for text in texts)
-
-
 def show_result(data: Mapping[str, Any] | Sequence[Any], text: str, quiet: bool) -> None:
     """Print a result: `text` for people, or with --quiet `data` as one JSON document and nothing else."""
     print(json.dumps(data, indent=2, allow_nan=False) if quiet else text)

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result, table
+from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result
 from kava.config import KEYS, Recipe, Row, explain, list_recipes, load_recipe, save_recipe, show
 from kava.config.text import dump_yaml
 from kava.errors import ConfigError
 from kava.registry import nearest
+from kava.text_table import table
 
 CONTEXT = OVERRIDES
 LEGEND = (

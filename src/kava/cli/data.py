@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import OVERRIDES, parse_recipe_args, show_result, table
+from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
 from kava.errors import DataError
+from kava.text_table import table
 
 if TYPE_CHECKING:
     from kava.config import DatasetConfig
@@ -36,13 +37,13 @@ def check(
     Every row is read and checked; the first bad one is named by file, line and field. Token counts need a tokenizer:
     --config or --tokenizer. Settings can follow: dataset.drop_last_step=false.
     """
-    from kava.backbone.hush import hush
+    from kava.backbone.silence_libraries import silence_libraries
     from kava.data.cards import shipped_card
     from kava.data.generator import BUILT_IN
     from kava.data.load import load_examples
-    from kava.evaluate.sets import cot_type_of
+    from kava.evaluation.eval_sets import cot_type_of
 
-    hush()
+    silence_libraries()
     recipe = parse_recipe_args(config or ("embedded" if name in BUILT_IN else "llama1b_aug"), ctx)
     cot_type = cot_type_of(name, recipe.dataset.cot_type)
     dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": cot_type, "streaming": False})

@@ -42,7 +42,7 @@ def demo(
     that the last one's weights write as their own teacher, on held-out problems; the tests are paired and exact.
     """
     from kava.files import write_json, write_text
-    from kava.report import demo as report
+    from kava.lab import demo as report
 
     folders = {key: output_dir / key / f"seed_{seed}" for key in MEMBERS}
     _train(folders, config, seed, jobs or len(MEMBERS), quiet)
@@ -61,8 +61,8 @@ def demo(
 
 def _train(folders: dict[str, Path], config: str, seed: int, jobs: int, quiet: bool) -> None:
     """Runs `kava train` for every member; what is finished stays as it is."""
-    from kava.suites.members import job
-    from kava.suites.runner import run_jobs
+    from kava.lab.plan import job
+    from kava.lab.run_local import run_jobs
 
     queue = [
         job(key, config, folders[key], seed, ["logging.report_to=[]", *member.settings], [])
@@ -75,7 +75,7 @@ def _train(folders: dict[str, Path], config: str, seed: int, jobs: int, quiet: b
 def _measure(folders: dict[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """Every member and the explicit chain of thought on the test problems."""
     from kava.data.load import load_examples
-    from kava.evaluate.score import predict, summary
+    from kava.evaluation.score import predict, summary
     from kava.files import write_text
     from kava.infer.student import Student
 
@@ -112,7 +112,7 @@ def _milliseconds(student: Any, examples: Any, mode: str) -> float:
 
 
 def _compare(first: list[dict[str, Any]], second: list[dict[str, Any]], steps: int) -> Any:
-    from kava.report.stats import mcnemar
+    from kava.lab.analysis.stats import mcnemar
 
     def right(items: list[dict[str, Any]]) -> list[bool]:
         return [item["correct"] for item in items if item["num_steps"] == steps]

@@ -68,11 +68,11 @@ def distill(
     if not quiet and os.environ.get("RANK", "0") == "0":
         print(made.line, flush=True)
 
-    from kava.train.processes import first
-    from kava.train.run import train
+    from kava.training.processes import is_main_process
+    from kava.training.run import train
 
     outcome = train(made.recipe, made.folder, resume, quiet)
-    if quiet and first():
+    if quiet and is_main_process():
         show_result(outcome.facts, "", quiet)
     return outcome.exit_code
 
@@ -88,7 +88,7 @@ def wish_of(ctx: Any) -> Wish:
 
 
 def _probe(recipe: Recipe) -> int:
-    from kava.train.probe import measured_batch
+    from kava.training.probe import measured_batch
 
     return measured_batch(recipe)
 

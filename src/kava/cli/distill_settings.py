@@ -21,9 +21,9 @@ from kava.config.compare import FREE_TO_CHANGE
 from kava.config.effects import without_effect
 from kava.config.keys import FREE, flatten
 from kava.data.shared_store import CACHES, move_cache
-from kava.env.adapter import EnvironmentAdapter, create_environment_adapter
-from kava.env.autotune import accumulate
 from kava.errors import ConfigError
+from kava.machine.adapter import EnvironmentAdapter, create_environment_adapter
+from kava.machine.autotune import accumulate
 
 ADAPTIVE = "adaptive"
 RATIO = "training.warmup_ratio"

@@ -11,7 +11,7 @@ import typer
 from kava.errors import KavaError
 
 if TYPE_CHECKING:
-    from kava.env.checks import Check
+    from kava.machine.checks import Check
 
 
 def env(
@@ -27,9 +27,9 @@ def env(
     GPU does not answer or the extractor fails; a machine without a GPU is no error. An environment file of yours holds
     only what differs from the shipped kava/env/environment_config.yaml, which lists every key.
     """
-    from kava.env.adapter import find_environment, say
-    from kava.env.checks import next_step
-    from kava.env.report import checks_text, config_text
+    from kava.machine.adapter import find_environment, say
+    from kava.machine.checks import next_step
+    from kava.machine.report import checks_text, config_text
 
     adapter = find_environment(config)
     if not as_json:
@@ -52,19 +52,19 @@ def env(
 
 def _check_extractor(torch_works: bool) -> Check:
     """Probes a tiny random model whose cache has known sizes: 3 layers, 2 heads of 8, 48 in all."""
-    from kava.env.checks import Check
-    from kava.env.detect import IMPORT_ERRORS, first_line
+    from kava.machine.checks import Check
+    from kava.machine.detect import IMPORT_ERRORS, first_line
 
     name, layers, heads, size = "KV Extractor", 3, 2, 8
     if not torch_works:
         return Check(name, "not run", "torch is needed")
     try:
         from kava.backbone.extractor import probe
-        from kava.backbone.hush import hush
-        from kava.backbone.yardstick import library_twin, random_model
+        from kava.backbone.silence_libraries import silence_libraries
         from kava.config import LatentConfig
+        from kava.lab.bench.reference import library_twin, random_model
 
-        hush()
+        silence_libraries()
         model = library_twin(random_model(layers, 4 * size, 4, heads, 64, LatentConfig()))
         found = probe(model)
         seen = (found.num_layers, found.num_heads, found.head_dim, found.total_dim)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.many import app_of
+from kava.cli.list_flags import app_of
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet, own_mode, stored_recipe
 from kava.errors import ConfigError
 
@@ -75,16 +75,16 @@ def evaluate(
         raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
 
     from kava.backbone.artifact import read_card
-    from kava.backbone.hush import hush
-    from kava.evaluate.changes import Changes
-    from kava.evaluate.result_files import check_writable, files_for, line, up_to_date
-    from kava.evaluate.run import evaluate
-    from kava.evaluate.sets import open_asked
+    from kava.backbone.silence_libraries import silence_libraries
+    from kava.evaluation.eval_sets import load_eval_set
+    from kava.evaluation.overrides import EvalOverrides
+    from kava.evaluation.result_files import check_writable, files_for, line, up_to_date
+    from kava.evaluation.run import evaluate
     from kava.infer.student import Student
 
-    changes = Changes.of(recipe, how, ablate, num_tokens, num_iterations, cue)
-    hush()
-    asked = [open_asked(recipe, name, limit, num_steps) for name in names]
+    changes = EvalOverrides.of(recipe, how, ablate, num_tokens, num_iterations, cue)
+    silence_libraries()
+    asked = [load_eval_set(recipe, name, limit, num_steps) for name in names]
     for one in asked:
         changes.check_items(one.examples, one.name)
     files = [files_for(checkpoint, one, how, output, changes) for one in asked]

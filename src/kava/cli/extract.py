@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
-from kava.cli.many import app_of
+from kava.cli.list_flags import app_of
 from kava.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kava.config import Recipe, TeacherSpec
     from kava.teachers.manifest import Manifest
-    from kava.teachers.resting import Live
+    from kava.teachers.offloaded import Live
 
 
 def extract(
@@ -82,14 +82,14 @@ def extract(
     recipe = parse_recipe_args(config, ctx)
     task = _task(shard)
 
-    from kava.backbone.hush import hush
     from kava.backbone.load import load_tokenizer, locate
+    from kava.backbone.silence_libraries import silence_libraries
     from kava.infer.student import pick_device
     from kava.teachers import extract as work
-    from kava.teachers.many import voice_of
     from kava.teachers.request import SPLITS, Request, described, planned, read_source, refuse_too_long
+    from kava.teachers.teacher_set import voice_of
 
-    hush()
+    silence_libraries()
     spec = _spec(recipe, teacher, own_tokenizer, prompt)
     asked = tuple(splits or SPLITS)
     request = Request(
@@ -156,7 +156,7 @@ def _spec(recipe: Recipe, name: str | None, own_tokenizer: bool, prompt: str | N
 def _reader(recipe: Recipe, spec: TeacherSpec | None, tokenizer: Any, device: Any) -> Live:
     from kava.backbone.load import load_teacher
     from kava.teachers.live import LiveTeacher
-    from kava.teachers.many import load_live
+    from kava.teachers.teacher_set import load_live
 
     return LiveTeacher(load_teacher(recipe, tokenizer, device)) if spec is None else load_live(spec, recipe, device)
 

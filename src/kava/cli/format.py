@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result, table
+from kava.cli.common import show_result
 from kava.errors import ConfigError
 from kava.files import write_text
-from kava.report.paper import SOURCE
-from kava.report.tables import as_csv, as_latex, as_text, find_aggregated
+from kava.lab.analysis.paper import SOURCE
+from kava.lab.analysis.tables import as_csv, as_latex, as_text, find_aggregated
+from kava.text_table import table
 
 
 def format(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.many import app_of
+from kava.cli.list_flags import app_of
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, own_mode, stored_recipe
 from kava.errors import ConfigError, DataError
 
@@ -65,7 +65,7 @@ def infer(
         check_config(config, recipe)
     way = own_mode(recipe) if use_latent is None else "latent" if use_latent else "cot"
 
-    from kava.backbone.hush import hush
+    from kava.backbone.silence_libraries import silence_libraries
     from kava.infer.chat import Chat
     from kava.infer.modes import untrained
     from kava.infer.student import Student
@@ -73,7 +73,7 @@ def infer(
     note = untrained(recipe, way)
     if note:
         print(f"note: {way} answers: {note}", file=sys.stderr)
-    hush()
+    silence_libraries()
     student = Student.from_pretrained(checkpoint, device, base)
     if not batch:
         _survive_any_input()

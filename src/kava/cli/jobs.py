@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.common import show_result, table
-from kava.cli.many import app_of
+from kava.cli.common import show_result
+from kava.cli.list_flags import app_of
+from kava.text_table import table
 
 
 def jobs(
@@ -26,9 +27,9 @@ def jobs(
     """
     import os
 
+    from kava.cluster.jobs import cancel as end
+    from kava.cluster.jobs import records, rows, summary
     from kava.errors import RunError
-    from kava.hpc.jobs import cancel as end
-    from kava.hpc.jobs import records, rows, summary
 
     where = folders or [Path(os.environ.get("KAVA_OUTPUT_PATH") or "outputs")]
     for folder in where:

@@ -35,7 +35,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("infer", "Train and use", "ask a trained student, one question at a time or a file of them"),
     Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),
     Verb("rescore", "Measure", "judge saved predictions again, without the model"),
-    Verb("kept", "Measure", "which tokens of the chain of thought each compressor keeps"),
+    Verb("selection", "Measure", "which tokens of the chain of thought each compressor keeps"),
     Verb("bench", "Measure", "time passes and decoding, after checking that the fast way gives the same result"),
     Verb("smoke", "Measure", "try every component once, a line each"),
     Verb("env", "Measure", "check this machine: device, paths, packages; recommend settings"),
@@ -56,6 +56,7 @@ VERBS: tuple[Verb, ...] = (
 # all that torch.save says of a disk that takes no more
 TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
 HIDDEN = ("task",)  # what job scripts start
+FORMER = {"kept": "selection"}  # old names that keep working
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
 --quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
@@ -94,6 +95,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"kava {kava.__version__}")
         return 0
+    words[0] = FORMER.get(words[0], words[0])
     names = [*(verb.name for verb in VERBS), *HIDDEN]
     if words[0] not in names:
         kind = "flag" if words[0].startswith("-") else "verb"

@@ -33,7 +33,7 @@ def report(
     EXPERIMENT_REPORT.json, and of several teachers alignment.json, routing.jsonl, routing_samples.json and
     layer_loss.jsonl where they are; what is missing the page says, with the command that makes it.
     """
-    from kava.report.figures import need_libraries
+    from kava.lab.page.figures import need_libraries
 
     need_libraries()
     folder = figures or output.with_name(f"{output.stem}_figures")
@@ -41,10 +41,10 @@ def report(
 
     from kava.data.progress import progress_bar
     from kava.files import write_text
-    from kava.report.figures import render
-    from kava.report.lineup import read_study
-    from kava.report.markup import counted
-    from kava.report.page import page, plots, sections
+    from kava.lab.analysis.load_study import read_study
+    from kava.lab.page.figures import render
+    from kava.lab.page.markup import counted
+    from kava.lab.page.page import page, plots, sections
 
     study = read_study(runs, dataset or ())
     found = sections(study)

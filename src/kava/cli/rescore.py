@@ -23,8 +23,8 @@ def rescore(
     Rewrites each predictions file and the results file beside it: the counts are made again from the raw texts, all
     other fields stay, `rescored: true` is added. Nothing is written unless every file can be read.
     """
-    from kava.evaluate.rescore import rescore as judge
-    from kava.evaluate.result_files import Files, check_writable, write
+    from kava.evaluation.rescore import rescore as judge
+    from kava.evaluation.result_files import Files, check_writable, write
 
     found = [judge(path) for path in dict.fromkeys(files)]
     folders = [one.files.predictions.parent if output_dir is None else output_dir for one in found]

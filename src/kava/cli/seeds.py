@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
-from kava.cli.many import app_of
+from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result
+from kava.cli.list_flags import app_of
 from kava.errors import ConfigError, RunError
-from kava.report.aggregate import aggregate, lines, missing, write
-from kava.suites.members import job
-from kava.suites.runner import run_jobs
+from kava.lab.analysis.aggregate import aggregate, lines, missing, write
+from kava.lab.plan import job
+from kava.lab.run_local import run_jobs
+from kava.text_table import table
 
 CONTEXT = OVERRIDES
 SEEDS = (42, 123, 456)
@@ -79,7 +80,7 @@ def seeds(
 
 def _short(sets: list[str]) -> list[str]:
     """The names that results have: gsm8k for openai/gsm8k."""
-    from kava.evaluate.sets import short_name
+    from kava.evaluation.eval_sets import short_name
 
     return [short_name(name) for name in sets]
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.many import app_of
+from kava.cli.list_flags import app_of
 from kava.errors import ConfigError, KavaError
-from kava.evaluate.trial import Place, Skipped, expect
+from kava.lab.selfcheck.context import Place, Skipped, expect
 from kava.registry import nearest
 
 TEXTS = (  # a text, the number it marks as its answer, the number it ends in
@@ -88,13 +88,13 @@ def _components(device: str, teachers: bool) -> tuple[dict[str, Component], str]
     light: dict[str, Component] = {"environment": try_environment, "recipes": try_recipes, "answers": try_answers}
     light = {} if teachers else light
     try:
-        from kava.backbone.hush import hush
+        from kava.backbone.silence_libraries import silence_libraries
         from kava.infer.student import pick_device
 
         if teachers:
-            from kava.cli.smoke_phases import COMPONENTS
+            from kava.lab.selfcheck.phases import COMPONENTS
         else:
-            from kava.cli.smoke_runs import COMPONENTS
+            from kava.lab.selfcheck.runs import COMPONENTS
     except ImportError as error:
         reason = error
 
@@ -102,7 +102,7 @@ def _components(device: str, teachers: bool) -> tuple[dict[str, Component], str]
             raise reason
 
         return {**light, "imports": imports}, device
-    hush()
+    silence_libraries()
     return {**light, **COMPONENTS}, str(pick_device(device))
 
 

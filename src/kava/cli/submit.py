@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kava.cli.common import OVERRIDES, show_result, table
+from kava.cli.common import OVERRIDES, show_result
 from kava.errors import ConfigError, RunError
 from kava.registry import nearest
+from kava.text_table import table
 
 if TYPE_CHECKING:
-    from kava.hpc.plan import Base
-    from kava.hpc.schedulers.base import Scheduler
-    from kava.hpc.site_file import Site
-    from kava.hpc.spec import Resources
-    from kava.hpc.submit import Submission
+    from kava.cluster.plan import Base
+    from kava.cluster.schedulers.base import Scheduler
+    from kava.cluster.site_file import Site
+    from kava.cluster.spec import Resources
+    from kava.cluster.submit import Submission
 
 # Where things lie, for schedulers that do not pass the environment on. No token: scripts are files that others may read.
 CARRIED = (
@@ -75,8 +76,8 @@ def submit(
     file holds what all jobs of a cluster need: scheduler, partition, account, qos, nodes, gpus, cpus, mem, time, setup
     (lines of shell), environment, directives (per scheduler), container, launcher, sge.
     """
-    from kava.hpc.plan import Base, in_one_job
-    from kava.hpc.site_file import find_site
+    from kava.cluster.plan import Base, in_one_job
+    from kava.cluster.site_file import find_site
 
     words = [str(word) for word in ctx.args]
     if verb not in VERB_NAMES:
@@ -109,8 +110,8 @@ def submit(
 
 def _resources(preset: str | None, site: Site, given: dict[str, Any], mem: str | None, time: str | None) -> Resources:
     """Flags over the site file over the preset; a preset that was asked for by name goes over the site file's sizes."""
-    from kava.hpc.presets import preset as named
-    from kava.hpc.spec import parse_mem, parse_time
+    from kava.cluster.presets import preset as named
+    from kava.cluster.spec import parse_mem, parse_time
 
     own = {key: value for key, value in given.items() if value is not None}
     if mem is not None:
@@ -128,9 +129,9 @@ def _environment(site: Site) -> tuple[tuple[str, str], ...]:
 
 
 def _scheduler(name: str | None, site: Site) -> Scheduler:
-    from kava.env.detect import find_scheduler as inside
-    from kava.hpc.detect import find_scheduler
-    from kava.hpc.schedulers import scheduler_named
+    from kava.cluster.detect import find_scheduler
+    from kava.cluster.schedulers import scheduler_named
+    from kava.machine.detect import find_scheduler as inside
 
     return scheduler_named(name or site.scheduler or inside(os.environ) or find_scheduler(os.environ), site)
 
@@ -146,8 +147,8 @@ def _made(verb: str, words: list[str], base: Base, preset: str, shards: int, own
     """The submissions, every command of theirs checked. `own` are submit's flags, for hints."""
     from kava.cli.submit_check import check_job
     from kava.cli.submit_verbs import VERBS, Asked
-    from kava.hpc.plan import SEED
-    from kava.hpc.spec import INDEX
+    from kava.cluster.plan import SEED
+    from kava.cluster.spec import INDEX
 
     values = dict(base.common["exported"])
     for name in (INDEX, SEED):
@@ -171,8 +172,8 @@ def _made(verb: str, words: list[str], base: Base, preset: str, shards: int, own
 
 
 def _submit(made: list[Submission], scheduler: Scheduler, portable: bool, dry_run: bool, quiet: bool) -> int:
-    from kava.hpc.submit import adapted, fresh, show
-    from kava.hpc.submit import submit as hand_over
+    from kava.cluster.submit import adapted, fresh, show
+    from kava.cluster.submit import submit as hand_over
 
     ready = [adapted(submission if portable else fresh(submission), scheduler) for submission in made]
     for note in dict.fromkeys(note for submission in ready for note in submission.notes):
@@ -202,7 +203,7 @@ def _submit(made: list[Submission], scheduler: Scheduler, portable: bool, dry_ru
 
 def _refuse_twice(submission: Submission) -> None:
     """The same jobs again, while the first ones are still there, would only get in each other's way."""
-    from kava.hpc.jobs import records, rows
+    from kava.cluster.jobs import records, rows
 
     folder = Path(submission.folder)
     for record in records([folder.parent] if folder.parent.is_dir() else []):

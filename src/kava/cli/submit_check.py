@@ -8,10 +8,10 @@ from typing import Any
 
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args
 from kava.cli.main import underscores, verb_command
+from kava.cluster.spec import JobSpec, filled, singles
 from kava.config import Recipe, load_recipe
 from kava.config.effects import without_effect
 from kava.errors import ConfigError
-from kava.hpc.spec import JobSpec, filled, singles
 
 
 def parsed(verb: str, words: Sequence[str]) -> Any:

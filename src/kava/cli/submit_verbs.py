@@ -1,4 +1,4 @@
-"""What `kava submit` makes of each verb's command line: the same flags as the verb itself, then jobs (kava/hpc/plan.py)."""
+"""What `kava submit` makes of each verb's command line: the same flags as the verb itself, then jobs (kava/cluster/plan.py)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path, PurePath
 
 from kava.cli.common import check_flags
 from kava.cli.submit_check import check, distilled, parsed
+from kava.cluster import plan
+from kava.cluster.presets import SIZES
+from kava.cluster.spec import Command, filled
+from kava.cluster.submit import Submission
 from kava.config import load_recipe
 from kava.errors import ConfigError
-from kava.hpc import plan
-from kava.hpc.presets import SIZES
-from kava.hpc.spec import Command, filled
-from kava.hpc.submit import Submission
-from kava.suites.members import Member, chosen, job, suite_named
+from kava.lab.plan import Member, chosen, job, suite_named
 
 _FLAG = re.compile(r"--[A-Za-z]")
 _SETTING = re.compile(r"[a-z]\w*(\.\w+)+=.*", re.DOTALL)
@@ -163,7 +163,7 @@ def _seeds_of(config: str, rest: list[str], asked: Asked) -> Submission:
 
 
 def _short(sets: Sequence[str]) -> list[str]:
-    from kava.evaluate.sets import short_name
+    from kava.evaluation.eval_sets import short_name
 
     return [short_name(name) for name in sets]
 

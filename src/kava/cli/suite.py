@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result, table
-from kava.cli.many import app_of
+from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result
+from kava.cli.list_flags import app_of
 from kava.cli.seeds import SEEDS
 from kava.config import Recipe, load_recipe, parse_overrides, recipe_path
 from kava.config.keys import nest
@@ -18,11 +18,12 @@ from kava.config.load import SHIPPED
 from kava.config.text import write_file
 from kava.errors import ConfigError, RunError
 from kava.files import write_json
+from kava.lab.analysis.runs import SUITE, find_runs
+from kava.lab.analysis.validations import held_out_numbers
+from kava.lab.plan import Member, Suite, chosen, job, suite_named, suites
+from kava.lab.run_local import run_jobs
 from kava.provenance import surroundings
-from kava.report.collect import SUITE, find_runs
-from kava.report.validations import held_out_numbers
-from kava.suites.members import Member, Suite, chosen, job, suite_named, suites
-from kava.suites.runner import run_jobs
+from kava.text_table import table
 
 CONTEXT = OVERRIDES
 HELD_OUT = {"ce": "val CE", "kv": "val KV", "kv_unexplained": "KV / mean's"}  # the last: over a constant's distance

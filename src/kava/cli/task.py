@@ -22,8 +22,8 @@ def task(
     ] = None,
 ) -> int:
     """Run commands for a scheduler. Their exit code is ours; 3 (Grid Engine: 100) if something they need is not ok."""
-    from kava.hpc.schedulers import scheduler_named
-    from kava.hpc.task import Task, split
+    from kava.cluster.schedulers import scheduler_named
+    from kava.cluster.task import Task, split
 
     work = Task(status, split(command), scheduler_named(scheduler), needs or [], requeue, keep_going, stop_after)
     return work.run()

@@ -57,10 +57,10 @@ def train(
     name = recipe.about.name or "run"
     folder = output_dir or f"outputs/{name}_seed_{recipe.system.seed}" + ("_quick" if quick_test else "")
 
-    from kava.train.processes import first
-    from kava.train.run import train as run
+    from kava.training.processes import is_main_process
+    from kava.training.run import train as run
 
     outcome = run(recipe, folder, resume, quiet)
-    if quiet and first():
+    if quiet and is_main_process():
         show_result(outcome.facts, "", quiet)
     return outcome.exit_code

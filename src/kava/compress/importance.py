@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 def importance(queries: Tensor, keys: Tensor, answer_mask: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -17,8 +17,8 @@ def importance(queries: Tensor, keys: Tensor, answer_mask: Tensor, mask: Tensor,
     queries [B, H*R, A, D] of the answer tokens as inputs; keys [B, H, N, D]; answer_mask [B, A]; mask [B, N].
     """
     batch, heads = keys.shape[:2]
-    grouped = precise(queries).reshape(batch, heads, -1, *queries.shape[2:])  # [B, H, R, A, D]
-    logits = torch.einsum("bhrad,bhnd->bhran", grouped, precise(keys)).amax(2) * scale
+    grouped = at_least_float32(queries).reshape(batch, heads, -1, *queries.shape[2:])  # [B, H, R, A, D]
+    logits = torch.einsum("bhrad,bhnd->bhran", grouped, at_least_float32(keys)).amax(2) * scale
     attention = masked_softmax(logits, mask[:, None, None, :])
     real = answer_mask[:, None, :, None]
     return attention.masked_fill(~real, 0.0).sum(2) / real.sum(2).clamp(min=1)

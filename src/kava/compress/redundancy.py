@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kava.compress.importance import masked_softmax
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 def redundancy(keys: Tensor, mask: Tensor) -> Tensor:
@@ -24,5 +24,5 @@ def redundancy(keys: Tensor, mask: Tensor) -> Tensor:
 
 def unit_keys(keys: Tensor, mask: Tensor) -> Tensor:
     """Keys of length 1 in float32 or better, 0 on padding."""
-    keys = precise(keys).masked_fill(~mask[:, None, :, None], 0.0)
+    keys = at_least_float32(keys).masked_fill(~mask[:, None, :, None], 0.0)
     return keys / keys.norm(dim=-1, keepdim=True).clamp(min=1e-8)

@@ -2,7 +2,7 @@
 
 A field is the only default. Tags say how well a value is known: known (several sources or official code agree),
 noted (one second-hand source), open (the paper's choice is unknown, ours is given), ours.
-Reading, merging and explaining recipe files is `kava.config`; import the models from there.
+TextPass, merging and explaining recipe files is `kava.config`; import the models from there.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class LatentConfig(Section):
     method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code")
 
     @property
-    def thinks(self) -> bool:
+    def feeds_back(self) -> bool:
         """False for pause tokens (T = 0) and for no latents at all (M = 0): then nothing is fed back."""
         return self.num_tokens > 0 and (self.method == "sequential" or self.num_iterations > 0)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from kava.errors import ConfigError, ModelError
 from kava.fuse.prototypes import compute_routing_weights
 from kava.fuse.router import LearnableRouter
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 def shares(weights: Tensor, present: Tensor | None = None) -> Tensor:
@@ -18,7 +18,7 @@ def shares(weights: Tensor, present: Tensor | None = None) -> Tensor:
 
     0 for everyone where nobody with a weight is present. weights [B or 1, N or 1, S]; present [B, N, S].
     """
-    weights = precise(weights)
+    weights = at_least_float32(weights)
     if present is not None:
         weights = weights.masked_fill(~present, 0.0)
     total = weights.sum(-1, keepdim=True)
@@ -41,10 +41,10 @@ def fuse(parts: Sequence[Tensor], weights: Tensor, present: Tensor | None = None
             "bring each into the student's shape first (kava.align)",
         )
     middle = (1,) * (first.dim() - 3)
-    total = torch.zeros_like(precise(first))
+    total = torch.zeros_like(at_least_float32(first))
     share = shares(weights.to(total.dtype), present)
     for number, part in enumerate(parts):
-        part = precise(part)
+        part = at_least_float32(part)
         if present is not None:
             here = present[..., number]
             part = part.masked_fill(~here.view(here.shape[0], *middle, here.shape[1], 1), 0.0)
@@ -61,7 +61,7 @@ def fuse_kvs_fixed(
     if min(given, default=0.0) < 0 or sum(given) <= 0:
         raise ConfigError(f"fusion weights {given} must be >= 0, and one of them above 0")
     row = torch.tensor(given, dtype=torch.float64, device=parts[0].device)
-    return fuse(parts, (row / row.sum()).to(precise(parts[0]).dtype)[None, None], present)
+    return fuse(parts, (row / row.sum()).to(at_least_float32(parts[0]).dtype)[None, None], present)
 
 
 def fuse_kvs_similarity(

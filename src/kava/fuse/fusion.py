@@ -12,7 +12,7 @@ from torch.nn import functional
 from kava.errors import ConfigError, ModelError
 from kava.fuse.prototypes import METRICS, layered_similarity
 from kava.fuse.router import LearnableRouter
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Similar(Fusion):
             raise ModelError(f"prototypes are [teachers, layers, centres, d], not {tuple(prototypes.shape)}")
         self.metric, self.per_layer = metric, per_layer
         self.num_teachers = len(prototypes)
-        self.register_buffer("prototypes", precise(prototypes.detach().clone()))
+        self.register_buffer("prototypes", at_least_float32(prototypes.detach().clone()))
 
     def forward(self, query: Query, temperature: float = 1.0) -> Tensor:
         values = _given(query.values, "values")
@@ -107,7 +107,7 @@ class Learnable(Fusion):
 
     def forward(self, query: Query, temperature: float = 1.0) -> Tensor:
         seen = _given(query.tokens, "tokens") if self.per_token else _given(query.hidden, "hidden")[:, None]
-        seen = functional.layer_norm(precise(seen), seen.shape[-1:])
+        seen = functional.layer_norm(at_least_float32(seen), seen.shape[-1:])
         return self.router(seen, temperature).transpose(1, 2)  # [B, N or 1, L or 1, S] -> [B, L or 1, N or 1, S]
 
 

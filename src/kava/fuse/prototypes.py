@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kava.errors import ConfigError, DataError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 METHODS = ("mean", "cls", "max", "kmeans")
 METRICS = ("cosine", "dot", "l2")
@@ -32,7 +32,7 @@ def compute_teacher_prototype(
     if kvs.dim() == 4:
         each = [compute_teacher_prototype(layer, method, attention_mask, num_clusters, seed) for layer in kvs]
         return torch.stack(each)
-    kvs = precise(kvs)
+    kvs = at_least_float32(kvs)
     real = torch.ones(kvs.shape[:2], dtype=torch.bool, device=kvs.device)
     if attention_mask is not None:
         real = attention_mask.to(torch.bool)
@@ -91,7 +91,7 @@ def layered_similarity(query: Tensor, prototypes: Tensor, metric: str = "cosine"
     metric = ALIASES.get(metric, metric)
     if metric not in METRICS:
         raise ConfigError(f"unknown similarity {metric!r}", "known: " + ", ".join(METRICS))
-    query, prototypes = precise(query), precise(prototypes)
+    query, prototypes = at_least_float32(query), at_least_float32(prototypes)
     if metric == "l2":
         gap = query[:, :, None, None] - prototypes.transpose(0, 1)[None]  # [B, L, S, C, d]
         return -gap.norm(dim=-1).amin(-1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.errors import ConfigError
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 ROUTERS = ("mlp", "gate", "attention")
 TEACHER_STD = 0.02  # start of the teachers' vectors in the attention router
@@ -58,7 +58,7 @@ class LearnableRouter(nn.Module):
         return flat if self.num_outputs is None else flat.unflatten(-1, (self.num_outputs, self.num_teachers))
 
     def forward(self, query: Tensor, temperature: float = 1.0) -> Tensor:
-        return torch.softmax(precise(self.scores(query)) / temperature, dim=-1)
+        return torch.softmax(at_least_float32(self.scores(query)) / temperature, dim=-1)
 
 
 def _mlp(size: int, rows: int, num_layers: int, dropout: float) -> nn.Sequential:

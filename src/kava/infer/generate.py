@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kava.backbone.attention import KV
 from kava.backbone.kv import Pass, join
-from kava.backbone.layout import causal_mask, pick, positions, previous
+from kava.backbone.masks import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
 
 MODES = ("latent", "cot", "direct")
@@ -110,7 +110,7 @@ def _prefill(
 ) -> _State:
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}, known: {MODES}")
-    if latents is not None and not (mode == "latent" and model.thinks):
+    if latents is not None and not (mode == "latent" and model.feeds_back):
         raise ValueError("there are no latents to replace")
     rows = len(question)
     if mode == "cot":
@@ -119,7 +119,7 @@ def _prefill(
     slots = model.slots(rows)
     if mode == "direct":
         return _read(model, question, mask, torch.cat([slots[:, :1], after], 1))
-    if not model.thinks:
+    if not model.feeds_back:
         return _read(model, question, mask, torch.cat([slots, after], 1))
     latents, prefix, known = _think(model, question, mask, latents)
     return _extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)

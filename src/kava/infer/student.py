@@ -74,7 +74,7 @@ class Student:
 
     def think(self, questions: Sequence[str], batch_size: int | None = None, progress: bool = False) -> Tensor:
         """The latents of each question, [n, M, E] float32 on the CPU: input embeddings of their last pass."""
-        if not self.model.thinks:
+        if not self.model.feeds_back:
             raise ConfigError("this student thinks no latents: T or M is 0")
         found = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
         batches = self._batches(questions, batch_size)

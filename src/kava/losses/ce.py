@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 def cross_entropy(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 4096) -> Tensor:
@@ -20,7 +20,7 @@ def cross_entropy(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tens
     """
 
     def piece(rows: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(precise(head(rows)), labels, reduction="sum")
+        return F.cross_entropy(at_least_float32(head(rows)), labels, reduction="sum")
 
     if len(targets) <= chunk:
         return piece(hidden, targets)

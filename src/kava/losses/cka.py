@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 def cka(left: Tensor, right: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
@@ -27,7 +27,7 @@ def _gram(vectors: Tensor, mask: Tensor, unbiased: bool) -> Tensor:
     """[B, N, N] centred, 0 outside the real tokens."""
     count = mask.sum(1)[:, None, None]
     real = mask[..., None]
-    vectors = precise(vectors).masked_fill(~real, 0.0)
+    vectors = at_least_float32(vectors).masked_fill(~real, 0.0)
     vectors = (vectors - vectors.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~real, 0.0)
     scale = vectors.square().sum((1, 2), keepdim=True)  # CKA knows no scale; squares of squares would overflow
     gram = vectors @ vectors.transpose(1, 2) / torch.where(scale > 0, scale, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 KINDS = ("cosine", "mercator", "hybrid")
 ALIGNED = 0.95  # an entry whose cosine is above this counts as aligned
@@ -33,7 +33,7 @@ def direction_loss(
     """
     if kind not in KINDS:
         raise ValueError(f"unknown direction loss {kind!r}, known: {KINDS}")
-    student, teacher = precise(student), precise(teacher.detach() if detach else teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach() if detach else teacher)
     cosine = cosines(student, teacher)
     long, wide = (part.norm(dim=-1).clamp(min=TINY) for part in (student, teacher))
     magnitude = (long.log() - wide.log()).square()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 KINDS = ("smooth_l1", "mse", "l1")
 
@@ -16,7 +16,7 @@ def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -
 
     The teacher gets no gradient, unless `detach` is False: then it is a projection that is trained.
     """
-    student, teacher = precise(student), precise(teacher.detach() if detach else teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher.detach() if detach else teacher)
     if kind == "smooth_l1":
         return F.smooth_l1_loss(student, teacher, reduction="none")
     if kind == "mse":
@@ -28,7 +28,7 @@ def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -
 
 def masked_std(teacher: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The unbiased standard deviation over `dims` of the True elements, keepdim; 1 where fewer than two are True."""
-    teacher = precise(teacher.detach())
+    teacher = at_least_float32(teacher.detach())
     weight = mask.expand_as(teacher).to(teacher.dtype)
     count = weight.sum(dims, keepdim=True)
     mean = (teacher * weight).sum(dims, keepdim=True) / count.clamp(min=1)

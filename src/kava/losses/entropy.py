@@ -7,14 +7,14 @@ from math import log
 import torch
 from torch import Tensor
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 TARGETS = ("diverse", "specialized")
 
 
 def entropy_of(weights: Tensor) -> Tensor:
     """[...] H = - sum_i w_i ln w_i over the last axis, with 0 ln 0 = 0; the gradient stays finite at 0."""
-    weights = precise(weights)
+    weights = at_least_float32(weights)
     tiny = torch.finfo(weights.dtype).tiny
     return -(weights * weights.clamp(min=tiny).log()).sum(-1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 
 def variance_guard(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def variation(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
 
 def _ratio(projected: Tensor, kept: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """std_{b,d} / reference_d [B, d], and where it means anything."""
-    projected, reference = precise(projected), precise(reference.detach())
+    projected, reference = at_least_float32(projected), at_least_float32(reference.detach())
     real = kept[..., None]
     count = kept.sum(1)[:, None]
     entries = projected.masked_fill(~real, 0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kava.losses.direction import cosines
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 
 LEAST = {"mse": 1, "cosine": 1, "barlow": 2}  # tokens that a sample must have to count
 OFF = 0.005  # barlow: weight of the entries off the diagonal
@@ -26,7 +26,7 @@ def z_loss(student: Tensor, target: Tensor, kept: Tensor, kind: str = "mse") -> 
     """
     if kind not in LEAST:
         raise ValueError(f"unknown distance of codes {kind!r}, known: {tuple(LEAST)}")
-    student, target = (precise(part).masked_fill(~kept[..., None], 0.0) for part in (student, target))
+    student, target = (at_least_float32(part).masked_fill(~kept[..., None], 0.0) for part in (student, target))
     count = kept.sum(1)
     if kind == "barlow":
         each = _barlow(student, target, kept)

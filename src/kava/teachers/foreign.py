@@ -8,7 +8,7 @@ from torch import Tensor
 from kava.align.rope import Rotary
 from kava.backbone.attention import KV
 from kava.backbone.foreign import Foreign
-from kava.backbone.layout import positions
+from kava.backbone.masks import positions
 from kava.errors import ConfigError
 from kava.teachers.base import KVShape, TeacherKV, TeacherWants
 from kava.teachers.live import before_rotary, pooled_values, shape_of

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from kava.align.rope import Rotary, unrotate
-from kava.backbone.layout import positions
+from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
-from kava.backbone.reading import cue_states, read_text
 from kava.backbone.rotary import rotary_of
+from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress import importance
-from kava.shapes import precise
+from kava.shapes import at_least_float32
 from kava.teachers.base import KVShape, TeacherKV, TeacherWants
 
 
@@ -41,7 +41,7 @@ class LiveTeacher:
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
         home = batch["question"].device
         here = {name: value.to(self.model.device) for name, value in batch.items()}
-        text = read_text(self.model, here, all_layers=wants.cue)
+        text = teacher_forced_pass(self.model, here, all_layers=wants.cue)
         keys = [key[:, :, text.cot].to(home) for key in text.out.keys]
         values = [value[:, :, text.cot].to(home) for value in text.out.values]
         looked = None
@@ -78,7 +78,7 @@ def pooled_values(values: list[Tensor], mask: Tensor, how: str) -> Tensor:
         return torch.stack(each, dim=1)
     real = mask[:, None, :, None]
     count = mask.sum(1).clamp(min=1)[:, None, None]
-    sums = [precise(value).masked_fill(~real, 0).sum(2) / count for value in values]
+    sums = [at_least_float32(value).masked_fill(~real, 0).sum(2) / count for value in values]
     return torch.stack([one.flatten(1) for one in sums], dim=1).to(values[0].dtype)
 
 

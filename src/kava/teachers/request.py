@@ -16,12 +16,12 @@ from kava.config.fields import METHOD_ALIASES
 from kava.data.encode import EncodedSet, Encoder, encode_split
 from kava.data.example import content_hash
 from kava.data.load import ExampleStream, load_examples
-from kava.data.many import Voice, heard
+from kava.data.teacher_texts import TeacherTokenization, heard
 from kava.errors import ConfigError, DataError
 from kava.provenance import versions
 from kava.teachers.live import shape_of
 from kava.teachers.manifest import DTYPES, RAW, Manifest, plain, tokenizer_hash
-from kava.teachers.resting import Live
+from kava.teachers.offloaded import Live
 
 METHODS = (RAW, "rkv", "rkv_original", "crop", "steps", "uniform")
 SPLITS = ("train", "validation")
@@ -122,7 +122,11 @@ class Source:
 
 
 def read_source(
-    recipe: Recipe, tokenizer: Any, splits: Sequence[str], progress: bool = True, voice: Voice | None = None
+    recipe: Recipe,
+    tokenizer: Any,
+    splits: Sequence[str],
+    progress: bool = True,
+    voice: TeacherTokenization | None = None,
 ) -> Source:
     """Training examples that are not too long, then all validation examples.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kava.align.rope import Rotary
-from kava.backbone.layout import positions
+from kava.backbone.masks import positions
 from kava.compress import make_compressor
 from kava.config import Recipe
 from kava.data.example import stable_hash

@@ -1,0 +1,47 @@
+"""One pass over a whole text: question, chain of thought, cue, answer. What teachers and explicit students do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kava.backbone.kv import Pass
+from kava.backbone.masks import causal_mask, pick, positions
+from kava.backbone.model import Backbone
+
+
+@dataclass(frozen=True)
+class TextPass:
+    """The pass over [question | cot | tail], its ids and mask [B, T], and where the parts stand."""
+
+    out: Pass
+    ids: Tensor
+    mask: Tensor
+    question: slice
+    cot: slice
+    tail: slice
+
+
+def teacher_forced_pass(model: Backbone, batch: dict[str, Tensor], all_layers: bool = False) -> TextPass:
+    """Teacher forcing over a batch of data/collate.py; padding may stand on either side of each part."""
+    parts = ("question", "cot", "tail")
+    ids = torch.cat([batch[name] for name in parts], dim=1)
+    mask = torch.cat([batch[f"{name}_mask"] for name in parts], dim=1)
+    out = model.run(model.embed(ids), positions(mask), causal_mask(mask), all_layers=all_layers)
+    question, cot, tail = (batch[name].shape[1] for name in parts)
+    return TextPass(
+        out,
+        ids,
+        mask,
+        slice(0, question),
+        slice(question, question + cot),
+        slice(question + cot, question + cot + tail),
+    )
+
+
+def cue_states(out: Pass, column: Tensor) -> Tensor:
+    """[B, L, E] hidden states behind each layer at one column per sample."""
+    assert out.layers is not None
+    return torch.stack([pick(layer, column) for layer in out.layers], dim=1)

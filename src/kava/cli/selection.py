@@ -1,0 +1,74 @@
+"""kava selection: which tokens of the chain of thought each compressor keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kava.cli.common import show_result
+from kava.cli.list_flags import app_of
+from kava.cli.student import Base, Checkpoint, Device, Quiet, stored_recipe
+from kava.errors import ConfigError
+from kava.text_table import table
+
+DEFAULT = ["rkv", "full", "crop", "steps", "uniform", "random"]
+
+
+def selection(
+    checkpoint: Checkpoint,
+    examples: Annotated[int, typer.Option(min=1, help="validation problems to look at")] = 3,
+    compressors: Annotated[
+        list[str] | None, typer.Option(help=f"names, or package.module:Name; default: {' '.join(DEFAULT)}")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="a .json file; default: kept.json beside best_checkpoint")] = None,
+    device: Device = "auto",
+    base: Base = None,
+    quiet: Quiet = False,
+) -> int:
+    """Which tokens of the chain of thought each compressor keeps of this student's own teacher mode.
+
+    Takes the first validation problems whose chain of thought is longer than M, and writes kept.json: the tokens, which
+    of them are step results, and the kept ones by compressor, layer and head. Nothing is trained or generated.
+    """
+    recipe = stored_recipe(checkpoint)
+    if output is not None and (output.suffix != ".json" or output.is_dir()):
+        raise ConfigError(f"--output {output} is no .json file", "name one, such as kept.json")
+
+    from kava.backbone.silence_libraries import silence_libraries
+    from kava.evaluation.result_files import results_folder
+    from kava.evaluation.selection import compressors_of, selection_document, shares, validation
+    from kava.files import write_json
+    from kava.infer.student import Student
+
+    silence_libraries()
+    chosen = compressors_of(recipe, compressors or DEFAULT)
+    problems = validation(recipe)
+    student = Student.from_pretrained(checkpoint, device, base)
+    document = selection_document(student, checkpoint, chosen, examples, problems)
+    path = output or results_folder(checkpoint) / "kept.json"
+    write_json(path, document)
+    rows = shares(document)
+    show_result({"output": str(path), "shares": rows}, f"{_text(document, rows)}\nwrote {path}", quiet)
+    return 0
+
+
+def _text(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    head = (
+        f"{len(document['examples'])} problems, {document['layers']} layers x {document['heads']} heads, "
+        f"at most {document['keep']} entries kept in each"
+    )
+    lines = [
+        [
+            row["compressor"],
+            str(row["entries"]),
+            f"{100 * row['results'] / row['entries']:.1f} %" if row["entries"] else "-",
+            "  ".join(f"{token!a} {number}" for token, number in row["tokens"].items()),
+        ]
+        for row in rows
+    ]
+    return f"{head}\n{table(lines, ['compressor', 'entries', 'step results', 'most kept tokens'])}"
+
+
+app = app_of("selection", selection)

@@ -1,0 +1,80 @@
+"""The queue of one machine: waits for other drivers, then runs a script's tasks one after another, in the background.
+
+python -m kava.cluster.driver SCRIPT LOG TASKS|- [ID ...]     prints its own id and goes on without its parent
+python -m kava.cluster.driver --cancel ID
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kava.cluster.schedulers.local import AGAIN, Local
+
+POLL = 0.2
+STOPPED = 128 + signal.SIGTERM
+
+
+def alive(job: str) -> bool:
+    """Whether a driver with this number is under way."""
+    local = Local()
+    done = subprocess.run(local.states_commands([job])[0], capture_output=True, text=True, check=False)
+    return (job, None) in local.parse_states([], done.stdout)
+
+
+def start(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
+    """Starts the driver that does the work, and prints its id."""
+    words = [sys.executable, "-m", "kava.cluster.driver", "--work", script, log, tasks, *waits]
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    print(process.pid)
+    return 0
+
+
+def work(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
+    """Every task in its turn; one that fails stops no other one. The last code that is not 0."""
+    while any(alive(job) for job in waits):
+        time.sleep(POLL)
+    job, worst = str(os.getpid()), 0
+    for number in range(int(tasks)) if tasks != "-" else [None]:
+        environment = {**os.environ, "KAVA_JOB_ID": job}
+        environment.pop("KAVA_TASK_INDEX", None)
+        if number is not None:
+            environment["KAVA_TASK_INDEX"] = str(number)
+        unique = f"{log}_{job}" + ("" if number is None else f"_{number}")
+        code = AGAIN
+        while code == AGAIN:
+            with Path(unique + ".out").open("ab") as out, Path(unique + ".err").open("ab") as err:
+                running = subprocess.Popen(
+                    ["bash", script], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
+                )
+                code = running.wait()
+        worst = code or worst
+    return worst
+
+
+def cancel(job: str) -> int:
+    """TERM to the driver and what it runs; a training saves a checkpoint first."""
+    if not alive(job):
+        print(f"no job {job} is under way", file=sys.stderr)
+        return 1
+    os.killpg(int(job), signal.SIGTERM)
+    return 0
+
+
+def main(words: Sequence[str]) -> int:
+    if words[0] == "--cancel":
+        return cancel(words[1])
+    if words[0] == "--work":
+        return work(words[1], words[2], words[3], words[4:])
+    return start(words[0], words[1], words[2], words[3:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

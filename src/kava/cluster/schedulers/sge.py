@@ -1,0 +1,117 @@
+"""Grid Engine, all its descendants. It has no `afterok`: who depends looks at the status files when it starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, Scheduler, States
+from kava.cluster.spec import JobSpec, clock
+from kava.errors import ConfigError
+
+
+class GridEngine(Scheduler):
+    name = "sge"
+    prefix = "#$"
+    job = "JOB_ID"
+    index = "SGE_TASK_ID"
+    first = 1
+    home = "SGE_O_WORKDIR"
+    has_afterok = False
+    refused = 100  # the job is shown in error and keeps those held that wait for it
+    keeps_refused = True
+
+    def header(self, spec: JobSpec) -> list[str]:
+        asked, site = spec.resources, self.site.sge
+        if asked.qos:
+            raise ConfigError(
+                "sge has no qos", "name the queue with --partition, or write a directive into the site file"
+            )
+        lines = [f"-N {spec.name}", "-S /bin/bash", "-cwd"]
+        slots = asked.cpus * asked.nodes
+        pe = site.pe if asked.nodes == 1 else site.pe_nodes
+        if slots > 1 and pe is None:
+            key = "pe" if asked.nodes == 1 else "pe_nodes"
+            raise ConfigError(
+                f"sge: {asked.nodes} nodes with {asked.cpus} CPUs need the name of a parallel environment",
+                f"qconf -spl lists them; put sge.{key} into the site file",
+            )
+        lines += [f"-pe {pe} {slots}"] if slots > 1 else []
+        lines += [f"-l {site.gpu}={asked.gpus}"] if asked.gpus and site.gpu else []
+        if asked.mem and site.memory:
+            lines += [f"-l {site.memory}={asked.mem // (asked.cpus if site.memory_per_slot else 1)}M"]
+        if asked.time:
+            soft = max(60, asked.time - spec.signal)  # USR1; then KILL
+            lines += [f"-l h_rt={clock(asked.time)}", f"-l s_rt={clock(soft)}"]
+        lines += [f"-q {asked.partition}"] if asked.partition else []
+        lines += [f"-P {asked.account}"] if asked.account else []
+        lines += [f"-t 1-{spec.array}"] if spec.array is not None else []
+        unique = "$JOB_ID.$TASK_ID" if spec.array is not None else "$JOB_ID"
+        lines += [f"-o {spec.log}_{unique}.out", f"-e {spec.log}_{unique}.err"]
+        return [*lines, "-notify", f"-r {'y' if spec.requeue else 'n'}"]
+
+    def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
+        wait = ["-hold_jid", ",".join(job for job, _ in after)] if after else []
+        return ["qsub", "-terse", *wait, str(script)]
+
+    def parse_id(self, printed: str) -> str:
+        """`-terse` prints 12 or, for an array, 12.1-3:1."""
+        return super().parse_id(printed).partition(".")[0]
+
+    def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
+        """What has ended, then what is still in the queue: a job put back is in both."""
+        return [*(["qacct", "-j", one] for one in ids), ["qstat"]]
+
+    def parse_states(self, command: Sequence[str], printed: str) -> States:
+        return _ended(printed) if command[0] == "qacct" else _queued(printed)
+
+    def cancel(self, job: str) -> list[str]:
+        return ["qdel", job]
+
+    def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
+        return 99  # Grid Engine's own code for "run me again"
+
+    def head(self) -> list[str]:
+        return ['read -r head _ <"$PE_HOSTFILE"']
+
+
+def _ended(printed: str) -> States:
+    """The blocks of qacct, oldest first; failed 100 is what qdel leaves."""
+    found: States = {}
+    for block in re.split(r"(?m)^=+$", printed):
+        facts = {words[0]: words[1] for line in block.splitlines() if len(words := line.split()) > 1}
+        if "jobnumber" not in facts:
+            continue
+        task = facts.get("taskid", "")
+        fine = facts.get("exit_status") == "0" and facts.get("failed") == "0"
+        state = DONE if fine else CANCELLED if facts.get("failed") == "100" else FAILED
+        found[facts["jobnumber"], int(task) - 1 if task.isdigit() else None] = state
+    return found
+
+
+def _queued(printed: str) -> States:
+    """The lines of qstat: id, priority, name, user, state, two words of time, queue, slots, tasks."""
+    found: States = {}
+    for line in printed.splitlines():
+        words = line.split()
+        if len(words) < 8 or not words[0].isdigit():
+            continue
+        letters = words[4]
+        state = (
+            FAILED if "E" in letters else CANCELLED if "d" in letters else RUNNING if "r" in letters or "t" in letters
+            else PENDING
+        )  # fmt: skip
+        for task in _tasks(words):
+            found[words[0], task] = state
+    return found
+
+
+def _tasks(words: Sequence[str]) -> list[int | None]:
+    """`1-3:1`, `1,3` or `2` behind the slots, counted from 1; a job that is no array has nothing there."""
+    text = words[-1] if words[-2].isdigit() and re.fullmatch(r"[\d,:-]+", words[-1]) else ""
+    found: list[int | None] = []
+    for part in text.split(",") if text else []:
+        first, _, last = part.partition(":")[0].partition("-")
+        found += range(int(first) - 1, int(last or first))
+    return found or [None]

@@ -1,0 +1,219 @@
+"""What a job's script turns into: runs the commands, says in a file how it went, and passes the scheduler's signals on.
+
+    state     started, ok, failed, requeued, or refused (something it needs is not ok)
+
+USR1 (a scheduler's warning before the time limit) and our own clock stop the command, which saves a checkpoint, and put
+the job back into the queue. TERM, INT and USR2 stop it as well: whoever sent them decides whether it runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from kava.cluster.render import THEN
+from kava.cluster.schedulers.base import Scheduler
+from kava.cluster.submit import refusal
+from kava.errors import ConfigError
+from kava.files import write_json
+
+STARTED, OK, FAILED, REQUEUED, REFUSED = "started", "ok", "failed", "requeued", "refused"
+SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGALRM")
+AGAIN = ("SIGUSR1", "SIGALRM")  # those after which the job goes back into the queue
+NOT_FOUND = 127
+_RANGE = re.compile(r"\[(\d+)-(\d+)\](?=\.json$)")
+
+
+@dataclass
+class Task:
+    """One run of a job's commands. `run` gives the exit code."""
+
+    status: Path
+    commands: list[list[str]]
+    scheduler: Scheduler
+    needs: list[str] = field(default_factory=list)
+    requeue: bool = False
+    keep_going: bool = False
+    stop_after: int | None = None
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    signal: str | None = None
+    process: subprocess.Popen[bytes] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> int:
+        if not self.status.parent.is_dir():
+            raise ConfigError(
+                f"{self.status.parent} is not visible from {socket.gethostname()} (in {Path.cwd()})",
+                "put the outputs on a file system that login and compute nodes share",
+            )
+        before = read_status(self.status)
+        job, number = self.scheduler.id_of(self.environ), self.scheduler.task_of(self.environ)
+        same = before.get("job") == job and before.get("task") == number
+        self.facts = {
+            "state": STARTED,
+            "exit_code": None,
+            "host": socket.gethostname(),
+            "job": job,
+            "task": number,
+            "attempt": int(before.get("attempt", 0)) + 1 if same else 1,
+            "began": _now(),
+            "ended": None,
+            "command": self.commands,
+        }
+        lacking = [why for file in needed(self.needs) if (why := _not_ok(file))]
+        if lacking:
+            print(f"error: not run, because {lacking[0]}{_more(lacking)}", file=sys.stderr, flush=True)
+            return self._end(REFUSED, self.scheduler.refused, reason=lacking)
+        write_json(self.status, self.facts)
+        with self._signals():
+            code = self._all()
+        if self.signal is not None and code:
+            return self._stopped(code)
+        return self._end(FAILED if code else OK, code)
+
+    def _all(self) -> int:
+        """The first exit code that is not 0; a stop with commands left is one."""
+        worst = 0
+        for words in self.commands:
+            if self.signal is not None:
+                return worst or 128 + signal.SIGTERM
+            code = self._one(words)
+            worst = worst or code
+            if code and not self.keep_going:
+                break
+        return worst
+
+    def _one(self, words: Sequence[str]) -> int:
+        print(f"kava task: {' '.join(words)}", flush=True)
+        environment = {name: value for name, value in self.environ.items() if name != "KAVA_PARENT"}
+        try:
+            # a session of its own: a signal to the job's group comes to us alone, and is passed on once
+            how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment, "start_new_session": True}
+            self.process = subprocess.Popen(words, **how, preexec_fn=_deaf if os.name == "posix" else None)
+        except OSError as error:
+            print(f"error: {words[0]} cannot be started: {error.strerror}", file=sys.stderr, flush=True)
+            return NOT_FOUND
+        if self.signal is not None:  # it came while the process was being made
+            self._pass_on()
+        code = self.process.wait()
+        self.process = None
+        return 128 - code if code < 0 else code
+
+    def _stopped(self, code: int) -> int:
+        """A command that was told to stop: back into the queue if that was a warning, and the scheduler can."""
+        if self.signal not in AGAIN or not self.requeue:
+            return self._end(
+                FAILED, code, signal=self.signal, reason=[f"stopped by {self.signal}; submit it again to continue"]
+            )
+        how = self.scheduler.requeue(self.environ)
+        if how is None:
+            print(
+                f"{self.scheduler.name} cannot requeue: submit the same again to continue", file=sys.stderr, flush=True
+            )
+            return self._end(FAILED, code, signal=self.signal, reason=["stopped at the time limit"])
+        self._end(REQUEUED, code, signal=self.signal)
+        if isinstance(how, int):
+            return how
+        why = refusal(how)
+        if why is not None:
+            print(f"error: {' '.join(how)}: {why}; submit the same again to continue", file=sys.stderr, flush=True)
+            return self._end(FAILED, code, signal=self.signal, reason=[f"requeue refused: {why}"])
+        return code
+
+    def _end(self, state: str, code: int, **more: Any) -> int:
+        self.facts |= {"state": state, "exit_code": code, "ended": _now(), **more}
+        write_json(self.status, self.facts)
+        return code
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        before = {number: signal.signal(number, self._caught) for number in numbers}
+        if self.stop_after is not None and hasattr(signal, "alarm"):
+            signal.alarm(self.stop_after)
+        try:
+            yield
+        finally:
+            if hasattr(signal, "alarm"):
+                signal.alarm(0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: Any) -> None:
+        self.signal = self.signal or signal.Signals(number).name
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """TERM to the command and all it started: they save and stop."""
+        process = self.process
+        if process is not None and process.poll() is None:
+            with suppress(ProcessLookupError):  # it ended just now
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+def _deaf() -> None:
+    """Grid Engine warns every process of a job, whatever its session: nobody is to die of what only we understand."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def split(words: Sequence[str]) -> list[list[str]]:
+    """Commands between --then."""
+    found: list[list[str]] = [[]]
+    for word in words:
+        if word == THEN:
+            found.append([])
+        else:
+            found[-1].append(word)
+    if not all(found):
+        raise ConfigError("kava task: no command", "kava task --status FILE -- COMMAND [--then COMMAND ...]")
+    return found
+
+
+def needed(words: Sequence[str]) -> list[Path]:
+    """Status files; `status-x-[0-2].json` names three of them."""
+    found = []
+    for word in words:
+        span = _RANGE.search(word)
+        numbers = range(int(span[1]), int(span[2]) + 1) if span else [None]
+        found += [Path(word if number is None else _RANGE.sub(str(number), word)) for number in numbers]
+    return found
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """What a task wrote; {} where there is nothing yet."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a status file ({error})", "remove it and submit the task again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _not_ok(path: Path) -> str | None:
+    found = read_status(path)
+    state = found.get("state")
+    if state == OK:
+        return None
+    where = f" (job {found['job']})" if found.get("job") else ""
+    return f"{path} says {state}{where}" if state else f"{path} is not there: that task has not run"
+
+
+def _more(lacking: Sequence[str]) -> str:
+    return f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,100 @@
+"""What a student is asked: one set by name or path, all of it or a stated part."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from kava import answers
+from kava.config import DatasetConfig, GeneratorConfig, Recipe
+from kava.data.example import Example, content_hash
+from kava.data.generator import BUILT_IN, FORMS, Generator
+from kava.data.load import load_examples, load_file
+from kava.data.places import JSON_SUFFIXES
+from kava.data.sources import known_source
+from kava.errors import ConfigError, DataError
+
+CotType = Literal["equation", "natural_language"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`name` as results call the set, `part` what the file's name says if it is not the whole test set."""
+
+    name: str
+    examples: Sequence[Example]
+    whole: int
+    part: str = ""
+
+    @property
+    def sha256(self) -> str:
+        return content_hash(self.examples)
+
+
+def load_eval_set(recipe: Recipe, name: str, limit: int | None = None, num_steps: int | None = None) -> Asked:
+    """The test split of a set known by name, a hub id or a folder; every row of a .jsonl file.
+
+    Built-in sets are generated with the recipe's own settings; `num_steps` asks for problems of exactly that length,
+    `limit` of them. Elsewhere `limit` draws that many items, always the same ones.
+    """
+    if num_steps is not None:
+        return _of_length(recipe, name, num_steps, limit)
+    examples = _examples(recipe, name)
+    _numbers_only(examples, name)
+    if limit is None or limit >= len(examples):
+        return Asked(short_name(name), examples, len(examples))
+    order = list(range(len(examples)))
+    random.Random("limit").shuffle(order)  # not the first ones: many sets are sorted by something
+    return Asked(short_name(name), [examples[i] for i in sorted(order[:limit])], len(examples), f".limit{limit}")
+
+
+def short_name(name: str) -> str:
+    """gsm8k for openai/gsm8k, mine for path/to/mine.jsonl."""
+    source = known_source(name) or known_source(Path(name).name)
+    if source is not None:
+        return source.name
+    return Path(name).stem if Path(name).suffix in JSON_SUFFIXES else Path(name).name
+
+
+def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
+    own = recipe.dataset
+    if Path(name).suffix in JSON_SUFFIXES:
+        return load_file(name, own.cot_type)
+    asked = DatasetConfig(
+        name=name,
+        config=own.config if name == own.name else None,
+        cot_type=cot_type_of(name, own.cot_type),
+        seed=own.seed,
+        generator=own.generator if name in BUILT_IN else GeneratorConfig(),
+    )
+    return list(load_examples(asked, "test"))
+
+
+def cot_type_of(name: str, default: CotType) -> CotType:
+    """The form of steps the set has; `default` where it has both."""
+    if name in BUILT_IN:
+        return cast(CotType, FORMS[name][2])
+    source = known_source(name) or known_source(Path(name).name)
+    return cast(CotType, source.cot_type) if source is not None and source.cot_type is not None else default
+
+
+def _of_length(recipe: Recipe, name: str, num_steps: int, limit: int | None) -> Asked:
+    if name not in BUILT_IN:
+        raise ConfigError(f"--num_steps has no effect on {name}", f"only built-in sets have it: {', '.join(BUILT_IN)}")
+    generator = recipe.dataset.generator
+    count = generator.test_size if limit is None else limit
+    examples = Generator(name, generator, recipe.dataset.seed).of_length("test", num_steps, count)
+    return Asked(name, examples, count, f".steps{num_steps}" + (f".limit{limit}" if limit is not None else ""))
+
+
+def _numbers_only(examples: Sequence[Example], name: str) -> None:
+    """A gold answer that is no number could never be matched; it would count as wrong in silence."""
+    for example in examples:
+        if answers.number(example.answer) is None:
+            raise DataError(
+                f"data set {name}: the answer of {example.id} is {example.answer!r}, which is no number",
+                "answers are compared as numbers",
+            )

@@ -1,0 +1,99 @@
+"""Saved answers judged again with today's reader of answers; needs no model.
+
+The raw text decides; everything else that was measured stays. Whether the cue was given stands in the results file, so
+predictions without one cannot be judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kava.config.text import parse_text
+from kava.data.rows import JsonRows
+from kava.errors import ConfigError, DataError
+from kava.evaluation.result_files import RESULTS, Files
+from kava.evaluation.score import summary, verdict
+
+FIELDS: dict[str, type] = {
+    "gold": str, "text": str, "num_steps": int, "forward_passes": int, "executed_calls": int, "generated_tokens": int,
+    "truncated": bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """New content for both files; `before` is the accuracy they had, `changed` how many items are judged otherwise."""
+
+    files: Files
+    results: dict[str, Any]
+    predictions: list[dict[str, Any]]
+    before: float
+    changed: int
+
+
+def rescore(path: Path) -> Rescored:
+    """Reads and judges predictions_<set>.jsonl and the results file beside it; writes nothing."""
+    if not path.is_file() or path.suffix != ".jsonl":
+        what = "is no predictions_<set>.jsonl" if path.exists() else "does not exist"
+        raise DataError(f"{path} {what}", "give the predictions_*.jsonl of an evaluation")
+    place = _results_beside(path)
+    results = _read(place)
+    old = [_checked(row, where) for where, row in JsonRows(path)]
+    if len(old) != results["total"]:
+        raise DataError(f"{path} has {len(old)} lines, {place.name} counts {results['total']} items", "evaluate again")
+    new = [row | verdict(row["text"], row["gold"], results["cue"]) for row in old]
+    changed = sum(a.get("correct") != b["correct"] for a, b in zip(old, new, strict=True))
+    return Rescored(Files(place, path), results | summary(new) | {"rescored": True}, new, results["accuracy"], changed)
+
+
+def _results_beside(predictions: Path) -> Path:
+    name = predictions.stem.removeprefix("predictions_")
+    found = [
+        predictions.with_name(one + suffix)
+        for one in (f"results_{name}", name)
+        for suffix in RESULTS
+        if predictions.with_name(one + suffix).is_file()
+    ]
+    if not found:
+        raise DataError(
+            f"{predictions} has no results_{name}.yaml beside it, which says whether the cue was given",
+            "keep the two files together, or evaluate again",
+        )
+    if len(found) > 1:
+        raise DataError(
+            f"{predictions} may belong to {found[0].name} or to {found[1].name}", "keep the newer of the two there"
+        )
+    return found[0]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "evaluate again") from error
+    except ConfigError as error:
+        raise DataError(error.message, "the file is torn; evaluate again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no keys and values", "evaluate again")
+    for name, kind in {"total": int, "accuracy": float, "cue": str}.items():
+        _check_field(found, name, kind, str(path))
+    if found["cue"] not in ("given", "generated"):
+        raise DataError(f"{path}: field 'cue' is {found['cue']!r}", "it must be given or generated")
+    return found
+
+
+def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    for name, kind in FIELDS.items():
+        _check_field(row, name, kind, where)
+    return dict(row)
+
+
+def _check_field(row: Mapping[str, Any], name: str, kind: type, where: str) -> None:
+    if row.get(name) is None:
+        raise DataError(f"{where}: field {name!r} is missing", "evaluate again")
+    value = row[name]
+    if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
+        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, not {kind.__name__}", "evaluate again")

@@ -1,0 +1,96 @@
+"""The two files of an evaluation: results_<set>[.<mode>][.ablate_<kind>][.<part>].yaml and predictions_<same>.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kava.config.text import dump_yaml, read_file
+from kava.errors import ConfigError, RunError
+from kava.evaluation.eval_sets import Asked
+from kava.evaluation.overrides import UNCHANGED, EvalOverrides
+from kava.files import write_text
+
+RESULTS = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class Files:
+    results: Path
+    predictions: Path
+
+
+def files_for(
+    checkpoint: Path, asked: Asked, mode: str, output: Path | None, changes: EvalOverrides = UNCHANGED
+) -> Files:
+    """Where the results go: `output` (a .yaml or .json file, or a folder), or beside a run's best_checkpoint.
+
+    Another checkpoint's results stay in its own folder, so that they never stand for the best one's; those of a part of
+    a set, or of a changed student, say so in their name.
+    """
+    ablated = "" if changes.ablate is None else f".ablate_{changes.ablate}"
+    name = asked.name + ("" if mode == "latent" else f".{mode}") + ablated + asked.part + changes.part
+    if output is not None and output.suffix in RESULTS and not output.is_dir():
+        stem = output.stem.removeprefix("results_")
+        return Files(output, output.with_name(f"predictions_{stem}.jsonl"))
+    if output is not None and output.suffix and not output.is_dir():
+        raise ConfigError(f"--output {output} has an unknown ending", "name a .yaml or .json file, or a folder")
+    folder = output or results_folder(checkpoint)
+    return Files(folder / f"results_{name}.yaml", folder / f"predictions_{name}.jsonl")
+
+
+def results_folder(checkpoint: Path) -> Path:
+    """The run's folder for its best_checkpoint, the checkpoint itself for any other."""
+    if checkpoint.name == "best_checkpoint":
+        return checkpoint.parent
+    whole = checkpoint.resolve()  # "." or a link
+    return whole.parent if whole.name == "best_checkpoint" else checkpoint
+
+
+def check_writable(files: Sequence[Files]) -> None:
+    """Now, and not after an hour of answers."""
+    seen: set[Path] = set()
+    for path in (path for pair in files for path in (pair.results, pair.predictions)):
+        if path in seen:
+            raise ConfigError(f"two results would be written to {path}", "give each a folder of its own")
+        seen.add(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise RunError(f"cannot write {path}", "choose another place")
+
+
+def up_to_date(files: Files, facts: Mapping[str, Any], with_losses: bool) -> bool:
+    """Both files are there and about the same: `facts` are fields that must be equal."""
+    if not files.results.is_file() or not files.predictions.is_file():
+        return False
+    found = read_file(files.results, str(files.results))
+    return all(found.get(name) == value for name, value in facts.items()) and (not with_losses or "losses" in found)
+
+
+def write(files: Files, results: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
+    """Both files, the results last: who finds them finds the predictions."""
+    write_text(files.predictions, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in predictions))
+    as_json = files.results.suffix == ".json"
+    write_text(files.results, json.dumps(results, indent=2) + "\n" if as_json else dump_yaml(results))
+
+
+def line(results: dict[str, Any]) -> str:
+    """One set's results for people."""
+    passes, spread = results["avg_forward_passes"], results["std_forward_passes"]
+    spread_text = "" if spread is None else f" (sd {spread:.2f})"
+    part = "" if results["total"] == results["set_size"] else f" [{results['total']} of {results['set_size']} items]"
+    words = {"ablate": ", latents: ", "num_tokens": ", M = ", "num_iterations": ", T = "}
+    changed = "".join(f"{word}{results[name]}" for name, word in words.items() if name in results)
+    text = (
+        f"{results['dataset']}{part}, {results['mode']}{changed}, cue {results['cue']}: "
+        f"{100 * results['accuracy']:.1f} % correct ({results['correct']}/{results['total']}), "
+        f"flexible {100 * results['flexible_accuracy']:.1f} %, no answer {100 * results['no_answer']:.1f} %, "
+        f"cut off {100 * results['truncated']:.1f} %, {passes:.2f}{spread_text} forward passes, "
+        f"{results['wall_time_s']:.1f} s"
+    )
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in results.get("losses", {}).items())
+    return "\n  ".join([text, *filter(None, [losses, results.get("note")])])

@@ -1,0 +1,122 @@
+"""Which tokens of the chain of thought each compressor keeps, layer by layer and head by head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava.compress import Compressor, make_compressor
+from kava.compress.full import Full
+from kava.config import LossConfig, Recipe
+from kava.data.collate import Collator
+from kava.data.encode import Encoded, Encoder
+from kava.data.example import Example
+from kava.data.load import load_examples
+from kava.errors import ConfigError, DataError
+from kava.infer.student import Student
+from kava.objective.latent import LatentObjective
+from kava.objective.unpacked import run_teacher
+from kava.provenance import versions
+
+LOSS = LossConfig(alpha1_codi=0.0)  # a teacher with keys and values, no hidden states
+
+
+def compressors_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Compressor]:
+    """By name, with the recipe's own lambda and crop side."""
+    if recipe.latent.num_tokens == 0:
+        raise ConfigError("this student has no latents (M = 0): a compressor has nothing to fill")
+    rkv = recipe.rkv
+    return {name: make_compressor(name, lambda_=rkv.lambda_, side=rkv.crop_keep) for name in dict.fromkeys(names)}
+
+
+def selection_document(
+    student: Student, checkpoint: Path, compressors: dict[str, Compressor], count: int, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """What kept.json holds. kept[compressor][layer][head]: the columns of `tokens` that are kept, in time order.
+
+    `resampled` names the compressors whose entries lie between two columns; theirs is the nearer one.
+    """
+    model, recipe = student.model, student.recipe
+    keep, tokenizer = model.latent.num_tokens, student.tokenizer
+    encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
+    chosen = choose(encoder.encode_batch(examples), keep, count)
+    question = {example.id: example.question for example in examples}
+    found = [
+        {
+            "id": one.id,
+            "question": question[one.id],
+            "tokens": [tokenizer.decode([token]) for token in one.cot],
+            "is_result": one.result,
+            "kept": _kept(student, one, compressors),
+        }
+        for one in chosen
+    ]
+    return {
+        "checkpoint": str(checkpoint),
+        "config": recipe.about.name,
+        "keep": keep,
+        "layers": model.num_layers,
+        "heads": model.num_kv_heads,
+        "resampled": [name for name, one in compressors.items() if isinstance(one, Full)],
+        "versions": versions(),
+        "examples": found,
+    }
+
+
+def choose(encoded: Sequence[Encoded], keep: int, count: int) -> list[Encoded]:
+    """`count` of those with more than `keep` tokens of thought, from the shortest to the longest; where there are fewer,
+    then the longest others."""
+    longer = [e for e in encoded if len(e.cot) > keep]
+    others = sorted((e for e in encoded if 0 < len(e.cot) <= keep), key=lambda e: -len(e.cot))
+    if not longer and not others:
+        raise DataError(
+            "no validation example has a chain of thought",
+            "where the last step is dropped, problems need two steps (dataset.drop_last_step)",
+        )
+    if len(longer) > count > 1:
+        longer.sort(key=lambda e: len(e.cot))
+        longer = [longer[i * (len(longer) - 1) // (count - 1)] for i in range(count)]
+    return [*longer, *others][:count]
+
+
+@torch.inference_mode()
+def _kept(student: Student, one: Encoded, compressors: dict[str, Compressor]) -> dict[str, list[list[list[int]]]]:
+    model, recipe = student.model.eval(), student.recipe
+    batch = {name: value.to(model.device) for name, value in Collator(student.tokenizer.pad_token_id)([one]).items()}
+    found, teacher = {}, None
+    for name, compressor in compressors.items():
+        objective = LatentObjective(model, LOSS, compressor, rotary=recipe.rkv.rotary, seed=recipe.system.seed)
+        teacher = teacher or run_teacher(model, batch, objective.wants)
+        found[name] = [
+            [index[real].tolist() for index, real in zip(layer.index[0], layer.kept[0], strict=True)]
+            for layer in objective.kept(batch, teacher)
+        ]
+    return found
+
+
+def validation(recipe: Recipe) -> list[Example]:
+    """The recipe's validation examples."""
+    return list(load_examples(recipe.dataset, "validation"))
+
+
+def shares(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each compressor over all examples, layers and heads: entries kept, how many are step results, the tokens.
+
+    The first row counts every token of the thought once, as a yardstick.
+    """
+    rows = [_share("(all tokens)", [(e, range(len(e["tokens"]))) for e in document["examples"]])]
+    for name in document["examples"][0]["kept"]:
+        places = [(e, head) for e in document["examples"] for layer in e["kept"][name] for head in layer]
+        rows.append(_share(name, places))
+    return rows
+
+
+def _share(name: str, places: Sequence[tuple[dict[str, Any], Sequence[int]]]) -> dict[str, Any]:
+    tokens = Counter(example["tokens"][i] for example, columns in places for i in columns)
+    total = sum(tokens.values())
+    results = sum(example["is_result"][i] for example, columns in places for i in columns)
+    return {"compressor": name, "entries": total, "results": results, "tokens": dict(tokens.most_common(5))}

@@ -1,0 +1,178 @@
+"""Curves from the logs: every loss term, validation accuracy, and how the latents fare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from kava.lab.analysis.study import COUNTED, Member, Study, panels
+from kava.lab.page.charts import Grid, Lines, Points, curves, no_data, share_scale
+from kava.lab.page.figures import Plot
+from kava.lab.page.markup import Row, missing, number, seed_name
+from kava.lab.page.sections.section import Section
+
+TERMS = {
+    "ce_student": "student's cross-entropy (ce_student)",
+    "ce_teacher": "teacher's cross-entropy (ce_teacher)",
+    "codi": "hidden states, student to teacher (codi)",
+    "kv": "student's KV to the targets (kv)",
+    "attention": "attention of answer to steps (attention)",
+    "cka": "1 - CKA of the keys (cka)",
+    "guard": "variation that projected targets lack (guard)",
+    "entropy": "push on the weights of the teachers (entropy)",
+}
+VALIDATION = {"eval_accuracy": "accuracy on the validation problems, %"}
+HELD_OUT = {
+    "eval_ce": "cross-entropy of steps, cue and answer (eval_ce)",
+    "eval_cossim": "CosSim of keys and values (eval_cossim)",
+    "eval_cossim_centred": "CosSim, the targets' mean subtracted (eval_cossim_centred)",
+    "eval_kv_unexplained": "KV distance / that of a constant (eval_kv_unexplained)",
+    "eval_gap_ce": "cross-entropy held out / trained - 1 (eval_gap_ce)",
+    "eval_gap_kv": "KV distance held out / trained - 1 (eval_gap_kv)",
+    "eval_target_variation": "variation of projected targets (eval_target_variation)",
+}
+HEALTH = {
+    "latent_norm": "norm, against that of token embeddings (latent_norm)",
+    "latent_cosine": "cosine of one latent to the others (latent_cosine)",
+    "jacobi_residual": "what one more round would change (jacobi_residual)",
+    "kept_share": "share of latents that have a target (kept_share)",
+}
+MOST_POINTS = 200
+LOG_FROM = 4.0  # a ratio of largest to smallest value from which a logarithmic axis is drawn
+
+
+def losses(study: Study) -> Section:
+    about = (
+        "Every term alone and before its weight; members weigh terms differently, so that their sums do not compare. "
+        "A distance is to the member's own targets."
+    )
+    held_out = "Measured during training, on problems held out from it."
+    cosines = f"{held_out} CosSim: over all tokens of the chain of thought, in their right order whatever was trained."
+    validation = (
+        _plot(study, "validation", "Held-out numbers over training", cosines, HELD_OUT)
+        if study.explicit
+        else _plot(study, "validation", "Validation accuracy over training", held_out, VALIDATION, scale=100)
+    )
+    parts: list[Any] = [
+        _plot(study, "losses", "Loss terms over training", about, TERMS, log=True)
+        or missing("No run has a log with loss terms (log.jsonl).", "kava train"),
+        validation or missing("No log has validations.", "kava train --config RECIPE logging.eval_steps=N"),
+    ]
+    return Section("training", "Losses and validation over training", tuple(parts))
+
+
+def health(study: Study) -> Section:
+    about = (
+        "A cosine near 1: all latents say the same. A residual near 0: the iteration has converged, more rounds change "
+        "nothing."
+    )
+    found = _plot(study, "health", "Latents over training", about, HEALTH)
+    nothing = missing("No log holds the state of latents: no run has latents, or no log.", "kava train")
+    return Section("health", "The latents over training", (found or nothing,))
+
+
+def _plot(
+    study: Study,
+    name: str,
+    title: str,
+    about: str,
+    keys: Mapping[str, str],
+    log: bool = False,
+    scale: float = 1,
+) -> Plot | None:
+    """A panel per key and group; None where no log has any of them."""
+    every = {key: _lines(study, key, scale) for key in keys}
+    lines = {key: found for key, found in every.items() if any(map(_longest, found.values()))}
+    members = [member for member in study.members if any(_longest(found[member.label]) for found in lines.values())]
+    if not members:
+        return None
+    groups = panels(members)
+    grid = Grid([keys[key] for key in lines], groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
+    whole = {member.label: _whole(member) for member in members}
+    drawn, cut = ({key: _part(found, whole, inside) for key, found in lines.items()} for inside in (True, False))
+
+    def draw(figure: Any) -> None:
+        for key, row in zip(lines, grid.axes(figure), strict=True):
+            for one, group in row:
+                curves(one, group, drawn[key], log and _wide(lines[key]), cut=cut[key])
+                if not any(_longest(lines[key][member.label]) for member in group.members):
+                    no_data(one, "not measured for these")
+            share_scale([one for one, _ in row])
+
+    many = max(_longest(seeds) for found in lines.values() for seeds in found.values()) > MOST_POINTS
+    words = {
+        about: True,
+        "Thin lines are seeds, thick ones their mean.": len(study.seeds) > 1,
+        "Grey: the other panels' means.": len(groups) > 1,
+        "Runs that were cut short are in no mean.": any(_longest(s) for found in cut.values() for s in found.values()),
+        f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.": many,
+    }
+    return Plot(
+        name=name,
+        title=title,
+        caption=" ".join(sentence for sentence, holds in words.items() if holds),
+        alt=f"{len(lines)} by {len(groups)} panels of lines over updates; first and last values in the table below.",
+        size=grid.size,
+        draw=draw,
+        header=("member", "seed", "updates", *(f"{key}, {when}" for key in lines for when in ("first", "last"))),
+        rows=_rows(members, lines),
+    )
+
+
+def _whole(member: Member) -> set[str]:
+    """Seeds that were trained to the end; all of them where none was."""
+    finished = {seed_name(run.seed) for run in member.runs if run.status in COUNTED}
+    return finished or {seed_name(run.seed) for run in member.runs}
+
+
+def _part(lines: Lines, whole: Mapping[str, set[str]], inside: bool) -> Lines:
+    """The seeds that are (or are not) among `whole`, few enough points to draw."""
+    return {
+        label: {seed: thinned(points) for seed, points in seeds.items() if (seed in whole[label]) == inside}
+        for label, seeds in lines.items()
+        if label in whole
+    }
+
+
+def _longest(seeds: Mapping[str, Points]) -> int:
+    return max(map(len, seeds.values()), default=0)
+
+
+def _lines(study: Study, key: str, scale: float) -> Lines:
+    return {
+        label: {seed_name(n): series(log, key, scale) for n, log in seeds.items()}
+        for label, seeds in study.logs.items()
+    }
+
+
+def series(log: Sequence[Mapping[str, Any]], key: str, scale: float = 1) -> Points:
+    """One value an update: the last that was logged for it."""
+    values = {int(line["step"]): line[key] for line in log if isinstance(line.get(key), int | float)}
+    return [(step, scale * float(one)) for step, one in sorted(values.items()) if math.isfinite(one)]
+
+
+def thinned(points: Points) -> Points:
+    """At most 200 points: means of neighbours, at the last update of each."""
+    size = math.ceil(len(points) / MOST_POINTS)
+    if size < 2:
+        return points
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(part[-1][0], fmean(y for _, y in part)) for part in parts]
+
+
+def _wide(lines: Lines) -> bool:
+    values = [y for seeds in lines.values() for points in seeds.values() for _, y in points]
+    return min(values) > 0 and max(values) / min(values) > LOG_FROM
+
+
+def _rows(members: Sequence[Member], lines: Mapping[str, Lines]) -> list[Row]:
+    rows: list[Row] = []
+    for member in members:
+        for seed in dict.fromkeys(seed_name(run.seed) for run in member.runs):
+            points = [found[member.label].get(seed, []) for found in lines.values()]
+            if any(points):
+                ends = [number(p[i][1]) if p else number(None) for p in points for i in (0, -1)]
+                rows.append((member.label, seed, f"{max(p[-1][0] for p in points if p):,}", *ends))
+    return rows

@@ -1,0 +1,192 @@
+"""Where a process runs (from its variables) and on what (from torch, which may be missing or broken)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kava.machine.settings import Settings
+
+GB = 1e9  # memory is counted as it is sold: an "8 GB" card has 8.6 of these
+# What an import may raise when a library is broken: a missing shared object, another version's symbols.
+IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError, SystemError)
+# AMD's architectures with bf16 in their matrix units: Instinct MI100 and later, Radeon RX 7000 and later.
+ROCM_BF16 = re.compile(r"gfx(908|90a|94\w|95\w|11\w\w|12\w\w)\b")
+
+
+def _slurm(variables: Mapping[str, str]) -> bool:
+    return bool(variables.get("SLURM_JOB_ID") or variables.get("SLURM_JOBID"))
+
+
+def _sge(variables: Mapping[str, str]) -> bool:
+    """SGE_TASK_ID is "undefined" outside of arrays; other programs set JOB_ID as well."""
+    array = variables.get("SGE_TASK_ID", "") not in ("", "undefined")
+    return array or bool(variables.get("JOB_ID") and variables.get("SGE_ROOT"))
+
+
+# In this order, since one scheduler may set another's variables for the sake of old scripts.
+SCHEDULERS = {
+    "slurm": _slurm,
+    "cobalt": lambda variables: bool(variables.get("COBALT_JOBID")),
+    "pbs": lambda variables: bool(variables.get("PBS_JOBID")),
+    "lsf": lambda variables: bool(variables.get("LSB_JOBID")),
+    "sge": _sge,
+}
+
+
+def find_scheduler(environ: Mapping[str, str]) -> str | None:
+    """The scheduler whose job this process is part of."""
+    return next((name for name, has in SCHEDULERS.items() if has(environ)), None)
+
+
+@dataclass(frozen=True)
+class System:
+    """`type` is hpc, cloud or local; `scheduler` is None but inside a job."""
+
+    type: str
+    scheduler: str | None
+    platform: str
+    hostname: str
+    cpu_cores: int
+
+
+def find_system(environ: Mapping[str, str], environment_type: str = "auto") -> System:
+    """hpc inside a scheduler's job, else cloud inside Kubernetes, else local; `environment_type` overrules."""
+    scheduler = find_scheduler(environ)
+    kind = environment_type
+    if kind == "auto":
+        kind = "hpc" if scheduler else "cloud" if environ.get("KUBERNETES_SERVICE_HOST") else "local"
+    return System(kind, scheduler if kind == "hpc" else None, platform.system(), platform.node(), cpu_cores())
+
+
+def cpu_cores() -> int:
+    """The cores that this process may use: a job's share of its node, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_torch() -> tuple[Any, str | None]:
+    """torch, or None and why not; one that is not installed and one that is broken alike."""
+    try:
+        return importlib.import_module("torch"), None
+    except IMPORT_ERRORS as error:
+        return None, first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device a run would take. `device` is CUDA, ROCm, MPS, CPU, or UNKNOWN when torch cannot say."""
+
+    device: str
+    name: str
+    gpus: int = 0
+    memory: float | None = None  # in GB; the GPU's, or of the CPU the machine's
+    precisions: tuple[str, ...] = ("fp32",)  # native ones, best first; emulated ones are left out
+    says_precision: bool = True  # False: a GPU that tells nothing about it
+    error: str | None = None
+    hint: str | None = None
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.device in ("CUDA", "ROCm", "MPS")
+
+    @property
+    def torch_device(self) -> str:
+        """The device in torch's words; AMD's GPUs are "cuda" there."""
+        return {"CUDA": "cuda", "ROCm": "cuda", "MPS": "mps"}.get(self.device, "cpu")
+
+
+def find_hardware(torch: Any, look_for_gpu: bool = True, environ: Mapping[str, str] | None = None) -> Hardware:
+    """What torch sees: CUDA or ROCm, else MPS, else the CPU. Driver errors are reported, not hidden."""
+    if torch is None:
+        return Hardware("UNKNOWN", "unknown without torch", precisions=())
+    if look_for_gpu and torch.cuda.is_available():
+        try:
+            return _gpu(torch)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torch's own way to refuse a device
+            return Hardware("UNKNOWN", "a GPU that does not answer", precisions=(), error=first_line(error))
+    if look_for_gpu and torch.backends.mps.is_available():
+        return Hardware("MPS", f"Apple {platform.machine()}", 1, _mps_memory(torch), ("fp16", "fp32"))
+    hint = _why_no_gpu(torch, os.environ if environ is None else environ) if look_for_gpu else None
+    return cpu(hint)
+
+
+def cpu(hint: str | None = None) -> Hardware:
+    return Hardware("CPU", platform.processor() or platform.machine() or "CPU", memory=_machine_memory(), hint=hint)
+
+
+def _gpu(torch: Any) -> Hardware:
+    """The first visible GPU: a run is one process per GPU, and the GPUs of a node are equal."""
+    known = torch.cuda.get_device_properties(0)
+    if torch.version.hip:
+        device = "ROCm"
+        arch = str(getattr(known, "gcnArchName", ""))
+        native, says = bool(ROCM_BF16.match(arch)), arch != ""
+    else:
+        device = "CUDA"
+        native, says = (known.major, known.minor) >= (8, 0), True
+    precisions = ("bf16", "fp16", "fp32") if native else ("fp16", "fp32")
+    count = torch.cuda.device_count()
+    return Hardware(device, str(known.name), count, known.total_memory / GB, precisions, says)
+
+
+def _mps_memory(torch: Any) -> float | None:
+    """What Metal recommends to take at most of the memory it shares with the CPU."""
+    ask = getattr(torch.mps, "recommended_max_memory", None)
+    return ask() / GB if ask is not None else None
+
+
+def _machine_memory() -> float | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return float(psutil.virtual_memory().total) / GB
+
+
+def _why_no_gpu(torch: Any, environ: Mapping[str, str]) -> str | None:
+    """One line for the surprised: a GPU may be there and not be seen."""
+    if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides every GPU"
+    if shutil.which("nvidia-smi") and torch.version.cuda is None and not torch.version.hip:
+        return f"there is an NVIDIA driver, but torch {torch.__version__} is built without CUDA"
+    return None
+
+
+def choose_precision(hardware: Hardware, settings: Settings) -> tuple[str, str | None]:
+    """bf16, fp16 or fp32, and a warning where a wish of the settings could not be met or is slow here."""
+    native = hardware.precisions
+    if not hardware.has_gpu:
+        native = ("fp32",)
+    if hardware.has_gpu and not settings["hardware.precision.auto_detect"]:
+        chosen = settings["hardware.precision.fallback"]
+        return chosen, None if chosen in native else f"{chosen} is not native on {hardware.name}: slow at best"
+    options = _table_row(hardware.name, settings) if hardware.has_gpu else None
+    if options is None:
+        options = native if hardware.says_precision else (settings["hardware.precision.fallback"],)
+    wish = settings["training.mixed_precision.prefer"]
+    if wish == "auto" or wish in options:
+        return (options[0] if wish == "auto" else wish), None
+    return options[0], f"training.mixed_precision.prefer = {wish} is not to be had on {hardware.name}: {options[0]}"
+
+
+def _table_row(name: str, settings: Settings) -> tuple[str, ...] | None:
+    """The precisions that the settings give a GPU of this name; of several rows that fit, the longest name's."""
+    table = settings["hardware.precision.supported_dtypes"]
+    fitting = [part for part in table if part.lower() in name.lower()]
+    if not fitting:
+        return None
+    row = table[max(fitting, key=len)]
+    return (row,) if isinstance(row, str) else tuple(row)

@@ -1,0 +1,83 @@
+"""Where models, data, cache, output and checkpoints lie: a variable, else a cluster's folder, else the project's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kava.errors import ConfigError
+from kava.machine.settings import PATH_NAMES, Settings
+
+ROOT_VARIABLE = "KAVA_PROJECT_ROOT"
+READ_ONLY = ("models", "data")  # may lie in a store that others fill
+BELOW = {"output": "outputs"}  # a path's folder below a cluster's, where it is not called like the path
+
+
+@dataclass(frozen=True)
+class Place:
+    """One path, what it comes from (a variable, a cluster's folder, "default"), and what is wrong with it."""
+
+    name: str
+    path: Path
+    source: str
+    problem: str | None
+
+
+def project_root(environ: Mapping[str, str], here: Path) -> Path:
+    """KAVA_PROJECT_ROOT, which must be a folder, else the current folder."""
+    named = environ.get(ROOT_VARIABLE)
+    if not named:
+        return here
+    root = Path(os.path.abspath(here / Path(named).expanduser()))
+    if not os.path.isdir(root):
+        raise ConfigError(f"{ROOT_VARIABLE} = {named} is not a folder", "make it, or unset the variable")
+    return root
+
+
+def find_paths(settings: Settings, environ: Mapping[str, str], hpc: bool, here: Path) -> tuple[Place, ...]:
+    """The five paths, absolute. Looks, and makes nothing."""
+    root = project_root(environ, here)
+    pattern = _cluster_folder(settings["paths.hpc_patterns"], environ) if hpc else None
+    return tuple(_place(name, settings, environ, pattern, root, here) for name in PATH_NAMES)
+
+
+def _place(
+    name: str, settings: Settings, environ: Mapping[str, str], pattern: Path | None, root: Path, here: Path
+) -> Place:
+    variable = settings[f"paths.env_vars.{name}"]
+    if environ.get(variable):
+        path, source = here / Path(environ[variable]).expanduser(), variable
+    elif pattern is not None:
+        path, source = pattern / BELOW.get(name, name), str(pattern)
+    else:
+        path, source = root / Path(settings[f"paths.defaults.{name}"]).expanduser(), "default"
+    path = Path(os.path.abspath(path))
+    return Place(name, path, source, problem_of(path, may_be_read_only=name in READ_ONLY))
+
+
+def _cluster_folder(patterns: Sequence[str], environ: Mapping[str, str]) -> Path | None:
+    """The first folder of the patterns that is there and can be written."""
+    user = next((environ[name] for name in ("USER", "LOGNAME", "USERNAME") if environ.get(name)), None)
+    for pattern in patterns:
+        if user is None and "{username}" in pattern:
+            continue
+        folder = Path(pattern.replace("{username}", user or ""))
+        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return None
+
+
+def problem_of(path: Path, may_be_read_only: bool) -> str | None:
+    """Why a folder cannot be used, or cannot be made; None if it can."""
+    if os.path.isdir(path):
+        if may_be_read_only and os.access(path, os.R_OK | os.X_OK):
+            return None
+        return None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written"
+    if os.path.lexists(path):
+        return "it is not a folder"
+    above = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not os.path.isdir(above):
+        return f"it cannot be made: {above} is not a folder"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"it cannot be made: {above} cannot be written"

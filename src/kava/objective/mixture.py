@@ -1,0 +1,298 @@
+"""Several teachers as one: each aligned to the student, then weighted and summed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kava.align import Aligner, flatten_heads
+from kava.align.layers import Entry, layer_map, read_map
+from kava.align.rope import Rotary, rotate, unrotate
+from kava.align.tokens import matched
+from kava.backbone.masks import positions
+from kava.backbone.model import Backbone
+from kava.backbone.rotary import rotary_of
+from kava.config import MixtureConfig, Recipe
+from kava.fuse import Fixed, Fusion, Learnable, Query, Similar, annealed, fuse
+from kava.losses.guard import variance_guard, variation
+from kava.objective.coding import Coder
+from kava.objective.records import Batch
+from kava.shapes import at_least_float32
+from kava.teachers.base import KVShape, TeacherKV
+from kava.teachers.live import shape_of
+from kava.teachers.teacher_set import TeacherSet
+
+Layers = list[Tensor]
+LEAST = 1e-12  # of a weight that is not fixed
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What a mixture makes of a batch.
+
+    kv      the fused teacher, in the student's shape, rotated as the student's keys are
+    weights [B, L or 1, N or 1, S] as they were given, before teachers without a value are left out
+    each    every teacher alone, aligned; with `present`, per teacher the columns [B, N] it has matched
+    guard   sum of what is missing of the variation that the student's entries had, per teacher, layer and part
+    """
+
+    kv: TeacherKV
+    weights: Tensor
+    each: list[TeacherKV]
+    present: list[Tensor]
+    guard: Tensor
+
+
+def present_in(batch: Batch, number: int) -> Tensor:
+    """[B, N] the student's CoT columns that a teacher has matched, from the batch alone."""
+    return matched(batch[f"t{number}.iou"]) & batch["cot_mask"]
+
+
+def make_mixture(recipe: Recipe, model: Backbone, teachers: TeacherSet) -> Mixture:
+    """What a recipe puts between these teachers and this student."""
+    student = shape_of(model)
+    settings, maps = recipe.mixture, []
+    for number, shape in enumerate(teachers.shapes):
+        if settings.layer_map == "cka":
+            maps.append(read_map(settings.layer_map_files[number], student.num_layers, shape.num_layers))
+        else:
+            maps.append(layer_map(student.num_layers, shape.num_layers, settings.layer_map))
+    return Mixture(recipe, teachers.names, teachers.shapes, maps, student, rotary_of(model))
+
+
+def pool_query(states: Tensor, mask: Tensor, tokens: Tensor) -> Query:
+    """The mean over the question [B, Q, d], and the states at the CoT columns; what weighs does not move what it sees."""
+    states, real = at_least_float32(states.detach()), mask[..., None]
+    mean = states.masked_fill(~real, 0.0).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+    return Query(hidden=mean, tokens=at_least_float32(tokens.detach()))
+
+
+def embedded_query(model: Backbone, batch: Batch) -> Query:
+    """The query made of token embeddings, which needs no pass."""
+    return pool_query(model.embed(batch["question"]), batch["question_mask"], model.embed(batch["cot"]))
+
+
+def _fusion(settings: MixtureConfig, count: int, student: KVShape) -> Fusion:
+    layers = student.num_layers if settings.per_layer else 1
+    if settings.fusion == "fixed":
+        return Fixed(settings.weights or [1 / count] * count)
+    if settings.fusion == "similarity":
+        centres = settings.centres if settings.prototype == "kmeans" else 1
+        empty = torch.zeros(count, student.num_layers, centres, student.layer_size)
+        return Similar(empty, settings.similarity, settings.per_layer)
+    return Learnable(
+        student.hidden_size,
+        count,
+        settings.router,
+        layers,
+        settings.per_token,
+        settings.router_layers,
+        settings.router_dropout,
+    )
+
+
+class Mixture(nn.Module):
+    """Everything that stands between several teachers and the student, and is trained or measured for it."""
+
+    began: Tensor
+    reference: Tensor  # [2, L, H*D]: how much the student's entries vary within a sample, before training
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        names: tuple[str, ...],
+        shapes: tuple[KVShape, ...],
+        maps: list[list[Entry]],
+        student: KVShape,
+        rotary: Rotary | None,
+    ):
+        super().__init__()
+        self.settings, self.names, self.shapes, self.student, self.rotary = (
+            recipe.mixture,
+            names,
+            shapes,
+            student,
+            rotary,
+        )
+        self.maps = maps
+        self.codes = recipe.mixture.space == "z"
+        self.trained = recipe.projector.trainable
+        self.guarded = self.codes or (self.trained and recipe.projector.guard == "variance")
+        self.guard_weight = recipe.mixture.z_variance if self.codes else recipe.projector.guard_weight
+        made, self.which = self._make_aligners()
+        self.adapters = nn.ModuleList(made)
+        self.coder = Coder(student, shapes, recipe.mixture.z_size) if self.codes else None
+        self.fusion = _fusion(recipe.mixture, len(names), student)
+        width = recipe.mixture.z_size if self.codes else student.layer_size
+        start = torch.ones if self.codes else torch.zeros
+        self.register_buffer("began", torch.full((2,), float("nan")))
+        self.register_buffer("reference", start(1 if self.codes else 2, student.num_layers, width))
+        self.compared = [(part, layer) for part in range(len(self.reference)) for layer in range(student.num_layers)]
+
+    def restrict(self, parts: Collection[str], layers: Collection[int], more_keys: Collection[int]) -> None:
+        """Only these parts (k, v, z) and student layers are compared: the rest is neither guarded nor trained, as it
+        would wait for a gradient that never comes. Keys of the layers `more_keys` get one from elsewhere."""
+        names = "z" if self.codes else "kv"
+        self.compared = [one for one in self.compared if names[one[0]] in parts and one[1] in layers]
+        for aligner in self.adapters if self.trained and not self.codes else ():
+            aligner.freeze_unused(layers, [part.upper() for part in parts])  # type: ignore[operator]
+            for layer in more_keys:
+                aligner.adapter("K", layer).requires_grad_(True)  # type: ignore[operator]
+        if self.coder is not None:
+            self.coder.freeze_unused(layers)
+
+    def _make_aligners(self) -> tuple[list[Aligner], list[int]]:
+        """What is trained, and which of it each teacher uses: teachers of one shape and layer map may share."""
+        made: list[Aligner] = []
+        known: dict[Any, int] = {}
+        which = []
+        for shape, layers in zip(self.shapes, self.maps, strict=True):
+            key = (shape, repr(layers))
+            if not (self.settings.share_adapters and key in known):
+                known[key] = len(made)
+                trained = self.trained and not self.codes
+                made.append(Aligner(shape, self.student, layers, self.settings.heads, trained))
+            which.append(known[key])
+        return made, which
+
+    @property
+    def aligners(self) -> list[Aligner]:
+        """One for each teacher."""
+        return [self.adapters[number] for number in self.which]  # type: ignore[misc]
+
+    def columns(self, batch: Batch) -> Tensor:
+        """[B, N] the CoT columns that have a target: some teacher with a weight has matched them."""
+        weights = self.settings.weights or [1.0] * len(self.names)
+        present = [present_in(batch, number) for number, weight in enumerate(weights) if weight > 0]
+        return torch.stack(present).any(0)
+
+    def temperature(self, epoch: int) -> float:
+        """Of the softmax over teachers, in an epoch."""
+        settings = self.settings
+        return annealed(settings.temperature, settings.temperature_step, epoch, settings.temperature_floor)
+
+    @property
+    def pooling(self) -> Literal["mean", "first"]:
+        """What of a question's values stands for it."""
+        return "first" if self.settings.prototype == "cls" else "mean"
+
+    @property
+    def target_is_trained(self) -> bool:
+        return any(weight.requires_grad for weight in self.parameters())
+
+    # -- one batch -----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, query: Query, seen: list[TeacherKV], temperature: float = 1.0) -> Blend:
+        """`seen`: keys before the rotary embedding, each teacher at its own tokens."""
+        present = [present_in(batch, number) for number in range(len(seen))]
+        plain = [self.align(number, batch, shown) for number, shown in enumerate(seen)]
+        each = [self._turned(batch, *both) for both in plain]
+        looked = [self._importance(number, batch, shown) for number, shown in enumerate(seen)]
+        weights, there = self.fusion(query, temperature), torch.stack(present, dim=-1)
+        if (
+            self.settings.fusion != "fixed"
+        ):  # a softmax may round to 0, but whoever alone has matched a token must count
+            weights = weights.clamp(min=LEAST)
+        keys, values = (self._fused([both[part] for both in each], weights, there) for part in (0, 1))
+        known = [one for one in looked if one is not None]
+        return Blend(
+            TeacherKV(keys, values, self._fused(known, weights.detach(), there) if known else None),
+            weights,
+            [TeacherKV(*both, own) for both, own in zip(each, looked, strict=True)],
+            present,
+            self._guard(plain, present),
+        )
+
+    def align(self, number: int, batch: Batch, shown: TeacherKV) -> tuple[Layers, Layers]:
+        """One teacher at the student's tokens and layers: keys (not rotated) and values in its shape, or codes twice."""
+        aligner, iou = self.aligners[number], batch[f"t{number}.iou"]
+        if self.coder is None:
+            return aligner(shown.keys, shown.values, iou)
+        keys, values = aligner.along(shown.keys, shown.values, iou)
+        codes = self.coder.teacher(number, keys, values)
+        return codes, codes
+
+    def student_side(self, batch: Batch, keys: Layers, values: Layers) -> tuple[Layers, Layers]:
+        """What the student's keys and values are compared as: themselves, or codes twice."""
+        if self.coder is None:
+            return keys, values
+        codes = self.coder.student(self.unrotated(batch, keys), values)
+        return codes, codes
+
+    def unrotated(self, batch: Batch, keys: Layers) -> Layers:
+        """The student's keys as they were before its rotary embedding."""
+        if self.rotary is None:
+            return keys
+        cos, sin = self.rotary.angles(self._places(batch))
+        return [unrotate(key, cos, sin) for key in keys]
+
+    def _turned(self, batch: Batch, keys: Layers, values: Layers) -> tuple[Layers, Layers]:
+        if self.rotary is None or self.codes:
+            return keys, values
+        cos, sin = self.rotary.angles(self._places(batch))
+        return [rotate(key, cos, sin) for key in keys], values
+
+    def _places(self, batch: Batch) -> Tensor:
+        """[B, N] where the student's CoT tokens stand in its own sequence."""
+        return positions(batch["cot_mask"], batch["question_mask"].sum(1))
+
+    def _importance(self, number: int, batch: Batch, shown: TeacherKV) -> Layers | None:
+        if shown.importance is None:
+            return None
+        return self.aligners[number].importance(shown.importance, batch[f"t{number}.iou"])
+
+    def _fused(self, parts: list[Layers], weights: Tensor, present: Tensor) -> Layers:
+        """Layer by layer; importance [B, H, N] is fused like an entry of size 1."""
+        fused = []
+        for layer, entries in enumerate(zip(*parts, strict=True)):
+            own = weights[:, layer if weights.shape[1] > 1 else 0]
+            flat = entries[0].dim() == 3
+            whole = fuse([entry[..., None] if flat else entry for entry in entries], own, present)
+            fused.append(whole[..., 0] if flat else whole)
+        return fused
+
+    # -- what keeps trained targets from shrinking to a point ----------------------------------------------------
+
+    def _guard(self, plain: list[tuple[Layers, Layers]], present: list[Tensor]) -> Tensor:
+        total = plain[0][1][0].new_zeros((), dtype=torch.float32)
+        if not self.guarded:
+            return total
+        for both, there in zip(plain, present, strict=True):
+            for part, layer in self.compared:
+                total = total + variance_guard(flatten_heads(both[part][layer]), there, self.reference[part, layer])
+        return total
+
+    def variation(self, blend: Blend) -> tuple[float, int]:
+        """Sum and number of what the guard looks at, of values (or codes): 1 is what the student's entries had."""
+        total, several = 0.0, 0
+        if self.guarded:
+            last = len(self.reference) - 1
+            for kv, there in zip(blend.each, blend.present, strict=True):
+                for layer in [layer for part, layer in self.compared if part == last]:
+                    total += float(variation(flatten_heads(kv.values[layer]), there, self.reference[last, layer]))
+                    several += int((there.sum(1) > 1).sum())
+        return total, several
+
+    def guard_count(self, batch: Batch) -> float:
+        several = sum(float((present_in(batch, number).sum(1) > 1).sum()) for number in range(len(self.names)))
+        return several * len(self.compared)
+
+    # -- since the first update ----------------------------------------------------------------------------------
+
+    def remember_start(self, found: dict[str, float] | None) -> None:
+        """What held-out examples cost before the first update: a resumed run knows it from its checkpoint."""
+        if found is not None and "kv_unexplained" in found:  # none where targets do not vary at all
+            self.began.copy_(torch.tensor([found["kv"], found["kv_unexplained"]]))
+
+    def since_start(self, found: dict[str, float]) -> dict[str, float]:
+        """kv_start and kv_unexplained_start, for comparison with kv and kv_unexplained."""
+        start, unexplained = self.began.tolist()
+        return (
+            {"kv_start": start, "kv_unexplained_start": unexplained}
+            if start == start and "kv_unexplained" in found
+            else {}
+        )

@@ -1,0 +1,112 @@
+"""The passes one after another, as the method is told: the readable form, and the oracle of the packed one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.backbone.kv import Pass, join
+from kava.backbone.masks import causal_mask, positions, previous
+from kava.backbone.model import LatentModel
+from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
+from kava.objective.records import Batch, StudentView, Targets, Teacher, Wants
+
+
+def unpacked(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Teacher | None, StudentView | None]:
+    """T + 2 passes: the teacher, pass 0, T - 1 rounds, and the last round together with the answer."""
+    teacher = run_teacher(model, batch, wants) if wants.teacher else None
+    student = run_student(model, batch, wants) if wants.student else None
+    return teacher, student
+
+
+def run_teacher(model: LatentModel, batch: Batch, wants: Wants) -> Teacher:
+    """One pass over [Q, C, cue, A, eos]."""
+    text = teacher_forced_pass(model, batch, all_layers=wants.codi)
+    return read_teacher(text.out, batch, text.ids, text.mask, text.cot.start, text.cot, wants)
+
+
+def read_teacher(out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: Wants) -> Teacher:
+    """The teacher's view of a pass whose columns from `first` on are targets; the tail follows the CoT columns."""
+    tail = slice(cot.stop, cot.stop + batch["tail"].shape[1])
+    return Teacher(
+        targets=targets(out.hidden, ids, mask, slice(first, tail.stop)),
+        queries=[q[:, :, tail] for q in out.queries] if wants.kv else [],
+        keys=[k[:, :, cot] for k in out.keys] if wants.kv else [],
+        values=[v[:, :, cot] for v in out.values] if wants.kv else [],
+        cue=cue_states(out, tail.start + batch["cue_last"]) if wants.codi else None,
+    )
+
+
+def run_student(model: LatentModel, batch: Batch, wants: Wants) -> StudentView:
+    """Pass 0 over [Q, <bot>, slots], then the rounds and the answer."""
+    question, mask = batch["question"], batch["question_mask"]
+    slots = model.slots(len(question))
+    ids = torch.cat([question, slots], dim=1)
+    full = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)
+    out = model.run(model.embed(ids), positions(full), causal_mask(full))
+    bot = question.shape[1]
+    return finish_student(model, batch, out, slice(0, bot), bot, wants)
+
+
+def finish_student(
+    model: LatentModel, batch: Batch, first: Pass, question: slice, bot: int, wants: Wants
+) -> StudentView:
+    """The rounds, then one pass over [latents, <eot>, cue, A, eos], on the prefix [Q, <bot>] of `first`."""
+    prefix = join(first.kv(question), first.kv(slice(bot, bot + 1)))
+    mask = batch["question_mask"]
+    known = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    offset = known.sum(1)
+    num_latents = model.latent.num_tokens
+
+    def run(embeds: Tensor) -> Tensor:
+        real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        return model.run(embeds, positions(real, offset), causal_mask(real, known), prefix).hidden
+
+    slots = model.slots(len(mask))
+    hidden = first.hidden[:, bot : bot + 1 + num_latents]
+    latents = model.think(hidden, run) if model.feeds_back else model.embed(slots[:, 1:])
+    ids, real = answer_part(model, batch)
+    embeds = torch.cat([latents, model.embed(ids[:, num_latents:])], dim=1)
+    out = model.run(embeds, positions(real, offset), causal_mask(real, known), prefix, all_layers=wants.codi)
+    return read_student(out, batch, ids, real, 0, num_latents, wants, latents)
+
+
+def answer_part(model: LatentModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """ids and mask of [latents, <eot>, cue, A, eos]; the latents' ids only hold their place."""
+    rows = len(batch["tail"])
+    slots = model.slots(rows, bot=False)
+    eot = torch.full_like(batch["tail"][:, :1], model.special.eot)
+    ids = torch.cat([slots, eot, batch["tail"]], dim=1)
+    lead = torch.ones(rows, ids.shape[1] - batch["tail"].shape[1], dtype=torch.bool, device=ids.device)
+    return ids, torch.cat([lead, batch["tail_mask"]], dim=1)
+
+
+def read_student(
+    out: Pass,
+    batch: Batch,
+    ids: Tensor,
+    mask: Tensor,
+    begin: int,
+    num_latents: int,
+    wants: Wants,
+    latents: Tensor | None = None,
+) -> StudentView:
+    """The student's view of a pass that holds [latents, <eot>, tail] from column `begin` on."""
+    place = slice(begin, begin + num_latents)
+    tail = begin + num_latents + 1
+    return StudentView(
+        targets=targets(out.hidden, ids, mask, slice(tail, tail + batch["tail"].shape[1])),
+        keys=[k[:, :, place] for k in out.keys] if wants.kv else [],
+        values=[v[:, :, place] for v in out.values] if wants.kv else [],
+        cue=cue_states(out, tail + batch["cue_last"]) if wants.codi else None,
+        latents=latents,
+        states=out.hidden[:, place],
+    )
+
+
+def targets(hidden: Tensor, ids: Tensor, mask: Tensor, columns: slice) -> Targets:
+    """Each real token in `columns` with the hidden state of the real token before it."""
+    wanted = torch.zeros_like(mask)
+    wanted[:, columns] = mask[:, columns]
+    row, _ = wanted.nonzero(as_tuple=True)
+    return Targets(hidden[row, previous(mask)[wanted]], ids[wanted])

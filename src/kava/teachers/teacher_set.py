@@ -1,0 +1,163 @@
+"""The teachers of a mixture: one call, one record from each, at its own tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava.align.rope import Rotary
+from kava.backbone.foreign import Foreign
+from kava.backbone.load import foreign_model, load_foreign, load_tokenizer, locate
+from kava.backbone.model import Backbone
+from kava.backbone.sizes import without_weights
+from kava.config import ModelConfig, Recipe, TeacherSpec
+from kava.data.encode import Encoder
+from kava.data.teacher_texts import TeacherTokenization, TeacherTokenizations, view
+from kava.errors import ConfigError, DataError
+from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
+from kava.teachers.foreign import ForeignTeacher
+from kava.teachers.live import LiveTeacher
+from kava.teachers.manifest import Manifest, tokenizer_hash
+from kava.teachers.offloaded import Live, OffloadedTeacher
+from kava.teachers.store import StoredTeacher
+
+
+@dataclass(frozen=True)
+class TeacherSet:
+    """`many(batch, wants)`: a list of TeacherKV, teacher i at the columns of t{i}.cot.
+
+    voices: what `TeachersCollator` needs. rotaries: how each rotates its keys, None where it does not.
+    """
+
+    names: tuple[str, ...]
+    teachers: tuple[Teacher, ...]
+    voices: TeacherTokenizations
+    rotaries: tuple[Rotary | None, ...]
+
+    @property
+    def shapes(self) -> tuple[KVShape, ...]:
+        return tuple(teacher.shape for teacher in self.teachers)
+
+    def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> list[TeacherKV]:
+        return [teacher(view(batch, i), wants) for i, teacher in enumerate(self.teachers)]
+
+
+def load_teacher_set(recipe: Recipe, student_tokenizer: Any, device: torch.device) -> TeacherSet:
+    """The teachers of mixture.teachers, frozen. Entries of one checkpoint share its weights and its tokenizer."""
+    made, mixture = _Maker(recipe, device), recipe.mixture
+    entries = [made(spec) for spec in mixture.teachers]
+    names = tuple(spec.label for spec in mixture.teachers)
+    rotaries = tuple(teacher.rotary for teacher, _ in entries)
+    if mixture.rope != "auto" and not any(rotaries):
+        raise ConfigError(
+            f"mixture.rope is {mixture.rope}, but no teacher rotates its keys ({', '.join(names)})", "leave it at auto"
+        )
+    each = tuple(voice for _, voice in entries)
+    voices = TeacherTokenizations(made.encoder(student_tokenizer), each, mixture.time, mixture.iou_threshold)
+    return TeacherSet(names, tuple(teacher for teacher, _ in entries), voices, rotaries)
+
+
+def voice_of(spec: TeacherSpec, recipe: Recipe) -> TeacherTokenization:
+    """How a teacher reads, without its weights."""
+    return _Maker(recipe, torch.device("cpu")).voice(spec, foreign_model(spec, recipe.model))
+
+
+def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> Live:
+    """One teacher of a mixture with its weights."""
+    length = None
+    if recipe.mixture.rope != "auto":
+        length = getattr(without_weights(recipe.model).config, "max_position_embeddings", None)
+    return live(load_foreign(spec, recipe.model, device, recipe.mixture.rope, length))
+
+
+def live(model: Backbone) -> Live:
+    """The teacher around a model that `load_foreign` gave."""
+    return ForeignTeacher(model) if isinstance(model, Foreign) else LiveTeacher(model)
+
+
+class _Maker:
+    """Entries of mixture.teachers to teachers and their voices; what two entries have in common is made once."""
+
+    def __init__(self, recipe: Recipe, device: torch.device):
+        self.recipe, self.device = recipe, device
+        self._encoders: dict[ModelConfig, tuple[Encoder, int]] = {}
+        self._teachers: dict[Any, Live | OffloadedTeacher] = {}
+
+    def __call__(self, spec: TeacherSpec) -> tuple[Live | OffloadedTeacher | StoredTeacher, TeacherTokenization]:
+        if spec.store is not None:
+            return self._stored(spec, StoredTeacher(spec.store))
+        model = foreign_model(spec, self.recipe.model)
+        voice = self.voice(spec, model)
+        key = (model, spec.dtype, spec.quantization)
+        teacher = self._teachers.get(key) or self._live(spec)
+        self._teachers[key] = teacher
+        ends = (teacher.max_positions, None if teacher.rotary is None else teacher.rotary.limit)
+        return teacher, replace(voice, max_positions=min((end for end in ends if end is not None), default=None))
+
+    def encoder(self, tokenizer: Any) -> Encoder:
+        dataset = self.recipe.dataset
+        return Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
+
+    def voice(self, spec: TeacherSpec, model: ModelConfig) -> TeacherTokenization:
+        if model not in self._encoders:
+            tokenizer = load_tokenizer(locate(model.name), model)
+            try:
+                self._encoders[model] = self.encoder(tokenizer), tokenizer.pad_token_id
+            except DataError as error:
+                raise DataError(f"teacher {spec.label}: {error.message}", error.hint) from error
+        return TeacherTokenization(spec.label, self._encoders[model][0], spec.template, self._encoders[model][1])
+
+    def _live(self, spec: TeacherSpec) -> Live | OffloadedTeacher:
+        load = partial(load_live, spec, self.recipe)
+        if self.recipe.mixture.residence == "together":
+            return load(self.device)
+        if spec.quantization != "none":
+            raise ConfigError(
+                f"teacher {spec.label} is quantised, and its weights cannot move: mixture.residence is one_at_a_time",
+                "set quantization: none for it, or mixture.residence=together",
+            )
+        return OffloadedTeacher(load, self.device)
+
+    def _stored(self, spec: TeacherSpec, stored: StoredTeacher) -> tuple[StoredTeacher, TeacherTokenization]:
+        stored.refuse_shared_tokens()
+        made_by = stored.manifest.teacher
+        model = ModelConfig(
+            name=spec.model or made_by["name"],
+            revision=spec.revision or made_by["revision"],
+            trust_remote_code=spec.trust_remote_code,
+        )
+        voice = self.voice(spec, model)
+        if problem := _differs(spec, stored.manifest, self.recipe.mixture.rope, voice):
+            raise ConfigError(f"teacher {spec.label}: the store {stored.folder} {problem[0]}", problem[1])
+        return stored, voice
+
+
+def _differs(spec: TeacherSpec, manifest: Manifest, rope: str, voice: TeacherTokenization) -> tuple[str, str] | None:
+    """What an entry says otherwise than its store, and what to do."""
+    made_by = manifest.teacher
+    again = "extract again into another folder"
+    name = made_by["name"]
+    if spec.model is not None and _last(spec.model) != _last(name):
+        return f"was made by {name}, the entry names {spec.model}", "leave model out of the entry, or " + again
+    if manifest.prompt != spec.template:
+        return (
+            f"was made with the prompt {manifest.prompt!r}, the entry has {spec.template!r}",
+            "set the same, or " + again,
+        )
+    if made_by.get("rope", "auto") != rope:
+        return f"was made with mixture.rope={made_by.get('rope')}, not {rope}", "set the same, or " + again
+    if manifest.tokenizer != tokenizer_hash(voice.encoder.tokenizer):
+        return f"was made with another tokenizer than that of {spec.model or name}", again
+    for key, default in (("dtype", "float32"), ("quantization", "none"), ("revision", None)):
+        given = getattr(spec, key)
+        if given not in (default, made_by[key]):
+            return f"was made with {key} {made_by[key]}, the entry has {given}", f"leave {key} out, or " + again
+    return None
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]

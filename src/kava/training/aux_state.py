@@ -1,0 +1,53 @@
+"""projector.safetensors: what the objective trains or has measured beside the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kava.errors import CheckpointError
+from kava.files import usual_mode
+
+FILE = "projector.safetensors"
+
+
+class HasOwn(Protocol):
+    def aux_state(self) -> dict[str, Tensor]: ...
+
+
+def save(objective: HasOwn, folder: Path) -> None:
+    """Writes the file where there is anything to write."""
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in objective.aux_state().items()}
+    if weights:
+        save_file(weights, folder / FILE)
+        usual_mode(folder / FILE)
+
+
+@torch.no_grad()
+def load(objective: HasOwn, folder: Path, fresh: tuple[str, ...] = ()) -> None:
+    """Copies it in: names and shapes must be exactly those of the objective.
+
+    Names that begin with `fresh` are left as they are: a new stage's own.
+    """
+    wanted, path = objective.aux_state(), folder / FILE
+    wanted = {name: weight for name, weight in wanted.items() if not name.startswith(fresh)}
+    if not wanted:
+        return
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})", "the checkpoint is torn; use another") from error
+    saved = {name: weight for name, weight in saved.items() if not name.startswith(fresh)}
+    wrong = sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {wrong[0]} is missing, unexpected or of another shape",
+            "recipe.yaml beside it must be the one the run was started with, and the teacher the same",
+        )
+    for name, weight in wanted.items():
+        weight.copy_(saved[name])

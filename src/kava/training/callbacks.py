@@ -1,0 +1,173 @@
+"""When to save, validate and stop; what the console, train.log and log.jsonl show."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from kava.files import write_text
+from kava.training.interrupt import Interrupt
+from kava.training.sharding import whole_tensor
+from kava.training.trainer import KavaTrainer
+
+log = logging.getLogger("kava.train")
+SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv", "kv_cosine", "attention", "cka", "guard", "entropy")
+
+
+class Schedule(TrainerCallback):
+    """A checkpoint every `save_steps` and every epoch, a validation every `eval_steps` and every epoch.
+
+    A signal saves at once and validates nothing; the run that continues begins with the validation that is due.
+    """
+
+    def __init__(self, trainer: KavaTrainer, interrupt: Interrupt):
+        self.trainer = trainer
+        self.interrupt = interrupt
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        every = self.trainer.recipe.logging.eval_steps
+        self.trainer.objective.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
+        if state.global_step and not _validated(state) and (state.global_step % every == 0 or _whole(state.epoch)):
+            self.trainer.evaluate()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.objective.epoch = int((state.epoch or 0) + 1e-6)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        logs = self.trainer.recipe.logging
+        self.trainer.at_epoch_end = False
+        if self.interrupt.look():
+            control.should_save = control.should_training_stop = True
+        elif not _whole(state.epoch) and not control.should_training_stop:  # else the epoch's end does it
+            control.should_save = state.global_step % logs.save_steps == 0
+            control.should_evaluate = state.global_step % logs.eval_steps == 0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.at_epoch_end = _whole(state.epoch)
+        control.should_save = self.interrupt.signal is None or _whole(state.epoch)
+        control.should_evaluate = self.interrupt.signal is None and not _validated(state)
+
+
+def _validated(state: Any) -> bool:
+    """This very update has its validation in the history already."""
+    return any(line["step"] == state.global_step for line in state.log_history if validates(line))
+
+
+def validates(logs: dict[str, Any]) -> bool:
+    """This line of the log holds a validation's numbers."""
+    return any(name.startswith("eval_") for name in logs)
+
+
+def _whole(epoch: float) -> bool:
+    return math.isclose(epoch, round(epoch), abs_tol=1e-9)
+
+
+class GradientNorms(TrainerCallback):
+    """The gradient norm of each group of weights, after clipping, on the updates that are logged."""
+
+    def __init__(self, trainer: KavaTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (state.global_step + 1) % args.logging_steps:
+            return
+        groups: dict[str, list[torch.Tensor]] = {}
+        for name, weight in self.trainer.objective.trained().items():
+            if weight.grad is not None:
+                groups.setdefault(group_of(name), []).append(whole_tensor(weight.grad.norm()))
+        for group, norms in groups.items():
+            self.trainer.note(f"grad_{group}", float(torch.stack(norms).norm()))
+
+
+def group_of(name: str) -> str:
+    """router, projector (or adapters of teachers), projection (of latents), embedding or backbone."""
+    if "mixture.fusion." in name:
+        return "router"
+    if not name.startswith("model."):
+        return "projector"
+    if name.startswith("model.project."):
+        return "projection"
+    return "embedding" if any(part in name for part in ("embed_tokens", "wte", "token_adapter")) else "backbone"
+
+
+class JsonLines:
+    """A file of one object a line, each with its step; after a resume the lines of undone updates are cut."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def cut(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            write_text(self.path, "".join(kept))
+
+    def add(self, step: int, facts: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **facts}) + "\n")
+
+
+class Journal(TrainerCallback):
+    """log.jsonl."""
+
+    def __init__(self, path: Path):
+        self.lines = JsonLines(path)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.lines.cut(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.lines.add(state.global_step, logs or {})
+
+
+class Console(TrainerCallback):
+    """A progress bar with the loss terms on a terminal, a line per log elsewhere; train.log gets the lines always."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+        self.bar: Any = None
+        self.began = 0.0
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        from tqdm import tqdm
+
+        self.began, self.first = time.perf_counter(), state.global_step
+        shown = sys.stderr.isatty() and not self.quiet and state.is_world_process_zero
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, ascii=True, disable=not shown, desc="train", unit="upd"
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        logs = logs or {}
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        shown = {name: logs[name] for name in SHOWN if name in logs}
+        if self.bar is not None and shown:
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+        parts = [f"{name} {value:.4f}" for name, value in shown.items()]
+        parts += [f"{name.removeprefix('eval_')} {logs[name]:.4f}" for name in logs if name.startswith("eval_")]
+        if "learning_rate" in logs:
+            done = state.global_step - self.first
+            left = (state.max_steps - state.global_step) * (time.perf_counter() - self.began) / max(done, 1)
+            parts.append(f"lr {logs['learning_rate']:.2e} | {left / 60:.1f} min left")
+        kind = "valid" if validates(logs) else "step"
+        log.info("%s %d/%d  %s", kind, state.global_step, state.max_steps, "  ".join(parts))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()

@@ -1,0 +1,103 @@
+"""Checkpoints on disk: which are whole, which is newest, which may go."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from kava.backbone.artifact import CARD, WEIGHTS, read_card
+from kava.errors import CheckpointError
+from kava.training.aux_state import FILE
+
+STATE = "trainer_state.json"
+NEEDED = (WEIGHTS, CARD, "optimizer.pt", "scheduler.pt", STATE)
+_NAME = re.compile(r"checkpoint-(ep|step)(\d+)$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+    at_epoch: bool
+
+
+def problem(folder: Path) -> str | None:
+    """Why a checkpoint cannot be continued from, or None."""
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+    if not list(folder.glob("rng_state*.pth")):
+        return "rng_state is missing"
+    try:
+        json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
+    except (ValueError, KeyError) as error:
+        return f"{STATE} is torn ({error})"
+    for name in (WEIGHTS, FILE) if (folder / FILE).exists() else (WEIGHTS,):
+        try:
+            with safe_open(folder / name, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            return f"{name} is torn ({error})"
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not _is_whole_zip(folder / name):
+            return f"{name} is torn"
+    return None
+
+
+def _is_whole_zip(path: Path) -> bool:
+    """torch.save writes a zip whose directory stands at the end: a cut file is not one any more."""
+    import zipfile
+
+    return zipfile.is_zipfile(path)
+
+
+def step_of(folder: Path) -> int:
+    return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
+
+
+def examples_of(folder: Path) -> int | None:
+    """How many examples each update had that led there; None where it was not written down yet."""
+    found = read_card(folder).get("effective_batch_size")
+    return None if found is None else int(found)
+
+
+def find(run: Path) -> tuple[list[Checkpoint], list[str]]:
+    """The whole checkpoints of a run, oldest first, and a line for each one that had to be passed over."""
+    whole, broken = [], []
+    for folder in sorted(run.glob("checkpoint-*")):
+        match = _NAME.match(folder.name)
+        if match is None or not folder.is_dir():
+            continue
+        reason = problem(folder)
+        if reason is None:
+            whole.append(Checkpoint(folder, step_of(folder), match[1] == "ep"))
+        else:
+            broken.append(f"{folder.name} is incomplete and is passed over: {reason}")
+    return sorted(whole, key=lambda c: (c.step, c.at_epoch)), broken
+
+
+def choose(run: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """What `--resume auto|DIR` continues from (None: from the start), and what has to be told about it."""
+    if resume != "auto":
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise CheckpointError(f"--resume {resume}: no such folder", "give a checkpoint-* folder, or auto")
+        reason = problem(folder)
+        if reason:
+            raise CheckpointError(f"--resume {resume}: {reason}", "use --resume auto to take the newest whole one")
+        return folder, []
+    whole, notes = find(run)
+    return (whole[-1].path if whole else None), notes
+
+
+def rotate(run: Path, keep: int) -> None:
+    """Keeps the newest `keep` step checkpoints and the newest `keep` epoch checkpoints."""
+    whole, _ = find(run)
+    for group in (True, False):
+        for old in [c for c in whole if c.at_epoch is group][:-keep]:
+            shutil.rmtree(old.path)

@@ -1,0 +1,258 @@
+"""What the guides' readers look for beside a run of the explicit line, and what they see while it trains.
+
+training_log.txt        a line per log and per epoch, see STEP_LINE and EPOCH_LINE; log.jsonl has the same and more
+TRAINING_COMPLETED.txt  settings and last losses of a run that came to its end; no other run has it
+emergency_checkpoint/   after Ctrl-C: the guides' keys as files, and everything to continue from
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from kava.backbone.artifact import WEIGHTS
+from kava.config import Recipe
+from kava.files import new_folder, write_json, write_text
+from kava.training import checkpoint
+from kava.training.aux_state import FILE as PROJECTOR
+from kava.training.callbacks import Console
+
+log = logging.getLogger("kava.train")
+LOG, COMPLETED, EMERGENCY = "training_log.txt", "TRAINING_COMPLETED.txt", "emergency_checkpoint"
+_NUMBER = r"[-+.\deE]+"
+_TERMS = rf"CE (?P<ce>{_NUMBER}) \| KV (?P<kv>{_NUMBER}|off) \| CODI (?P<codi>{_NUMBER}|off)"
+STEP_LINE = re.compile(
+    rf"step (?P<step>\d+)/(?P<steps>\d+) \| loss (?P<loss>{_NUMBER}) \| {_TERMS}"
+    rf"(?: \| CKA (?P<cka>{_NUMBER}))? \| lr (?P<lr>{_NUMBER})"
+)
+EPOCH_LINE = re.compile(rf"epoch (?P<epoch>\d+)/(?P<epochs>\d+) \| average loss (?P<loss>{_NUMBER}) \| {_TERMS}")
+STATUS = ((0.90, "Excellent"), (0.70, "Good"), (0.50, "Learning"))
+STATES = {"student_state_dict": WEIGHTS, "projector_state_dict": PROJECTOR, "optimizer_state_dict": "optimizer.pt"}
+Lines = Sequence[Mapping[str, Any]]  # the trainer's log_history
+
+
+# -- training_log.txt --------------------------------------------------------------------------------------------------
+
+
+class TrainingLog(TrainerCallback):
+    """Writes training_log.txt, of every epoch at least one line; after a resume the lines of undone updates are cut.
+
+        step 50/1000 | loss 0.2139 | CE 0.1801 | KV 0.0338 | CODI off | lr 4.5e-05
+        epoch 1/3 | average loss 0.2139 | CE 0.1801 | KV 0.0338 | CODI off
+
+    Steps are optimiser updates. A line holds means over the updates since the line before; an epoch's line the mean
+    loss over its updates and the terms of its last line. A term whose weight is 0 is "off".
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            step = STEP_LINE.fullmatch(line.strip())
+            if not line.endswith("\n") or (step and int(step["step"]) > state.global_step):
+                break  # what follows was written behind it
+            kept.append(line)
+        write_text(self.path, "".join(kept))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = control.should_log or _ends(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        self._append(step_line(logs, state.global_step, state.max_steps))
+        if _ends(state):
+            epoch = math.ceil(state.epoch - 1e-9)
+            known = state.num_train_epochs < 10**6  # a stream has no number of epochs
+            text = self.path.read_text(encoding="utf-8")
+            self._append(epoch_line(text, logs, epoch, int(state.num_train_epochs) if known else epoch))
+
+    def _append(self, line: str) -> None:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+
+
+def _ends(state: Any) -> bool:
+    """This update is an epoch's last one, or the run's."""
+    return math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9) or state.global_step >= state.max_steps
+
+
+def step_line(logs: Mapping[str, Any], step: int, steps: int) -> str:
+    cka = f" | CKA {logs['cka']:.6g}" if "cka" in logs else ""
+    return f"step {step}/{steps} | loss {logs['loss']:.6g} | {_terms(logs)}{cka} | lr {logs['learning_rate']:.6g}"
+
+
+def epoch_line(text: str, logs: Mapping[str, Any], epoch: int, epochs: int) -> str:
+    """The line that ends an epoch; its mean loss is read off the lines of `text` since the epoch before."""
+    before, total, count = 0, 0.0, 0
+    for line in text.splitlines():
+        step = STEP_LINE.fullmatch(line)
+        if step is None:
+            total, count = 0.0, 0
+            continue
+        total += float(step["loss"]) * (int(step["step"]) - before)
+        count += int(step["step"]) - before
+        before = int(step["step"])
+    return f"epoch {epoch}/{epochs} | average loss {total / count:.6g} | {_terms(logs)}"
+
+
+def _terms(logs: Mapping[str, Any]) -> str:
+    shown = {"CE": "ce_student", "KV": "kv", "CODI": "codi"}
+    return " | ".join(f"{word} {logs[name]:.6g}" if name in logs else f"{word} off" for word, name in shown.items())
+
+
+# -- what is seen while it trains --------------------------------------------------------------------------------------
+
+
+def status_word(cossim: float) -> str:
+    """The guide's word for a held-out cosine similarity; Excellent (0.90) is the goal."""
+    return next((word for least, word in STATUS if cossim >= least), "Adapting")
+
+
+def live(history: Lines) -> dict[str, str]:
+    """Loss of the last log line, CosSim and Status of the last validation: what the progress bar shows."""
+    shown = {}
+    if (loss := _last(history, "loss")) is not None:
+        shown["Loss"] = f"{loss:.4f}"
+    if (cossim := _last(history, "eval_cossim")) is not None:
+        shown |= {"CosSim": f"{cossim:.4f}", "Status": status_word(cossim)}
+    return shown
+
+
+class GuideConsole(Console):
+    """The console with Loss, CosSim and Status on the progress bar, and a line on every validation."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        super().on_log(args, state, control, logs=logs)
+        if not state.is_world_process_zero:
+            return
+        if self.bar is not None:
+            self.bar.set_postfix(live(state.log_history))
+        if "eval_cossim" in (logs or {}):
+            mean = logs.get("eval_cossim_mean_predictor")
+            constant = "" if mean is None else f"; one vector for everything would have {mean:.4f}"
+            log.info(
+                "held-out CosSim %.4f (centred %.4f%s), Status %s",
+                logs["eval_cossim"],
+                logs.get("eval_cossim_centred", math.nan),
+                constant,
+                status_word(logs["eval_cossim"]),
+            )
+
+
+def best_cossim(history: Lines) -> float | None:
+    """The highest of all validations; None before the first."""
+    return max((line["eval_cossim"] for line in history if "eval_cossim" in line), default=None)
+
+
+def summary(steps: int, best: float | None, run: Path, done: bool) -> str:
+    """The lines a run closes with."""
+    last = f"Student for transformers: {run / 'final_model'}" if done else f"Emergency checkpoint: {run / EMERGENCY}"
+    return "\n".join(
+        [
+            "[RESULT] Final Results:" if done else "[RESULT] Stopped:",
+            f"   Total steps: {steps} (optimiser updates)",
+            f"   Best CosSim: {'not measured' if best is None else f'{best:.4f}'}",
+            f"   Output directory: {run}",
+            f"   Checkpoints: {run}{os.sep}checkpoint-*",
+            f"   {last}",
+        ]
+    )
+
+
+def _last(history: Lines, name: str) -> Any:
+    return next((line[name] for line in reversed(history) if name in line), None)
+
+
+# -- at the end --------------------------------------------------------------------------------------------------------
+
+
+def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, processes: int = 1) -> None:
+    """TRAINING_COMPLETED.txt, `name: value` on every line; what a run does not have is "off"."""
+    loss, training, explicit = recipe.loss, recipe.training, recipe.explicit
+    kv, at_once = loss.alpha2_kv > 0, training.batch_size * processes
+    last = next((line for line in reversed(history) if "loss" in line), {})
+    compared = kv or loss.alpha1_codi > 0 or explicit.cka_weight > 0
+    teacher = recipe.teacher.name or f"{recipe.model.name} (frozen copy)"
+    facts: dict[str, Any] = {
+        "model": recipe.model.name,
+        "teacher": teacher if compared else "off",
+        "teacher_quantization": recipe.teacher.quantization if compared else "off",
+        "dataset": recipe.dataset.name,
+        "subset_size": recipe.dataset.subset_size or "all",
+        "epochs": f"{_last(history, 'epoch') or 0:.4g}",
+        "steps": f"{steps} optimiser updates",
+        "batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "processes": processes,
+        "effective_batch_size": at_once * training.gradient_accumulation_steps,
+        "learning_rate": f"{training.learning_rate:g}",
+        "alignment_mode": explicit.form if kv else "off",
+        "kv_method": recipe.rkv.method if kv else "off",
+        "target_len": explicit.target_len if kv and recipe.rkv.method != "full" else "off",
+        "kv_loss": loss.kv_loss_type if kv else "off",
+        "ce_weight": f"{loss.student_ce:g}",
+        "kv_weight": f"{loss.alpha2_kv:g}",
+        "codi_weight": f"{loss.alpha1_codi:g}",
+        "cka_weight": f"{explicit.cka_weight:g}",
+        "projector": recipe.projector.direction if kv else "off",
+        "shuffle_kv": "false" if not kv or recipe.rkv.shuffle == "none" else f"true ({recipe.rkv.shuffle})",
+        "seed": recipe.system.seed,
+        "output_dir": run,
+    }
+    shown = {"loss": "loss", "ce": "ce_student", "kv": "kv", "codi": "codi", "cka": "cka"}
+    facts |= {f"final_{word}": f"{last[name]:.6g}" if name in last else "off" for word, name in shown.items()}
+    best = best_cossim(history)
+    facts |= {"best_cossim": "off" if best is None else f"{best:.6g}"}
+    facts |= {} if best is None else {"status": status_word(best)}
+    write_text(run / COMPLETED, "".join(f"{name}: {value}\n" for name, value in facts.items()))
+
+
+def write_emergency(folder: Path, whole: Path, step: int, best: float | None) -> None:
+    """The whole checkpoint `whole` again, under the guide's names as well; --resume takes this folder, too.
+
+    checkpoint.json holds step, best_cossim and the file of each state dict (null: this run has none). Files are linked,
+    so that nothing is stored twice, or copied where links are not to be had.
+    """
+    with new_folder(folder) as partial:
+        shutil.copytree(whole, partial, copy_function=_link, dirs_exist_ok=True)
+        files = {}
+        for name, file in STATES.items():
+            there = (whole / file).is_file()
+            files[name] = name + Path(file).suffix if there else None
+            if there:
+                _link(whole / file, partial / (name + Path(file).suffix))
+        write_json(partial / "checkpoint.json", {"step": step, "best_cossim": best, **files, "copy_of": whole.name})
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def close(run: Path, recipe: Recipe, state: Any, done: bool, processes: int = 1) -> None:
+    """The files and the words at the end of a run, or (not `done`) behind the checkpoint that Ctrl-C has left."""
+    best = best_cossim(state.log_history)
+    if done:
+        write_completed(run, recipe, state.global_step, state.log_history, processes)
+        shutil.rmtree(run / EMERGENCY, ignore_errors=True)  # of an earlier stop; the run is past it
+    else:
+        whole, _ = checkpoint.find(run)
+        if whole:
+            write_emergency(run / EMERGENCY, whole[-1].path, whole[-1].step, best)
+    for line in summary(state.global_step, best, run, done).splitlines():
+        log.info(line)

@@ -1,0 +1,151 @@
+"""The teachers of a mixture, how they read, and what a run's folder tells of them.
+
+alignment.json         share of matched tokens, layer map and one example, per teacher
+routing.jsonl          mean weights per teacher and layer, entropy, temperature: a line per log line
+layer_loss.jsonl       the KV term of each compared layer
+routing_samples.json   weights of every held-out example, of the latest validation
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from kava.backbone.model import LatentModel
+from kava.config import Recipe
+from kava.data.collate import Collator
+from kava.data.encode import Encoded
+from kava.data.teacher_texts import LOOKED_AT, Coverage, TeachersCollator, texts_of
+from kava.files import write_json
+from kava.fuse.collapse import Collapse
+from kava.objective.foreign import ForeignTeachers
+from kava.objective.many import ManyObjective, SeenMany
+from kava.teachers.teacher_set import TeacherSet, load_teacher_set
+from kava.training.callbacks import JsonLines, validates
+from kava.training.data import Data
+
+log = logging.getLogger("kava.train")
+ALIGNMENT, ROUTING, LAYERS, SAMPLES = "alignment.json", "routing.jsonl", "layer_loss.jsonl", "routing_samples.json"
+SHOWN = 60  # tokens of the text that stands as an example
+
+
+class TeacherSetup:
+    """The teachers and the collator that gives each of them its own tokens."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, data: Data, device: torch.device):
+        self.recipe = recipe
+        self.teachers: TeacherSet = load_teacher_set(recipe, tokenizer, device)
+        texts = texts_of([*data.examples, *data.validation])
+        self.collate = TeachersCollator(Collator(tokenizer.pad_token_id), self.teachers.voices, texts)
+        self.coverage: dict[str, Coverage] = {}
+        self.shown: dict[str, Any] = {}
+
+    def check(self, model: LatentModel, splits: Sequence[Any]) -> None:
+        """Refuses texts too long for a teacher, or of which it matches too little."""
+        for rows in splits:
+            found = self.collate.check(rows, self.recipe.mixture.coverage_floor) if len(rows) else {}
+            self.coverage = self.coverage or found
+        rows = [one for one in islice(iter(splits[0]), LOOKED_AT) if 0 < len(one.cot) <= SHOWN]
+        if rows:
+            row = max(rows, key=lambda one: len(one.cot))
+            self.shown = {name: self.collate.example(row, i) for i, name in enumerate(self.teachers.names)}
+
+    def files(self, objective: ManyObjective | ForeignTeachers) -> MixtureFiles:
+        return MixtureFiles(objective, self)
+
+
+class MixtureFiles(TrainerCallback):
+    """Writes the four files; `note` is given to whoever measures held-out examples."""
+
+    def __init__(self, objective: ManyObjective | ForeignTeachers, company: TeacherSetup):
+        self.objective, self.company = objective, company
+        self.samples: list[dict[str, Any]] = []
+        self.held_out = Collapse()
+        self.epoch = 0
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            for name in (ROUTING, LAYERS):
+                JsonLines(Path(args.output_dir) / name).cut(state.global_step)
+            write_json(Path(args.output_dir) / ALIGNMENT, self.alignment())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if validates(logs or {}) and state.is_world_process_zero and self.samples:
+            facts = {"step": state.global_step, "teachers": list(self.company.teachers.names), "samples": self.samples}
+            write_json(Path(args.output_dir) / SAMPLES, facts)
+        if "loss" not in (logs or {}):
+            return
+        layers, window = self.objective.watched.drain()
+        if not state.is_world_process_zero:
+            return
+        run, names = Path(args.output_dir), self.company.teachers.names
+        if layers:
+            JsonLines(run / LAYERS).add(state.global_step, dict(layers))
+        if window is None:
+            return
+        facts = {"by_layer": window.by_layer, "entropy": window.entropy, "temperature": self.temperature}
+        weights = dict(zip(names, window.weights, strict=True))
+        JsonLines(run / ROUTING).add(state.global_step, {"weights": weights, **facts})
+        if window.collapsed is not None and self.company.recipe.mixture.fusion != "fixed":
+            log.warning(
+                "step %d: the weights have collapsed: teacher %s has %.3f of them, above mixture.collapse_alarm; use "
+                "mixture.entropy=diverse with a larger mixture.entropy_weight, a higher temperature, or leave the others "
+                "out",
+                state.global_step,
+                names[window.collapsed],
+                window.weights[window.collapsed],
+            )
+
+    @property
+    def temperature(self) -> float:
+        return self.objective.mixture.temperature(self.epoch)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.epoch = int((state.epoch or 0) + 1e-6)
+
+    def alignment(self) -> dict[str, Any]:
+        mixture, found = self.objective.mixture, {}
+        for name, shape, layers in zip(mixture.names, mixture.shapes, mixture.maps, strict=True):
+            known = self.company.coverage.get(name)
+            found[name] = {
+                "coverage": None if known is None else known.share,
+                "num_layers": shape.num_layers,
+                "layer_map": [[list(part) for part in entry] for entry in layers],
+                "example": self.company.shown.get(name),
+            }
+        return {"teachers": found, "student_layers": mixture.student.num_layers}
+
+    # -- held-out examples ---------------------------------------------------------------------------------------
+
+    def begin_samples(self) -> None:
+        self.samples = []
+
+    def note(self, rows: Sequence[Encoded], batch: dict[str, Tensor], seen: SeenMany) -> None:
+        """The weights of each example, over its compared tokens."""
+        weights = seen.blend.weights.expand(len(rows), -1, -1, -1)
+        self.held_out.add(weights, seen.mask)
+        columns = seen.mask.shape[1] if weights.shape[2] > 1 else 1
+        for b, row in enumerate(rows):
+            kept = seen.mask[b] if columns > 1 else slice(None)
+            by_layer = weights[b][:, kept].double().mean(1)
+            if bool(seen.mask[b].any()):
+                task = row.id.rpartition("/")[0] or self.company.recipe.dataset.name
+                facts = {"weights": by_layer.mean(0).tolist(), "by_layer": by_layer.tolist()}
+                self.samples.append({"id": row.id, "task": task, **facts})
+
+    def means(self) -> dict[str, float]:
+        """Mean weight per teacher, and the mean entropy of an example's weights."""
+        window = self.held_out.close()
+        if window is None:
+            return {}
+        named = zip(self.company.teachers.names, window.weights, strict=True)
+        return {"entropy": window.entropy, **{f"weight_{name}": weight for name, weight in named}}

@@ -1,0 +1,121 @@
+"""`--batch_size probe`: the largest batch that fits, measured with the longest examples before the run begins."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+
+from kava.backbone.load import build_model
+from kava.backbone.silence_libraries import silence_libraries
+from kava.config import Recipe
+from kava.data.collate import Collator
+from kava.data.progress import progress_bar
+from kava.errors import RunError
+from kava.infer.student import pick_device
+from kava.losses import add
+from kava.training.data import load_data
+from kava.training.method_line import explicit_line
+
+SIZES = (1, 2, 4, 8, 16, 32)
+LOOKED_AT = 4096  # examples of a stream among which the longest are sought
+SHARE = 0.8  # of the free memory of a machine without a GPU
+
+
+def largest_batch(
+    step: Callable[[int], None], sizes: Iterable[int] = SIZES, fits: Callable[[int], bool] = lambda _: True
+) -> int:
+    """The largest of the rising `sizes` that `step` gets through; the first one that runs out of memory is the end.
+
+    `fits` may end it before, where running out would take the machine down.
+    """
+    best = 0
+    for size in sizes:
+        if best and not fits(size):
+            break
+        try:
+            step(size)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not out_of_memory(error):
+                raise
+            break
+        best = size
+    if best == 0:
+        raise RunError(
+            "not even one example fits into memory",
+            "see docs/oom.md: dataset.max_length, training.gradient_checkpointing=true, a quantised teacher",
+        )
+    return best
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """CUDA's error has a class of its own; the CPU's allocator and Apple's backend have words."""
+    words = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def measured_batch(recipe: Recipe) -> int:
+    """Forward, backward and the optimizer's own memory for 1, 2, 4, ... of the longest training examples."""
+    silence_libraries()
+    try:
+        return _measure(recipe, pick_device(recipe.system.device))
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _measure(recipe: Recipe, device: torch.device) -> int:
+    model, tokenizer = build_model(recipe)
+    data = load_data(recipe, tokenizer)
+    rows = sorted(islice(iter(data.train), LOOKED_AT), key=len, reverse=True)
+    objective = explicit_line(recipe, model, tokenizer, data, device, lambda: False).objective
+    collate, precision = Collator(tokenizer.pad_token_id), _autocast(recipe, device)
+    optimizer = torch.optim.AdamW([w for w in objective.parameters() if w.requires_grad], lr=0.0)
+
+    def step(size: int) -> None:
+        batch = {name: value.to(device) for name, value in collate(rows[:size]).items()}
+        with precision():
+            loss = add(objective(batch).terms)
+        loss.backward()
+        optimizer.step()  # its two moments stay in memory from the first update on
+        optimizer.zero_grad(set_to_none=True)
+
+    sizes = [size for size in SIZES if size <= len(rows)]
+    return largest_batch(step, progress_bar(sizes, "measure the batch"), _room(device))
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> Callable[[], Any]:
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.system.mixed_precision)
+    return nullcontext if kind is None else lambda: torch.autocast(device.type, kind)
+
+
+def _room(device: torch.device) -> Callable[[int], bool]:
+    """Without a GPU running out ends the process: a size is tried only while twice the growth so far is free."""
+    if device.type != "cpu":
+        return lambda _: True
+    import psutil
+
+    at_first = psutil.Process().memory_info().rss
+
+    def fits(size: int) -> bool:
+        return 2 * max(_peak() - at_first, 0) < SHARE * psutil.virtual_memory().available
+
+    return fits
+
+
+def _peak() -> int:
+    """The most memory this process has ever had, in bytes; what it has now where the system does not tell."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

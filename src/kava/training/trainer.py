@@ -1,0 +1,297 @@
+"""transformers.Trainer, taught four things: terms with counts, our checkpoints, generated validation, a stop that saves."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava.backbone.artifact import load_weights, write_student
+from kava.config import Recipe
+from kava.data.example import stable_hash
+from kava.errors import RunError
+from kava.files import new_folder, replace_folder
+from kava.losses import add
+from kava.objective.latent import LatentObjective
+from kava.objective.records import Result
+from kava.objective.tokens import TokensObjective
+from kava.training import aux_state as aux_state
+from kava.training.checkpoint import rotate
+from kava.training.interrupt import Interrupt
+from kava.training.memory import pieces_of
+from kava.training.processes import main_process_decides, share_out
+from kava.training.sharding import Sharded, follow_shards, whole_tensor
+
+with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
+    from transformers import PrinterCallback, Trainer
+
+INCOMING = ".partial-checkpoint"
+BEST = "best_checkpoint"
+IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
+Objective = LatentObjective | TokensObjective
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured on held-out examples (None: it was cut short), and the number that makes a checkpoint the best."""
+
+    measure: Callable[[], dict[str, float] | None]
+    decides: str
+    lower: bool = False
+
+    def better(self, found: float, best: float | None) -> bool:
+        return best is None or (found < best if self.lower else found > best)
+
+
+class KavaTrainer(Trainer):
+    """The model is the objective: one forward gives the terms of a micro-batch. It knows no method."""
+
+    loss_is_scaled_for_ga = True  # each term is divided by the count of the whole update window, once
+
+    def __init__(
+        self,
+        objective: Objective,
+        recipe: Recipe,
+        tokenizer: Any,
+        validation: Validation,
+        interrupt: Interrupt,
+        **trainer: Any,
+    ):
+        super().__init__(model=objective, **trainer)
+        self.remove_callback(PrinterCallback)  # our own console says it
+        self.model_accepts_loss_kwargs = True  # what transformers before 5.19 reads instead
+        self.objective = objective
+        self.recipe = recipe
+        self.tokenizer_to_save = tokenizer
+        self.validation = validation
+        self.interrupt = interrupt
+        self.at_epoch_end = False
+        self.pieces = pieces_of(recipe, self.args.world_size)
+        self.sharded: Sharded | None = None
+        self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, float] = defaultdict(float)
+        self._before: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        self._health: dict[str, float] = {}
+        self._tokens, self._since = 0, time.perf_counter()
+        if self.args.world_size > 1:  # else every process would drop out the same places
+            torch.manual_seed(self.args.seed + self.args.process_index)
+
+    # -- the loss ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        self._train_batch_size = self.args.per_device_train_batch_size  # transformers before 5 takes the checkpoint's
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            self._idle = self.args.process_index >= share_out(loader, self.args.world_size)
+            self._updates = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if self._idle else 0
+        return loader
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one update, and what each term is divided by over all of them and all ranks."""
+        if self.state.global_step >= self.state.max_steps:  # resumed behind the last update: only its end is due
+            self.control.should_training_stop = True
+            return [], {}
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
+        self.pieces.begin()
+        self._before = dict(self._sums), dict(self._counts)
+        if self._idle and (self.state.global_step + 1) % self._updates == 0:
+            batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
+        counts: dict[str, float] = defaultdict(float)
+        for batch in batches:
+            for name, count in self.objective.counts(batch).items():
+                counts[name] += 0.0 if IDLE in batch else count
+            if IDLE in batch:
+                continue
+            self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
+        self._of_all(counts)
+        return batches, {name: count or 1.0 for name, count in counts.items()}  # over nothing: 0, but with a gradient
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        self.objective.watch = self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1
+        self.objective.update = self.state.global_step
+        counts = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
+        with nullcontext() if self.sharded is None else self.accelerator.autocast():
+            result: Result = model(inputs)
+        loss = add(result.terms, num_items_in_batch) * self.args.world_size * counts  # DDP averages over the ranks
+        if not torch.isfinite(loss):
+            self._refuse(result, inputs)
+        for term in result.terms:
+            self._sums[term.name] += counts * float(term.total.detach())
+            self._counts[term.name] += counts * term.count
+        self._health |= {name: float(value) for name, value in result.health.items()}
+        return (loss, result) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+        def step(piece: Any) -> torch.Tensor:
+            return super(KavaTrainer, self).training_step(model, piece, *rest, **named)
+
+        def undo() -> None:
+            model.zero_grad()
+            for now, before in zip((self._sums, self._counts), self._before, strict=True):
+                now.clear()
+                now.update(before)
+
+        return self.pieces.run(inputs, step, undo)
+
+    def _refuse(self, result: Result, inputs: Any) -> None:
+        parts = ", ".join(f"{term.name} {float(term.value().detach()):.4g}" for term in result.terms)
+        known = {stable_hash(name): name for name in getattr(self.train_dataset, "ids", ())}
+        ids = ", ".join(str(known.get(i, i)) for i in inputs["example_id"].tolist()[:8])
+        raise RunError(
+            f"the loss is not finite in update {self.state.global_step + 1} ({parts}); example ids of the batch: {ids}",
+            "lower training.learning_rate or the alphas; the last checkpoint is untouched (--resume auto)",
+        )
+
+    def note(self, name: str, value: float) -> None:
+        """A number for the next log line."""
+        self._health[name] = value
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self._of_all(self._sums)
+            self._of_all(self._counts)
+            logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
+            logs |= self._health
+            logs["tokens_per_second"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
+            self._tokens, self._since = 0, time.perf_counter()
+            self._sums.clear()
+            self._counts.clear()
+            self._health = {}
+        super().log(logs, start_time)
+
+    def _of_all(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Summed over the processes, which all have the same names."""
+        if self.args.world_size > 1 and numbers:
+            local = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.args.device)
+            numbers.update(zip(numbers, self.accelerator.reduce(local, "sum").tolist(), strict=True))
+        return numbers
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / INCOMING)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """transformers writes into a hidden folder; one rename makes it a checkpoint."""
+        with self.whole():
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process has put the state of its random numbers there
+        if self.args.should_save:
+            run, step = Path(self.args.output_dir), self.state.global_step
+            name = f"ep{round(self.state.epoch or 0)}" if self.at_epoch_end else f"step{step}"
+            replace_folder(run / INCOMING / f"checkpoint-{step}", run / f"checkpoint-{name}")
+            (run / INCOMING).rmdir()
+            rotate(run, self.recipe.logging.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # every process is asked
+            return
+        write_student(
+            self.objective.model,
+            self.tokenizer_to_save,
+            self.recipe,
+            Path(output_dir or self.args.output_dir),
+            step=self.state.global_step,
+            processes=self.args.world_size,
+            effective_batch_size=self.effective_batch_size,
+        )
+        aux_state.save(self.objective, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_weights(self.objective.model, resume_from_checkpoint)
+        aux_state.load(self.objective, Path(resume_from_checkpoint))
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Examples in an update."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """A checkpoint of another number of processes has none for this one: it draws anew, not what was drawn before."""
+        args = self.args
+        name = f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
+        if checkpoint is not None and not (Path(checkpoint) / name).is_file():
+            torch.manual_seed(args.seed + self.state.global_step * args.world_size + args.process_index)
+        else:
+            super()._load_rng_state(checkpoint)
+
+    # -- shards --------------------------------------------------------------------------------------------------
+
+    def whole(self) -> Any:
+        """While it is open every process has all weights; all of them open it together."""
+        return nullcontext() if self.sharded is None else self.sharded.whole()
+
+    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.sharded or super()._wrap_model(model, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.sharded is not None and not self.args.should_save:
+            self.optimizer.state_dict()  # the first process cannot put the shards together alone
+        super()._save_optimizer_and_scheduler(output_dir)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """What is trained beside the student has a learning rate of its own."""
+        if self.recipe.system.sharding == "fsdp2" and self.args.world_size > 1 and self.sharded is None:
+            self.sharded = Sharded(self.objective, self.args.device)  # by now a checkpoint's weights are in
+        optimizer = super().create_optimizer(*args, **kwargs)
+        own = {id(weight) for weight in self.objective.aux_state().values()}
+        if own and len(optimizer.param_groups) < 3:  # it may be called twice
+            for group in list(optimizer.param_groups):
+                apart = [weight for weight in group["params"] if id(weight) in own]
+                group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+                rest = {name: value for name, value in group.items() if name != "params"}
+                optimizer.add_param_group(rest | {"params": apart, "lr": self.recipe.projector.learning_rate})
+        if self.sharded is not None:
+            follow_shards(optimizer)
+            clip = self.accelerator.clip_grad_norm_
+            self.accelerator.clip_grad_norm_ = lambda *given, **named: whole_tensor(clip(*given, **named))
+        return optimizer
+
+    # -- validation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The validation set; the best student so far becomes best_checkpoint/."""
+        before = time.perf_counter()
+        with self.whole():
+            measured = self.validation.measure()
+        found = main_process_decides(lambda: measured)
+        self._since += time.perf_counter() - before  # tokens_per_second speaks of training
+        if found is None:
+            if self.interrupt.signal is not None:  # it came while answers were written: stop here, not an update later
+                self.control.should_save = self.control.should_training_stop = True
+            return {}
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        best = self.state.best_metric
+        value = found[self.validation.decides]
+        if self.validation.better(value, best):
+            self.state.best_metric = value
+            self.save_best(validation=found)
+        self.log(dict(metrics))
+        return metrics
+
+    def save_best(self, **facts: Any) -> None:
+        """best_checkpoint/; all processes call it."""
+        folder = Path(self.args.output_dir) / BEST
+        with self.whole():
+            if not self.args.should_save:
+                return
+            with new_folder(folder) as partial:
+                step = self.state.global_step
+                write_student(self.objective.model, self.tokenizer_to_save, self.recipe, partial, step=step, **facts)
+                aux_state.save(self.objective, partial)

@@ -1,0 +1,368 @@
+"""Whole runs of `train`: what they write, and that a run which was stopped ends in the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from compare import tiny_base
+from kava.backbone.artifact import WEIGHTS, load_student
+from kava.config import Recipe, load_recipe
+from kava.errors import CheckpointError, RunError
+from kava.files import sole_owner
+from kava.training import folder as folder_module
+from kava.training import method_line as lines_module
+from kava.training.checkpoint import find
+from kava.training.folder import Outcome, update
+from kava.training.run import train
+from kava.training.trainer import KavaTrainer
+
+TIMES = ("tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+SETTINGS = (
+    "dataset.generator.train_size=24", "dataset.generator.val_size=4", "evaluation.max_new_tokens=4",
+    "training.max_steps=9", "training.batch_size=4", "training.learning_rate=1e-3", "loss.alpha1_codi=1",
+    "lora.enabled=true", "lora.r=2", "lora.dropout=0.1", "latent.num_tokens=3", "latent.num_iterations=2",
+    "logging.logging_steps=1", "logging.eval_steps=3", "logging.save_steps=2", "logging.report_to=[]",
+    "system.device=cpu",
+)  # fmt: skip
+LAST = "checkpoint-step9"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with dropout in its attention."""
+    return tiny_base(tmp_path_factory.mktemp("base"), tied=True, attention_dropout=0.1)
+
+
+def recipe_for(base: Path, *settings: str) -> Recipe:
+    return load_recipe("debug", [f"model.name={base}", *SETTINGS, *settings])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert train(recipe_for(base), folder, quiet=True) == Outcome(folder, 9, "accuracy", read_best(folder), 0)
+    return folder
+
+
+def read_best(folder: Path) -> float | None:
+    return json.loads((folder / LAST / "trainer_state.json").read_text())["best_metric"]
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """log.jsonl without what a clock decides."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def assert_same_run(folder: Path, wanted: Path) -> None:
+    """Weights, optimizer, best student and every logged number, bit for bit."""
+    for place in (LAST, "best_checkpoint"):
+        assert (folder / place / WEIGHTS).read_bytes() == (wanted / place / WEIGHTS).read_bytes(), place
+    mine, theirs = (torch.load(path / LAST / "optimizer.pt")["state"] for path in (folder, wanted))
+    assert all(torch.equal(mine[key][part], theirs[key][part]) for key in theirs for part in theirs[key])
+    training = [
+        [line for line in journal(path) if "loss" in line or "eval_accuracy" in line] for path in (folder, wanted)
+    ]
+    assert training[0] == training[1]
+
+
+# -- what a run leaves behind ----------------------------------------------------------------------------------------
+
+
+def test_the_folder_explains_the_run(undisturbed: Path, base: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    wanted = {"recipe.yaml", "meta.json", "data_card.json", "train.log", "log.jsonl", "best_checkpoint"}
+    assert names - {"logs", ".lock"} == wanted | {"checkpoint-step8", LAST, "checkpoint-ep1"}
+    assert load_recipe(undisturbed / "recipe.yaml") == recipe_for(base)
+    assert yaml.safe_load((undisturbed / "recipe.yaml").read_text())["training"]["batch_size"] == 4
+    meta = json.loads((undisturbed / "meta.json").read_text())
+    assert meta["finished"] is True
+    assert meta["steps"] == 9
+    assert {"git", "versions", "device", "command", "data", "trained_parameters"} <= meta.keys()
+    card = json.loads((undisturbed / "data_card.json").read_text())
+    assert card == meta["data"]
+    assert card["skipped"] == 0
+    text = (undisturbed / "train.log").read_text()
+    assert "done: 9 updates" in text
+    assert text.isascii()
+
+
+def test_log_lines_hold_every_term_and_the_health_of_the_latents(undisturbed: Path) -> None:
+    lines = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 10))
+    keys = {
+        "ce_student", "ce_teacher", "codi", "kv", "grad_norm", "grad_projection", "grad_embedding", "grad_backbone",
+        "latent_norm", "latent_cosine", "jacobi_residual", "kept_share", "tokens_per_second", "learning_rate", "epoch",
+    }  # fmt: skip
+    for line in training:
+        assert keys <= line.keys(), keys - line.keys()
+        assert all(isinstance(line[key], float) for key in keys)
+        assert 0 < line["kept_share"] <= 1
+    loss = recipe_of(undisturbed).loss
+    first = training[0]
+    parts = first["ce_student"] + first["ce_teacher"] + loss.alpha1_codi * first["codi"] + loss.alpha2_kv * first["kv"]
+    assert first["loss"] == pytest.approx(parts, abs=1e-3)
+    assert [line["step"] for line in lines if "eval_accuracy" in line] == [3, 6, 9]
+    assert training[-1]["ce_teacher"] < training[0]["ce_teacher"]
+
+
+def recipe_of(folder: Path) -> Recipe:
+    return load_recipe(folder / "recipe.yaml")
+
+
+def test_best_checkpoint_is_a_student(undisturbed: Path) -> None:
+    model, _, recipe = load_student(undisturbed / "best_checkpoint")
+    assert recipe == recipe_of(undisturbed)
+    assert all(torch.isfinite(weight).all() for weight in model.trained().values())
+    card = json.loads((undisturbed / "best_checkpoint" / "kava.json").read_text())
+    assert card["step"] in (3, 6, 9)
+    assert card["validation"]["accuracy"] == read_best(undisturbed)
+
+
+@pytest.mark.long
+def test_the_seed_decides_everything(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    runs = {}
+    for seed in (42, 7):
+        train(recipe_for(base, f"system.seed={seed}"), tmp_path / str(seed), quiet=True)
+        runs[seed] = (tmp_path / str(seed) / LAST / WEIGHTS).read_bytes()
+    assert runs[42] == (undisturbed / LAST / WEIGHTS).read_bytes() != runs[7]
+
+
+# -- resume ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_occupied_folder_is_refused(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in undisturbed.iterdir())
+    with pytest.raises(RunError, match="already holds a run"):
+        train(recipe_for(base), undisturbed, quiet=True)
+    with pytest.raises(RunError, match=r"other settings.*training\.learning_rate"):
+        train(recipe_for(base, "training.learning_rate=2e-3"), undisturbed, resume="auto", quiet=True)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        train(recipe_for(base), undisturbed, resume=str(tmp_path / "nowhere"), quiet=True)
+    assert sorted(path.name for path in undisturbed.iterdir()) == before
+
+
+def tear(folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+
+
+def half_done(undisturbed: Path, folder: Path) -> Path:
+    """A copy of the run that does not call itself finished."""
+    shutil.copytree(undisturbed, folder)
+    update(folder, finished=False)
+    return folder
+
+
+def test_a_torn_checkpoint_is_named_and_the_one_before_is_taken(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """The newest two are torn, so three updates of an epoch that has begun are made again: to the same bits."""
+    folder = half_done(undisturbed, tmp_path / "run")
+    for torn in (LAST, "checkpoint-step8"):
+        tear(folder / torn, "optimizer.pt")
+    train(recipe_for(base), folder, resume="auto", quiet=True)
+    text = (folder / "train.log").read_text()
+    assert f"{LAST} is incomplete and is passed over: optimizer.pt is torn" in text
+    assert "continuing from " + str(folder / "checkpoint-ep1") in text
+    assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", WEIGHTS, "trainer_state.json", "kava.json"])
+def test_every_file_of_a_checkpoint_is_looked_at(name: str, undisturbed: Path, tmp_path: Path) -> None:
+    folder = half_done(undisturbed, tmp_path / "run")
+    if name != "kava.json":
+        tear(folder / LAST, name)
+        assert [found.path.name for found in find(folder)[0]] == ["checkpoint-ep1", "checkpoint-step8"]
+    (folder / LAST / name).unlink()
+    whole, notes = find(folder)
+    assert [found.path.name for found in whole] == ["checkpoint-ep1", "checkpoint-step8"]
+    assert len(notes) == 1
+    assert name in notes[0]
+
+
+def test_a_named_torn_checkpoint_is_refused(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = half_done(undisturbed, tmp_path / "run")
+    tear(folder / LAST, "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt is torn"):
+        train(recipe_for(base), folder, resume=str(folder / LAST), quiet=True)
+
+
+later = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("when", "step"),
+    [("update", 3), ("validation", 6), *(pytest.param(*case, marks=later) for case in [("update", 4), ("update", 6)])],
+)
+def test_a_signal_saves_stops_and_the_rest_follows_bit_for_bit(
+    when: str, step: int, base: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM during an update, and during the validation after it (updates 3 and 6 are validated, 6 ends an epoch)."""
+
+    def interrupted(right: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            if len(journal_so_far(folder)) == (step - 1 if when == "update" else step):
+                signal.raise_signal(signal.SIGTERM)
+            return right(*given, **named)
+
+        return call
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if when == "update":
+            patch.setattr(KavaTrainer, "compute_loss", interrupted(KavaTrainer.compute_loss))
+        else:
+            patch.setattr(lines_module, "score", interrupted(lines_module.score))
+        outcome = train(recipe_for(base), folder, quiet=True)
+    assert outcome.exit_code == 128 + signal.SIGTERM
+    assert outcome.steps == step
+    assert json.loads((folder / "meta.json").read_text())["finished"] is False
+    assert train(recipe_for(base), folder, resume="auto", quiet=True).exit_code == 0
+    assert_same_run(folder, undisturbed)
+
+
+def journal_so_far(folder: Path) -> list[dict[str, Any]]:
+    """The updates logged so far."""
+    return [line for line in journal(folder) if "loss" in line] if (folder / "log.jsonl").exists() else []
+
+
+@later
+def test_resume_of_an_empty_folder_starts_and_of_a_finished_run_changes_nothing(
+    base: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new"
+    train(recipe_for(base), folder, resume="auto", quiet=True)
+    assert "starting from the beginning" in (folder / "train.log").read_text()
+    assert train(recipe_for(base), folder, resume="auto", quiet=True).steps == 9
+    assert_same_run(folder, undisturbed)
+
+
+@later
+def test_checkpointing_and_unpacked_passes_train_the_same_student(base: Path, tmp_path: Path) -> None:
+    plain = tiny_base(tmp_path / "base", tied=True)
+    weights = []
+    for name, settings in {
+        "plain": (),
+        "checkpointing": ("training.gradient_checkpointing=true",),
+        "both": ("training.gradient_checkpointing=true", "training.packed=false"),
+    }.items():
+        few = ("training.max_steps=2", "lora.dropout=0")
+        train(recipe_for(plain, *few, *settings), tmp_path / name, quiet=True)
+        weights.append(load_file(tmp_path / name / "checkpoint-step2" / WEIGHTS))
+    for other in weights[1:]:
+        assert other.keys() == weights[0].keys()
+        for weight, value in other.items():
+            torch.testing.assert_close(value, weights[0][weight], rtol=1e-4, atol=1e-5, msg=weight)
+
+
+# -- what stops a run ------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(base: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(base, tmp_path / "base"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=r"not finite in update 1 .*ce_student nan.*example ids of the batch: \S+, \S+"):
+        train(recipe_for(broken), tmp_path / "run", quiet=True)
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+# -- real processes --------------------------------------------------------------------------------------------------
+
+LONG = ("training.max_steps=40", "logging.save_steps=3", "logging.eval_steps=10")
+
+
+def start(base: Path, folder: Path, *words: str) -> subprocess.Popen:
+    settings = [f"model.name={base}", *(s for s in SETTINGS if s.split("=")[0] not in {w.split("=")[0] for w in LONG})]
+    command = [sys.executable, "-m", "kava", "train", "--config", "debug", "--output_dir", str(folder)]
+    return subprocess.Popen(
+        [*command, *settings, *LONG, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
+    while process.poll() is None and len(journal_so_far(folder)) < step:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+
+
+@pytest.fixture(scope="module")
+def forty(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forty") / "run"
+    process = start(base, folder)
+    assert process.wait(900) == 0, process.stderr.read() if process.stderr else ""
+    return folder
+
+
+def assert_same_end(folder: Path, wanted: Path) -> None:
+    for place in ("checkpoint-step40", "best_checkpoint"):
+        assert (folder / place / WEIGHTS).read_bytes() == (wanted / place / WEIGHTS).read_bytes(), place
+    assert journal_so_far(folder) == journal_so_far(wanted)
+
+
+@pytest.mark.long
+def test_sigterm_saves_and_resume_ends_in_the_same_bits(base: Path, forty: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(base, folder)
+    wait_for(process, folder, 11)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 128 + signal.SIGTERM
+    assert (folder / f"checkpoint-step{len(journal_so_far(folder))}").is_dir() or list(folder.glob("checkpoint-ep*"))
+    process = start(base, folder, "--resume", "auto")
+    assert process.wait(900) == 0, process.stderr.read() if process.stderr else ""
+    assert_same_end(folder, forty)
+
+
+@pytest.mark.long
+def test_kill_at_random_moments_ends_in_the_same_bits(base: Path, forty: Path, tmp_path: Path) -> None:
+    folder, draw = tmp_path / "run", random.Random(time.time_ns())
+    moments = sorted(draw.sample(range(2, 38), 3))
+    print("killed after updates", moments)
+    for moment in moments:
+        process = start(base, folder, *(["--resume", "auto"] if folder.exists() else []))
+        wait_for(process, folder, moment)
+        time.sleep(draw.random() * 0.1)
+        process.kill()
+        process.wait(60)
+    process = start(base, folder, "--resume", "auto")
+    assert process.wait(900) == 0, process.stderr.read() if process.stderr else ""
+    assert_same_end(folder, forty)
+
+
+def test_a_folder_in_use_is_refused_and_a_resumed_run_waits(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "PATIENCE", 0.3)
+    (tmp_path / "run").mkdir()
+    with (
+        sole_owner(tmp_path / "run" / folder_module.LOCK),
+        pytest.raises(RunError, match="another process is at work in"),
+    ):
+        train(recipe_for(base), tmp_path / "run", "auto", quiet=True)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_run_whose_parent_was_killed_saves_and_stops(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAVA_PARENT", "1" if os.getppid() != 1 else "2")
+    outcome = train(recipe_for(base), tmp_path / "run", quiet=True)
+    assert (outcome.exit_code, outcome.steps) == (128 + signal.SIGTERM, 1)
+    monkeypatch.delenv("KAVA_PARENT")
+    assert train(recipe_for(base), tmp_path / "run", "auto", quiet=True).steps == 9
