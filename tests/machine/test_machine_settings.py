@@ -278,7 +278,7 @@ def test_the_shipped_file_lists_every_key():
 
     assert leaves(yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))) == {*KEYS, *FREE}
     assert SHIPPED.relative_to(Path(kava.__file__).parent).as_posix() == "machine/environment_config.yaml"
-    assert '"env/*.yaml"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert '"machine/*.yaml"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

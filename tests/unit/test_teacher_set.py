@@ -343,7 +343,7 @@ def same(a: TeacherKV, b: TeacherKV) -> None:
 def test_one_at_a_time_is_together_bit_for_bit_and_holds_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     teachers = ("llama", "gpt2", "opt", many.entry("llama", name="again", prompt="cot"))
     together = loaded(*teachers)
-    from kava.teachers import many as room
+    from kava.teachers import teacher_set as room
 
     alive: list[weakref.ref[Any]] = []
     most = 0

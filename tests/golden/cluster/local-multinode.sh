@@ -1,4 +1,4 @@
-# python -m kava.hpc.driver outputs/embedded_multi_seed/.jobs/seeds/train.sh logs/kava 3
+# python -m kava.cluster.driver outputs/embedded_multi_seed/.jobs/seeds/train.sh logs/kava 3
 #!/bin/bash
 
 set -euo pipefail
@@ -22,7 +22,7 @@ exec kava task --status outputs/embedded_multi_seed/.jobs/seeds/status-train-"$I
     mpirun -np 4 --map-by ppr:1:node -x PATH -x TORCH_ELASTIC_SHUTDOWN_TIMEOUT -x HF_HOME -x NOTE ${LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH} torchrun --nnodes=4 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id="$KAVA_JOB_ID" --rdzv_endpoint="$head:$port" -m kava train --config embedded --output_dir outputs/embedded_multi_seed/seed_"$SEED" --seed "$SEED" --resume auto \
     --then kava evaluate --checkpoint_dir outputs/embedded_multi_seed/seed_"$SEED"/best_checkpoint --missing
 
-# python -m kava.hpc.driver outputs/embedded_multi_seed/.jobs/seeds/aggregate.sh logs/kava - '<train>'
+# python -m kava.cluster.driver outputs/embedded_multi_seed/.jobs/seeds/aggregate.sh logs/kava - '<train>'
 #!/bin/bash
 
 set -euo pipefail

@@ -1,4 +1,4 @@
-# python -m kava.hpc.driver outputs/embedded_multi_seed/.jobs/seeds/train.sh logs/kava 3
+# python -m kava.cluster.driver outputs/embedded_multi_seed/.jobs/seeds/train.sh logs/kava 3
 #!/bin/bash
 
 set -euo pipefail
@@ -20,7 +20,7 @@ exec kava task --status outputs/embedded_multi_seed/.jobs/seeds/status-train-"$I
     torchrun --standalone --nproc_per_node=8 -m kava train --config embedded --output_dir outputs/embedded_multi_seed/seed_"$SEED" --seed "$SEED" --resume auto \
     --then kava evaluate --checkpoint_dir outputs/embedded_multi_seed/seed_"$SEED"/best_checkpoint --missing
 
-# python -m kava.hpc.driver outputs/embedded_multi_seed/.jobs/seeds/aggregate.sh logs/kava - '<train>'
+# python -m kava.cluster.driver outputs/embedded_multi_seed/.jobs/seeds/aggregate.sh logs/kava - '<train>'
 #!/bin/bash
 
 set -euo pipefail
