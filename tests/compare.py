@@ -22,7 +22,8 @@ from kava.data.generator import Generator
 from kava.evaluation.score import score
 from kava.infer.student import Student
 from kava.losses import Term
-from kava.objective.latent import LatentObjective
+from kava.objective.make import latent_objective
+from kava.objective.objective import Objective
 from zoo_tokenizers import byte_level
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -47,10 +48,10 @@ def load_by_hand() -> ModuleType:
 
 def objective(
     model: LatentModel, packed: bool = True, compressor: Compressor | None = None, rotary: str = "after", **loss: object
-) -> LatentObjective:
+) -> Objective:
     """The paper's loss around a model; `loss` overrides LossConfig."""
     settings = LossConfig(use_projection=not isinstance(model.project, torch.nn.Identity), **loss)
-    return LatentObjective(model, settings, compressor or make_compressor("rkv", lambda_=0.1), packed, rotary)
+    return latent_objective(model, settings, compressor or make_compressor("rkv", lambda_=0.1), packed, rotary)
 
 
 def gradients(value: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
@@ -65,12 +66,12 @@ def gradients(value: Tensor, model: torch.nn.Module) -> dict[str, Tensor]:
     }
 
 
-def measure(kind: LatentObjective, batch: Mapping[str, Tensor], by_term: bool = False) -> Measured:
+def measure(kind: Objective, batch: Mapping[str, Tensor], by_term: bool = False) -> Measured:
     """Each term's mean, and the gradient of the weighted loss (of every single term: by_term)."""
     return measure_sums(kind, [batch], by_term)
 
 
-def measure_sums(kind: LatentObjective, batches: Sequence[Mapping[str, Tensor]], by_term: bool = False) -> Measured:
+def measure_sums(kind: Objective, batches: Sequence[Mapping[str, Tensor]], by_term: bool = False) -> Measured:
     """The same over several batches: sums of sums over sums of counts."""
     found = [term for batch in batches for term in kind(batch).terms]
     values = {}

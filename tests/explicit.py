@@ -15,7 +15,11 @@ from kava.backbone.families import family_of
 from kava.backbone.model import Backbone, LatentModel
 from kava.config import LatentConfig, Recipe, load_recipe
 from kava.losses import add
-from kava.objective.tokens import TokensObjective
+from kava.objective.compare import KVComparison
+from kava.objective.make import make_objective
+from kava.objective.objective import Objective
+from kava.objective.records import Step, StudentView
+from kava.objective.targets import Target
 from kava.teachers.live import LiveTeacher
 
 UNEVEN = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 4, 1))  # question, CoT, answer; with 4 kept: N_C > M, < M, 0, = M
@@ -75,19 +79,19 @@ def recipe_of(*settings: str) -> Recipe:
     return load_recipe("explicit_embedded", list(settings))
 
 
-def objective(model: LatentModel, taught_by: LiveTeacher | None, *settings: str, seed: int = 3) -> TokensObjective:
+def objective(model: LatentModel, taught_by: LiveTeacher | None, *settings: str, seed: int = 3) -> Objective:
     """In evaluation mode and the student's type; weights beside the student are random, so that all of them matter."""
     torch.manual_seed(seed)
-    made = TokensObjective(model, recipe_of(*settings), taught_by).to(next(model.parameters()).dtype).eval()
+    made = make_objective(recipe_of(*settings), model, taught_by).to(next(model.parameters()).dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in made.aux_state().items():
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.dtype)
-            weight.copy_(0.5 + noise.abs() if name == "reference" else weight + 0.3 * noise)
+            weight.copy_(0.5 + noise.abs() if name.endswith("reference") else weight + 0.3 * noise)
     return made
 
 
-def make(shape: str, *more: str, model: LatentModel | None = None) -> TokensObjective:
+def make(shape: str, *more: str, model: LatentModel | None = None) -> Objective:
     """One of SHAPES, around the common student or another one."""
     kind, settings = SHAPES[shape]
     return objective(model or student(LLAMA), teacher(LLAMA, kind), *settings, *more)
@@ -98,19 +102,34 @@ def longer(others: set[str]) -> list[Any]:
     return [pytest.param(shape, marks=[pytest.mark.long] * (shape in others)) for shape in SHAPES]
 
 
+def views(kind: Objective, batch: dict[str, Tensor], step: Step = Step()) -> tuple[StudentView, Target]:  # noqa: B008
+    """The student's view of a batch, and what its source of targets gives for it."""
+    student, own = kind.view(batch)
+    assert student is not None
+    assert kind.source is not None
+    return student, kind.source(batch, student, own, kind.teacher_wants(step), step)
+
+
+def comparisons(kind: Objective, batch: dict[str, Tensor], student: StudentView, target: Target) -> list[KVComparison]:
+    """Every column with itself, whatever the recipe chooses."""
+    assert kind.compare is not None
+    every = kind.compare.pairing.all_columns()
+    return list(kind.compare(batch, student, target, kind.samples(batch), pairing=every))
+
+
 Measured = tuple[dict[str, tuple[Tensor, float]], dict[str, Tensor]]
 
 
-def measure(kind: TokensObjective, batches: Sequence[dict[str, Tensor]]) -> Measured:
+def measure(kind: Objective, batches: Sequence[dict[str, Tensor]], step: Step = Step()) -> Measured:  # noqa: B008
     """Sums and counts of each term over the batches, and the gradient of the weighted loss by name."""
-    terms = [term for batch in batches for term in kind(batch).terms]
+    terms = [term for batch in batches for term in kind(batch, step).terms]
     counts = {name: sum(t.count for t in terms if t.name == name) for name in dict.fromkeys(t.name for t in terms)}
     loss = add(terms, counts)
     sums = {name: torch.stack([t.total for t in terms if t.name == name]).sum().detach() for name in counts}
     return {name: (sums[name], counts[name]) for name in counts}, gradients(loss, kind)
 
 
-def gradients(loss: Tensor, kind: TokensObjective) -> dict[str, Tensor]:
+def gradients(loss: Tensor, kind: Objective) -> dict[str, Tensor]:
     """By the objective's own names, 0 where the loss does not reach."""
     trained = kind.trained()
     found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)

@@ -19,7 +19,8 @@ from kava.backbone.foreign import Foreign
 from kava.backbone.model import Backbone, LatentModel
 from kava.config import Recipe, load_recipe
 from kava.data.teacher_texts import view
-from kava.objective.many import ManyObjective
+from kava.objective.make import make_objective
+from kava.objective.objective import Objective
 from kava.teachers.foreign import ForeignTeacher
 from kava.teachers.live import LiveTeacher
 from kava.teachers.teacher_set import TeacherSet
@@ -69,10 +70,10 @@ def recipe_of(count: int, *settings: str) -> Recipe:
 
 def objective(
     words: Sequence[str], *settings: str, model: LatentModel | None = None, seed: int = 3, noise: float = 0.3
-) -> ManyObjective:
+) -> Objective:
     """In float64 and evaluation mode; all that is trained or measured beside the student is random, so that it matters."""
     torch.manual_seed(seed)
-    made = ManyObjective(model or student(LLAMA), recipe_of(len(words), *settings), company(words)).double().eval()
+    made = make_objective(recipe_of(len(words), *settings), model or student(LLAMA), company(words)).double().eval()
     disturb(made, seed, noise)
     return made
 

@@ -26,7 +26,7 @@ from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError, ConfigError, KavaError, ModelError
 from kava.infer.student import Student
-from kava.objective.latent import LatentObjective
+from kava.objective.make import make_objective
 from zoo_tokenizers import byte_level
 
 LORA = ("lora.enabled=true", "lora.r=2", "lora.alpha=4", "lora.dropout=0")
@@ -113,7 +113,7 @@ def test_keys_before_rotary_do_not_know_where_they_stood() -> None:
 
 def test_keys_before_rotary_are_refused_where_nothing_rotates() -> None:
     with pytest.raises(ConfigError, match=r"rkv\.rotary"):
-        LatentObjective.from_recipe(model_of("gpt2"), load_recipe("debug", ["rkv.rotary=before"]))
+        make_objective(load_recipe("debug", ["rkv.rotary=before"]), model_of("gpt2"))
 
 
 # -- what is trained -------------------------------------------------------------------------------------------------

@@ -163,12 +163,12 @@ def test_transformers_generates_the_same_from_embeddings(family: str) -> None:
 @torch.no_grad()
 def thought(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
     """The latents' input embeddings [1, M, E], from the objective's student pass."""
-    from kava.objective.records import Wants
+    from kava.objective.records import PassOutputs
     from kava.objective.unpacked import run_student
 
     row = {"question": question, "question_mask": mask, "tail": torch.tensor([[51]]), "tail_mask": mask[:, :1],
            "cue_last": torch.tensor([0])}  # fmt: skip
-    latents = run_student(model, row, Wants(teacher=False, student=True, kv=False, codi=False)).latents
+    latents = run_student(model, row, PassOutputs(teacher=False, student=True, kv=False, codi=False)).latents
     assert latents is not None
     return latents
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,17 +17,17 @@ import mixtures
 import zoo
 from explicit import EIGHT, LLAMA, UNEVEN, assert_same, fresh_student, gradients, measure, student
 from kava.backbone.load import build_model
-from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.config import load_recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoder
 from kava.data.teacher_texts import TeachersCollator, texts_of, view
 from kava.evaluation.held_out import held_out
 from kava.losses import add
-from kava.objective.aux_terms import Seen
-from kava.objective.latent import LatentObjective
-from kava.objective.many import ManyObjective
-from kava.objective.pairing import Pairing
+from kava.objective.calibration import calibrate
+from kava.objective.make import make_objective
+from kava.objective.objective import Objective
+from kava.objective.records import Step
+from kava.objective.targets import Target
 from kava.teachers.base import TeacherWants
 from kava.teachers.teacher_set import TeacherSet, load_teacher_set
 from mixtures import FULL, HEAD, ROUTED, SAMPLE, THREE, Z, batch, objective, one_text, take
@@ -47,7 +48,7 @@ def slower(names: Any, slow: set[str]) -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.long] * (name in slow)) for name in names]
 
 
-def make(fusion: str, *more: str, **named: Any) -> ManyObjective:
+def make(fusion: str, *more: str, **named: Any) -> Objective:
     return objective(THREE, *FUSIONS[fusion], *more, **named)
 
 
@@ -152,10 +153,10 @@ def moved(key: str, weights: dict[str, Tensor], order: list[int]) -> Tensor:
     return weights[key]
 
 
-def shown(kind: ManyObjective, texts: dict[str, Tensor]) -> Tensor:
+def shown(kind: Objective, texts: dict[str, Tensor], epoch: int = 0) -> Tensor:
     """The teachers' weights."""
     with torch.no_grad():
-        return kind.see(texts, teacher_forced_pass(kind.model, texts)).blend.weights
+        return explicit.views(kind, texts, Step(epoch=epoch))[1].blend.weights
 
 
 def test_an_identity_teacher_comes_out_as_it_went_in() -> None:
@@ -163,12 +164,12 @@ def test_an_identity_teacher_comes_out_as_it_went_in() -> None:
         for family in (LLAMA, "gpt2"):
             model = explicit.student(family, dtype)
             teachers = TeacherSet(("a",), (explicit.teacher(family, "same", dtype),), None, (None,))  # type: ignore[arg-type]
-            kind = ManyObjective(model, mixtures.recipe_of(1), teachers).to(dtype).eval()
+            kind = make_objective(mixtures.recipe_of(1), model, teachers).to(dtype).eval()
             for side in ("left", "right"):
                 texts = one_text(("same",), side=side)
                 texts["t0.iou"] = texts["t0.iou"].to(dtype)
                 with torch.no_grad():
-                    found = kind.see(texts, teacher_forced_pass(model, texts)).kv
+                    found = explicit.views(kind, texts)[1].kv
                     wanted = teachers.teachers[0](texts, TeacherWants())
                 mask = texts["cot_mask"][:, None, :, None]
                 for part in ("keys", "values"):
@@ -182,7 +183,7 @@ def test_whoever_alone_has_matched_a_token_is_its_target() -> None:
     kind = objective(TWO, "mixture.fusion=similarity", "mixture.temperature=0.0001", *FULL)
     texts = batch(TWO, gaps=0.6)
     with torch.no_grad():
-        seen = kind.see(texts, teacher_forced_pass(kind.model, texts))
+        _, seen = explicit.views(kind, texts)
     assert float(seen.blend.weights.min()) < 1e-9
     only = [seen.blend.present[i] & ~seen.blend.present[1 - i] for i in (0, 1)]
     for number, there in enumerate(only):
@@ -226,16 +227,14 @@ def test_nothing_is_there_to_compare(fusion: str) -> None:
 def test_a_token_without_a_partner_has_no_part() -> None:
     """What stands at it on the student's side changes no term but the cross-entropy's."""
     kind, texts = objective(TWO, *FULL, "explicit.beta_cos=1"), batch(TWO, gaps=0.6)
-    text = teacher_forced_pass(kind.model, texts)
-    keys, values = kind.cot_kv(text)
-    seen = kind.see(texts, text)
+    student, seen = explicit.views(kind, texts)
     lost = ~seen.mask & texts["cot_mask"]
     assert bool(lost.any())
     noise = 9.0 * lost[:, None, :, None]
-    everything = Pairing(kind.pairing.compressor, None)
+    noisy = replace(student, keys=[k + noise for k in student.keys], values=[v + noise for v in student.values])
     for before, after in zip(
-        kind.pairs(texts, keys, values, seen, everything),
-        kind.pairs(texts, [k + noise for k in keys], [v + noise for v in values], seen, everything),
+        explicit.comparisons(kind, texts, student, seen),
+        explicit.comparisons(kind, texts, noisy, seen),
         strict=True,
     ):
         torch.testing.assert_close(before.student * before.kept[..., None], after.student * after.kept[..., None])
@@ -372,8 +371,8 @@ def test_similarity_looks_at_the_question_alone() -> None:
 def test_the_temperature_falls_by_epochs() -> None:
     kind, texts = make("mlp", "mixture.temperature=2", "mixture.temperature_step=0.5"), batch(THREE)
     found = []
-    for kind.epoch in (0, 1, 3, 4):
-        found.append(shown(kind, texts))
+    for epoch in (0, 1, 3, 4):
+        found.append(shown(kind, texts, epoch))
     heat = torch.log(found[0][..., :1] / found[0]) * 2.0
     for weights, temperature in zip(found[1:], (1.5, 0.5, 0.5), strict=True):
         torch.testing.assert_close(torch.log(weights[..., :1] / weights) * temperature, heat, rtol=1e-9, atol=1e-9)
@@ -390,7 +389,7 @@ def company(*teachers: str, more: tuple[str, ...] = ()) -> tuple[Any, Any, Teach
     examples = [*many.examples()[:6], *many.examples()[-2:]]
     encoded = Encoder(tokenizer, False, recipe.dataset.cot_type).encode_batch(examples)
     torch.manual_seed(1)
-    kind = ManyObjective(model, recipe, teachers_).eval()
+    kind = make_objective(recipe, model, teachers_).eval()
     return (
         kind,
         teachers_,
@@ -464,10 +463,8 @@ def test_held_out_is_the_training_distance_of_everything() -> None:
     assert found is not None
     assert found["kv"] == pytest.approx(float(term.value().detach()), rel=1e-9)
     for number in (0, 1):
-        text = teacher_forced_pass(kind.model, texts)
-        seen = kind.see(texts, text)
-        alone = Seen(seen.blend.each[number], seen.blend.present[number])
-        pairs = list(kind.pairs(texts, *kind.cot_kv(text), alone, Pairing(kind.pairing.compressor, None)))
+        student, seen = explicit.views(kind, texts)
+        pairs = explicit.comparisons(kind, texts, student, Target(seen.blend.each[number], seen.blend.present[number]))
         total = sum(float(((o.student - o.target) * o.kept[..., None]).detach().square().sum()) for o in pairs)
         assert found[f"kv_m{number}"] == pytest.approx(total / sum(int(one.kept.sum()) * 6 for one in pairs), rel=1e-9)
 
@@ -479,28 +476,26 @@ def test_teachers_begin_with_the_students_mean_and_spread() -> None:
     """Dimension by dimension, of keys before their rotation and of values; and the guard knows what a sample varies."""
     kind, texts = objective(TWO, *FULL), batch(TWO, EIGHT, gaps=0.0)
     kind.train()
-    kind.calibrate([take(texts, range(5)), take(texts, range(5, 8))])
+    calibrate(kind, [take(texts, range(5)), take(texts, range(5, 8))], True)
     assert kind.training
     kind.eval()
-    text = teacher_forced_pass(kind.model, texts)
-    keys, values = kind.cot_kv(text)
-    keys = kind.mixture.unrotated(texts, keys)
-    assert kind.teacher is not None
-    for number, seen in enumerate(kind.teacher(texts, TeacherWants(rotary=False))):
-        for mine, theirs in zip((keys, values), kind.mixture.align(number, texts, seen), strict=True):
+    student, _ = kind.view(texts)
+    keys, values = kind.mixture.mixture.unrotated(texts, student.keys), student.values
+    for number, seen in enumerate(kind.mixture.teachers(texts, TeacherWants(rotary=False))):
+        for mine, theirs in zip((keys, values), kind.mixture.mixture.align(number, texts, seen), strict=True):
             for own, other in zip(mine, theirs, strict=True):
                 own, other = (part.transpose(1, 2).flatten(2)[texts["cot_mask"]] for part in (own, other))
                 torch.testing.assert_close(other.mean(0), own.mean(0), rtol=1e-9, atol=1e-9)
                 torch.testing.assert_close(other.std(0), own.std(0), rtol=1e-9, atol=1e-9)
     rows = [v.transpose(0, 1).flatten(1)[m] for v, m in zip(values[1], texts["cot_mask"], strict=True) if m.sum() > 1]
     wanted = torch.stack([row.std(0) for row in rows]).mean(0)
-    torch.testing.assert_close(kind.mixture.reference[1, 1], wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(kind.mixture.mixture.reference[1, 1], wanted, rtol=1e-9, atol=1e-9)
 
 
 # -- the latent line -------------------------------------------------------------------------------------------------
 
 
-def latents(*settings: str, words: tuple[str, ...] | None = None, noise: float = 0.0) -> LatentObjective:
+def latents(*settings: str, words: tuple[str, ...] | None = None, noise: float = 0.0) -> Objective:
     """Around the tiny latent model: with `words` these teach it; empty: its own frozen base does."""
     model = zoo.latent_model(LLAMA)
     teachers: TeacherSet | None = None
@@ -511,7 +506,7 @@ def latents(*settings: str, words: tuple[str, ...] | None = None, noise: float =
     routed = [s for s in mixed if "query" not in s or any("learnable" in s for s in settings)]
     plain = ["latent.num_tokens=4", "latent.num_iterations=3", "loss.alpha1_codi=2", "rkv.method=rkv"]
     recipe = load_recipe("embedded", [*plain, *routed, *settings])
-    kind = LatentObjective.from_recipe(model, recipe, teachers).double().eval()
+    kind = make_objective(recipe, model, teachers).double().eval()
     mixtures.disturb(kind, noise=noise)
     return kind
 

@@ -20,6 +20,7 @@ from kava.backbone.artifact import WEIGHTS, load_weights
 from kava.backbone.load import build_model
 from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError
+from kava.objective.records import Step
 from kava.training import aux_state as aux_state
 from kava.training import method_line as lines_module
 from kava.training.aux_state import FILE
@@ -114,7 +115,7 @@ def test_all_that_is_trained_is_in_every_folder_and_has_moved(undisturbed: Path)
     start, end = (load_file(undisturbed / name / FILE) for name in ("checkpoint-step6", LAST))
     assert start.keys() == end.keys() == load_file(undisturbed / "best_checkpoint" / FILE).keys()
     still = {name for name in end if torch.equal(start[name], end[name])}
-    assert still == {name for name in end if name.endswith((".shares", "mixture.began", "mixture.reference"))}
+    assert still == {name for name in end if name.endswith((".shares", "mixture.initial_kv_loss", "mixture.reference"))}
     assert any("router" in name for name in end)
 
 
@@ -145,8 +146,7 @@ def measure_again(folder: Path) -> dict[str, float] | None:
     line = explicit_line(recipe, model, tokenizer, data, torch.device("cpu"), lambda: False)
     load_weights(line.objective.model, folder)
     aux_state.load(line.objective, folder)
-    line.objective.epoch = 2
-    return line.validation.measure()
+    return line.validation.measure(Step(epoch=2))
 
 
 # -- stages ----------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_stage_begins_with_the_adapters_and_the_student_of_the_one_before(
         fresh = fresh or begun["own"]
     saved, student = load_file(undisturbed / LAST / FILE), load_file(undisturbed / LAST / WEIGHTS)
     for name, value in begun["own"].items():
-        if name == "mixture.began":
+        if name == "mixture.initial_kv_loss":
             assert not torch.equal(value, saved[name])  # this stage's own start
             continue
         wanted = fresh if name.startswith("mixture.fusion.") else saved

@@ -30,11 +30,11 @@ from kava.compress import COMPRESSORS, make_compressor
 from kava.config import load_recipe
 from kava.errors import ModelError
 from kava.losses import add
-from kava.objective.records import StudentView, Wants
+from kava.objective.records import PassOutputs, Step, StudentView
 from kava.objective.unpacked import unpacked
 
 CORE = "llama-gqa"
-EVERYTHING = Wants(teacher=True, student=True, kv=True, codi=True)
+EVERYTHING = PassOutputs(teacher=True, student=True, kv=True, codi=True)
 
 
 def combine(name: str, values: dict[str, object]):
@@ -239,7 +239,11 @@ def test_targets_get_no_gradient(family: str, packed: bool) -> None:
     kind = objective(model, packed)
     _, grads = measure(kind, batch, by_term=True)
     counts = kind.counts(batch)
-    for name, total in (("codi", kind._codi(student, teacher)), ("kv", kind._kv(batch, student, teacher))):
+    assert kind.source is not None
+    assert kind.compare is not None
+    target = kind.source(batch, student, teacher, kind.teacher_wants(), Step())
+    kv = torch.stack([kind.distance(pair) / 2 for pair in kind.compare(batch, student, target, kind.samples(batch))])
+    for name, total in (("codi", kind.aux_terms["codi"](batch, student, target)), ("kv", kv.sum())):
         wanted = gradients(total / counts[name], model)
         for weight, grad in wanted.items():
             torch.testing.assert_close(grads[name][weight], grad, rtol=1e-9, atol=1e-9, msg=f"{name} at {weight}")
@@ -327,5 +331,4 @@ def test_health_is_measured_when_watched_and_says_what_it_should() -> None:
     assert float(health["jacobi_residual"]) > 0.01
     exact = objective(model_of(CORE, num_iterations=4))(batch).health
     assert float(exact["jacobi_residual"]) == pytest.approx(0, abs=1e-9)
-    kind.watch = False
-    assert kind(batch).health == {}
+    assert kind(batch, Step(log=False)).health == {}

@@ -35,7 +35,7 @@ from kava.backbone.artifact import WEIGHTS
 from kava.config import load_recipe
 from kava.errors import CheckpointError, ConfigError
 from kava.losses import add
-from kava.objective.latent import LatentObjective
+from kava.objective.objective import Objective
 from kava.training.arguments import training_arguments
 from kava.training.aux_state import FILE
 from kava.training.callbacks import GradientNorms
@@ -215,7 +215,7 @@ WRAPPERS = {"none": "DistributedDataParallel", "fsdp2": "Sharded"}
 class Spy(TrainerCallback):
     """The gradients that the optimizer is about to see, update by update."""
 
-    def __init__(self, kind: LatentObjective):
+    def __init__(self, kind: Objective):
         self.kind = kind
         self.found: list[dict[str, Tensor]] = []
 

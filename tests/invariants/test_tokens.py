@@ -27,8 +27,9 @@ from explicit import (
 from kava.compress.full import Full
 from kava.errors import ConfigError
 from kava.losses import add
+from kava.objective.make import make_objective
 from kava.objective.pairing import Pairing
-from kava.objective.tokens import TokensObjective
+from kava.objective.records import Step
 from kava.teachers.base import TeacherWants
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -112,12 +113,10 @@ def test_empty_slots_hold_nothing(shape: str) -> None:
 def test_entries_are_weighted_from_the_update_that_was_named() -> None:
     more = ("explicit.attention_weighted=true", "explicit.attention_weighted_after=3", "rkv.lambda=0")
     kind, plain, batch = make("down", *more), make("down", "rkv.lambda=0"), zoo.batch(UNEVEN)
-    kind.update = 2
-    assert not kind.wants.importance
-    assert_same(measure(kind, [batch]), measure(plain, [batch]))
-    kind.update = 3
-    assert kind.wants.importance
-    found, wanted = (measure(one, [batch])[0]["kv"] for one in (kind, plain))
+    assert not kind.teacher_wants(Step(update=2)).importance
+    assert_same(measure(kind, [batch], Step(update=2)), measure(plain, [batch]))
+    assert kind.teacher_wants(Step(update=3)).importance
+    found, wanted = (measure(one, [batch], Step(update=3))[0]["kv"] for one in (kind, plain))
     assert found[1] == wanted[1]
     assert abs(float(found[0] - wanted[0])) > 1e-4 * float(wanted[0])
 
@@ -127,7 +126,7 @@ def test_half_precision_is_reduced_in_float32() -> None:
     dtype = torch.bfloat16
     for kind_of_teacher, settings in SHAPES.values():
         taught_by = teacher(LLAMA, kind_of_teacher, dtype)
-        kind = TokensObjective(student(LLAMA, dtype), recipe_of(*settings), taught_by)
+        kind = make_objective(recipe_of(*settings), student(LLAMA, dtype), taught_by)
         assert all(value.dtype == torch.float32 for value in kind.aux_state().values())
         result = kind(zoo.batch(UNEVEN))
         assert all(term.total.dtype == torch.float32 and bool(term.total.isfinite()) for term in result.terms)

@@ -25,6 +25,7 @@ from explicit import (
     LLAMA,
     SHAPES,
     WHOLE,
+    comparisons,
     fresh_student,
     longer,
     make,
@@ -33,13 +34,16 @@ from explicit import (
     recipe_of,
     student,
     teacher,
+    views,
 )
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.errors import CheckpointError, RunError
 from kava.evaluation.held_out import held_out
-from kava.objective.pairing import Pairing
-from kava.objective.tokens import TokensObjective
+from kava.objective.calibration import calibrate
+from kava.objective.make import make_objective
+from kava.objective.objective import Objective
+from kava.objective.records import Step
 from kava.training import aux_state as aux_state
 from kava.training.arguments import training_arguments
 from kava.training.interrupt import Interrupt
@@ -63,8 +67,14 @@ def encoded(lengths: tuple = EIGHT, seed: int = 0) -> list[Encoded]:
     ]
 
 
-def shown(kind: TokensObjective, batch_size: int = 4, side: str = "right", rows: list[Encoded] | None = None) -> dict:
-    found = held_out(kind, rows or encoded(), Collator(7, side), batch_size)
+def shown(
+    kind: Objective,
+    batch_size: int = 4,
+    side: str = "right",
+    rows: list[Encoded] | None = None,
+    step: Step | None = None,
+) -> dict:
+    found = held_out(kind, rows or encoded(), Collator(7, side), batch_size, step=step)
     assert found is not None
     return found
 
@@ -82,14 +92,14 @@ def test_held_out_numbers_are_those_of_the_examples_alone(shape: str) -> None:
     differences = {"kv", "kv_mean_predictor", "kv_unexplained"}
     assert first.keys() == {"ce", "ppl", *cosines, *differences} | ({"target_variation"} if "down" in shape else set())
     assert shown(kind) == first
-    kind.epoch, kind.update = 3, 10_000  # neither draws nor weights are asked for
+    late = Step(update=10_000, epoch=3)  # neither draws nor weights matter
     for batch_size, side in ((1, "right"), (3, "left")):
-        for name, value in shown(kind, batch_size, side).items():
+        for name, value in shown(kind, batch_size, side, step=late).items():
             assert value == pytest.approx(first[name], rel=1e-9, abs=1e-9), (name, batch_size, side)
 
 
 def test_held_out_without_a_teacher_or_a_chain_of_thought() -> None:
-    alone = TokensObjective(student(LLAMA), recipe_of(*HEAD), None).eval()
+    alone = make_objective(recipe_of(*HEAD), student(LLAMA)).eval()
     assert shown(alone).keys() == {"ce", "ppl"}
     assert not alone.training
     assert shown(alone)["ce"] == pytest.approx(shown(make("head"))["ce"], rel=1e-12)
@@ -126,27 +136,16 @@ def test_the_reference_is_how_much_the_students_entries_vary() -> None:
     kind = objective(model, teacher(LLAMA, "large"), "projector.direction=teacher_to_student")
     kind.train()
     batch, state = zoo.batch(EIGHT), torch.get_rng_state()
-    kind.calibrate([take(batch, range(3)), take(batch, range(3, 8))])
+    calibrate(kind, [take(batch, range(3)), take(batch, range(3, 8))], kind.compare.settings.match_start)
     assert kind.training
     assert torch.equal(torch.get_rng_state(), state)
     kind.eval()
     plain = make("down")
-    seen = plain.teacher(batch, plain.wants) if plain.teacher else None
-    keys, values = plain.cot_kv(_read(plain, batch))
-    assert plain.bridge is not None
-    assert seen is not None
-    everything = Pairing(plain.pairing.compressor, None)
-    for one in plain.bridge.compare(keys, values, seen, batch["cot_mask"], plain.samples(batch), everything):
+    for one in comparisons(plain, batch, *views(plain, batch)):
         stds = [row[kept].std(0) for row, kept in zip(one.student[:, 0], one.kept[:, 0], strict=True) if kept.sum() > 1]
-        found = kind.reference[int(one.part == "v"), one.place]
+        found = kind.compare.reference[int(one.kind == "v"), one.layer]
         torch.testing.assert_close(found, torch.stack(stds).mean(0), rtol=1e-9, atol=1e-9)
         assert len(stds) == 5
-
-
-def _read(kind: TokensObjective, batch: dict[str, Tensor]) -> Any:
-    from kava.backbone.teacher_forced import teacher_forced_pass
-
-    return teacher_forced_pass(kind.model, batch)
 
 
 @every_shape

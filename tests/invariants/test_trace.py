@@ -20,7 +20,8 @@ import zoo
 from kava.compress import make_compressor
 from kava.config import LossConfig, load_recipe
 from kava.losses import add
-from kava.objective.latent import LatentObjective
+from kava.objective.make import latent_objective, make_objective
+from kava.objective.records import Step
 
 FOLDER = Path(__file__).parent.parent / "trace"
 LENGTHS = ((5, 7, 2), (3, 2, 1), (6, 0, 3), (4, 9, 1))
@@ -28,7 +29,7 @@ EVERY_TERM = ("loss.alpha1_codi=2", "explicit.cka_weight=0.5", "explicit.beta_co
 
 
 def latent_own_teacher() -> Any:
-    return LatentObjective(zoo.latent_model("llama-gqa"), LossConfig(), make_compressor("rkv", lambda_=0.1))
+    return latent_objective(zoo.latent_model("llama-gqa"), LossConfig(), make_compressor("rkv", lambda_=0.1))
 
 
 def explicit_per_layer() -> Any:
@@ -62,7 +63,7 @@ def latent_mixture() -> Any:
     )
     model, teachers = zoo.latent_model("llama-gqa"), mixtures.company(mixtures.THREE)
     torch.manual_seed(3)
-    made = LatentObjective.from_recipe(model, recipe, teachers).double().eval()
+    made = make_objective(recipe, model, teachers).double().eval()
     mixtures.disturb(made)
     return made
 
@@ -90,8 +91,7 @@ def run(name: str) -> list[dict[str, float]]:
     lines = []
     for step in range(10):
         batch = mixtures.batch(mixtures.THREE, LENGTHS, seed=step) if several else zoo.batch(LENGTHS, seed=step)
-        objective.progress, objective.update, objective.epoch = step / 10, step, step // 5
-        terms = objective(batch).terms
+        terms = objective(batch, Step(update=step, epoch=step // 5, progress=step / 10)).terms
         optimizer.zero_grad()
         add(terms).backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 2.0)

@@ -18,7 +18,7 @@ import zoo
 from compare import gradients, objective, take
 from kava.config import load_recipe
 from kava.losses import add
-from kava.objective.latent import LatentObjective
+from kava.objective.objective import Objective
 from kava.training.arguments import training_arguments
 from kava.training.interrupt import Interrupt
 from kava.training.trainer import KavaTrainer
@@ -30,7 +30,7 @@ SPLITS = ((8, 1), (2, 4), (1, 8))  # samples per micro-batch, micro-batches
 class Spy(TrainerCallback):
     """Keeps the gradients that the optimizer is about to see."""
 
-    def __init__(self, kind: LatentObjective):
+    def __init__(self, kind: Objective):
         self.kind = kind
         self.found: dict[str, torch.Tensor] = {}
 

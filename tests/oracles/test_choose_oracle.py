@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from kava.compress import Compressor, Samples, importance
-from kava.compress.choose import sample_positions
 from kava.compress.crop import Crop
 from kava.compress.full import Full
 from kava.compress.random_ import Random
@@ -36,8 +35,7 @@ def choose(compressor: Compressor, read: list[Case], keep: int = KEEP) -> list[l
     """The kept columns of each sample, without the empty slots."""
     first = read[0]
     looked = [importance(one.queries, one.keys, one.answer_mask, first.mask, one.scale) for one in read]
-    index, kept = sample_positions(
-        compressor,
+    index, kept = compressor.choose(
         [one.keys for one in read],
         [one.values for one in read],
         looked if compressor.needs_importance else None,
@@ -91,11 +89,11 @@ def test_the_mean_of_all_layers_is_not_any_one_layers_choice() -> None:
 
     mask = torch.ones(1, 4, dtype=torch.bool)
     keys = [cosine_to_rest([0.6, 0.0, 0.0, 0.0]), cosine_to_rest([0.0, 0.0, 3.1, 0.0])]
-    alone = [sample_positions(RKV(lambda_=0.0), [one], [one], None, mask, 1)[0].item() for one in keys]
-    both = sample_positions(RKV(lambda_=0.0), keys, keys, None, mask, 1)[0].item()
+    alone = [RKV(lambda_=0.0).choose([one], [one], None, mask, 1)[0].item() for one in keys]
+    both = RKV(lambda_=0.0).choose(keys, keys, None, mask, 1)[0].item()
     assert (alone, both) == ([0, 2], 2)
     weighted = [*keys[:1] * 40, keys[1]]
-    assert sample_positions(RKV(lambda_=0.0), weighted, weighted, None, mask, 1)[0].item() == 0
+    assert RKV(lambda_=0.0).choose(weighted, weighted, None, mask, 1)[0].item() == 0
 
 
 POSITIONAL: dict[str, tuple[Compressor, Callable[[Case], list]]] = {
@@ -140,7 +138,7 @@ def test_neither_padding_nor_the_batch_moves_a_choice() -> None:
 def test_layers_of_unequal_heads() -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     keys = [torch.randn(2, h, 6, d, generator=torch.Generator().manual_seed(h)) for h, d in ((1, 3), (4, 5))]
-    index, kept = sample_positions(RKV(lambda_=0.0), keys, keys, None, mask, 3)
+    index, kept = RKV(lambda_=0.0).choose(keys, keys, None, mask, 3)
     assert index.shape == (2, 1, 3)
     assert bool(kept.all())
 
@@ -151,8 +149,8 @@ def test_what_cannot_choose_is_refused() -> None:
     samples = Samples(case.samples.example_id, case.samples.result)
     for compressor in (Full(), ShuffleTime(inner=RKV(lambda_=0.0))):
         with pytest.raises(ValueError, match="does not choose among positions"):
-            sample_positions(compressor, keys, keys, None, case.mask, KEEP, samples)
+            compressor.choose(keys, keys, None, case.mask, KEEP, samples)
     with pytest.raises(ValueError, match="needs the importance"):
-        sample_positions(RKV(), keys, keys, None, case.mask, KEEP)
+        RKV().choose(keys, keys, None, case.mask, KEEP)
     with pytest.raises(ValueError, match="no layer"):
-        sample_positions(Crop(), [], [], None, case.mask, KEEP)
+        Crop().choose([], [], None, case.mask, KEEP)

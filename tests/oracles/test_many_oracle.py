@@ -18,7 +18,10 @@ from explicit import LLAMA
 from kava.data.encode import Encoded
 from kava.data.teacher_texts import view
 from kava.evaluation.held_out import held_out
-from kava.objective.many import ManyObjective
+from kava.objective.calibration import find_prototypes
+from kava.objective.objective import Objective
+from kava.objective.records import Step
+from kava.teachers.live import shape_of
 
 EPOCH, UPDATE, PROGRESS = 2, 5, 0.4
 GAPS = 0.5  # of three teachers' matches: some tokens have none at all
@@ -35,7 +38,7 @@ def head(more: str = "") -> str:
 
 
 def routed(router: str, more: str = "", entropy: str = "none") -> str:
-    return f"mixture.fusion=learnable mixture.router={router} mixture.entropy={entropy} {more}"
+    return f"source.mixture.fusion=learnable mixture.router={router} mixture.entropy={entropy} {more}"
 
 
 def z(more: str = "") -> str:
@@ -65,12 +68,12 @@ CASES = {
     "qwen3": Case("large gpt2", head("loss.kv_loss_type=cosine"), "qwen3"),
     "shared": Case("large large:8", "mixture.share_adapters=true"),
     # similarity
-    "similar": Case("large gpt2", "mixture.fusion=similarity mixture.temperature=2 mixture.temperature_step=0.5"),
-    "similar-layers": Case("qwen3 gpt2", "mixture.fusion=similarity mixture.per_layer=true mixture.similarity=l2"),
+    "similar": Case("large gpt2", "source.mixture.fusion=similarity mixture.temperature=2 mixture.temperature_step=0.5"),
+    "similar-layers": Case("qwen3 gpt2", "source.mixture.fusion=similarity mixture.per_layer=true mixture.similarity=l2"),
     "similar-centres": Case(
-        "large neox", "mixture.fusion=similarity mixture.prototype=kmeans mixture.centres=3 rkv.method=full"
+        "large neox", "source.mixture.fusion=similarity mixture.prototype=kmeans mixture.centres=3 rkv.method=full"
     ),
-    "similar-dot": Case("qwen2 gpt2", head("mixture.fusion=similarity mixture.similarity=dot mixture.temperature=9")),
+    "similar-dot": Case("qwen2 gpt2", head("source.mixture.fusion=similarity mixture.similarity=dot mixture.temperature=9")),
     # routers
     "mlp": Case("large gpt2 qwen3", routed("mlp", "explicit.gamma_kl=0.2", "diverse")),
     "mlp-deep": Case("gpt2 qwen2", routed("mlp", f"mixture.router_layers=3 {LAYERS} mixture.query=embedding")),
@@ -84,7 +87,7 @@ CASES = {
     "z-cosine": Case("neox qwen3", z("mixture.z_loss=cosine rkv.method=full mixture.layer_warmup=0.3")),
     "z-barlow": Case("large gpt2", z("mixture.z_loss=barlow rkv.method=full explicit.layers=1-2")),
     "z-routed": Case("large gpt2", z(routed("mlp", f"{LAYERS} explicit.gamma_kl=0.2", "diverse"))),
-    "z-similar": Case("qwen2 gpt2", z("mixture.fusion=similarity rkv.method=uniform rkv.shuffle=time")),
+    "z-similar": Case("qwen2 gpt2", z("source.mixture.fusion=similarity rkv.method=uniform rkv.shuffle=time")),
     "z-gpt2": Case("large neox", z("rkv.method=crop mixture.z_loss=mse"), "gpt2"),
 }  # fmt: skip
 FAST = {"nobody's", "matched", "keys", "similar-layers", "mlp-tokens", "z-barlow"}
@@ -95,7 +98,6 @@ def test_terms_counts_and_gradients(name: str) -> None:
     """The batch holds a sample without a chain of thought and tokens without a partner; its padding is on the left."""
     case = CASES[name]
     kind, settings = made(case)
-    kind.epoch, kind.update, kind.progress = EPOCH, UPDATE, PROGRESS
     batch = mixtures.batch(case.teachers.split(), side="left", gaps=GAPS)
     matched = torch.stack([batch[f"t{i}.iou"].sum(2) > 0 for i in range(len(case.teachers.split()))])
     assert bool((~matched.any(0) & batch["cot_mask"]).any())
@@ -108,7 +110,7 @@ def test_terms_counts_and_gradients(name: str) -> None:
     for name, (total, count) in wanted.items():
         assert abs(float(total)) > 1e-3, name
         assert count > 0, name
-    explicit.assert_same(explicit.measure(kind, [batch]), (wanted, gradients))
+    explicit.assert_same(explicit.measure(kind, [batch], Step(UPDATE, EPOCH, PROGRESS)), (wanted, gradients))
 
 
 HELD_OUT = ["head", "whole", "z", "mlp-tokens"]
@@ -135,7 +137,7 @@ def test_prototypes_are_what_teachers_make_of_questions() -> None:
     case = CASES["similar"]
     kind, _ = made(case)
     batch = mixtures.batch(case.teachers.split())
-    kind.find_prototypes([mixtures.take(batch, [0, 2]), mixtures.take(batch, [1, 3])])
+    find_prototypes(kind, [mixtures.take(batch, [0, 2]), mixtures.take(batch, [1, 3])])
     (_, heard, _), adapters = texts(batch, case), aux_state(kind).adapters
     with torch.no_grad(), ExitStack() as stack:
         for number, lm in enumerate(models(kind, case, stack)[1]):
@@ -146,16 +148,16 @@ def test_prototypes_are_what_teachers_make_of_questions() -> None:
                 for one in asked:
                     mixed = sum(weight * one[place] for place, weight in share.items())
                     points.append(torch.cat(slow.adapted(mixed.split(size // heads), adapters[number]["V"][layer])))
-                found = kind.mixture.fusion.prototypes[number, layer, 0]
+                found = kind.mixture.mixture.fusion.prototypes[number, layer, 0]
                 torch.testing.assert_close(found, sum(points) / len(points), rtol=1e-9, atol=1e-9)
 
 
-def made(case: Case) -> tuple[ManyObjective, dict]:
+def made(case: Case) -> tuple[Objective, dict]:
     after = [f"explicit.attention_weighted_after={UPDATE}"] if "attention_weighted=true" in case.settings else []
     words, settings = case.teachers.split(), ["loss.alpha2_kv=1.5", *case.settings.split(), *after]
     kind = mixtures.objective(words, *settings, model=explicit.student(case.student))
     if "matched" in case.settings:
-        for number, aligner in enumerate(kind.mixture.aligners):
+        for number, aligner in enumerate(kind.mixture.mixture.aligners):
             heads = aligner.student.num_heads, aligner.teacher.num_heads
             draw = torch.Generator().manual_seed(number)
             aligner.match(torch.randn(aligner.student.num_layers, *heads, generator=draw, dtype=torch.float64))
@@ -173,7 +175,7 @@ def texts(batch: dict[str, Tensor], case: Case) -> tuple[list, list[list], list[
     return samples(batch), heard, ious
 
 
-def models(kind: ManyObjective, case: Case, stack: ExitStack) -> tuple[Any, list[Any]]:
+def models(kind: Objective, case: Case, stack: ExitStack) -> tuple[Any, list[Any]]:
     """The student and the teachers as transformers has them."""
     teachers = []
     for word in case.teachers.split():
@@ -182,29 +184,32 @@ def models(kind: ManyObjective, case: Case, stack: ExitStack) -> tuple[Any, list
     return stack.enter_context(plain_attention(kind.model)), teachers
 
 
-def aux_state(kind: ManyObjective) -> slow.Own:
+ADAPTERS = "source.mixture.adapters"
+
+
+def aux_state(kind: Objective) -> slow.Own:
     """The objective's own weights by the oracle's names."""
     weights: dict[str, Any] = kind.aux_state()
-    shapes = [kind.mixture.shapes[number] for number in range(len(kind.mixture.names))]
-    layers = range(kind.student_shape.num_layers)
-    found = slow.Own([], weights["mixture.reference"].tolist())
+    shapes = [kind.mixture.mixture.shapes[number] for number in range(len(kind.mixture.mixture.names))]
+    layers = range(shape_of(kind.model).num_layers)
+    found = slow.Own([], weights["source.mixture.reference"].tolist())
     for number, shape in enumerate(shapes):
-        plain = slow.overlap(kind.student_shape.num_heads, shape.num_heads)
-        which = kind.mixture.which[number]
+        plain = slow.overlap(shape_of(kind.model).num_heads, shape.num_heads)
+        which = kind.mixture.mixture.which[number]
         found.adapters.append(
-            {part: [adapter(weights, f"mixture.adapters.{which}.adapters.{part}.{i}", plain) for i in layers] for part in "KV"}
+            {part: [adapter(weights, f"{ADAPTERS}.{which}.adapters.{part}.{i}", plain) for i in layers] for part in "KV"}
         )  # fmt: skip
     found.router = {
-        name.removeprefix("mixture.fusion.router."): weight
+        name.removeprefix("source.mixture.fusion.router."): weight
         for name, weight in weights.items()
-        if name.startswith("mixture.fusion.router.")
+        if name.startswith("source.mixture.fusion.router.")
     }
-    found.prototypes = weights.get("mixture.fusion.prototypes")
-    if "mixture.coder.own.0.0.weight" in weights:
+    found.prototypes = weights.get("source.mixture.fusion.prototypes")
+    if "source.mixture.coder.own.0.0.weight" in weights:
         found.encoders = [encoder(weights, f"own.{i}") for i in layers]
         found.others = [[encoder(weights, f"others.{number}.{i}") for i in layers] for number in range(len(shapes))]
-    found.tokens.student_weights = weights.get("bridge.gather_student.weights")
-    found.tokens.teacher_weights = weights.get("bridge.gather_teacher.weights")
+    found.tokens.student_weights = weights.get("compare.gather_student.weights")
+    found.tokens.teacher_weights = weights.get("compare.gather_teacher.weights")
     return found
 
 
@@ -219,4 +224,4 @@ def adapter(weights: dict[str, Tensor], name: str, plain: list[list[float]]) -> 
 
 def encoder(weights: dict[str, Tensor], name: str) -> tuple[Tensor, ...]:
     parts = ("0.weight", "0.bias", "1.weight", "1.bias")
-    return tuple(weights[f"mixture.coder.{name}.{part}"] for part in parts)
+    return tuple(weights[f"source.mixture.coder.{name}.{part}"] for part in parts)

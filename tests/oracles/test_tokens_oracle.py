@@ -17,7 +17,8 @@ from compare import plain_attention
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.evaluation.held_out import held_out
-from kava.objective.tokens import TokensObjective
+from kava.objective.objective import Objective
+from kava.objective.records import Step
 
 LLAMA, GPT, QWEN2, QWEN3 = "llama-gqa", "gpt2", "qwen2", "qwen3"
 EPOCH, UPDATE = 2, 5
@@ -158,11 +159,13 @@ def test_held_out_numbers(name: str) -> None:
         assert found[key] == pytest.approx(value, rel=1e-9, abs=1e-9), key
 
 
+CODI = "aux_terms.codi.project"
+
+
 def check(case: Case) -> None:
     """The batch holds N_C above, below, at and without what is kept; its padding is on the left."""
     taught_by = explicit.teacher(case.family, case.teacher)
     kind = explicit.objective(explicit.student(case.family), taught_by, *case.settings.split(), *after(case))
-    kind.epoch, kind.update = EPOCH, UPDATE
     batch = zoo.batch(explicit.UNEVEN, "left", seed=4)
     with plain_attention(kind.model) as lm, plain_attention(taught_by.model) as teacher:
         settings = explicit.recipe_of(*case.settings.split(), *after(case)).to_dict()
@@ -170,7 +173,7 @@ def check(case: Case) -> None:
         wanted = {name: (total.detach(), count) for name, (total, count, _) in terms.items()}
         gradients = explicit.gradients(loss, kind)
     assert all(float(total) > 1e-3 and count > 0 for total, count in wanted.values()), wanted
-    explicit.assert_same(explicit.measure(kind, [batch]), (wanted, gradients))
+    explicit.assert_same(explicit.measure(kind, [batch], Step(UPDATE, EPOCH)), (wanted, gradients))
 
 
 def after(case: Case) -> list[str]:
@@ -188,33 +191,33 @@ def samples(batch: dict[str, Tensor]) -> list[slow.Sample]:
     return found
 
 
-def aux_state(kind: TokensObjective) -> slow.Own:
+def aux_state(kind: Objective) -> slow.Own:
     """The objective's own weights by the oracle's names."""
     weights: dict[str, Any] = kind.aux_state()
     found = slow.Own(
-        student_weights=weights.get("bridge.gather_student.weights"),
-        teacher_weights=weights.get("bridge.gather_teacher.weights"),
+        student_weights=weights.get("compare.gather_student.weights"),
+        teacher_weights=weights.get("compare.gather_teacher.weights"),
     )
-    if "codi_map.weight" in weights:
-        found.map = lambda state: weights["codi_map.weight"] @ state + weights["codi_map.bias"]
-    if "reference" in weights:
+    if f"{CODI}.weight" in weights:
+        found.map = lambda state: weights[f"{CODI}.weight"] @ state + weights[f"{CODI}.bias"]
+    if "compare.reference" in weights:
         found.reference = {
-            (part, place): weights["reference"][number, place]
+            (part, place): weights["compare.reference"][number, place]
             for number, part in enumerate("kv")
-            for place in range(weights["reference"].shape[1])
+            for place in range(weights["compare.reference"].shape[1])
         }
     down = [name for name in weights if ".adapters." in name]
     if down:
         found.projector = lambda part, place, vector: mlp(branch(weights, down, part, place), vector)
-    if "bridge.projector.K.0.weight" in weights:
+    if "compare.projector.K.0.weight" in weights:
         found.projector = lambda part, place, vector: linear(
-            weights, f"bridge.projector.{part.upper()}.{place}", vector
+            weights, f"compare.projector.{part.upper()}.{place}", vector
         )
     return found
 
 
 def branch(weights: dict[str, Tensor], names: list[str], part: str, place: int) -> dict[str, Tensor]:
-    start = f"bridge.projector.{place}." if names[0].startswith("bridge.projector.0.") else "bridge.projector."
+    start = f"compare.projector.{place}." if names[0].startswith("compare.projector.0.") else "compare.projector."
     lead = f"{start}adapters.teacher.{part.upper()}."
     return {name.removeprefix(lead): weights[name] for name in names if name.startswith(lead)}
 

@@ -78,7 +78,7 @@ def test_the_log_holds_every_term_and_the_held_out_numbers(undisturbed: Path) ->
 
 def test_all_that_is_trained_is_in_every_folder(undisturbed: Path) -> None:
     start, end = (load_file(undisturbed / name / FILE) for name in ("checkpoint-step8", LAST))
-    assert {name.partition(".")[0] for name in end} == {"bridge", "codi_map", "reference"}
+    assert {name.partition(".")[0] for name in end} == {"compare", "aux_terms"}
     for folder in ("best_checkpoint", "final_model", "checkpoint-ep1"):
         assert load_file(undisturbed / folder / FILE).keys() == end.keys()
     moved = {name for name in end if not torch.equal(start[name], end[name])}
@@ -290,7 +290,9 @@ def test_codi_between_widths_is_possible_with_a_map_alone(bases: dict[str, Path]
     train(
         recipe_for(f"model.name={bases['plain']}", f"teacher.name={bases['wide']}", *few), tmp_path / "run", quiet=True
     )
-    assert load_file(tmp_path / "run" / "checkpoint-step1" / FILE).keys() == {"codi_map.weight", "codi_map.bias"}
+    assert load_file(tmp_path / "run" / "checkpoint-step1" / FILE).keys() == {
+        f"aux_terms.codi.project.{part}" for part in ("weight", "bias")
+    }
 
 
 def test_data_without_a_chain_of_thought_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from kava.evaluation.eval_sets import Asked
 from kava.evaluation.losses import COMPRESSORS, held_out_losses
 from kava.evaluation.selection import choose, compressors_of, selection_document, shares
 from kava.infer.student import Student
-from kava.objective.latent import LatentObjective
+from kava.objective.make import latent_objective
+from kava.objective.records import Step
 
 KEEP = 3
 EXAMPLES = [
@@ -199,10 +200,9 @@ def test_losses_are_the_trainings_own(student):
         with_cot = len(example.steps) > 1
         for name in COMPRESSORS:
             loss = LossConfig(alpha1_codi=0, alpha2_kv=float(with_cot), kv_loss_type="mse", teacher_ce=float(with_cot))
-            objective = LatentObjective(student.model, loss, make_compressor(name))
-            objective.watch = False
+            objective = latent_objective(student.model, loss, make_compressor(name))
             with torch.no_grad():
-                for term in objective(batch_of(student, [example])).terms:
+                for term in objective(batch_of(student, [example]), Step(log=False)).terms:
                     key = f"kv_{name}" if term.name == "kv" else term.name
                     total[key] = total.get(key, 0) + float(term.total)
                     count[key] = count.get(key, 0) + term.count

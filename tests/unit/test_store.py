@@ -19,7 +19,6 @@ from torch import Tensor
 import explicit
 import stores
 from kava.compress import Samples, make_compressor
-from kava.compress.choose import sample_positions
 from kava.config import load_recipe
 from kava.errors import CheckpointError, ConfigError, DataError, RunError
 from kava.files import PARTIAL, sole_owner
@@ -128,9 +127,7 @@ def test_compressed_keeps_one_choice_per_sample(method: str, tmp_path: Path) -> 
         wants = TeacherWants(importance=compressor.needs_importance)
         live, found = teacher()(given, wants), stored(given, wants)
         samples = Samples(given["example_id"], given["cot_result"])
-        index, kept = sample_positions(
-            compressor, live.keys, live.values, live.importance, given["cot_mask"], 4, samples
-        )
+        index, kept = compressor.choose(live.keys, live.values, live.importance, given["cot_mask"], 4, samples)
         only = torch.zeros_like(given["cot_mask"])
         for b in range(len(rows)):
             only[b, index[b, 0][kept[b, 0]]] = True

@@ -1,9 +1,10 @@
-"""What every compressor shares: the call, the facts it may ask for, and the top-M selection."""
+"""What every compressor shares: the call, the inputs of its score, and the top-M selection."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Samples:
-    """Facts about the batch that some compressors need. Draws depend on these, never on the batch's make-up."""
+    """Example ids and step results, which some compressors need. Draws depend on these, never on the other samples."""
 
     example_id: Tensor  # [B] long
     result: Tensor  # [B, N] bool, True on tokens that carry a step's result
@@ -60,8 +61,8 @@ class Cot:
     keep: int
     samples: Samples | None
 
-    def facts(self) -> Samples:
-        """The samples' facts, for scores that cannot do without them."""
+    def require_samples(self) -> Samples:
+        """The samples, for scores that cannot do without them."""
         if self.samples is None:
             raise ValueError("this compressor needs samples=Samples(...)")
         return self.samples
@@ -93,11 +94,43 @@ class Compressor:
         *,
         samples: Samples | None = None,
     ) -> Compressed:
+        layer = [importance] if importance is not None else None
+        index, kept = self.choose([keys], [values], layer, mask, keep, samples, per="head")
+        return Compressed(gather(keys, index, kept), gather(values, index, kept), kept, index)
+
+    @torch.no_grad()
+    def choose(
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        importance: Sequence[Tensor] | None,
+        mask: Tensor,
+        keep: int,
+        samples: Samples | None = None,
+        per: Literal["head", "sample"] = "sample",
+    ) -> tuple[Tensor, Tensor]:
+        """index [B, G, M] the kept columns in time order (0 in empty slots), kept [B, G, M] bool: which slots hold one.
+
+        per head: G heads of the one layer given, each by its own score. per sample: G = 1, one choice for all layers
+        given and all their heads, by S_n = mean_l mean_h S_n[l, h]  [ours]. H and D may differ between layers.
+        """
+        if type(self).score is Compressor.score:
+            raise ValueError(f"{type(self).__name__} makes entries, it does not choose among positions")
         if self.needs_importance and importance is None:
             raise ValueError(f"{type(self).__name__} needs the importance of each entry")
-        score = self.score(Cot(keys, values, mask, importance, keep, samples))
-        score = score.expand(keys.shape[:3]).masked_fill(~self.eligible(mask, samples)[:, None], NEVER)
-        return select(keys, values, score, keep)
+        if not keys:
+            raise ValueError("there is no layer to take scores from")
+        weights: Sequence[Tensor | None] = importance or [None] * len(keys)
+        layers = zip(keys, values, weights, strict=True)
+        scores = [self.score(Cot(key, value, mask, weight, keep, samples)) for key, value, weight in layers]
+        if per == "head":
+            (score,) = (score.expand(keys[0].shape[:3]) for score in scores)
+        else:
+            score = torch.zeros(mask.shape, device=mask.device)
+            for layer in scores:
+                score = score + layer.mean(1)
+            score = (score / len(scores))[:, None]
+        return best(score.masked_fill(~self.eligible(mask, samples)[:, None], NEVER), keep)
 
     def score(self, cot: Cot) -> Tensor:
         """[B, H or 1, N]: the larger, the likelier kept; -inf is never kept."""
@@ -112,8 +145,8 @@ class Compressor:
         return self.eligible(mask, samples).sum(1).clamp(max=keep)
 
 
-def select(keys: Tensor, values: Tensor, score: Tensor, keep: int) -> Compressed:
-    """The `keep` best-scored entries per sample and head, put back in time order; -inf is never kept.
+def best(score: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """index and kept [B, G, M] of the `keep` best scores [B, G, N], put back in time order; -inf is never kept.
 
     Order of kept entries: time [open]. N < keep leaves the last slots empty, never filled [open].
     """
@@ -124,14 +157,14 @@ def select(keys: Tensor, values: Tensor, score: Tensor, keep: int) -> Compressed
     if columns < keep:
         index = torch.nn.functional.pad(index, (0, keep - columns), value=columns)
     kept = index < columns
-    index = index.masked_fill(~kept, 0)
-    return Compressed(gather(keys, index, kept), gather(values, index, kept), kept, index)
+    return index.masked_fill(~kept, 0), kept
 
 
 def gather(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
-    """entries [B,H,N,D] at index [B,H,M] -> [B,H,M,D], zero in the slots that are not kept."""
+    """entries [B, H, N, D] at index [B, H or 1, M] -> [B, H, M, D], zero in the slots that are not kept."""
+    index, kept = (part.expand(-1, entries.shape[1], -1) for part in (index, kept))
     if entries.shape[2] == 0:
         empty = entries.new_zeros(*index.shape, entries.shape[-1])
-        return empty + entries.sum()  # of nothing: 0, but whoever made the entries gets a gradient
+        return empty + entries.sum()  # of nothing: 0, but adapters that made the entries get their gradient
     picked = entries.gather(2, index[..., None].expand(*index.shape, entries.shape[-1]))
     return picked.masked_fill(~kept[..., None], 0)

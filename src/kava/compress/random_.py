@@ -17,6 +17,6 @@ class Random(Compressor):
     def score(self, cot: Cot) -> Tensor:
         score = torch.zeros(cot.mask.shape)
         real = cot.mask.cpu()
-        for row, generator in enumerate(cot.facts().generators()):
+        for row, generator in enumerate(cot.require_samples().generators()):
             score[row, real[row]] = torch.rand(int(real[row].sum()), generator=generator)
         return score.to(cot.mask.device)[:, None]

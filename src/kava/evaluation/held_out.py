@@ -1,27 +1,26 @@
-"""What a student of the explicit line is measured by on examples it was not trained on."""
+"""Held-out measures of a student of the explicit line."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from kava.backbone.teacher_forced import TextPass, teacher_forced_pass
 from kava.data.encode import Encoded
 from kava.losses import cross_entropy
 from kava.losses.cosine import CosineMeter
 from kava.losses.guard import variation as variation_of
-from kava.objective.aux_terms import Seen
-from kava.objective.many import ManyObjective, SeenMany
-from kava.objective.pairing import Pairing
-from kava.objective.tokens import TokensObjective
-from kava.objective.unpacked import targets
+from kava.objective.compare import KVComparison
+from kava.objective.objective import Objective
+from kava.objective.records import Batch, Step, StudentView
+from kava.objective.targets import Target
 from kava.shapes import at_least_float32
 
-SHOWN = {  # of a meter -> of this record
+REPORTED = {  # number of a CosineMeter -> its name here
     "cossim": "cossim",
     "cossim_centred": "cossim_centred",
     "cossim_mean_predictor": "cossim_mean_predictor",
@@ -35,14 +34,15 @@ Meters = dict[tuple[str, int], CosineMeter]
 
 @torch.no_grad()
 def held_out(
-    objective: TokensObjective,
+    objective: Objective,
     encoded: Sequence[Encoded],
     collate: Callable[[Sequence[Encoded]], dict[str, Tensor]],
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
-    note: Callable[[Sequence[Encoded], dict[str, Tensor], SeenMany], None] | None = None,
+    note: Callable[[Sequence[Encoded], Target], None] | None = None,
+    step: Step | None = None,
 ) -> dict[str, float] | None:
-    """ce and ppl of everything behind the question; where there is a KV term also, over all CoT columns and unshuffled,
+    """ce and ppl of everything after the question; where there is a KV term also, over all CoT columns and unshuffled,
 
         cossim, cossim_centred       mean cosine of student and target, raw and after subtracting the target's mean
         cossim_mean_predictor        what giving that mean every time would score raw (centred it scores 0)
@@ -53,35 +53,35 @@ def held_out(
         target_variation             of trained projections: how much they vary within a sample, over how much the
                                      student's entries did before training; 0 where they have collapsed
 
-    each the mean over compared layers, keys and values; with _kept behind the name where a store has kept some of the
-    columns only, which is another measure. None when `stop` said so in between. `note` is shown what a mixture saw.
+    each the mean over compared layers, keys and values; with the suffix _kept where a store has kept some of the columns
+    only, which is another measure. None when `stop` said so in between. `note` gets every target of a mixture.
     """
-    was = objective.training
+    was_training = objective.training
     objective.eval()
-    watch, objective.watch = objective.watch, False
+    step = replace(step or Step(), log=False)
     try:
         order = sorted(encoded, key=len)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         sums = _Sums()
-        for first in (True, False) if objective.bridge is not None else (True,):
+        for first in (True, False) if objective.compare is not None else (True,):
             for rows in batches:
                 if stop():
                     return None
                 batch = {name: value.to(objective.model.device) for name, value in collate(rows).items()}
-                text = teacher_forced_pass(objective.model, batch)
+                student, _ = objective.view(batch)
+                assert student is not None
                 if first:
-                    aim = targets(text.out.hidden, text.ids, text.mask, slice(text.cot.start, text.tail.stop))
+                    aim = student.targets
                     sums.ce += float(cross_entropy(aim.hidden, aim.tokens, objective.model.head))
                     sums.tokens += len(aim.tokens)
-                if objective.bridge is None or objective.teacher is None:
+                if objective.compare is None or objective.source is None:
                     continue
-                seen = objective.see(batch, text)
-                sums.measure(objective, batch, text, seen, first)
-                if first and note is not None and isinstance(seen, SeenMany):
-                    note(rows, batch, seen)
+                target = objective.source(batch, student, None, objective.teacher_wants(step), step)
+                sums.measure(objective, batch, student, target, first)
+                if first and note is not None and target.blend is not None:
+                    note(rows, target)
     finally:
-        objective.train(was)
-        objective.watch = watch
+        objective.train(was_training)
     return sums.record()
 
 
@@ -95,41 +95,47 @@ class _Sums:
         self.alone: dict[str, list[float]] = {}  # teacher -> squared differences, elements
         self.suffix = ""
 
-    def measure(
-        self, objective: TokensObjective, batch: dict[str, Tensor], text: TextPass, seen: Seen, first: bool
-    ) -> None:
-        """The first time the means are taken, the second time everything is held against them."""
-        self.suffix = "" if seen.kv.only is None else "_kept"
-        everything, (keys, values) = Pairing(objective.pairing.compressor, None), objective.cot_kv(text)
-        for one in objective.pairs(batch, keys, values, seen, everything):
-            meter = self.meters.setdefault((one.part, one.place), CosineMeter())
-            (meter.add_mean if first else meter.add)(one.student, one.target, one.kept)
-            if first and objective.projects:
-                reference = objective.reference[int(one.part == "v"), one.place]
-                self.variation += float(variation_of(one.target[:, 0], one.kept[:, 0], reference))
-                self.several += int((one.kept[:, 0].sum(1) > 1).sum())
-        if not first or not isinstance(seen, SeenMany) or not isinstance(objective, ManyObjective):
+    def measure(self, objective: Objective, batch: Batch, student: StudentView, target: Target, first: bool) -> None:
+        """The first pass over the data takes the means, the second one measures against them."""
+        compare = objective.compare
+        assert compare is not None
+        self.suffix = "" if target.kv.only is None else "_kept"
+
+        def pairs(entries: Target) -> Iterator[KVComparison]:
+            every = compare.pairing.all_columns()
+            return compare(batch, student, entries, objective.samples(batch), pairing=every)
+
+        projected = compare.target_is_trained and objective.mixture is None
+        for pair in pairs(target):
+            meter = self.meters.setdefault((pair.kind, pair.layer), CosineMeter())
+            (meter.add_mean if first else meter.add)(pair.student, pair.target, pair.kept)
+            if first and projected:
+                mask = pair.kept[:, 0]
+                self.variation += float(variation_of(pair.target[:, 0], mask, compare.reference_of(pair)))
+                self.several += int((mask.sum(1) > 1).sum())
+        if not first or target.blend is None or objective.mixture is None:
             return
-        found, several = objective.mixture.variation(seen.blend)
-        self.variation += found
+        mixture, blend = objective.mixture.mixture, target.blend
+        variation, several = mixture.variation(blend)
+        self.variation += variation
         self.several += several
-        for name, kv, there in zip(objective.mixture.names, seen.blend.each, seen.blend.present, strict=True):
+        for name, kv, present in zip(mixture.names, blend.each, blend.present, strict=True):
             sums = self.alone.setdefault(name, [0.0, 0.0])
-            for one in objective.pairs(batch, keys, values, Seen(kv, there), everything):
-                apart = at_least_float32(one.student - one.target).square().sum(-1).masked_fill(~one.kept, 0.0)
+            for pair in pairs(Target(kv, present)):
+                apart = at_least_float32(pair.student - pair.target).square().sum(-1).masked_fill(~pair.kept, 0.0)
                 sums[0] += float(apart.sum())
-                sums[1] += float(one.kept.sum()) * one.student.shape[-1]
+                sums[1] += float(pair.kept.sum()) * pair.student.shape[-1]
 
     def record(self) -> dict[str, float]:
         ce = self.ce / self.tokens
-        found = {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
-        found |= {"target_variation": self.variation / self.several} if self.several else {}
+        numbers = {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
+        numbers |= {"target_variation": self.variation / self.several} if self.several else {}
         means = _means([meter.value() for meter in self.meters.values()])
-        found |= {name + self.suffix: value for name, value in means.items()}
-        return found | {f"kv_{name}": total / count for name, (total, count) in self.alone.items() if count}
+        numbers |= {name + self.suffix: value for name, value in means.items()}
+        return numbers | {f"kv_{name}": total / count for name, (total, count) in self.alone.items() if count}
 
 
 def _means(values: list[dict[str, float | None]]) -> dict[str, float]:
     """Over the meters that have a number."""
-    known = {name: [number for one in values if (number := one[name]) is not None] for name in SHOWN}
-    return {SHOWN[name]: fmean(numbers) for name, numbers in known.items() if numbers}
+    known = {name: [number for value in values if (number := value[name]) is not None] for name in REPORTED}
+    return {REPORTED[name]: fmean(numbers) for name, numbers in known.items() if numbers}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from kava.backbone.model import LatentModel
-from kava.compress import make_compressor
+from kava.compress import Samples, make_compressor
 from kava.config import LossConfig
 from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
@@ -26,42 +26,47 @@ from kava.errors import DataError
 from kava.evaluation.eval_sets import Asked, cot_type_of
 from kava.evaluation.held_out import held_out
 from kava.infer.student import Student
-from kava.losses import Term
-from kava.objective.latent import LatentObjective
-from kava.objective.records import Batch, Result
-from kava.objective.tokens import TokensObjective
-from kava.objective.unpacked import unpacked
+from kava.losses import Term, cross_entropy
+from kava.objective.compare import BySlot
+from kava.objective.distances import ByNumber
+from kava.objective.make import make_objective
+from kava.objective.records import Batch, PassOutputs, Step, Targets
+from kava.objective.student import LatentSlots
+from kava.objective.targets import OwnTeacher
+from kava.teachers.base import TeacherWants
+from kava.teachers.live import shape_of
 
 COMPRESSORS = ("full", "crop", "rkv", "steps", "uniform")
+LOSS = LossConfig(alpha1_codi=0)
+DISTANCE = ByNumber("mse", layerwise_std=True, std_scope="sample")
 
 
-class Measured(LatentObjective):
-    """CE of the student; with `teacher` also CE of the teacher and the KV distance to every compressor's targets."""
+def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term]:
+    """CE of the student; with `teacher` also CE of the teacher mode and the KV distance to every compressor's targets."""
+    kv = teacher and model.latent.num_tokens > 0
+    view = LatentSlots(model, LOSS, packed=False)
+    view.outputs = PassOutputs(teacher=teacher, student=True, kv=kv, codi=False)
+    student, own = view(batch)
+    assert student is not None
+    counts = view.counts(batch)
 
-    def __init__(self, model: LatentModel, teacher: bool):
-        kv = teacher and model.latent.num_tokens > 0
-        loss = LossConfig(
-            alpha1_codi=0,
-            alpha2_kv=float(kv),
-            teacher_ce=float(teacher),
-            kv_loss_type="mse",
-            layerwise_std=True,
-            std_scope="sample",
-        )
-        super().__init__(model, loss, make_compressor(COMPRESSORS[0]))
-        self.each = {name: make_compressor(name) for name in COMPRESSORS} if kv else {}
+    def ce(name: str, targets: Targets) -> Term:
+        return Term(name, cross_entropy(targets.hidden, targets.tokens, model.head), counts[name])
 
-    def forward(self, batch: Batch) -> Result:
-        teacher, student = unpacked(self.model, batch, self.wants)
-        assert student is not None
-        counts = self.counts(batch)
-        terms = [self._term("ce_student", self._ce(student.targets), counts)]
-        if teacher is not None:
-            terms.append(self._term("ce_teacher", self._ce(teacher.targets), counts))
-            for name, compressor in self.each.items():
-                self.compressor = compressor
-                terms.append(Term(f"kv_{name}", self._kv(batch, student, teacher), self.counts(batch)["kv"]))
-        return Result(terms, {})
+    terms = [ce("ce_student", student.targets)]
+    if own is None:
+        return terms
+    terms.append(ce("ce_teacher", own.targets))
+    if kv:
+        target = OwnTeacher(model)(batch, student, own, TeacherWants(importance=True), Step())
+        samples = Samples(batch["example_id"], batch["cot_result"])
+        for name in COMPRESSORS:
+            compare = BySlot(make_compressor(name), shape_of(model), model.latent.num_tokens)
+            total = torch.stack([DISTANCE(pair) / 2 for pair in compare(batch, student, target, samples)]).sum()
+            pairs = compare.pair_counts(target.mask, samples)
+            count = sum(DISTANCE.count(pairs, *size) for size in compare.sizes)
+            terms.append(Term(f"kv_{name}", total, count))
+    return terms
 
 
 @torch.inference_mode()
@@ -78,12 +83,11 @@ def held_out_losses(student: Student, asked: Asked, batch_size: int, progress: b
     encoded = encoder.encode_batch(asked.examples)
     _check_positions(student.model, encoded)
     collate = Collator(student.tokenizer.pad_token_id)
-    measure = {teacher: Measured(student.model, teacher) for teacher in (True, False)}
     total: defaultdict[str, float] = defaultdict(float)
     count: defaultdict[str, float] = defaultdict(float)
     for batch, teacher in progress_bar(_batches(encoded, batch_size), "held-out losses", progress):
         rows = {name: value.to(student.model.device) for name, value in collate(batch).items()}
-        for term in measure[teacher](rows).terms:
+        for term in measured_terms(student.model, rows, teacher):
             total[term.name] += float(term.total)
             count[term.name] += term.count
     losses = {name: total[name] / count[name] for name in total if count[name]}
@@ -96,26 +100,29 @@ def held_out_losses(student: Student, asked: Asked, batch_size: int, progress: b
 
 
 def _explicit_losses(student: Student, asked: Asked, batch_size: int) -> dict[str, Any]:
-    """Cross-entropy of steps, cue and answer; the teacher is not at hand here, training has measured the rest."""
+    """Cross-entropy of steps, cue and answer; without the teacher, whose terms training has measured."""
     recipe = student.recipe
     encoder = Encoder(
         student.tokenizer, recipe.dataset.drop_last_step, cot_type_of(asked.name, recipe.dataset.cot_type)
     )
     encoded = encoder.encode_batch(asked.examples)
     _check_positions(student.model, encoded)
-    objective = TokensObjective(student.model, recipe, None)
-    found = held_out(objective, encoded, Collator(student.tokenizer.pad_token_id), batch_size)
-    assert found is not None  # nobody asked it to stop
-    return {"losses": {"ce_student": found["ce"], "ppl": found["ppl"]}, "losses_items": {"ce_student": len(encoded)}}
+    objective = make_objective(recipe, student.model)
+    numbers = held_out(objective, encoded, Collator(student.tokenizer.pad_token_id), batch_size)
+    assert numbers is not None  # only `stop` ends it early
+    return {
+        "losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]},
+        "losses_items": {"ce_student": len(encoded)},
+    }
 
 
 def _batches(encoded: Sequence[Encoded], size: int) -> list[tuple[list[Encoded], bool]]:
     """Like lengths together; items with and without a chain of thought apart, and which of the two."""
-    found = []
+    batches = []
     for teacher in (True, False):
         rows = sorted((e for e in encoded if bool(e.cot) == teacher), key=len)
-        found += [(rows[start : start + size], teacher) for start in range(0, len(rows), size)]
-    return found
+        batches += [(rows[start : start + size], teacher) for start in range(0, len(rows), size)]
+    return batches
 
 
 def _check_positions(model: LatentModel, encoded: Sequence[Encoded]) -> None:

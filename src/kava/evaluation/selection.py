@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from kava.compress import Compressor, make_compressor
+from kava.compress import Compressor, Samples, make_compressor
 from kava.compress.full import Full
-from kava.config import LossConfig, Recipe
+from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
 from kava.data.example import Example
 from kava.data.load import load_examples
 from kava.errors import ConfigError, DataError
 from kava.infer.student import Student
-from kava.objective.latent import LatentObjective
+from kava.objective.records import PassOutputs, Step
+from kava.objective.targets import OwnTeacher
 from kava.objective.unpacked import run_teacher
 from kava.provenance import versions
-
-LOSS = LossConfig(alpha1_codi=0.0)  # a teacher with keys and values, no hidden states
+from kava.teachers.base import TeacherWants
 
 
 def compressors_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Compressor]:
@@ -45,15 +45,15 @@ def selection_document(
     encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
     chosen = choose(encoder.encode_batch(examples), keep, count)
     question = {example.id: example.question for example in examples}
-    found = [
+    documents = [
         {
-            "id": one.id,
-            "question": question[one.id],
-            "tokens": [tokenizer.decode([token]) for token in one.cot],
-            "is_result": one.result,
-            "kept": _kept(student, one, compressors),
+            "id": row.id,
+            "question": question[row.id],
+            "tokens": [tokenizer.decode([token]) for token in row.cot],
+            "is_result": row.result,
+            "kept": _kept(student, row, compressors),
         }
-        for one in chosen
+        for row in chosen
     ]
     return {
         "checkpoint": str(checkpoint),
@@ -61,9 +61,9 @@ def selection_document(
         "keep": keep,
         "layers": model.num_layers,
         "heads": model.num_kv_heads,
-        "resampled": [name for name, one in compressors.items() if isinstance(one, Full)],
+        "resampled": [name for name, compressor in compressors.items() if isinstance(compressor, Full)],
         "versions": versions(),
-        "examples": found,
+        "examples": documents,
     }
 
 
@@ -84,18 +84,24 @@ def choose(encoded: Sequence[Encoded], keep: int, count: int) -> list[Encoded]:
 
 
 @torch.inference_mode()
-def _kept(student: Student, one: Encoded, compressors: dict[str, Compressor]) -> dict[str, list[list[list[int]]]]:
+def _kept(student: Student, row: Encoded, compressors: dict[str, Compressor]) -> dict[str, list[list[list[int]]]]:
     model, recipe = student.model.eval(), student.recipe
-    batch = {name: value.to(model.device) for name, value in Collator(student.tokenizer.pad_token_id)([one]).items()}
-    found, teacher = {}, None
+    batch = {name: value.to(model.device) for name, value in Collator(student.tokenizer.pad_token_id)([row]).items()}
+    teacher = run_teacher(model, batch, PassOutputs(teacher=True, student=False, kv=True, codi=False))
+    kv = OwnTeacher(model, recipe.rkv.rotary)(batch, None, teacher, TeacherWants(importance=True), Step()).kv
+    samples = Samples(batch["example_id"], batch["cot_result"], recipe.system.seed)
+    assert kv.importance is not None
+    columns: dict[str, list[list[list[int]]]] = {}
     for name, compressor in compressors.items():
-        objective = LatentObjective(model, LOSS, compressor, rotary=recipe.rkv.rotary, seed=recipe.system.seed)
-        teacher = teacher or run_teacher(model, batch, objective.wants)
-        found[name] = [
-            [index[real].tolist() for index, real in zip(layer.index[0], layer.kept[0], strict=True)]
-            for layer in objective.kept(batch, teacher)
+        entries = [
+            compressor(key, value, batch["cot_mask"], weight, model.latent.num_tokens, samples=samples)
+            for key, value, weight in zip(kv.keys, kv.values, kv.importance, strict=True)
         ]
-    return found
+        columns[name] = [
+            [index[real].tolist() for index, real in zip(layer.index[0], layer.kept[0], strict=True)]
+            for layer in entries
+        ]
+    return columns
 
 
 def validation(recipe: Recipe) -> list[Example]:

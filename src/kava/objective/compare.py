@@ -1,8 +1,8 @@
-"""Student and teacher entries of the chosen positions, brought to one shape: the explicit line's two forms."""
+"""Student and teacher entries side by side in one shape: by latent slot, or by text column in three forms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,101 +10,174 @@ import torch
 from torch import Tensor, nn
 
 from kava.align import Aggregator, KVDimensionProjector, StudentProjector, flatten_heads, layer_map, mix
-from kava.compress import Samples
+from kava.compress import Compressor, Samples
+from kava.compress.base import gather
 from kava.config import ExplicitConfig, ProjectorConfig
 from kava.errors import ConfigError
-from kava.objective.pairing import Pairing, Pairs, take
-from kava.teachers.base import KVShape, TeacherKV
+from kava.losses.guard import variance_guard
+from kava.objective.pairing import Pairing, Pairs
+from kava.objective.records import Batch, StudentView
+from kava.objective.targets import MixtureOfTeachers, Target
+from kava.teachers.base import KVShape
 
 TO_STUDENT, TO_TEACHER = "teacher_to_student", "student_to_teacher"
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One comparison: student and target [B, G, M, d], kept [B, G, M], and the weight of each entry, if any.
+class KVComparison:
+    """Student and target [B, G, M, d] of one compared layer and kind (k, v, or z for codes); kept [B, G, M] bool.
 
-    `part` is k or v, `place` the number of the compared layer (0 in the aggregated form).
+    layer: the number among the compared layers (0 in the aggregated form). weight [B, G, M] of each entry, if any.
     """
 
-    part: str
-    place: int
+    kind: str
+    layer: int
     student: Tensor
     target: Tensor
     kept: Tensor
     weight: Tensor | None = None
 
 
-class Bridge(nn.Module):
-    """What both forms share. It holds everything that is trained beside the student: projector and layer weights."""
+class Comparison(nn.Module):
+    """(batch, student, target, samples) -> every KVComparison. Holds what is trained between the two sides."""
 
-    def __init__(self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape):
-        super().__init__()
-        self.explicit, self.settings = explicit, projector
-        self.student, self.teacher = student, teacher
-        self.parts: tuple[str, ...] = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
-        self.projector: nn.Module | None = None
-        self.target_is_trained = projector.direction == TO_STUDENT and projector.trainable
+    kinds: tuple[str, ...] = ("k", "v")
+    layers: Sequence[int] = ()  # student layers that are compared one by one
+    guarded = False  # a trained projection of the target is kept from collapsing
+    target_is_trained = False
+    guard_weight = 0.0
+    pairing: Pairing
+    reference: Tensor  # [2, compared layers, d] spread of the untrained student's entries, of a trained projection
+
+    @property
+    def needs_importance(self) -> bool:
+        """The choice of entries depends on the teacher's attention to them."""
+        return self.pairing.compressor.needs_importance
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Groups G and width d of every compared layer."""
+        """Heads and numbers in an entry, of every compared layer."""
         raise NotImplementedError
 
-    def compare(
+    def pair_counts(self, mask: Tensor, samples: Samples) -> Tensor:
+        """[B] compared entries of a head, from the batch alone."""
+        return self.pairing.counts(mask, samples)
+
+    def forward(
         self,
-        keys: list[Tensor],
-        values: list[Tensor],
-        teacher: TeacherKV,
-        mask: Tensor,
+        batch: Batch,
+        student: StudentView,
+        target: Target,
         samples: Samples,
-        pairing: Pairing,
         weighted: bool = False,
-    ) -> Iterator[Compared]:
-        """Every comparison; keys and values [B, H, N, D] per layer are the student's, at the CoT columns."""
+        pairing: Pairing | None = None,
+    ) -> Iterator[KVComparison]:
+        """`weighted`: each entry by the teacher's attention to it. `pairing`: another choice than the recipe's."""
         raise NotImplementedError
 
-    def projector_at(self, place: int) -> KVDimensionProjector | None:
+    def guard(self, pair: KVComparison) -> Tensor:
+        """How much of the variation that the untrained student had a trained target lacks, summed over samples."""
+        return variance_guard(pair.target[:, 0], pair.kept[:, 0], self.reference_of(pair))
+
+    def reference_of(self, pair: KVComparison) -> Tensor:
+        return self.reference[int(pair.kind == "v"), pair.layer]
+
+
+class BySlot(Comparison):
+    """Latent j with the j-th entry that the compressor keeps of the chain of thought, per sample, layer and head."""
+
+    def __init__(self, compressor: Compressor, student: KVShape, keep: int):
+        super().__init__()
+        self.compressor, self.shape, self.keep = compressor, student, keep
+        self.layers = range(student.num_layers)
+
+    @property
+    def needs_importance(self) -> bool:
+        return self.compressor.needs_importance
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [(self.shape.num_heads, self.shape.head_size)] * self.shape.num_layers
+
+    def pair_counts(self, mask: Tensor, samples: Samples) -> Tensor:
+        return self.compressor.count(mask, self.keep, samples)
+
+    def forward(
+        self,
+        batch: Batch,
+        student: StudentView,
+        target: Target,
+        samples: Samples,
+        weighted: bool = False,
+        pairing: Pairing | None = None,
+    ) -> Iterator[KVComparison]:
+        for layer in self.layers:
+            weight = None if target.kv.importance is None else target.kv.importance[layer]
+            key, value = target.kv.keys[layer], target.kv.values[layer]
+            entries = self.compressor(key, value, target.mask, weight, self.keep, samples=samples)
+            yield KVComparison("k", layer, student.keys[layer], entries.keys, entries.kept)
+            yield KVComparison("v", layer, student.values[layer], entries.values, entries.kept)
+
+
+class ByColumn(Comparison):
+    """What both forms without codes share: projector, layer weights and the guard's reference."""
+
+    def __init__(
+        self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape, pairing: Pairing
+    ):
+        super().__init__()
+        self.explicit, self.settings, self.pairing = explicit, projector, pairing
+        self.student, self.teacher = student, teacher
+        self.kinds = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
+        self.projector: nn.Module | None = None
+        self.target_is_trained = projector.direction == TO_STUDENT and projector.trainable
+        self.guarded = self.target_is_trained and projector.guard == "variance"
+        self.guard_weight = projector.guard_weight
+
+    def projector_at(self, layer: int) -> KVDimensionProjector | None:
         """The projector on the teacher's side of a compared layer, if there is one."""
-        found = self.projector[place] if isinstance(self.projector, nn.ModuleList) else self.projector
-        return found if isinstance(found, KVDimensionProjector) else None
+        module = self.projector[layer] if isinstance(self.projector, nn.ModuleList) else self.projector
+        return module if isinstance(module, KVDimensionProjector) else None
 
-    def _freeze_unused(self) -> None:
-        """The half of a projector whose part is not compared would wait for a gradient that never comes."""
-        for part in {"k", "v"} - set(self.parts):
+    def _finish(self) -> None:
+        """The half of a projector whose kind is not compared would wait for a gradient that never comes."""
+        for kind in {"k", "v"} - set(self.kinds):
             for name, weight in self.named_parameters():
-                if name.startswith("projector.") and part.upper() in name.split("."):
+                if name.startswith("projector.") and kind.upper() in name.split("."):
                     weight.requires_grad_(False)
+        if self.target_is_trained:
+            self.register_buffer("reference", torch.zeros(2, len(self.sizes), self.sizes[0][1]))
 
-    def _project(self, projector: nn.Module | None, place: int, student: list[Tensor], target: list[Tensor]) -> Any:
-        """Keys and values [B, M, width] of both sides, in one width."""
-        if isinstance(projector, KVDimensionProjector):
-            return student, list(projector(*target))
-        if isinstance(projector, StudentProjector):
-            return list(projector(*student, place)), target
-        return student, target
+    def _project(self, module: nn.Module | None, layer: int, student: list[Tensor], target: list[Tensor]) -> Any:
+        """Keys and values [B, M, width] of both sides, in one width, as one head."""
+        if isinstance(module, KVDimensionProjector):
+            target = list(module(*target))
+        elif isinstance(module, StudentProjector):
+            student = list(module(*student, layer))
+        return [[entries[:, None] for entries in side] for side in (student, target)]
 
-    def _pieces(self, place: int, both: Any, pairs: Pairs, weight: Tensor | None) -> Iterator[Compared]:
-        student, target = both
-        for number, part in enumerate(("k", "v")):
-            if part in self.parts:
-                yield Compared(part, place, student[number], target[number], pairs.kept, weight)
+    def _by_kind(self, layer: int, sides: Any, kept: Tensor, weight: Tensor | None) -> Iterator[KVComparison]:
+        student, target = (dict(zip("kv", side, strict=True)) for side in sides)
+        for kind in self.kinds:
+            yield KVComparison(kind, layer, student[kind], target[kind], kept, weight)
 
 
-class PerLayer(Bridge):
+class PerLayer(ByColumn):
     """Layer by layer; head by head where the sizes agree and nothing is projected."""
 
-    def __init__(self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape):
-        super().__init__(explicit, projector, student, teacher)
-        self.layers = _layers(explicit.layers, student.num_layers)
+    def __init__(
+        self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape, pairing: Pairing
+    ):
+        super().__init__(explicit, projector, student, teacher, pairing)
+        self.layers = compared_layers(explicit.layers, student.num_layers)
         self.map = layer_map(student.num_layers, teacher.num_layers, explicit.layer_map)
-        mine, theirs = student.layer_size, teacher.layer_size
         if projector.direction == TO_STUDENT:
-            self.projector = nn.ModuleList(_mlp(projector, theirs, mine) for _ in self.layers)
+            self.projector = nn.ModuleList(_mlp(projector, teacher.layer_size, student.layer_size) for _ in self.layers)
         elif projector.direction == TO_TEACHER:
-            self.projector = StudentProjector(len(self.layers), mine, theirs, projector.init, projector.trainable)
+            self.projector = _linear(projector, len(self.layers), student.layer_size, teacher.layer_size)
         elif (student.num_heads, student.head_size) != (teacher.num_heads, teacher.head_size):
             raise _unequal(student, teacher)
-        self._freeze_unused()
+        self._finish()
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -113,169 +186,158 @@ class PerLayer(Bridge):
         width = self.student if self.settings.direction == TO_STUDENT else self.teacher
         return [(1, width.layer_size)] * len(self.layers)
 
-    def compare(
+    def forward(
         self,
-        keys: list[Tensor],
-        values: list[Tensor],
-        teacher: TeacherKV,
-        mask: Tensor,
+        batch: Batch,
+        student: StudentView,
+        target: Target,
         samples: Samples,
-        pairing: Pairing,
         weighted: bool = False,
-    ) -> Iterator[Compared]:
-        shared = None
-        if self.explicit.choose == "sample" or teacher.only is not None:
+        pairing: Pairing | None = None,
+    ) -> Iterator[KVComparison]:
+        kv, pairing, shared = target.kv, pairing or self.pairing, None
+        if self.explicit.choose == "sample" or kv.only is not None:
             with torch.no_grad():
-                shared = pairing.shared(teacher, mask, samples)
-        for place, layer in enumerate(self.layers):
-            key, value = (mix(entries, self.map[layer]) for entries in (teacher.keys, teacher.values))
+                shared = pairing.shared(kv, target.mask, samples)
+        for number, layer in enumerate(self.layers):
+            key, value = (mix(entries, self.map[layer]) for entries in (kv.keys, kv.values))
             with torch.no_grad():
-                looked = None if teacher.importance is None else mix(teacher.importance, self.map[layer])
-                pairs = shared or pairing.per_head(key, value, looked, mask, samples)
-                weight = _weight(looked, pairs) if weighted else None
-            target = [take(part[pairs.source], pairs.target, pairs.kept) for part in (key, value)]
-            student = [take(part[layer], pairs.student, pairs.kept) for part in (keys, values)]
+                importance = None if kv.importance is None else mix(kv.importance, self.map[layer])
+                pairs = shared or pairing.per_head(key, value, importance, target.mask, samples)
+                weight = _entry_weights(importance, pairs) if weighted else None
+            targets = [gather(entries[pairs.source], pairs.target, pairs.kept) for entries in (key, value)]
+            own = [gather(part[layer], pairs.student, pairs.kept) for part in (student.keys, student.values)]
             if self.projector is None:
-                yield from self._pieces(place, (student, target), _wide(pairs, student[0]), weight)
+                kept = pairs.expand(own[0].shape[1]).kept
+                yield from self._by_kind(number, (own, targets), kept, weight)
                 continue
-            flat = [[flatten_heads(part) for part in side] for side in (student, target)]
-            projector = self.projector[place] if isinstance(self.projector, nn.ModuleList) else self.projector
-            both = self._project(projector, place, *flat)
-            yield from self._pieces(place, _one_group(both), pairs, weight)
+            flat = [[flatten_heads(entries) for entries in side] for side in (own, targets)]
+            module = self.projector[number] if isinstance(self.projector, nn.ModuleList) else self.projector
+            yield from self._by_kind(number, self._project(module, number, *flat), pairs.kept, weight)
 
 
-class Aggregated(Bridge):
+class Aggregated(ByColumn):
     """One vector per token and side, made of all layers; positions are chosen once per sample."""
 
-    def __init__(self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape):
-        super().__init__(explicit, projector, student, teacher)
+    def __init__(
+        self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape, pairing: Pairing
+    ):
+        super().__init__(explicit, projector, student, teacher, pairing)
         method, whole = explicit.aggregation, explicit.use_all_layers
         self.gather_student = Aggregator(method, student.num_layers, whole)
         self.gather_teacher = Aggregator(method, teacher.num_layers, whole)
-        if not self.target_is_trained:  # a target that is nobody's projection stays as the teacher has it
+        if not self.target_is_trained:  # a target that nothing projects stays as the teacher has it
             self.gather_teacher.requires_grad_(False)
-        mine, theirs = self.gather_student.dim(student), self.gather_teacher.dim(teacher)
+        width, teacher_width = self.gather_student.dim(student), self.gather_teacher.dim(teacher)
         if projector.direction == TO_STUDENT:
-            self.projector = _mlp(projector, theirs, mine)
+            self.projector = _mlp(projector, teacher_width, width)
         elif projector.direction == TO_TEACHER:
-            self.projector = StudentProjector(1, mine, theirs, projector.init, projector.trainable)
-        elif mine != theirs:
-            raise _unequal(student, teacher, f"{mine} and {theirs} after {method}")
-        self.width = theirs if projector.direction == TO_TEACHER else mine
-        self._freeze_unused()
+            self.projector = _linear(projector, 1, width, teacher_width)
+        elif width != teacher_width:
+            raise _unequal(student, teacher, f"{width} and {teacher_width} after {method}")
+        self.width = teacher_width if projector.direction == TO_TEACHER else width
+        self._finish()
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         return [(1, self.width)]
 
-    def compare(
+    def forward(
         self,
-        keys: list[Tensor],
-        values: list[Tensor],
-        teacher: TeacherKV,
-        mask: Tensor,
+        batch: Batch,
+        student: StudentView,
+        target: Target,
         samples: Samples,
-        pairing: Pairing,
         weighted: bool = False,
-    ) -> Iterator[Compared]:
-        with torch.no_grad():
-            pairs = pairing.shared(teacher, mask, samples)
-        target = [
-            self.gather_teacher([take(layer[pairs.source], pairs.target, pairs.kept) for layer in part])
-            for part in (teacher.keys, teacher.values)
+        pairing: Pairing | None = None,
+    ) -> Iterator[KVComparison]:
+        pairs, weight = _shared_pairs(pairing or self.pairing, target, samples, weighted)
+        targets = [
+            self.gather_teacher([gather(layer[pairs.source], pairs.target, pairs.kept) for layer in part])
+            for part in (target.kv.keys, target.kv.values)
         ]
-        student = [
-            self.gather_student([take(layer, pairs.student, pairs.kept) for layer in part]) for part in (keys, values)
+        own = [
+            self.gather_student([gather(layer, pairs.student, pairs.kept) for layer in part])
+            for part in (student.keys, student.values)
         ]
-        looked = torch.stack(teacher.importance).mean(0) if weighted and teacher.importance is not None else None
-        weight = _weight(looked, pairs) if weighted else None
-        yield from self._pieces(0, _one_group(self._project(self.projector, 0, student, target)), pairs, weight)
+        yield from self._by_kind(0, self._project(self.projector, 0, own, targets), pairs.kept, weight)
 
 
-class Coded(Bridge):
-    """One code per token and layer on both sides (`objective/coding.py`); nothing is left to project."""
+class Codes(Comparison):
+    """One trained code per token and layer on both sides (`teachers/codes.py`); nothing is left to project."""
 
-    def __init__(self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, size: int):
-        super().__init__(explicit, projector, student, student)
-        self.parts, self.size = ("z",), size
-        self.layers = _layers(explicit.layers, student.num_layers)
+    kinds = ("z",)
+    target_is_trained = True
+
+    def __init__(self, source: MixtureOfTeachers, layers: Sequence[int], size: int, pairing: Pairing):
+        super().__init__()
+        self._source, self.layers, self.size, self.pairing = (source,), layers, size, pairing  # a tuple: no submodule
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
         return [(1, self.size)] * len(self.layers)
 
-    def compare(
+    def forward(
         self,
-        keys: list[Tensor],
-        values: list[Tensor],
-        teacher: TeacherKV,
-        mask: Tensor,
+        batch: Batch,
+        student: StudentView,
+        target: Target,
         samples: Samples,
-        pairing: Pairing,
         weighted: bool = False,
-    ) -> Iterator[Compared]:
-        """keys are the student's codes [B, 1, N, z], those of the teacher the fused ones."""
+        pairing: Pairing | None = None,
+    ) -> Iterator[KVComparison]:
+        codes = self._source[0].student_codes(batch, student.keys, student.values)
         with torch.no_grad():
-            pairs = pairing.shared(teacher, mask, samples)
-            looked = torch.stack(teacher.importance).mean(0) if weighted and teacher.importance is not None else None
-            weight = _weight(looked, pairs) if weighted else None
-        for place, layer in enumerate(self.layers):
-            student = take(keys[layer], pairs.student, pairs.kept)
-            target = take(teacher.keys[layer][pairs.source], pairs.target, pairs.kept)
-            yield Compared("z", place, student, target, pairs.kept, weight)
+            pairs, weight = _shared_pairs(pairing or self.pairing, target, samples, weighted)
+        for number, layer in enumerate(self.layers):
+            own = gather(codes[layer], pairs.student, pairs.kept)
+            targets = gather(target.kv.keys[layer][pairs.source], pairs.target, pairs.kept)
+            yield KVComparison("z", number, own, targets, pairs.kept, weight)
 
 
-def make_bridge(explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape) -> Bridge:
-    kind = PerLayer if explicit.form == "per_layer" else Aggregated
-    return kind(explicit, projector, student, teacher)
-
-
-def _layers(asked: str | None, count: int) -> list[int]:
-    """The student layers of "a-b", b included; all of them where none are asked for."""
-    if asked is None:
+def compared_layers(layers: str | None, count: int) -> list[int]:
+    """The student layers of "a-b", b included; all of them where none are named."""
+    if layers is None:
         return list(range(count))
-    first, last = (int(word) for word in asked.split("-"))
+    first, last = (int(word) for word in layers.split("-"))
     if last >= count:
-        raise ConfigError(f"explicit.layers is {asked}, but the student has layers 0 to {count - 1}")
+        raise ConfigError(f"explicit.layers is {layers}, but the student has layers 0 to {count - 1}")
     return list(range(first, last + 1))
 
 
+def _shared_pairs(pairing: Pairing, target: Target, samples: Samples, weighted: bool) -> tuple[Pairs, Tensor | None]:
+    """One choice per sample, and the weight of each entry by its mean importance over the layers."""
+    with torch.no_grad():
+        pairs = pairing.shared(target.kv, target.mask, samples)
+        importance = target.kv.importance
+        mean = torch.stack(importance).mean(0) if weighted and importance is not None else None
+        return pairs, _entry_weights(mean, pairs) if weighted else None
+
+
+def _entry_weights(importance: Tensor | None, pairs: Pairs) -> Tensor:
+    """The importance of each kept entry over its mean among the kept: [B, G, M], mean 1 (all 1 where all are 0)."""
+    assert importance is not None
+    if importance.shape[-1] == 0:  # no sample has a chain of thought
+        return pairs.kept.to(importance.dtype)
+    heads = pairs.target.shape[1]
+    source = importance if heads == importance.shape[1] else importance.mean(1, keepdim=True)
+    entries = source[pairs.source].gather(2, pairs.target).masked_fill(~pairs.kept, 0.0)
+    mean = entries.sum(2, keepdim=True) / pairs.kept.sum(2, keepdim=True).clamp(min=1)
+    scaled = entries / mean.clamp(min=torch.finfo(entries.dtype).tiny)
+    return torch.where(mean > 0, scaled, pairs.kept.to(entries.dtype))
+
+
 def _mlp(settings: ProjectorConfig, teacher: int, student: int) -> KVDimensionProjector:
-    return KVDimensionProjector(
-        {"teacher": {"d_model": teacher}},
-        student,
-        settings.mlp_ratio,
-        settings.dropout,
-        settings.init,
-        settings.trainable,
-    )
+    sizes = {"teacher": {"d_model": teacher}}
+    return KVDimensionProjector(sizes, student, settings.mlp_ratio, settings.dropout, settings.init, settings.trainable)
 
 
-def _unequal(student: KVShape, teacher: KVShape, more: str = "heads and head sizes differ") -> ConfigError:
+def _linear(settings: ProjectorConfig, layers: int, student: int, teacher: int) -> StudentProjector:
+    return StudentProjector(layers, student, teacher, settings.init, settings.trainable)
+
+
+def _unequal(student: KVShape, teacher: KVShape, reason: str = "heads and head sizes differ") -> ConfigError:
     return ConfigError(
-        f"the student's cache is {student}, the teacher's {teacher} ({more}), and projector.direction is none",
+        f"the student's cache is {student}, the teacher's {teacher} ({reason}), and projector.direction is none",
         "set projector.direction=student_to_teacher (or teacher_to_student) and explicit.choose=sample",
     )
-
-
-def _one_group(both: Any) -> Any:
-    return [[part[:, None] for part in side] for side in both]
-
-
-def _wide(pairs: Pairs, entries: Tensor) -> Pairs:
-    """A choice shared by all heads, spelt out for every head."""
-    heads = entries.shape[1]
-    student, target, kept = (part.expand(-1, heads, -1) for part in (pairs.student, pairs.target, pairs.kept))
-    return Pairs(student, target, pairs.source, kept)
-
-
-def _weight(looked: Tensor | None, pairs: Pairs) -> Tensor:
-    """The importance of each kept entry over its mean among the kept: [B, G, M], mean 1 (all 1 where all are 0)."""
-    assert looked is not None
-    if looked.shape[-1] == 0:  # no sample has a chain of thought
-        return pairs.kept.to(looked.dtype)
-    groups = pairs.target.shape[1]
-    source = looked if groups == looked.shape[1] else looked.mean(1, keepdim=True)
-    found = source[pairs.source].gather(2, pairs.target).masked_fill(~pairs.kept, 0.0)
-    mean = found.sum(2, keepdim=True) / pairs.kept.sum(2, keepdim=True).clamp(min=1)
-    return torch.where(mean > 0, found / mean.clamp(min=torch.finfo(found.dtype).tiny), pairs.kept.to(found.dtype))

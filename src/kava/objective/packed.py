@@ -1,4 +1,4 @@
-"""Teacher, pass 0 and the shared question in one forward pass; last round and answer in another: T + 1 in all.
+"""TeacherView, pass 0 and the shared question in one forward pass; last round and answer in another: T + 1 in all.
 
     columns   question | chain of thought, cue, answer, eos | <bot>, slots [, <eot>, cue, answer, eos]
     branch        0    |               1                    |            2
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from kava.backbone.masks import positions, tree_mask
 from kava.backbone.model import LatentModel
-from kava.objective.records import Batch, StudentView, Teacher, Wants
+from kava.objective.records import Batch, PassOutputs, StudentView, TeacherView
 from kava.objective.unpacked import answer_part, finish_student, read_student, read_teacher
 
 
-def packed(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Teacher | None, StudentView | None]:
+def packed(model: LatentModel, batch: Batch, wants: PassOutputs) -> tuple[TeacherView | None, StudentView | None]:
     """The views of `unpacked`, in T + 1 passes."""
     ids, mask, branch = columns(model, batch, wants)
     length = batch["question_mask"].sum(1)
@@ -44,7 +44,7 @@ def packed(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Teacher | No
     return teacher, student
 
 
-def columns(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Tensor, Tensor, Tensor]:
+def columns(model: LatentModel, batch: Batch, wants: PassOutputs) -> tuple[Tensor, Tensor, Tensor]:
     """ids [B, T], mask [B, T] and the branch [T] of each column of the packed pass."""
     parts = [(batch["question"], batch["question_mask"], 0)]
     if wants.teacher:

@@ -1,4 +1,4 @@
-"""Which student position is compared with which teacher position: the explicit line's use of a compressor."""
+"""Which student column is compared with which teacher column: how the text columns use a compressor."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from kava.compress import Compressor, Samples
-from kava.compress.base import NEVER, Cot, select
-from kava.compress.choose import sample_positions
+from kava.compress.base import NEVER, best
 from kava.compress.crop import Crop
 from kava.compress.shuffle import derangement_like
 from kava.errors import ConfigError
@@ -30,9 +29,14 @@ class Pairs:
     source: Tensor
     kept: Tensor
 
+    def expand(self, heads: int) -> Pairs:
+        """A choice shared by all heads, written out for every head."""
+        student, target, kept = (part.expand(-1, heads, -1) for part in (self.student, self.target, self.kept))
+        return Pairs(student, target, self.source, kept)
+
 
 class Pairing:
-    """Chooses with a compressor and pairs with itself, with another time, or with another example (the controls)."""
+    """Chooses with a compressor and pairs a column with itself, with another time, or with another example (controls)."""
 
     def __init__(self, compressor: Compressor, keep: int | None, shuffle: str = "none"):
         if keep is not None and type(compressor).score is Compressor.score:
@@ -41,9 +45,13 @@ class Pairing:
                 "positions and needs one that scores them",
                 "use a compressor with a score, such as rkv",
             )
-        self.compressor = compressor if keep is not None else Crop()  # full: whoever keeps everything needs no score
+        self.compressor = compressor if keep is not None else Crop()  # keeping everything needs no score
         self.keep = keep
         self.shuffle = shuffle
+
+    def all_columns(self) -> Pairing:
+        """Every column with itself, for measuring."""
+        return Pairing(self.compressor, None)
 
     def kept_at_most(self, mask: Tensor) -> int:
         return mask.shape[1] if self.keep is None else self.keep
@@ -57,21 +65,20 @@ class Pairing:
         """One choice per sample for all layers and heads."""
         keep = self.kept_at_most(mask)
         if teacher.only is not None:  # a store has chosen already
-            score = torch.zeros(mask.shape, device=mask.device).masked_fill(~teacher.only, NEVER)[:, None]
-            found = select(score[..., None], score[..., None], score, keep)
-            return self._paired(found.index, found.kept, mask, samples)
-        looked = teacher.importance if self.compressor.needs_importance else None
-        index, kept = sample_positions(self.compressor, teacher.keys, teacher.values, looked, mask, keep, samples)
+            score = torch.zeros(mask.shape, device=mask.device).masked_fill(~teacher.only, NEVER)
+            return self._paired(*best(score[:, None], keep), mask, samples)
+        importance = teacher.importance if self.compressor.needs_importance else None
+        index, kept = self.compressor.choose(teacher.keys, teacher.values, importance, mask, keep, samples)
         return self._paired(index, kept, mask, samples)
 
-    def per_head(self, keys: Tensor, values: Tensor, looked: Tensor | None, mask: Tensor, samples: Samples) -> Pairs:
+    def per_head(
+        self, keys: Tensor, values: Tensor, importance: Tensor | None, mask: Tensor, samples: Samples
+    ) -> Pairs:
         """A choice of its own for every head of one layer."""
-        weight = looked if self.compressor.needs_importance else None
+        weight = [importance] if importance is not None and self.compressor.needs_importance else None
         keep = self.kept_at_most(mask)
-        score = self.compressor.score(Cot(keys, values, mask, weight, keep, samples)).expand(keys.shape[:3])
-        score = score.masked_fill(~self.compressor.eligible(mask, samples)[:, None], NEVER)
-        found = select(keys, values, score, keep)
-        return self._paired(found.index, found.kept, mask, samples)
+        index, kept = self.compressor.choose([keys], [values], weight, mask, keep, samples, per="head")
+        return self._paired(index, kept, mask, samples)
 
     def _paired(self, index: Tensor, kept: Tensor, mask: Tensor, samples: Samples) -> Pairs:
         rows = torch.arange(len(index), device=index.device)
@@ -84,13 +91,3 @@ class Pairing:
         if self.shuffle == "examples":
             return Pairs(index, index.roll(1, 0), rows.roll(1), kept & kept.roll(1, 0))
         return Pairs(index, index, rows, kept)
-
-
-def take(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
-    """entries [B, H, N, D] at index [B, H or 1, M] -> [B, H, M, D]; zero in empty slots."""
-    heads, columns, size = entries.shape[1:]
-    index, kept = (part.expand(-1, heads, -1) for part in (index, kept))
-    if columns == 0:
-        return entries.new_zeros(*index.shape, size) + entries.sum()  # of nothing: 0, but adapters get their gradient
-    picked = entries.gather(2, index[..., None].expand(*index.shape, size))
-    return picked.masked_fill(~kept[..., None], 0)

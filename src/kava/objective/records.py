@@ -1,4 +1,4 @@
-"""What the losses need to see of teacher and student, however their passes were run."""
+"""What passes, sources and terms hand each other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,34 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from kava.backbone.teacher_forced import TextPass
 from kava.losses import Term
+from kava.teachers.base import Batch
 
-Batch = dict[str, Tensor]
+__all__ = ["Batch", "PassOutputs", "Result", "Step", "StudentView", "Targets", "TeacherView"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the trainer knows of the update that a micro-batch belongs to.
+
+    update: finished updates; progress: their share of the run, 0 to 1; log: health and per-layer figures are wanted.
+    """
+
+    update: int = 0
+    epoch: int = 0
+    progress: float = 0.0
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class PassOutputs:
+    """Which parts the loss's weights call for; the passes compute no others."""
+
+    teacher: bool
+    student: bool
+    kv: bool
+    codi: bool
 
 
 @dataclass(frozen=True)
@@ -20,41 +45,37 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """queries [B, H*R, A, D] of the answer part, keys and values [B, H, N, D] of the chain of thought, per layer."""
+class TeacherView:
+    """The student's own teacher mode: queries [B, H*R, A, D] of the answer part, keys and values [B, H, N, D] of the chain
+    of thought, per layer; hidden states [B, L, E] after each layer at the last cue token."""
 
     targets: Targets
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    cue: Tensor | None = None  # [B, L, E]
+    cue: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class StudentView:
-    """keys and values [B, H, M, D] of the final latents, per layer; `latents` their input embeddings [B, M, E]."""
+    """keys and values [B, H, *, D] per layer, of the final latents or of the CoT columns; cue [B, L, E].
+
+    latents [B, M, E]: input embeddings of the latents, and `states` their hidden states [B, M, E] in the last pass.
+    text: the whole pass, where the student reads the chain of thought.
+    """
 
     targets: Targets
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     cue: Tensor | None = None
     latents: Tensor | None = None
-    states: Tensor | None = None  # hidden states [B, M, E] of that last pass
-
-
-@dataclass(frozen=True)
-class Wants:
-    """Which parts the loss's weights call for; what is not wanted is not computed."""
-
-    teacher: bool
-    student: bool
-    kv: bool
-    codi: bool
+    states: Tensor | None = None
+    text: TextPass | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """The terms of one micro-batch, and numbers that tell whether a student is in good health."""
+    """The terms of one micro-batch, and figures for the log that tell whether a student is healthy."""
 
     terms: list[Term]
     health: dict[str, Tensor]

@@ -9,26 +9,28 @@ from kava.backbone.kv import Pass, join
 from kava.backbone.masks import causal_mask, positions, previous
 from kava.backbone.model import LatentModel
 from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
-from kava.objective.records import Batch, StudentView, Targets, Teacher, Wants
+from kava.objective.records import Batch, PassOutputs, StudentView, Targets, TeacherView
 
 
-def unpacked(model: LatentModel, batch: Batch, wants: Wants) -> tuple[Teacher | None, StudentView | None]:
+def unpacked(model: LatentModel, batch: Batch, wants: PassOutputs) -> tuple[TeacherView | None, StudentView | None]:
     """T + 2 passes: the teacher, pass 0, T - 1 rounds, and the last round together with the answer."""
     teacher = run_teacher(model, batch, wants) if wants.teacher else None
     student = run_student(model, batch, wants) if wants.student else None
     return teacher, student
 
 
-def run_teacher(model: LatentModel, batch: Batch, wants: Wants) -> Teacher:
+def run_teacher(model: LatentModel, batch: Batch, wants: PassOutputs) -> TeacherView:
     """One pass over [Q, C, cue, A, eos]."""
     text = teacher_forced_pass(model, batch, all_layers=wants.codi)
     return read_teacher(text.out, batch, text.ids, text.mask, text.cot.start, text.cot, wants)
 
 
-def read_teacher(out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: Wants) -> Teacher:
+def read_teacher(
+    out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: PassOutputs
+) -> TeacherView:
     """The teacher's view of a pass whose columns from `first` on are targets; the tail follows the CoT columns."""
     tail = slice(cot.stop, cot.stop + batch["tail"].shape[1])
-    return Teacher(
+    return TeacherView(
         targets=targets(out.hidden, ids, mask, slice(first, tail.stop)),
         queries=[q[:, :, tail] for q in out.queries] if wants.kv else [],
         keys=[k[:, :, cot] for k in out.keys] if wants.kv else [],
@@ -37,7 +39,7 @@ def read_teacher(out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int,
     )
 
 
-def run_student(model: LatentModel, batch: Batch, wants: Wants) -> StudentView:
+def run_student(model: LatentModel, batch: Batch, wants: PassOutputs) -> StudentView:
     """Pass 0 over [Q, <bot>, slots], then the rounds and the answer."""
     question, mask = batch["question"], batch["question_mask"]
     slots = model.slots(len(question))
@@ -49,7 +51,7 @@ def run_student(model: LatentModel, batch: Batch, wants: Wants) -> StudentView:
 
 
 def finish_student(
-    model: LatentModel, batch: Batch, first: Pass, question: slice, bot: int, wants: Wants
+    model: LatentModel, batch: Batch, first: Pass, question: slice, bot: int, wants: PassOutputs
 ) -> StudentView:
     """The rounds, then one pass over [latents, <eot>, cue, A, eos], on the prefix [Q, <bot>] of `first`."""
     prefix = join(first.kv(question), first.kv(slice(bot, bot + 1)))
@@ -88,7 +90,7 @@ def read_student(
     mask: Tensor,
     begin: int,
     num_latents: int,
-    wants: Wants,
+    wants: PassOutputs,
     latents: Tensor | None = None,
 ) -> StudentView:
     """The student's view of a pass that holds [latents, <eot>, tail] from column `begin` on."""

@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+Batch = dict[str, Tensor]  # of data/collate.py
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -62,4 +64,4 @@ class Teacher(Protocol):
     @property
     def shape(self) -> KVShape: ...
 
-    def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV: ...
+    def __call__(self, batch: Batch, wants: TeacherWants) -> TeacherKV: ...

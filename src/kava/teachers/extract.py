@@ -22,7 +22,6 @@ from torch import Tensor
 
 from kava.compress import Samples
 from kava.compress.base import gather
-from kava.compress.choose import sample_positions
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.data.progress import progress_bar
@@ -169,8 +168,8 @@ class _Reader:
         assert self.keep is not None
         samples = Samples(batch["example_id"], batch["cot_result"])
         looked = seen.importance if self.compressor.needs_importance else None
-        index, kept = sample_positions(
-            self.compressor, seen.keys, seen.values, looked, batch["cot_mask"], self.keep, samples
+        index, kept = self.compressor.choose(
+            seen.keys, seen.values, looked, batch["cot_mask"], self.keep, samples, per="sample"
         )
         return index[:, 0], kept[:, 0]
 

@@ -1,4 +1,4 @@
-"""projector.safetensors: what the objective trains or has measured beside the student."""
+"""projector.safetensors: what the objective trains or has measured beside the student (projectors, adapters, router)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from kava.errors import CheckpointError
 from kava.files import usual_mode
 
 FILE = "projector.safetensors"
+FORMER = (  # beginnings of names in files of earlier versions, and the names of today
+    ("foreign.mixture.", "source.mixture."),
+    ("mixture.", "source.mixture."),
+    ("bridge.", "compare."),
+    ("codi_map.", "aux_terms.codi.project."),
+    ("reference", "compare.reference"),
+    ("source.mixture.began", "source.mixture.initial_kv_loss"),
+)
 
 
-class HasOwn(Protocol):
+class HasAuxState(Protocol):
     def aux_state(self) -> dict[str, Tensor]: ...
 
 
-def save(objective: HasOwn, folder: Path) -> None:
+def save(objective: HasAuxState, folder: Path) -> None:
     """Writes the file where there is anything to write."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in objective.aux_state().items()}
     if weights:
@@ -29,7 +37,7 @@ def save(objective: HasOwn, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load(objective: HasOwn, folder: Path, fresh: tuple[str, ...] = ()) -> None:
+def load(objective: HasAuxState, folder: Path, fresh: tuple[str, ...] = ()) -> None:
     """Copies it in: names and shapes must be exactly those of the objective.
 
     Names that begin with `fresh` are left as they are: a new stage's own.
@@ -39,7 +47,7 @@ def load(objective: HasOwn, folder: Path, fresh: tuple[str, ...] = ()) -> None:
     if not wanted:
         return
     try:
-        saved = load_file(path)
+        saved = {_name_today(name): weight for name, weight in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})", "the checkpoint is torn; use another") from error
     saved = {name: weight for name, weight in saved.items() if not name.startswith(fresh)}
@@ -51,3 +59,10 @@ def load(objective: HasOwn, folder: Path, fresh: tuple[str, ...] = ()) -> None:
         )
     for name, weight in wanted.items():
         weight.copy_(saved[name])
+
+
+def _name_today(name: str) -> str:
+    for former, today in FORMER:
+        if name.startswith(former):
+            name = today + name.removeprefix(former)
+    return name

@@ -34,12 +34,12 @@ class Schedule(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         every = self.trainer.recipe.logging.eval_steps
-        self.trainer.objective.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
+        self.trainer.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
         if state.global_step and not _validated(state) and (state.global_step % every == 0 or _whole(state.epoch)):
             self.trainer.evaluate()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.objective.epoch = int((state.epoch or 0) + 1e-6)
+        self.trainer.epoch = int((state.epoch or 0) + 1e-6)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         logs = self.trainer.recipe.logging

@@ -1,4 +1,4 @@
-"""The two method lines: what is trained, what is measured on held-out examples, what a finished run leaves behind."""
+"""The two method lines: what is trained, what is measured on held-out examples, what a finished run writes."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from kava.evaluation.held_out import held_out
 from kava.evaluation.score import score
 from kava.files import new_folder
 from kava.infer.student import Student
-from kava.objective.latent import LatentObjective
-from kava.objective.many import ManyObjective
-from kava.objective.tokens import TokensObjective
+from kava.objective.calibration import calibrate, find_prototypes
+from kava.objective.make import make_objective
+from kava.objective.objective import Objective
+from kava.objective.records import Step
 from kava.teachers.base import Teacher
-from kava.teachers.live import LiveTeacher
+from kava.teachers.live import LiveTeacher, shape_of
 from kava.training import aux_state as aux_state
 from kava.training.data import Data, check_positions
 from kava.training.mixture_setup import TeacherSetup
-from kava.training.trainer import Objective, Validation
+from kava.training.trainer import Validation
 
 log = logging.getLogger("kava.train")
 CALIBRATION = 64  # examples from which the guard learns how much a student's entries vary
@@ -46,8 +47,7 @@ Collate = Callable[[Any], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Line:
-    """`collate` makes batches; `callbacks` write what this line has to show; `finish` is called with the run's folder
-    when training has come to its end."""
+    """What a run trains and measures. `callbacks` write the files of this line; `finish` gets the run's folder at the end."""
 
     objective: Objective
     validation: Validation
@@ -64,19 +64,18 @@ def latent_line(
     callbacks: tuple[Any, ...] = ()
     if recipe.mixture.on:
         model.to(device)
-        many = TeacherSetup(recipe, tokenizer, data, device)
-        objective = LatentObjective.from_recipe(model, recipe, many.teachers)
-        assert objective.foreign is not None
-        callbacks, collate = (many.files(objective.foreign),), many.collate
-        many.check(model, [data.train])
-        objective.foreign.calibrate(_first_batches(recipe, data, collate, device))
+        setup = TeacherSetup(recipe, tokenizer, data, device)
+        objective, collate = make_objective(recipe, model, setup.teachers), setup.collate
+        callbacks = (setup.files(objective),)
+        setup.check(model, [data.train])
+        calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     else:
-        objective = LatentObjective.from_recipe(model, recipe)
+        objective = make_objective(recipe, model)
     _start_from(recipe, objective)
     student = Student(model, tokenizer, recipe)
     mode = "latent" if recipe.loss.student_ce > 0 else "cot"
 
-    def measure() -> dict[str, float] | None:
+    def measure(step: Step) -> dict[str, float] | None:
         return score(student, data.validation, mode, stop=stop) if data.validation else None
 
     return Line(objective, Validation(measure, "accuracy"), collate, callbacks)
@@ -89,96 +88,94 @@ def explicit_line(
     model.to(device)
     encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
     most = recipe.dataset.max_length
-    encoded = [one for one in encoder.encode_batch(data.validation) if most is None or len(one) <= most]
-    for rows in (data.train, encoded):
+    encoded = [row for row in encoder.encode_batch(data.validation) if most is None or len(row) <= most]
+    splits = (data.train, encoded)
+    for rows in splits:
         check_positions(model, rows, who="student")
+    setup: TeacherSetup | None = None
+    collate: Collate = Collator(tokenizer.pad_token_id)
     if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
-        return _many_line(recipe, model, tokenizer, data, device, stop, encoded)
-    collate = Collator(tokenizer.pad_token_id)
-    objective = TokensObjective(model, recipe, teacher_of(recipe, tokenizer, device))
-    if isinstance(objective.teacher, LiveTeacher):
-        for rows in (data.train, encoded):
-            check_positions(objective.teacher.model, rows, who="teacher")
-    objective.calibrate(_first_batches(recipe, data, collate, device))
+        setup = TeacherSetup(recipe, tokenizer, data, device)
+        objective, collate = make_objective(recipe, model, setup.teachers), setup.collate
+        setup.check(model, splits)
+    else:
+        teacher = teacher_of(recipe, tokenizer, device)
+        objective = make_objective(recipe, model, teacher)
+        if isinstance(teacher, LiveTeacher):
+            for rows in splits:
+                check_positions(teacher.model, rows, who="teacher")
+    calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     _start_from(recipe, objective)
-    if objective.teacher is not None:
-        log.info("teacher: %s; student: %s", objective.teacher.shape, objective.student_shape)
+    if setup is not None:
+        return _mixture_line(recipe, tokenizer, data, device, stop, encoded, setup, objective)
+    if objective.source is not None:
+        log.info("teacher: %s; student: %s", objective.source.shape, shape_of(model))
+    size = recipe.evaluation.batch_size
 
-    def measure() -> dict[str, float] | None:
-        return _measured(held_out(objective, encoded, collate, recipe.evaluation.batch_size, stop)) if encoded else None
+    def measure(step: Step) -> dict[str, float] | None:
+        return _warned(held_out(objective, encoded, collate, size, stop, step=step)) if encoded else None
 
-    return Line(
-        objective,
-        Validation(measure, "ce", lower=True),
-        collate,
-        finish=partial(_save_final, objective, tokenizer),
-    )
+    validation = Validation(measure, "ce", lower=True)
+    return Line(objective, validation, collate, finish=partial(_save_final, objective, tokenizer))
 
 
-def _many_line(
+def _mixture_line(
     recipe: Recipe,
-    model: LatentModel,
     tokenizer: Any,
     data: Data,
     device: torch.device,
     stop: Stop,
     encoded: list[Encoded],
+    setup: TeacherSetup,
+    objective: Objective,
 ) -> Line:
     """Several teachers; the run's folder also tells how tokens, layers and weights came out."""
-    many = TeacherSetup(recipe, tokenizer, data, device)
-    objective = ManyObjective(model, recipe, many.teachers)
-    many.check(model, [data.train, encoded])
-    objective.calibrate(_first_batches(recipe, data, many.collate, device))
-    _start_from(recipe, objective)
+    assert objective.mixture is not None
+    mixture, student = objective.mixture.mixture, shape_of(objective.model)
     count = recipe.mixture.prototype_examples
-    objective.find_prototypes(_first_batches(recipe, data, many.collate, device, count))
-    files = many.files(objective)
+    find_prototypes(objective, _first_batches(recipe, data, setup.collate, device, count))
+    files = setup.files(objective)
     trained_on = list(islice(iter(data.train), min(len(encoded), GAP)))
     size = recipe.evaluation.batch_size
-    for name, shape, layers in zip(many.teachers.names, many.teachers.shapes, objective.mixture.maps, strict=True):
-        log.info("teacher %s: %s; student: %s", name, shape, objective.student_shape)
+    for name, shape, layers in zip(setup.teachers.names, setup.teachers.shapes, mixture.maps, strict=True):
+        log.info("teacher %s: %s; student: %s", name, shape, student)
         if left := unused(layers, shape.num_layers):
             log.info("layers of %s that no student layer is compared with: %s", name, ", ".join(map(str, left)))
 
-    def measure() -> dict[str, float] | None:
+    def measure(step: Step) -> dict[str, float] | None:
         if not encoded:
             return None
         files.begin_samples()
-        found = _measured(held_out(objective, encoded, many.collate, size, stop, files.note))
-        seen = held_out(objective, trained_on, many.collate, size, stop) if found is not None else None
-        if found is None or seen is None:
+        new = _warned(held_out(objective, encoded, setup.collate, size, stop, files.note, step))
+        old = held_out(objective, trained_on, setup.collate, size, stop, step=step) if new is not None else None
+        if new is None or old is None:
             return None
-        gaps = {f"gap_{name}": found[name] / seen[name] - 1 for name in ("ce", "kv") if seen.get(name)}
-        return found | files.means() | objective.mixture.since_start(found) | gaps
+        gaps = {f"gap_{name}": new[name] / old[name] - 1 for name in ("ce", "kv") if old.get(name)}
+        return new | files.means() | mixture.since_start(new) | gaps
 
-    objective.mixture.remember_start(measure() if encoded else None)
-    return Line(
-        objective,
-        Validation(measure, "ce", lower=True),
-        many.collate,
-        (files,),
-        partial(_save_final, objective, tokenizer),
-    )
+    mixture.remember_start(measure(Step()) if encoded else None)
+    validation = Validation(measure, "ce", lower=True)
+    return Line(objective, validation, setup.collate, (files,), partial(_save_final, objective, tokenizer))
 
 
-def _measured(found: dict[str, float] | None) -> dict[str, float] | None:
+def _warned(numbers: dict[str, float] | None) -> dict[str, float] | None:
     """The same, with a warning where targets have collapsed."""
-    if found is not None and found.get("target_variation", 1.0) < COLLAPSED:
+    if numbers is not None and numbers.get("target_variation", 1.0) < COLLAPSED:
         log.warning(
             "the projected targets have collapsed: they vary %.3f times as much as the untrained student's entries "
             "did; raise projector.guard_weight, or set projector.direction=student_to_teacher",
-            found["target_variation"],
+            numbers["target_variation"],
         )
-    return found
+    return numbers
 
 
 def _start_from(recipe: Recipe, objective: Objective) -> None:
-    """training.start_from: the student and what stands between it and its teachers; router and prototypes begin anew."""
+    """training.start_from: loads the student and its adapters from another run; router and prototypes start anew."""
     if recipe.training.start_from is None:
         return
     folder = Path(recipe.training.start_from)
     read_card(folder)
-    before, now = ([one.label for one in found.mixture.teachers] for found in (load_recipe(folder / RECIPE), recipe))
+    before, now = ([teacher.label for teacher in of.mixture.teachers] for of in (load_recipe(folder / RECIPE), recipe))
     if now and before and before != now:
         raise CheckpointError(
             f"training.start_from={folder} was trained with the teachers {', '.join(before)}, this run has {', '.join(now)}",
@@ -186,9 +183,9 @@ def _start_from(recipe: Recipe, objective: Objective) -> None:
         )
     load_weights(objective.model, folder)
     if before or not now:
-        aux_state.load(objective, folder, fresh=("mixture.fusion.", "foreign.mixture.fusion."))
+        aux_state.load(objective, folder, fresh=("source.mixture.fusion.",))
     else:
-        log.info("%s had no teachers: the adapters begin anew", folder)
+        log.info("%s had no teachers: the adapters start anew", folder)
     log.info("starting from %s", folder)
 
 
@@ -216,7 +213,7 @@ def _first_batches(
         yield {name: value.to(device) for name, value in batch.items()}
 
 
-def _save_final(objective: TokensObjective, tokenizer: Any, run: Path) -> None:
+def _save_final(objective: Objective, tokenizer: Any, run: Path) -> None:
     """final_model/student, which any program that knows transformers can load, and the projector beside it."""
     with new_folder(run / FINAL) as partial_folder:
         save_plain(objective.model, tokenizer, partial_folder / "student")

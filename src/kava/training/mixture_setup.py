@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
 from kava.backbone.model import LatentModel
@@ -25,15 +24,15 @@ from kava.data.encode import Encoded
 from kava.data.teacher_texts import LOOKED_AT, Coverage, TeachersCollator, texts_of
 from kava.files import write_json
 from kava.fuse.collapse import Collapse
-from kava.objective.foreign import ForeignTeachers
-from kava.objective.many import ManyObjective, SeenMany
+from kava.objective.objective import Objective
+from kava.objective.targets import Target
 from kava.teachers.teacher_set import TeacherSet, load_teacher_set
 from kava.training.callbacks import JsonLines, validates
 from kava.training.data import Data
 
 log = logging.getLogger("kava.train")
 ALIGNMENT, ROUTING, LAYERS, SAMPLES = "alignment.json", "routing.jsonl", "layer_loss.jsonl", "routing_samples.json"
-SHOWN = 60  # tokens of the text that stands as an example
+EXAMPLE_TOKENS = 60  # of the text in alignment.json, at most
 
 
 class TeacherSetup:
@@ -45,27 +44,28 @@ class TeacherSetup:
         texts = texts_of([*data.examples, *data.validation])
         self.collate = TeachersCollator(Collator(tokenizer.pad_token_id), self.teachers.voices, texts)
         self.coverage: dict[str, Coverage] = {}
-        self.shown: dict[str, Any] = {}
+        self.example: dict[str, Any] = {}
 
     def check(self, model: LatentModel, splits: Sequence[Any]) -> None:
         """Refuses texts too long for a teacher, or of which it matches too little."""
         for rows in splits:
-            found = self.collate.check(rows, self.recipe.mixture.coverage_floor) if len(rows) else {}
-            self.coverage = self.coverage or found
-        rows = [one for one in islice(iter(splits[0]), LOOKED_AT) if 0 < len(one.cot) <= SHOWN]
+            coverage = self.collate.check(rows, self.recipe.mixture.coverage_floor) if len(rows) else {}
+            self.coverage = self.coverage or coverage
+        rows = [row for row in islice(iter(splits[0]), LOOKED_AT) if 0 < len(row.cot) <= EXAMPLE_TOKENS]
         if rows:
-            row = max(rows, key=lambda one: len(one.cot))
-            self.shown = {name: self.collate.example(row, i) for i, name in enumerate(self.teachers.names)}
+            row = max(rows, key=lambda row: len(row.cot))
+            self.example = {name: self.collate.example(row, i) for i, name in enumerate(self.teachers.names)}
 
-    def files(self, objective: ManyObjective | ForeignTeachers) -> MixtureFiles:
+    def files(self, objective: Objective) -> MixtureFiles:
         return MixtureFiles(objective, self)
 
 
 class MixtureFiles(TrainerCallback):
     """Writes the four files; `note` is given to whoever measures held-out examples."""
 
-    def __init__(self, objective: ManyObjective | ForeignTeachers, company: TeacherSetup):
-        self.objective, self.company = objective, company
+    def __init__(self, objective: Objective, setup: TeacherSetup):
+        assert objective.mixture is not None
+        self.source, self.setup = objective.mixture, setup
         self.samples: list[dict[str, Any]] = []
         self.held_out = Collapse()
         self.epoch = 0
@@ -80,14 +80,14 @@ class MixtureFiles(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if validates(logs or {}) and state.is_world_process_zero and self.samples:
-            facts = {"step": state.global_step, "teachers": list(self.company.teachers.names), "samples": self.samples}
+            facts = {"step": state.global_step, "teachers": list(self.setup.teachers.names), "samples": self.samples}
             write_json(Path(args.output_dir) / SAMPLES, facts)
         if "loss" not in (logs or {}):
             return
-        layers, window = self.objective.watched.drain()
+        layers, window = self.source.metrics.drain()
         if not state.is_world_process_zero:
             return
-        run, names = Path(args.output_dir), self.company.teachers.names
+        run, names = Path(args.output_dir), self.setup.teachers.names
         if layers:
             JsonLines(run / LAYERS).add(state.global_step, dict(layers))
         if window is None:
@@ -95,7 +95,7 @@ class MixtureFiles(TrainerCallback):
         facts = {"by_layer": window.by_layer, "entropy": window.entropy, "temperature": self.temperature}
         weights = dict(zip(names, window.weights, strict=True))
         JsonLines(run / ROUTING).add(state.global_step, {"weights": weights, **facts})
-        if window.collapsed is not None and self.company.recipe.mixture.fusion != "fixed":
+        if window.collapsed is not None and self.setup.recipe.mixture.fusion != "fixed":
             log.warning(
                 "step %d: the weights have collapsed: teacher %s has %.3f of them, above mixture.collapse_alarm; use "
                 "mixture.entropy=diverse with a larger mixture.entropy_weight, a higher temperature, or leave the others "
@@ -107,38 +107,39 @@ class MixtureFiles(TrainerCallback):
 
     @property
     def temperature(self) -> float:
-        return self.objective.mixture.temperature(self.epoch)
+        return self.source.mixture.temperature(self.epoch)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.epoch = int((state.epoch or 0) + 1e-6)
 
     def alignment(self) -> dict[str, Any]:
-        mixture, found = self.objective.mixture, {}
+        mixture, teachers = self.source.mixture, {}
         for name, shape, layers in zip(mixture.names, mixture.shapes, mixture.maps, strict=True):
-            known = self.company.coverage.get(name)
-            found[name] = {
-                "coverage": None if known is None else known.share,
+            coverage = self.setup.coverage.get(name)
+            teachers[name] = {
+                "coverage": None if coverage is None else coverage.share,
                 "num_layers": shape.num_layers,
                 "layer_map": [[list(part) for part in entry] for entry in layers],
-                "example": self.company.shown.get(name),
+                "example": self.setup.example.get(name),
             }
-        return {"teachers": found, "student_layers": mixture.student.num_layers}
+        return {"teachers": teachers, "student_layers": mixture.student.num_layers}
 
     # -- held-out examples ---------------------------------------------------------------------------------------
 
     def begin_samples(self) -> None:
         self.samples = []
 
-    def note(self, rows: Sequence[Encoded], batch: dict[str, Tensor], seen: SeenMany) -> None:
+    def note(self, rows: Sequence[Encoded], target: Target) -> None:
         """The weights of each example, over its compared tokens."""
-        weights = seen.blend.weights.expand(len(rows), -1, -1, -1)
-        self.held_out.add(weights, seen.mask)
-        columns = seen.mask.shape[1] if weights.shape[2] > 1 else 1
+        assert target.blend is not None
+        weights = target.blend.weights.expand(len(rows), -1, -1, -1)
+        self.held_out.add(weights, target.mask)
+        columns = target.mask.shape[1] if weights.shape[2] > 1 else 1
         for b, row in enumerate(rows):
-            kept = seen.mask[b] if columns > 1 else slice(None)
+            kept = target.mask[b] if columns > 1 else slice(None)
             by_layer = weights[b][:, kept].double().mean(1)
-            if bool(seen.mask[b].any()):
-                task = row.id.rpartition("/")[0] or self.company.recipe.dataset.name
+            if bool(target.mask[b].any()):
+                task = row.id.rpartition("/")[0] or self.setup.recipe.dataset.name
                 facts = {"weights": by_layer.mean(0).tolist(), "by_layer": by_layer.tolist()}
                 self.samples.append({"id": row.id, "task": task, **facts})
 
@@ -147,5 +148,5 @@ class MixtureFiles(TrainerCallback):
         window = self.held_out.close()
         if window is None:
             return {}
-        named = zip(self.company.teachers.names, window.weights, strict=True)
+        named = zip(self.setup.teachers.names, window.weights, strict=True)
         return {"entropy": window.entropy, **{f"weight_{name}": weight for name, weight in named}}

@@ -29,8 +29,8 @@ class _Root(nn.Module):
         self.objective = objective
         self.result = Result([], {})
 
-    def forward(self, batch: Any) -> list[Tensor]:
-        self.result = self.objective(batch)
+    def forward(self, *inputs: Any) -> list[Tensor]:
+        self.result = self.objective(*inputs)
         return [term.total for term in self.result.terms]
 
 
@@ -48,8 +48,8 @@ class Sharded(nn.Module):
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         self.root: Any = fully_shard(_Root(objective), mesh=mesh, reshard_after_forward=False)
 
-    def forward(self, batch: Any) -> Result:
-        totals = self.root(batch)
+    def forward(self, *inputs: Any) -> Result:
+        totals = self.root(*inputs)
         result = self.root.result
         self.root.result = Result([], {})
         terms = [replace(term, total=total) for term, total in zip(result.terms, totals, strict=True)]

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from kava.data.example import stable_hash
 from kava.errors import RunError
 from kava.files import new_folder, replace_folder
 from kava.losses import add
-from kava.objective.latent import LatentObjective
-from kava.objective.records import Result
-from kava.objective.tokens import TokensObjective
+from kava.objective.objective import Objective
+from kava.objective.records import Result, Step
 from kava.training import aux_state as aux_state
 from kava.training.checkpoint import rotate
 from kava.training.interrupt import Interrupt
@@ -36,19 +35,18 @@ with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=
 INCOMING = ".partial-checkpoint"
 BEST = "best_checkpoint"
 IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
-Objective = LatentObjective | TokensObjective
 
 
 @dataclass(frozen=True)
 class Validation:
     """What is measured on held-out examples (None: it was cut short), and the number that makes a checkpoint the best."""
 
-    measure: Callable[[], dict[str, float] | None]
+    measure: Callable[[Step], dict[str, float] | None]
     decides: str
     lower: bool = False
 
-    def better(self, found: float, best: float | None) -> bool:
-        return best is None or (found < best if self.lower else found > best)
+    def better(self, value: float, best: float | None) -> bool:
+        return best is None or (value < best if self.lower else value > best)
 
 
 class KavaTrainer(Trainer):
@@ -80,6 +78,10 @@ class KavaTrainer(Trainer):
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, float] = defaultdict(float)
         self._before: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        self.epoch = 0  # set by callbacks.Schedule
+        self.step = Step()
+        self._window: dict[int, dict[str, float]] = {}  # counts of each micro-batch of the update, by its id()
+        self._known: dict[str, float] | None = None
         self._health: dict[str, float] = {}
         self._tokens, self._since = 0, time.perf_counter()
         if self.args.world_size > 1:  # else every process would drop out the same places
@@ -103,14 +105,17 @@ class KavaTrainer(Trainer):
             self.control.should_training_stop = True
             return [], {}
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.objective.progress = self.state.global_step / max(1, self.state.max_steps)
+        update, every = self.state.global_step, self.args.logging_steps
+        progress = update / max(1, self.state.max_steps)
+        self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
         self.pieces.begin()
         self._before = dict(self._sums), dict(self._counts)
         if self._idle and (self.state.global_step + 1) % self._updates == 0:
             batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
         counts: dict[str, float] = defaultdict(float)
+        self._window = {id(batch): self.objective.counts(batch, self.step) for batch in batches}
         for batch in batches:
-            for name, count in self.objective.counts(batch).items():
+            for name, count in self._window[id(batch)].items():
                 counts[name] += 0.0 if IDLE in batch else count
             if IDLE in batch:
                 continue
@@ -121,11 +126,9 @@ class KavaTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        self.objective.watch = self.state.global_step % self.args.logging_steps == self.args.logging_steps - 1
-        self.objective.update = self.state.global_step
         counts = 0.0 if inputs.pop(IDLE, None) is not None else 1.0
         with nullcontext() if self.sharded is None else self.accelerator.autocast():
-            result: Result = model(inputs)
+            result: Result = model(inputs, self.step, self._known)
         loss = add(result.terms, num_items_in_batch) * self.args.world_size * counts  # DDP averages over the ranks
         if not torch.isfinite(loss):
             self._refuse(result, inputs)
@@ -137,6 +140,7 @@ class KavaTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         def step(piece: Any) -> torch.Tensor:
+            self._known = self._window.get(id(inputs)) if self.pieces.size is None else None  # None: a part of a batch
             return super(KavaTrainer, self).training_step(model, piece, *rest, **named)
 
         def undo() -> None:
@@ -260,7 +264,7 @@ class KavaTrainer(Trainer):
         if self.sharded is not None:
             follow_shards(optimizer)
             clip = self.accelerator.clip_grad_norm_
-            self.accelerator.clip_grad_norm_ = lambda *given, **named: whole_tensor(clip(*given, **named))
+            self.accelerator.clip_grad_norm_ = lambda *args, **named: whole_tensor(clip(*args, **named))
         return optimizer
 
     # -- validation ----------------------------------------------------------------------------------------------
@@ -269,19 +273,19 @@ class KavaTrainer(Trainer):
         """The validation set; the best student so far becomes best_checkpoint/."""
         before = time.perf_counter()
         with self.whole():
-            measured = self.validation.measure()
-        found = main_process_decides(lambda: measured)
+            measured = self.validation.measure(replace(self.step, epoch=self.epoch))
+        numbers = main_process_decides(lambda: measured)
         self._since += time.perf_counter() - before  # tokens_per_second speaks of training
-        if found is None:
+        if numbers is None:
             if self.interrupt.signal is not None:  # it came while answers were written: stop here, not an update later
                 self.control.should_save = self.control.should_training_stop = True
             return {}
-        metrics = {f"eval_{name}": value for name, value in found.items()}
+        metrics = {f"eval_{name}": value for name, value in numbers.items()}
         best = self.state.best_metric
-        value = found[self.validation.decides]
+        value = numbers[self.validation.decides]
         if self.validation.better(value, best):
             self.state.best_metric = value
-            self.save_best(validation=found)
+            self.save_best(validation=numbers)
         self.log(dict(metrics))
         return metrics
 

@@ -19,15 +19,14 @@ from kava.backbone.rotary import rotary_of
 from kava.config import MixtureConfig, Recipe
 from kava.fuse import Fixed, Fusion, Learnable, Query, Similar, annealed, fuse
 from kava.losses.guard import variance_guard, variation
-from kava.objective.coding import Coder
-from kava.objective.records import Batch
 from kava.shapes import at_least_float32
-from kava.teachers.base import KVShape, TeacherKV
+from kava.teachers.base import Batch, KVShape, TeacherKV
+from kava.teachers.codes import Coder
 from kava.teachers.live import shape_of
 from kava.teachers.teacher_set import TeacherSet
 
 Layers = list[Tensor]
-LEAST = 1e-12  # of a weight that is not fixed
+MIN_TEACHER_WEIGHT = 1e-12  # of a weight that is not fixed
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Blend:
     """What a mixture makes of a batch.
 
     kv      the fused teacher, in the student's shape, rotated as the student's keys are
-    weights [B, L or 1, N or 1, S] as they were given, before teachers without a value are left out
+    weights [B, L or 1, N or 1, S] as the fusion gave them, before teachers without a value are left out
     each    every teacher alone, aligned; with `present`, per teacher the columns [B, N] it has matched
     guard   sum of what is missing of the variation that the student's entries had, per teacher, layer and part
     """
@@ -65,15 +64,10 @@ def make_mixture(recipe: Recipe, model: Backbone, teachers: TeacherSet) -> Mixtu
 
 
 def pool_query(states: Tensor, mask: Tensor, tokens: Tensor) -> Query:
-    """The mean over the question [B, Q, d], and the states at the CoT columns; what weighs does not move what it sees."""
+    """The mean of states [B, Q, d] over the question, and the states at the CoT columns; no gradient goes back to them."""
     states, real = at_least_float32(states.detach()), mask[..., None]
     mean = states.masked_fill(~real, 0.0).sum(1) / mask.sum(1).clamp(min=1)[:, None]
     return Query(hidden=mean, tokens=at_least_float32(tokens.detach()))
-
-
-def embedded_query(model: Backbone, batch: Batch) -> Query:
-    """The query made of token embeddings, which needs no pass."""
-    return pool_query(model.embed(batch["question"]), batch["question_mask"], model.embed(batch["cot"]))
 
 
 def _fusion(settings: MixtureConfig, count: int, student: KVShape) -> Fusion:
@@ -96,9 +90,9 @@ def _fusion(settings: MixtureConfig, count: int, student: KVShape) -> Fusion:
 
 
 class Mixture(nn.Module):
-    """Everything that stands between several teachers and the student, and is trained or measured for it."""
+    """Aligners, fusion and guard that turn several teachers into one target."""
 
-    began: Tensor
+    initial_kv_loss: Tensor  # kv and kv_unexplained of the held-out examples before the first update
     reference: Tensor  # [2, L, H*D]: how much the student's entries vary within a sample, before training
 
     def __init__(
@@ -129,15 +123,15 @@ class Mixture(nn.Module):
         self.fusion = _fusion(recipe.mixture, len(names), student)
         width = recipe.mixture.z_size if self.codes else student.layer_size
         start = torch.ones if self.codes else torch.zeros
-        self.register_buffer("began", torch.full((2,), float("nan")))
+        self.register_buffer("initial_kv_loss", torch.full((2,), float("nan")))
         self.register_buffer("reference", start(1 if self.codes else 2, student.num_layers, width))
         self.compared = [(part, layer) for part in range(len(self.reference)) for layer in range(student.num_layers)]
 
     def restrict(self, parts: Collection[str], layers: Collection[int], more_keys: Collection[int]) -> None:
         """Only these parts (k, v, z) and student layers are compared: the rest is neither guarded nor trained, as it
-        would wait for a gradient that never comes. Keys of the layers `more_keys` get one from elsewhere."""
+        would wait for a gradient that never comes. Keys of the layers `more_keys` get one from another term."""
         names = "z" if self.codes else "kv"
-        self.compared = [one for one in self.compared if names[one[0]] in parts and one[1] in layers]
+        self.compared = [(part, layer) for part, layer in self.compared if names[part] in parts and layer in layers]
         for aligner in self.adapters if self.trained and not self.codes else ():
             aligner.freeze_unused(layers, [part.upper() for part in parts])  # type: ignore[operator]
             for layer in more_keys:
@@ -186,42 +180,40 @@ class Mixture(nn.Module):
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch, query: Query, seen: list[TeacherKV], temperature: float = 1.0) -> Blend:
-        """`seen`: keys before the rotary embedding, each teacher at its own tokens."""
-        present = [present_in(batch, number) for number in range(len(seen))]
-        plain = [self.align(number, batch, shown) for number, shown in enumerate(seen)]
-        each = [self._turned(batch, *both) for both in plain]
-        looked = [self._importance(number, batch, shown) for number, shown in enumerate(seen)]
-        weights, there = self.fusion(query, temperature), torch.stack(present, dim=-1)
+    def forward(self, batch: Batch, query: Query, entries: list[TeacherKV], temperature: float = 1.0) -> Blend:
+        """`entries`: keys before the rotary embedding, each teacher at its own tokens."""
+        present = [present_in(batch, number) for number in range(len(entries))]
+        plain = [self.align(number, batch, kv) for number, kv in enumerate(entries)]
+        each = [self._rotated(batch, *part) for part in plain]
+        importances = [self._importance(number, batch, kv) for number, kv in enumerate(entries)]
+        weights, has_token = self.fusion(query, temperature), torch.stack(present, dim=-1)
         if (
             self.settings.fusion != "fixed"
-        ):  # a softmax may round to 0, but whoever alone has matched a token must count
-            weights = weights.clamp(min=LEAST)
-        keys, values = (self._fused([both[part] for both in each], weights, there) for part in (0, 1))
-        known = [one for one in looked if one is not None]
+        ):  # a softmax may round to 0, but the only teacher that has matched a token must count
+            weights = weights.clamp(min=MIN_TEACHER_WEIGHT)
+        keys, values = (self._fused([kv[part] for kv in each], weights, has_token) for part in (0, 1))
+        known = [weight for weight in importances if weight is not None]
         return Blend(
-            TeacherKV(keys, values, self._fused(known, weights.detach(), there) if known else None),
+            TeacherKV(keys, values, self._fused(known, weights.detach(), has_token) if known else None),
             weights,
-            [TeacherKV(*both, own) for both, own in zip(each, looked, strict=True)],
+            [TeacherKV(*kv, weight) for kv, weight in zip(each, importances, strict=True)],
             present,
             self._guard(plain, present),
         )
 
-    def align(self, number: int, batch: Batch, shown: TeacherKV) -> tuple[Layers, Layers]:
+    def align(self, number: int, batch: Batch, kv: TeacherKV) -> tuple[Layers, Layers]:
         """One teacher at the student's tokens and layers: keys (not rotated) and values in its shape, or codes twice."""
         aligner, iou = self.aligners[number], batch[f"t{number}.iou"]
         if self.coder is None:
-            return aligner(shown.keys, shown.values, iou)
-        keys, values = aligner.along(shown.keys, shown.values, iou)
+            return aligner(kv.keys, kv.values, iou)
+        keys, values = aligner.along(kv.keys, kv.values, iou)
         codes = self.coder.teacher(number, keys, values)
         return codes, codes
 
-    def student_side(self, batch: Batch, keys: Layers, values: Layers) -> tuple[Layers, Layers]:
-        """What the student's keys and values are compared as: themselves, or codes twice."""
-        if self.coder is None:
-            return keys, values
-        codes = self.coder.student(self.unrotated(batch, keys), values)
-        return codes, codes
+    def student_codes(self, batch: Batch, keys: Layers, values: Layers) -> Layers:
+        """The student's keys and values as codes."""
+        assert self.coder is not None
+        return self.coder.student(self.unrotated(batch, keys), values)
 
     def unrotated(self, batch: Batch, keys: Layers) -> Layers:
         """The student's keys as they were before its rotary embedding."""
@@ -230,7 +222,7 @@ class Mixture(nn.Module):
         cos, sin = self.rotary.angles(self._places(batch))
         return [unrotate(key, cos, sin) for key in keys]
 
-    def _turned(self, batch: Batch, keys: Layers, values: Layers) -> tuple[Layers, Layers]:
+    def _rotated(self, batch: Batch, keys: Layers, values: Layers) -> tuple[Layers, Layers]:
         if self.rotary is None or self.codes:
             return keys, values
         cos, sin = self.rotary.angles(self._places(batch))
@@ -240,10 +232,10 @@ class Mixture(nn.Module):
         """[B, N] where the student's CoT tokens stand in its own sequence."""
         return positions(batch["cot_mask"], batch["question_mask"].sum(1))
 
-    def _importance(self, number: int, batch: Batch, shown: TeacherKV) -> Layers | None:
-        if shown.importance is None:
+    def _importance(self, number: int, batch: Batch, kv: TeacherKV) -> Layers | None:
+        if kv.importance is None:
             return None
-        return self.aligners[number].importance(shown.importance, batch[f"t{number}.iou"])
+        return self.aligners[number].importance(kv.importance, batch[f"t{number}.iou"])
 
     def _fused(self, parts: list[Layers], weights: Tensor, present: Tensor) -> Layers:
         """Layer by layer; importance [B, H, N] is fused like an entry of size 1."""
@@ -261,9 +253,9 @@ class Mixture(nn.Module):
         total = plain[0][1][0].new_zeros((), dtype=torch.float32)
         if not self.guarded:
             return total
-        for both, there in zip(plain, present, strict=True):
+        for kv, mask in zip(plain, present, strict=True):
             for part, layer in self.compared:
-                total = total + variance_guard(flatten_heads(both[part][layer]), there, self.reference[part, layer])
+                total = total + variance_guard(flatten_heads(kv[part][layer]), mask, self.reference[part, layer])
         return total
 
     def variation(self, blend: Blend) -> tuple[float, int]:
@@ -271,10 +263,10 @@ class Mixture(nn.Module):
         total, several = 0.0, 0
         if self.guarded:
             last = len(self.reference) - 1
-            for kv, there in zip(blend.each, blend.present, strict=True):
+            for kv, mask in zip(blend.each, blend.present, strict=True):
                 for layer in [layer for part, layer in self.compared if part == last]:
-                    total += float(variation(flatten_heads(kv.values[layer]), there, self.reference[last, layer]))
-                    several += int((there.sum(1) > 1).sum())
+                    total += float(variation(flatten_heads(kv.values[layer]), mask, self.reference[last, layer]))
+                    several += int((mask.sum(1) > 1).sum())
         return total, several
 
     def guard_count(self, batch: Batch) -> float:
@@ -283,16 +275,16 @@ class Mixture(nn.Module):
 
     # -- since the first update ----------------------------------------------------------------------------------
 
-    def remember_start(self, found: dict[str, float] | None) -> None:
+    def remember_start(self, measured: dict[str, float] | None) -> None:
         """What held-out examples cost before the first update: a resumed run knows it from its checkpoint."""
-        if found is not None and "kv_unexplained" in found:  # none where targets do not vary at all
-            self.began.copy_(torch.tensor([found["kv"], found["kv_unexplained"]]))
+        if measured is not None and "kv_unexplained" in measured:  # none where targets do not vary at all
+            self.initial_kv_loss.copy_(torch.tensor([measured["kv"], measured["kv_unexplained"]]))
 
-    def since_start(self, found: dict[str, float]) -> dict[str, float]:
+    def since_start(self, measured: dict[str, float]) -> dict[str, float]:
         """kv_start and kv_unexplained_start, for comparison with kv and kv_unexplained."""
-        start, unexplained = self.began.tolist()
+        start, unexplained = self.initial_kv_loss.tolist()
         return (
             {"kv_start": start, "kv_unexplained_start": unexplained}
-            if start == start and "kv_unexplained" in found
+            if start == start and "kv_unexplained" in measured
             else {}
         )

@@ -2,7 +2,7 @@
 
     z = Linear(LayerNorm([k, v]))        one encoder per student layer, for the student and for every teacher
 
-Both sides are trained, so what they have in common is found; a guard on their variation keeps it from being nothing.
+Both sides are trained towards each other; a guard on their variation keeps the codes from collapsing into a constant.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _encoder(shape: KVShape, size: int) -> nn.Sequential:
 
 
 def _codes(encoders: nn.ModuleList, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-    found = []
+    codes = []
     for encoder, key, value in zip(encoders, keys, values, strict=True):
-        both = torch.cat([flatten_heads(key), flatten_heads(value)], dim=-1)
-        found.append(encoder(both.to(encoder[1].weight.dtype))[:, None])  # type: ignore[index]
-    return found
+        pair = torch.cat([flatten_heads(key), flatten_heads(value)], dim=-1)
+        codes.append(encoder(pair.to(encoder[1].weight.dtype))[:, None])  # type: ignore[index]
+    return codes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def ramp_value(progress: float, ramp: tuple[float, float]) -> float:
-    """0 before the ramp, 1 behind it, a straight line between; a ramp without length is a step."""
+    """0 before the ramp, 1 after it, a straight line between; a ramp without length is a step."""
     start, end = ramp
     if progress >= end:
         return 1.0

@@ -1,0 +1,174 @@
+"""The whole loss on one screen: what the student is compared with, and every term of it (docs/paper-map.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kava.compress import Samples
+from kava.config import ExplicitConfig, LossConfig
+from kava.losses import Term, cross_entropy
+from kava.objective.aux_terms import AuxTerm
+from kava.objective.compare import Comparison, KVComparison
+from kava.objective.distances import ByDirection, ByNumber, Distance
+from kava.objective.ramps import layer_weights, ramp_value
+from kava.objective.records import Batch, Result, Step, Targets
+from kava.objective.student import View
+from kava.objective.targets import MixtureOfTeachers, TargetSource
+from kava.teachers.base import TeacherWants
+
+NO_STEP = Step()
+SMOOTH_L1, COSINE = ByNumber(), ByDirection("cosine")
+
+
+class Objective(nn.Module):
+    """L = CE_student + CE_teacher + alpha1 L_CODI + alpha2 L_KV + aux terms, for any view of the student and any source
+    of targets. One forward is one micro-batch: DDP sees one forward per backward, and every pass inside it."""
+
+    def __init__(
+        self,
+        view: View,
+        loss: LossConfig,
+        source: TargetSource | None = None,
+        compare: Comparison | None = None,
+        distance: Distance = SMOOTH_L1,
+        aux_terms: nn.ModuleDict | None = None,
+        explicit: ExplicitConfig | None = None,
+        layer_warmup: float = 0.0,
+        seed: int = 0,
+    ):
+        """source None: cross-entropy alone. compare None: no KV term."""
+        super().__init__()
+        self.model, self.view, self.loss, self.seed = view.model, view, loss, seed
+        self.source: TargetSource | None = source
+        self.compare, self.distance = compare, distance
+        self.aux_terms = nn.ModuleDict() if aux_terms is None else aux_terms
+        self.explicit, self.layer_warmup = explicit or ExplicitConfig(), layer_warmup
+        self.to(self.model.device)
+
+    def forward(self, batch: Batch, step: Step = NO_STEP, counts: dict[str, float] | None = None) -> Result:
+        """`counts`: those of this batch, where they are known already."""
+        student, own = self.view(batch)
+        terms: list[tuple[str, Tensor, float]] = []
+        if student is not None:
+            terms.append(("ce_student", self._ce(student.targets), self._student_weight(step)))
+        if own is not None:
+            terms.append(("ce_teacher", self._ce(own.targets), self.loss.teacher_ce))
+        if student is not None and self.source is not None:
+            target = self.source(batch, student, own, self.teacher_wants(step), step)
+            for name, term in self._aux_terms().items():
+                terms.append((name, term(batch, student, target), term.weight(step)))
+            if self.compare is not None:
+                pairs = self.compare(batch, student, target, self.samples(batch, step), self._weighted(step))
+                terms += self._kv_terms(pairs, step)
+            terms += self.source.terms(target, step)
+        counts = self.counts(batch, step) if counts is None else counts
+        health = self.view.health(student, counts.get("kv")) if student is not None and step.log else {}
+        return Result([Term(name, total, counts[name], weight) for name, total, weight in terms], health)
+
+    def _ce(self, targets: Targets) -> Tensor:
+        return cross_entropy(targets.hidden, targets.tokens, self.model.head)
+
+    def _kv_terms(self, pairs: Iterator[KVComparison], step: Step) -> list[tuple[str, Tensor, float]]:
+        """The KV term over all compared layers and kinds, and what is taken from the same comparisons."""
+        assert self.compare is not None
+        kv = cosine = guard = torch.zeros((), device=self.model.device)
+        of_layer, of_kind, detach = self._layer_weights(step), self._kind_weights(), not self.target_is_trained
+        for pair in pairs:
+            weight = of_layer[pair.layer] * of_kind[pair.kind]
+            distance = self.distance(pair, detach)
+            kv = kv + weight * distance
+            if self.explicit.beta_cos > 0:
+                cosine = cosine + weight * COSINE(pair, detach)
+            if self.compare.guarded:
+                guard = guard + self.compare.guard(pair)
+            if step.log and self.mixture is not None:
+                self.mixture.metrics.layer(pair.kind, pair.layer, float(distance.detach()), self._compared(pair))
+        terms = [("kv", kv, self.loss.alpha2_kv)]
+        if self.explicit.beta_cos > 0:
+            terms.append(("kv_cosine", cosine, self.explicit.beta_cos * self.loss.alpha2_kv))
+        if self.compare.guarded:
+            terms.append(("guard", guard, self.compare.guard_weight))
+        return terms
+
+    # -- what the sums are divided by ----------------------------------------------------------------------------
+
+    def counts(self, batch: Batch, step: Step = NO_STEP) -> dict[str, float]:
+        """What each term's sum is divided by, from the batch alone."""
+        counts = self.view.counts(batch)
+        if self.source is None:
+            return counts
+        mask = self.source.columns(batch)
+        counts |= {name: term.count(batch, mask) for name, term in self._aux_terms().items()}
+        if self.compare is not None:
+            pairs = self.compare.pair_counts(mask, self.samples(batch, step))
+            layers = list(zip(self._layer_weights(step), self.compare.sizes, strict=True))
+            counts["kv"] = sum(weight * self.distance.count(pairs, *size) for weight, size in layers)
+            if self.explicit.beta_cos > 0:
+                counts["kv_cosine"] = sum(weight * COSINE.count(pairs, *size) for weight, size in layers)
+            if self.compare.guarded:
+                counts["guard"] = float((pairs > 1).sum()) * len(layers) * len(self.compare.kinds)
+        return counts | self.source.counts(batch)
+
+    def _compared(self, pair: KVComparison) -> float:
+        return self.distance.count(pair.kept[:, 0].sum(1), pair.kept.shape[1], pair.student.shape[-1])
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def _student_weight(self, step: Step) -> float:
+        return self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
+
+    def _layer_weights(self, step: Step) -> list[float]:
+        """The weight of each compared layer at this moment."""
+        assert self.compare is not None
+        count = len(self.compare.sizes)
+        if self.layer_warmup == 0 or len(self.compare.layers) != count:  # one vector of all layers
+            return [1.0] * count
+        return layer_weights(step.progress, self.compare.layers, self.model.num_layers, self.layer_warmup)
+
+    def _kind_weights(self) -> dict[str, float]:
+        assert self.compare is not None
+        weights = {"k": self.explicit.lambda_k, "v": self.explicit.lambda_v, "z": 1.0}
+        return {kind: weights[kind] / len(self.compare.kinds) for kind in self.compare.kinds}
+
+    def _weighted(self, step: Step) -> bool:
+        """Entries are weighted by the teacher's attention to them."""
+        explicit = self.explicit
+        return explicit.attention_weighted and step.update >= explicit.attention_weighted_after
+
+    # -- what it is made of --------------------------------------------------------------------------------------
+
+    def teacher_wants(self, step: Step = NO_STEP) -> TeacherWants:
+        """What of a teacher is computed beside keys and values."""
+        importance = self.compare is not None and (
+            self.compare.needs_importance
+            or self._weighted(step)
+            or any(term.needs_importance for term in self._aux_terms().values())
+        )
+        return TeacherWants(importance=importance, cue="codi" in self.aux_terms)
+
+    def samples(self, batch: Batch, step: Step = NO_STEP) -> Samples:
+        return Samples(batch["example_id"], batch["cot_result"], self.seed, step.epoch)
+
+    def _aux_terms(self) -> dict[str, AuxTerm]:
+        return dict(self.aux_terms.items())  # type: ignore[arg-type]
+
+    @property
+    def mixture(self) -> MixtureOfTeachers | None:
+        return self.source if isinstance(self.source, MixtureOfTeachers) else None
+
+    @property
+    def target_is_trained(self) -> bool:
+        """The gradient goes into the targets too: adapters or a projection make them."""
+        assert self.source is not None
+        assert self.compare is not None
+        return self.source.target_is_trained or self.compare.target_is_trained
+
+    def aux_state(self) -> dict[str, Tensor]:
+        """What is trained or measured beside the student, by name."""
+        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}

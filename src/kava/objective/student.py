@@ -1,0 +1,115 @@
+"""What of the student is compared and trained: its latent slots, or the columns of the text it reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kava.backbone.kv import unrotate
+from kava.backbone.model import LatentModel
+from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
+from kava.config import LossConfig
+from kava.latents import residual
+from kava.objective.packed import packed
+from kava.objective.records import Batch, PassOutputs, StudentView, TeacherView
+from kava.objective.unpacked import targets, unpacked
+
+
+class View(Protocol):
+    """The passes of a micro-batch; the second record is the teacher mode of the same weights, where it was run."""
+
+    model: LatentModel
+
+    def __call__(self, batch: Batch) -> tuple[StudentView | None, TeacherView | None]: ...
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """How many targets each cross-entropy has, from the batch alone."""
+
+    def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
+        """Figures for the log; `compared`: how many numbers the KV term compares, None without one."""
+
+
+class LatentSlots:
+    """M latents after T Jacobi rounds, and the answer after them; teacher mode shares the passes where it is needed."""
+
+    def __init__(
+        self,
+        model: LatentModel,
+        loss: LossConfig,
+        packed: bool = True,
+        rotary: str = "after",
+        own_teacher: bool = True,
+    ):
+        self.model, self.packed = model, packed
+        self.rotary_before = rotary == "before" and model.family.rotary
+        kv, codi = loss.alpha2_kv > 0, loss.alpha1_codi > 0
+        self.outputs = PassOutputs(
+            teacher=loss.teacher_ce > 0 or codi or (kv and own_teacher),
+            student=loss.student_ce > 0 or kv or codi,
+            kv=kv,
+            codi=codi,
+        )
+
+    def __call__(self, batch: Batch) -> tuple[StudentView | None, TeacherView | None]:
+        run = packed if self.packed else unpacked
+        teacher, student = run(self.model, batch, self.outputs)
+        if student is not None and student.keys and self.rotary_before:
+            place = batch["question_mask"].sum(1)[:, None] + 1
+            place = place + torch.arange(student.keys[0].shape[2], device=place.device)
+            student = replace(student, keys=[unrotate(key, self.model.decoder, place) for key in student.keys])
+        return student, teacher
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        answer, cot = float(batch["tail_mask"].sum()), float(batch["cot_mask"].sum())
+        return {"ce_student": answer, "ce_teacher": answer + cot}
+
+    @torch.no_grad()
+    def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
+        """Norm of the latents against that of token embeddings, their mean cosine, what one more round would change, and
+        the share of the slots that have a target."""
+        model, health = self.model, {}
+        if compared is not None:
+            slots = len(student.keys[0]) * model.latent.num_tokens
+            per_slot = model.num_kv_heads * model.head_size * model.num_layers
+            health["kept_share"] = torch.tensor(compared / (slots * per_slot))
+        if student.latents is None or student.states is None or student.latents.shape[1] == 0:
+            return health
+        latents = student.latents.float()
+        count = latents.shape[1]
+        tokens = model.embed(torch.arange(0, model.config.vocab_size, 17, device=latents.device))
+        health["latent_norm"] = latents.norm(dim=-1).mean() / tokens.float().norm(dim=-1).mean()
+        if count > 1:
+            unit = torch.nn.functional.normalize(latents, dim=-1)
+            total = unit.sum(1).square().sum(-1)  # sum over all pairs of cosines, with the diagonal
+            health["latent_cosine"] = ((total - count) / (count * (count - 1))).mean()
+        if model.feeds_back:
+            health["jacobi_residual"] = residual(latents[:, 1:], model.project(student.states[:, :-1]).float())
+        return health
+
+
+class TextColumns:
+    """The student reads question, chain of thought and answer; its keys and values at the CoT columns are compared."""
+
+    def __init__(self, model: LatentModel, cue: bool = False):
+        self.model, self.cue = model, cue
+
+    def __call__(self, batch: Batch) -> tuple[StudentView, None]:
+        text = teacher_forced_pass(self.model, batch, all_layers=self.cue)
+        out = text.out
+        view = StudentView(
+            targets=targets(out.hidden, text.ids, text.mask, slice(text.cot.start, text.tail.stop)),
+            keys=[key[:, :, text.cot] for key in out.keys],
+            values=[value[:, :, text.cot] for value in out.values],
+            cue=cue_states(out, text.tail.start + batch["cue_last"]) if self.cue else None,
+            text=text,
+        )
+        return view, None
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"ce_student": float(batch["cot_mask"].sum() + batch["tail_mask"].sum())}
+
+    def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
+        return {}

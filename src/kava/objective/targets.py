@@ -1,0 +1,161 @@
+"""Where the entries come from that the student is compared with: one call and one record, whatever the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kava.backbone.kv import unrotate
+from kava.backbone.masks import positions
+from kava.backbone.model import LatentModel
+from kava.compress import importance
+from kava.config import Recipe
+from kava.fuse import Query
+from kava.losses.entropy import entropy_term
+from kava.objective.records import Batch, Step, StudentView, TeacherView
+from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
+from kava.teachers.live import pooled_values, shape_of
+from kava.teachers.mixture import Blend, make_mixture, pool_query
+from kava.teachers.step_metrics import StepMetrics
+from kava.teachers.teacher_set import TeacherSet
+
+
+@dataclass(frozen=True)
+class Target:
+    """Entries at the CoT columns, the columns [B, N] that are compared, and for a mixture how it came about."""
+
+    kv: TeacherKV
+    mask: Tensor
+    blend: Blend | None = None
+
+
+class TargetSource(Protocol):
+    """A source of targets. `terms` and `counts` are those of what it trains itself; `shape` is that of its entries."""
+
+    shape: KVShape
+    target_is_trained: bool
+
+    def __call__(
+        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
+    ) -> Target: ...
+
+    def columns(self, batch: Batch) -> Tensor:
+        """[B, N] the CoT columns that are compared, from the batch alone."""
+
+    def counts(self, batch: Batch) -> dict[str, float]: ...
+
+    def terms(self, target: Target, step: Step) -> Iterator[tuple[str, Tensor, float]]:
+        """Name, sum and weight of each term of its own."""
+
+
+class _NothingTrained:
+    target_is_trained = False
+
+    def columns(self, batch: Batch) -> Tensor:
+        return batch["cot_mask"]
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {}
+
+    def terms(self, target: Target, step: Step) -> Iterator[tuple[str, Tensor, float]]:
+        yield from ()
+
+
+class OwnTeacher(_NothingTrained):
+    """The student's own weights, which have read the chain of thought in the same passes; no gradient reaches them."""
+
+    def __init__(self, model: LatentModel, rotary: str = "after"):
+        self.model, self.shape = model, shape_of(model)
+        self.rotary_before = rotary == "before" and model.family.rotary
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
+    ) -> Target:
+        assert own is not None
+        keys, values = ([entries.detach() for entries in part] for part in (own.keys, own.values))
+        weights = None
+        if wants.importance:
+            answer, cot, scale = batch["tail_answer"], batch["cot_mask"], self.model.scale
+            weights = [importance(query, key, answer, cot, scale) for query, key in zip(own.queries, keys, strict=True)]
+        if self.rotary_before:
+            place = positions(batch["cot_mask"], batch["question_mask"].sum(1))
+            keys = [unrotate(key, self.model.decoder, place) for key in keys]
+        return Target(TeacherKV(keys, values, weights, own.cue), self.columns(batch))
+
+
+class SeparateTeacher(_NothingTrained):
+    """A frozen model (`teachers/live.py`) or a folder of its entries (`teachers/store.py`). It is no module of the
+    objective: nothing trains, saves or moves it."""
+
+    def __init__(self, teacher: Teacher):
+        self.teacher, self.shape = teacher, teacher.shape
+
+    def __call__(
+        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
+    ) -> Target:
+        return Target(self.teacher(batch, wants), self.columns(batch))
+
+
+class MixtureOfTeachers(nn.Module):
+    """Several teachers, each aligned to the student, weighted and summed (`teachers/mixture.py`)."""
+
+    def __init__(self, recipe: Recipe, model: LatentModel, teachers: TeacherSet):
+        super().__init__()
+        self.settings, self.teachers, self.shape = recipe.mixture, teachers, shape_of(model)
+        self.mixture = make_mixture(recipe, model, teachers)
+        self.metrics = StepMetrics(recipe.mixture.collapse_alarm)
+        self._model = (model,)  # in a tuple: it is the objective's module already
+
+    @property
+    def target_is_trained(self) -> bool:  # type: ignore[override]
+        return self.mixture.target_is_trained
+
+    def forward(
+        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
+    ) -> Target:
+        assert student is not None
+        entries = self.teachers(batch, replace(wants, cue=False, rotary=False))
+        query, temperature = self._query(batch, student), self.mixture.temperature(step.epoch)
+        blend = self.mixture(batch, query, entries, temperature)
+        kv = blend.kv if own is None else replace(blend.kv, cue=own.cue)
+        return Target(kv, self.columns(batch), blend)
+
+    def columns(self, batch: Batch) -> Tensor:
+        return self.mixture.columns(batch)
+
+    def student_codes(self, batch: Batch, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+        return self.mixture.student_codes(batch, keys, values)
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        counts = {"guard": self.mixture.guard_count(batch)} if self.mixture.guarded else {}
+        return counts | ({"entropy": float(len(batch["question"]))} if self.settings.entropy != "none" else {})
+
+    def terms(self, target: Target, step: Step) -> Iterator[tuple[str, Tensor, float]]:
+        """The guard on what each teacher's entries vary, and a push on the entropy of the weights."""
+        assert target.blend is not None
+        if self.mixture.guarded:
+            yield "guard", target.blend.guard, self.mixture.guard_weight
+        if self.settings.entropy != "none":
+            term = entropy_term(target.blend.weights, self.settings.entropy, target.mask)
+            yield "entropy", term, self.settings.entropy_weight
+        if step.log:
+            self.metrics.weights(target.blend.weights.expand(len(target.mask), -1, -1, -1), target.mask)
+
+    def _query(self, batch: Batch, student: StudentView) -> Query:
+        """What weights depend on: the question, and per token the chain of thought up to it; never the answer."""
+        mask, text, model = batch["question_mask"], student.text, self._model[0]
+        if self.settings.fusion == "fixed":
+            return Query()
+        if self.settings.fusion == "similarity":
+            assert text is not None
+            values = [value[:, :, text.question] for value in text.out.values]
+            return Query(values=pooled_values(values, mask, self.mixture.pooling).detach())
+        if self.settings.query == "hidden":
+            assert text is not None
+            return pool_query(text.out.hidden[:, text.question], mask, text.out.hidden[:, text.cot])
+        return pool_query(model.embed(batch["question"]), mask, model.embed(batch["cot"]))
