@@ -74,12 +74,12 @@ def measure(kind: Objective, batch: Mapping[str, Tensor], by_term: bool = False)
 def measure_sums(kind: Objective, batches: Sequence[Mapping[str, Tensor]], by_term: bool = False) -> Measured:
     """The same over several batches: sums of sums over sums of counts."""
     found = [term for batch in batches for term in kind(batch).terms]
-    values = {}
+    values, weights = {}, {term.name: term.weight for term in found}
     for name in dict.fromkeys(term.name for term in found):
         mine = [term for term in found if term.name == name]
         total = torch.stack([term.total for term in mine]).sum()
         values[name] = Term(name, total, sum(term.count for term in mine)).value()
-    loss = torch.stack([kind.weights[name] * value for name, value in values.items()]).sum()
+    loss = torch.stack([weights[name] * value for name, value in values.items()]).sum()
     return measured(values, loss, kind.model, by_term)
 
 

@@ -140,14 +140,14 @@ def test_another_order_of_teachers_is_the_same_mixture(fusion: str) -> None:
 
 def moved(key: str, weights: dict[str, Tensor], order: list[int]) -> Tensor:
     """A weight of the reordered mixture, from those of the first."""
-    for lead in ("mixture.adapters.", "mixture.coder.others."):
+    for lead in ("source.mixture.adapters.", "source.mixture.coder.others."):
         if key.startswith(lead):
             number, _, rest = key.removeprefix(lead).partition(".")
             return weights[f"{lead}{order[int(number)]}.{rest}"]
-    if key.startswith("mixture.fusion.") and weights[key].dim():
+    if key.startswith("source.mixture.fusion.") and weights[key].dim():
         if key.endswith(("prototypes", "fusion.weights")):
             return weights[key][order]
-        last = "mixture.fusion.router.net.3" if "mixture.fusion.router.net.3.weight" in weights else None
+        last = "source.mixture.fusion.router.net.3" if "source.mixture.fusion.router.net.3.weight" in weights else None
         if key.endswith("teachers") or (last and key.startswith(last)):  # rows: layers x teachers
             return weights[key].unflatten(0, (-1, len(order)))[:, order].flatten(0, 1)
     return weights[key]
@@ -238,7 +238,7 @@ def test_a_token_without_a_partner_has_no_part() -> None:
         strict=True,
     ):
         torch.testing.assert_close(before.student * before.kept[..., None], after.student * after.kept[..., None])
-        torch.testing.assert_close(kind._distance(before), kind._distance(after))
+        torch.testing.assert_close(kind.distance(before), kind.distance(after))
 
 
 def test_what_the_answer_looks_at_is_compared_among_tokens_with_a_target() -> None:
@@ -288,7 +288,7 @@ def test_all_that_is_trained_beside_the_student_gets_a_gradient(fusion: str) -> 
         found = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
         idle = [name for name, grad in zip(names, found, strict=True) if grad is None or not grad.any()]
         assert not [name for name in idle if not name.startswith("model.")], more
-        mine = {name.split(".")[1] for name in names if not name.startswith("model.")}
+        mine = {name.split(".")[2] for name in names if not name.startswith("model.")}
         routed = {"fusion"} if "mixture.fusion=learnable" in FUSIONS[fusion] else set()
         assert mine == ({"adapters"} if codes else {"coder"}) | routed
 
@@ -297,13 +297,13 @@ def test_the_teachers_are_no_part_of_it_and_get_no_gradient() -> None:
     model = fresh_student(LLAMA)
     for settings in ((*HEAD, *FULL), Z):
         kind = objective(("same", "neox"), *settings, model=model)
-        assert kind.teacher is not None
-        theirs = [weight for one in kind.teacher.teachers for weight in one.model.parameters()]  # type: ignore[attr-defined]
+        assert kind.mixture is not None
+        theirs = [weight for one in kind.mixture.teachers.teachers for weight in one.model.parameters()]  # type: ignore[attr-defined]
         known = {id(weight) for weight in theirs}
         assert not known & {id(weight) for weight in kind.parameters()}
         assert not any(id(value) in known for value in kind.state_dict(keep_vars=True).values())
         kind.train()
-        assert not any(one.model.training for one in kind.teacher.teachers)  # type: ignore[attr-defined]
+        assert not any(one.model.training for one in kind.mixture.teachers.teachers)  # type: ignore[attr-defined]
         kind.eval()
         add(kind(batch(("same", "neox"))).terms).backward()
         assert all(weight.grad is None and not weight.requires_grad for weight in theirs)
@@ -313,7 +313,7 @@ def test_a_teacher_of_weight_0_changes_nothing_and_is_not_moved() -> None:
     texts = batch(TWO, gaps=0.5)
     kind = objective(TWO, "mixture.weights=[1,0]", "projector.guard=none", *HEAD, "explicit.gamma_kl=0.5")
     found, grads = measure(kind, [texts])
-    assert not any(grad.any() for name, grad in grads.items() if name.startswith("mixture.adapters.1."))
+    assert not any(grad.any() for name, grad in grads.items() if name.startswith("source.mixture.adapters.1."))
     alone = objective(TWO[:1], "projector.guard=none", *HEAD, "explicit.gamma_kl=0.5")
     with torch.no_grad():
         for name, weight in alone.aux_state().items():
@@ -330,7 +330,7 @@ def test_what_weighs_does_not_move_what_it_sees() -> None:
     (entropy,) = [term for term in kind(texts).terms if term.name == "entropy"]
     reached = {name for name, grad in gradients(entropy.total, kind).items() if grad.any()}
     assert reached
-    assert all(name.startswith("mixture.fusion.router") for name in reached)
+    assert all(name.startswith("source.mixture.fusion.router") for name in reached)
 
 
 # -- what the weights depend on --------------------------------------------------------------------------------------

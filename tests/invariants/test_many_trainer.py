@@ -175,10 +175,10 @@ def test_a_stage_begins_with_the_adapters_and_the_student_of_the_one_before(
         fresh = fresh or begun["own"]
     saved, student = load_file(undisturbed / LAST / FILE), load_file(undisturbed / LAST / WEIGHTS)
     for name, value in begun["own"].items():
-        if name == "mixture.initial_kv_loss":
+        if name == "source.mixture.initial_kv_loss":
             assert not torch.equal(value, saved[name])  # this stage's own start
             continue
-        wanted = fresh if name.startswith("mixture.fusion.") else saved
+        wanted = fresh if name.startswith("source.mixture.fusion.") else saved
         assert torch.equal(value, wanted[name]), name
     assert any(not torch.equal(fresh[name], saved[name]) for name in fresh if "router" in name)
     for name, value in begun["student"].items():
@@ -206,7 +206,11 @@ def test_the_next_stage_may_weigh_otherwise(settings: tuple[str, ...], undisturb
     [
         ((), ("llama", "qwen2"), "was trained with the teachers llama, gpt2, this run has llama, qwen2"),
         ((), ("llama", "gpt2", "qwen2"), "this run has llama, gpt2, qwen2"),
-        (("mixture.space=z",), ("llama", "gpt2"), r"projector\.safetensors: mixture\..* is missing, unexpected or of"),
+        (
+            ("mixture.space=z",),
+            ("llama", "gpt2"),
+            r"projector\.safetensors: source\.mixture\..* is missing, unexpected or of",
+        ),
         (("mixture.share_adapters=true",), ("gpt2", "llama"), "this run has gpt2, llama"),
     ],
     ids=["another teacher", "one more", "codes", "another order"],

@@ -185,7 +185,7 @@ def test_a_fixed_projector_is_not_trained() -> None:
         settings = [s for s in SHAPES[shape][1] if not s.startswith("loss.alpha1_codi")]
         kind = objective(student(LLAMA), teacher(LLAMA, "large"), *settings, "projector.trainable=false")
         mine = {name for name in kind.trained() if not name.startswith("model.")}
-        assert mine == ({"bridge.gather_student.weights"} if shape == "whole-down" else set())
+        assert mine == ({"compare.gather_student.weights"} if shape == "whole-down" else set())
         assert any("adapters" in name for name in kind.aux_state())
         assert "guard" not in kind.counts(zoo.batch(UNEVEN))
 

@@ -38,7 +38,7 @@ def head(more: str = "") -> str:
 
 
 def routed(router: str, more: str = "", entropy: str = "none") -> str:
-    return f"source.mixture.fusion=learnable mixture.router={router} mixture.entropy={entropy} {more}"
+    return f"mixture.fusion=learnable mixture.router={router} mixture.entropy={entropy} {more}"
 
 
 def z(more: str = "") -> str:
@@ -68,12 +68,12 @@ CASES = {
     "qwen3": Case("large gpt2", head("loss.kv_loss_type=cosine"), "qwen3"),
     "shared": Case("large large:8", "mixture.share_adapters=true"),
     # similarity
-    "similar": Case("large gpt2", "source.mixture.fusion=similarity mixture.temperature=2 mixture.temperature_step=0.5"),
-    "similar-layers": Case("qwen3 gpt2", "source.mixture.fusion=similarity mixture.per_layer=true mixture.similarity=l2"),
+    "similar": Case("large gpt2", "mixture.fusion=similarity mixture.temperature=2 mixture.temperature_step=0.5"),
+    "similar-layers": Case("qwen3 gpt2", "mixture.fusion=similarity mixture.per_layer=true mixture.similarity=l2"),
     "similar-centres": Case(
-        "large neox", "source.mixture.fusion=similarity mixture.prototype=kmeans mixture.centres=3 rkv.method=full"
+        "large neox", "mixture.fusion=similarity mixture.prototype=kmeans mixture.centres=3 rkv.method=full"
     ),
-    "similar-dot": Case("qwen2 gpt2", head("source.mixture.fusion=similarity mixture.similarity=dot mixture.temperature=9")),
+    "similar-dot": Case("qwen2 gpt2", head("mixture.fusion=similarity mixture.similarity=dot mixture.temperature=9")),
     # routers
     "mlp": Case("large gpt2 qwen3", routed("mlp", "explicit.gamma_kl=0.2", "diverse")),
     "mlp-deep": Case("gpt2 qwen2", routed("mlp", f"mixture.router_layers=3 {LAYERS} mixture.query=embedding")),
@@ -87,7 +87,7 @@ CASES = {
     "z-cosine": Case("neox qwen3", z("mixture.z_loss=cosine rkv.method=full mixture.layer_warmup=0.3")),
     "z-barlow": Case("large gpt2", z("mixture.z_loss=barlow rkv.method=full explicit.layers=1-2")),
     "z-routed": Case("large gpt2", z(routed("mlp", f"{LAYERS} explicit.gamma_kl=0.2", "diverse"))),
-    "z-similar": Case("qwen2 gpt2", z("source.mixture.fusion=similarity rkv.method=uniform rkv.shuffle=time")),
+    "z-similar": Case("qwen2 gpt2", z("mixture.fusion=similarity rkv.method=uniform rkv.shuffle=time")),
     "z-gpt2": Case("large neox", z("rkv.method=crop mixture.z_loss=mse"), "gpt2"),
 }  # fmt: skip
 FAST = {"nobody's", "matched", "keys", "similar-layers", "mlp-tokens", "z-barlow"}

@@ -82,14 +82,18 @@ def test_all_that_is_trained_is_in_every_folder(undisturbed: Path) -> None:
     for folder in ("best_checkpoint", "final_model", "checkpoint-ep1"):
         assert load_file(undisturbed / folder / FILE).keys() == end.keys()
     moved = {name for name in end if not torch.equal(start[name], end[name])}
-    assert moved == end.keys() - {"reference"}
-    assert bool((end["reference"] > 0).all())
+    assert moved == end.keys() - {"compare.reference"}
+    assert bool((end["compare.reference"] > 0).all())
 
 
 def test_there_are_two_learning_rates(undisturbed: Path) -> None:
     recipe = recipe_for(*EVERYTHING)
     saved = torch.load(undisturbed / "checkpoint-step8" / "optimizer.pt")
-    own = {tuple(value.shape) for name, value in load_file(undisturbed / LAST / FILE).items() if name != "reference"}
+    own = {
+        tuple(value.shape)
+        for name, value in load_file(undisturbed / LAST / FILE).items()
+        if name != "compare.reference"
+    }
     rates: dict[float, set[tuple[int, ...]]] = {}
     for group in saved["param_groups"]:
         shapes = {tuple(saved["state"][number]["exp_avg"].shape) for number in group["params"]}
