@@ -15,7 +15,7 @@ from kava.backbone.families import family_of
 from kava.backbone.model import Backbone, LatentModel
 from kava.config import LatentConfig, Recipe, load_recipe
 from kava.losses import add
-from kava.objective.compare import KVComparison
+from kava.objective.compare import KVComparison, Sides
 from kava.objective.make import make_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Step, StudentView
@@ -114,7 +114,7 @@ def comparisons(kind: Objective, batch: dict[str, Tensor], student: StudentView,
     """Every column with itself, whatever the recipe chooses."""
     assert kind.compare is not None
     every = kind.compare.pairing.all_columns()
-    return list(kind.compare(batch, student, target, kind.samples(batch), pairing=every))
+    return list(kind.compare(Sides(batch, student, target, kind.samples(batch), pairing=every)))
 
 
 Measured = tuple[dict[str, tuple[Tensor, float]], dict[str, Tensor]]

@@ -30,6 +30,7 @@ from kava.compress import COMPRESSORS, make_compressor
 from kava.config import load_recipe
 from kava.errors import ModelError
 from kava.losses import add
+from kava.objective.compare import Sides
 from kava.objective.records import PassOutputs, Step, StudentView
 from kava.objective.unpacked import unpacked
 
@@ -243,7 +244,9 @@ def test_targets_get_no_gradient(family: str, packed: bool) -> None:
     assert kind.source is not None
     assert kind.compare is not None
     target = kind.source(batch, student, teacher, kind.teacher_wants(), Step())
-    kv = torch.stack([kind.distance(pair) / 2 for pair in kind.compare(batch, student, target, kind.samples(batch))])
+    kv = torch.stack(
+        [kind.distance(pair) / 2 for pair in kind.compare(Sides(batch, student, target, kind.samples(batch)))]
+    )
     for name, total in (("codi", kind.aux_terms["codi"](batch, student, target)), ("kv", kv.sum())):
         wanted = gradients(total / counts[name], model)
         for weight, grad in wanted.items():

@@ -14,7 +14,7 @@ from kava.data.encode import Encoded
 from kava.losses import cross_entropy
 from kava.losses.cosine import CosineMeter
 from kava.losses.guard import variation as variation_of
-from kava.objective.compare import KVComparison
+from kava.objective.compare import KVComparison, Sides
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step, StudentView
 from kava.objective.targets import Target
@@ -103,7 +103,7 @@ class _Sums:
 
         def pairs(entries: Target) -> Iterator[KVComparison]:
             every = compare.pairing.all_columns()
-            return compare(batch, student, entries, objective.samples(batch), pairing=every)
+            return compare(Sides(batch, student, entries, objective.samples(batch), pairing=every))
 
         projected = compare.target_is_trained and objective.mixture is None
         for pair in pairs(target):

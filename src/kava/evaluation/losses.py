@@ -27,7 +27,7 @@ from kava.evaluation.eval_sets import Asked, cot_type_of
 from kava.evaluation.held_out import held_out
 from kava.infer.student import Student
 from kava.losses import Term, cross_entropy
-from kava.objective.compare import BySlot
+from kava.objective.compare import BySlot, Sides
 from kava.objective.distances import ByNumber
 from kava.objective.make import make_objective
 from kava.objective.records import Batch, PassOutputs, Step, Targets
@@ -62,7 +62,7 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
         samples = Samples(batch["example_id"], batch["cot_result"])
         for name in COMPRESSORS:
             compare = BySlot(make_compressor(name), shape_of(model), model.latent.num_tokens)
-            total = torch.stack([DISTANCE(pair) / 2 for pair in compare(batch, student, target, samples)]).sum()
+            total = torch.stack([DISTANCE(pair) / 2 for pair in compare(Sides(batch, student, target, samples))]).sum()
             pairs = compare.pair_counts(target.mask, samples)
             count = sum(DISTANCE.count(pairs, *size) for size in compare.sizes)
             terms.append(Term(f"kv_{name}", total, count))

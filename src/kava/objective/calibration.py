@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kava.objective.compare import TO_STUDENT, ByColumn
+from kava.objective.compare import TO_STUDENT, ByColumn, Sides
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step
 from kava.teachers import mixture_calibration
@@ -45,7 +45,7 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
         assert student is not None
         target = source(batch, student, None, objective.teacher_wants(), Step())
         every = compare.pairing.all_columns()
-        for pair in compare(batch, student, target, objective.samples(batch), pairing=every):
+        for pair in compare(Sides(batch, student, target, objective.samples(batch), pairing=every)):
             place = pair.kind, pair.layer
             for entries, kept in zip(pair.student[:, 0], pair.kept[:, 0], strict=True):
                 if kept.sum() > 1:

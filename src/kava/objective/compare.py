@@ -38,8 +38,20 @@ class KVComparison:
     weight: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What is compared. weighted: each entry by the teacher's attention to it; pairing: another choice than the recipe's."""
+
+    batch: Batch
+    student: StudentView
+    target: Target
+    samples: Samples
+    weighted: bool = False
+    pairing: Pairing | None = None
+
+
 class Comparison(nn.Module):
-    """(batch, student, target, samples) -> every KVComparison. Holds what is trained between the two sides."""
+    """Sides -> every KVComparison. Holds what is trained between student and teacher."""
 
     kinds: tuple[str, ...] = ("k", "v")
     layers: Sequence[int] = ()  # student layers that are compared one by one
@@ -63,17 +75,17 @@ class Comparison(nn.Module):
         """[B] compared entries of a head, from the batch alone."""
         return self.pairing.counts(mask, samples)
 
-    def forward(
-        self,
-        batch: Batch,
-        student: StudentView,
-        target: Target,
-        samples: Samples,
-        weighted: bool = False,
-        pairing: Pairing | None = None,
-    ) -> Iterator[KVComparison]:
-        """`weighted`: each entry by the teacher's attention to it. `pairing`: another choice than the recipe's."""
+    def forward(self, sides: Sides) -> Iterator[KVComparison]:
         raise NotImplementedError
+
+    @torch.no_grad()
+    def _shared_pairs(self, sides: Sides) -> tuple[Pairs, Tensor | None]:
+        """One choice per sample, and the weight of each entry by its mean importance over the layers."""
+        kv = sides.target.kv
+        pairs = (sides.pairing or self.pairing).shared(kv, sides.target.mask, sides.samples)
+        if not sides.weighted or kv.importance is None:
+            return pairs, None
+        return pairs, _entry_weights(torch.stack(kv.importance).mean(0), pairs)
 
     def guard(self, pair: KVComparison) -> Tensor:
         """How much of the variation that the untrained student had a trained target lacks, summed over samples."""
@@ -102,15 +114,8 @@ class BySlot(Comparison):
     def pair_counts(self, mask: Tensor, samples: Samples) -> Tensor:
         return self.compressor.count(mask, self.keep, samples)
 
-    def forward(
-        self,
-        batch: Batch,
-        student: StudentView,
-        target: Target,
-        samples: Samples,
-        weighted: bool = False,
-        pairing: Pairing | None = None,
-    ) -> Iterator[KVComparison]:
+    def forward(self, sides: Sides) -> Iterator[KVComparison]:
+        student, target, samples = sides.student, sides.target, sides.samples
         for layer in self.layers:
             weight = None if target.kv.importance is None else target.kv.importance[layer]
             key, value = target.kv.keys[layer], target.kv.values[layer]
@@ -186,16 +191,9 @@ class PerLayer(ByColumn):
         width = self.student if self.settings.direction == TO_STUDENT else self.teacher
         return [(1, width.layer_size)] * len(self.layers)
 
-    def forward(
-        self,
-        batch: Batch,
-        student: StudentView,
-        target: Target,
-        samples: Samples,
-        weighted: bool = False,
-        pairing: Pairing | None = None,
-    ) -> Iterator[KVComparison]:
-        kv, pairing, shared = target.kv, pairing or self.pairing, None
+    def forward(self, sides: Sides) -> Iterator[KVComparison]:
+        student, target, samples = sides.student, sides.target, sides.samples
+        kv, pairing, shared = target.kv, sides.pairing or self.pairing, None
         if self.explicit.choose == "sample" or kv.only is not None:
             with torch.no_grad():
                 shared = pairing.shared(kv, target.mask, samples)
@@ -204,7 +202,7 @@ class PerLayer(ByColumn):
             with torch.no_grad():
                 importance = None if kv.importance is None else mix(kv.importance, self.map[layer])
                 pairs = shared or pairing.per_head(key, value, importance, target.mask, samples)
-                weight = _entry_weights(importance, pairs) if weighted else None
+                weight = _entry_weights(importance, pairs) if sides.weighted else None
             targets = [gather(entries[pairs.source], pairs.target, pairs.kept) for entries in (key, value)]
             own = [gather(part[layer], pairs.student, pairs.kept) for part in (student.keys, student.values)]
             if self.projector is None:
@@ -242,23 +240,15 @@ class Aggregated(ByColumn):
     def sizes(self) -> list[tuple[int, int]]:
         return [(1, self.width)]
 
-    def forward(
-        self,
-        batch: Batch,
-        student: StudentView,
-        target: Target,
-        samples: Samples,
-        weighted: bool = False,
-        pairing: Pairing | None = None,
-    ) -> Iterator[KVComparison]:
-        pairs, weight = _shared_pairs(pairing or self.pairing, target, samples, weighted)
+    def forward(self, sides: Sides) -> Iterator[KVComparison]:
+        pairs, weight = self._shared_pairs(sides)
         targets = [
             self.gather_teacher([gather(layer[pairs.source], pairs.target, pairs.kept) for layer in part])
-            for part in (target.kv.keys, target.kv.values)
+            for part in (sides.target.kv.keys, sides.target.kv.values)
         ]
         own = [
             self.gather_student([gather(layer, pairs.student, pairs.kept) for layer in part])
-            for part in (student.keys, student.values)
+            for part in (sides.student.keys, sides.student.values)
         ]
         yield from self._by_kind(0, self._project(self.projector, 0, own, targets), pairs.kept, weight)
 
@@ -277,21 +267,12 @@ class Codes(Comparison):
     def sizes(self) -> list[tuple[int, int]]:
         return [(1, self.size)] * len(self.layers)
 
-    def forward(
-        self,
-        batch: Batch,
-        student: StudentView,
-        target: Target,
-        samples: Samples,
-        weighted: bool = False,
-        pairing: Pairing | None = None,
-    ) -> Iterator[KVComparison]:
-        codes = self._source[0].student_codes(batch, student.keys, student.values)
-        with torch.no_grad():
-            pairs, weight = _shared_pairs(pairing or self.pairing, target, samples, weighted)
+    def forward(self, sides: Sides) -> Iterator[KVComparison]:
+        codes = self._source[0].student_codes(sides.batch, sides.student.keys, sides.student.values)
+        pairs, weight = self._shared_pairs(sides)
         for number, layer in enumerate(self.layers):
             own = gather(codes[layer], pairs.student, pairs.kept)
-            targets = gather(target.kv.keys[layer][pairs.source], pairs.target, pairs.kept)
+            targets = gather(sides.target.kv.keys[layer][pairs.source], pairs.target, pairs.kept)
             yield KVComparison("z", number, own, targets, pairs.kept, weight)
 
 
@@ -303,15 +284,6 @@ def compared_layers(layers: str | None, count: int) -> list[int]:
     if last >= count:
         raise ConfigError(f"explicit.layers is {layers}, but the student has layers 0 to {count - 1}")
     return list(range(first, last + 1))
-
-
-def _shared_pairs(pairing: Pairing, target: Target, samples: Samples, weighted: bool) -> tuple[Pairs, Tensor | None]:
-    """One choice per sample, and the weight of each entry by its mean importance over the layers."""
-    with torch.no_grad():
-        pairs = pairing.shared(target.kv, target.mask, samples)
-        importance = target.kv.importance
-        mean = torch.stack(importance).mean(0) if weighted and importance is not None else None
-        return pairs, _entry_weights(mean, pairs) if weighted else None
 
 
 def _entry_weights(importance: Tensor | None, pairs: Pairs) -> Tensor:

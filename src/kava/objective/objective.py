@@ -11,7 +11,7 @@ from kava.compress import Samples
 from kava.config import ExplicitConfig, LossConfig
 from kava.losses import Term, cross_entropy
 from kava.objective.aux_terms import AuxTerm
-from kava.objective.compare import Comparison, KVComparison
+from kava.objective.compare import Comparison, KVComparison, Sides
 from kava.objective.distances import ByDirection, ByNumber, Distance
 from kava.objective.ramps import layer_weights, ramp_value
 from kava.objective.records import Batch, Result, Step, Targets
@@ -61,8 +61,8 @@ class Objective(nn.Module):
             for name, term in self._aux_terms().items():
                 terms.append((name, term(batch, student, target), term.weight(step)))
             if self.compare is not None:
-                pairs = self.compare(batch, student, target, self.samples(batch, step), self._weighted(step))
-                terms += self._kv_terms(pairs, step)
+                sides = Sides(batch, student, target, self.samples(batch, step), self._weighted(step))
+                terms += self._kv_terms(self.compare(sides), step)
             terms += self.source.terms(target, step)
         counts = self.counts(batch, step) if counts is None else counts
         health = self.view.health(student, counts.get("kv")) if student is not None and step.log else {}
