@@ -7,7 +7,7 @@ import json
 import pytest
 
 from kava.cli.main import main
-from kava.lab.analysis.stats import Paired
+from kava.lab.analysis.stats import McNemarTest
 from kava.lab.demo import plot, table, verdict
 
 ROWS = [
@@ -28,7 +28,11 @@ def test_the_table_shows_percent_counts_and_passes():
 
 @pytest.mark.parametrize(
     ("paired", "word"),
-    [(Paired(30, 2, 1e-6), "better"), (Paired(2, 30, 1e-6), "worse"), (Paired(9, 5, 0.4), "no significant difference")],
+    [
+        (McNemarTest(30, 2, 1e-6), "better"),
+        (McNemarTest(2, 30, 1e-6), "worse"),
+        (McNemarTest(9, 5, 0.4), "no significant difference"),
+    ],
 )
 def test_the_verdict_follows_the_test(paired, word):
     assert f"problems: {word} (" in verdict("a", "b", 3, paired)

@@ -20,7 +20,7 @@ import pytest
 from kava.cli.main import main
 from kava.errors import ConfigError, DataError, KavaError
 from kava.lab.analysis.analyze import analyse
-from kava.lab.analysis.load_study import read_study
+from kava.lab.analysis.load_study import load_study
 from kava.lab.analysis.study import split_part
 from kava.lab.page.charts import apart, percent_scale
 from kava.lab.page.figures import SETTINGS as SETTINGS_OF_FIGURES
@@ -129,7 +129,7 @@ def test_every_figure_is_there_as_png_and_pdf(made: Made):
 
 
 def test_the_same_files_give_the_same_page(made: Made):
-    study = read_study([made.suite])
+    study = load_study([made.suite])
     found = sections(study)
     drawn = dict(zip(made.said["drawn"], re.findall(r"<svg.*?</svg>", made.html, flags=re.DOTALL), strict=True))
     assert page(study, found, drawn) == made.html
@@ -263,7 +263,7 @@ def test_settings_that_differ_and_commands(made: Made):
 
 def document(roots: list[Path], *sets: str) -> Reader:
     """The page's words and tables, with empty figures."""
-    study = read_study(roots, sets)
+    study = load_study(roots, sets)
     found = sections(study)
     return Reader(page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
 
@@ -301,8 +301,8 @@ def test_a_run_without_results(tmp_path: Path):
 
 
 def test_parts_of_a_set_are_left_out_unless_asked_for(suite: Path):
-    assert read_study([suite]).sets == ("chains",)
-    assert read_study([suite]).left_out == ("chains.limit16",)
+    assert load_study([suite]).sets == ("chains",)
+    assert load_study([suite]).left_out == ("chains.limit16",)
     asked = document([suite], "chains.limit16")
     assert "40 items of 1,319" in asked.text
     assert "Accuracy on chains" not in asked.tables
@@ -352,20 +352,20 @@ def test_refusals(suite: Path, tmp_path: Path, spoil: Any, error: type[KavaError
     copy = shutil.copytree(suite, tmp_path / "latent")
     spoil(copy)
     with pytest.raises(error, match=words) as caught:
-        sections(read_study([copy]))
+        sections(load_study([copy]))
     assert caught.value.hint
 
 
 def test_one_run_each(tmp_path: Path):
     run(tmp_path / "a", "steps", 1)
     other = run(tmp_path / "b" / "deep", "steps", 1)
-    assert [member.label for member in read_study([tmp_path / "a", tmp_path / "b"]).members] == [
+    assert [member.label for member in load_study([tmp_path / "a", tmp_path / "b"]).members] == [
         "a/steps",
         "deep/steps",
     ]
     shutil.move(other, tmp_path / "a" / "steps_seed_1")
     with pytest.raises(ConfigError, match="two runs of"):
-        read_study([tmp_path / "a"])
+        load_study([tmp_path / "a"])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 import report_mixtures as made
 from kava.cli.main import main
 from kava.errors import DataError
-from kava.lab.analysis.load_study import read_study
+from kava.lab.analysis.load_study import load_study
 from kava.lab.page.figures import render
 from kava.lab.page.heat import LEVELS, SHARE, Scale, scale_of, thinned_columns
 from kava.lab.page.markup import number
@@ -41,7 +41,7 @@ def read(root: Path) -> Reader:
 
 def words(*roots: Path) -> Reader:
     """The page's words and tables, with empty figures."""
-    study = read_study(list(roots))
+    study = load_study(list(roots))
     found = sections(study)
     return Reader(page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
 
@@ -53,7 +53,7 @@ def copied(root: Path, tmp_path: Path, *members: str) -> Path:
 
 
 def section_of(root: Path) -> Section | None:
-    return teachers(read_study([root]))
+    return teachers(load_study([root]))
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------

@@ -41,12 +41,12 @@ def report(
 
     from kava.data.progress import progress_bar
     from kava.files import write_text
-    from kava.lab.analysis.load_study import read_study
+    from kava.lab.analysis.load_study import load_study
     from kava.lab.page.figures import render
     from kava.lab.page.markup import counted
     from kava.lab.page.page import page, plots, sections
 
-    study = read_study(runs, dataset or ())
+    study = load_study(runs, dataset or ())
     found = sections(study)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {one.name: render(one, folder) for one in progress_bar(plots(found), "draw figures", not quiet)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.lab.analysis.stats import Paired
+from kava.lab.analysis.stats import McNemarTest
 
 Row = Mapping[str, Any]  # name, by_steps {n: {correct, total}}, avg_forward_passes, ms
 
@@ -29,7 +29,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([texts[0], rule, *texts[1:-1], rule, texts[-1]])
 
 
-def verdict(name: str, other: str, steps: int, paired: Paired) -> str:
+def verdict(name: str, other: str, steps: int, paired: McNemarTest) -> str:
     """One sentence on a paired comparison, with the numbers it rests on."""
     if paired.p >= 0.01:
         word = "no significant difference"

@@ -9,7 +9,7 @@ from typing import Any
 
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
-from kava.lab.analysis.runs import Result, Run, find_runs, learnt, named, same_items, writes_its_steps
+from kava.lab.analysis.runs import Run, RunResult, find_runs, learnt, named, same_items, writes_its_steps
 from kava.lab.analysis.validations import held_out_numbers, over_seeds
 from kava.provenance import versions
 
@@ -153,12 +153,12 @@ def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
     }
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: RunResult) -> dict[str, Any]:
     numbers = {"accuracy": result.accuracy, "correct": result.correct, "total": result.total}
     return numbers | {"forward_passes": result.passes_mean}
 
 
-def _same_way(first: Result, second: Result) -> None:
+def _same_way(first: RunResult, second: RunResult) -> None:
     for key in SAME:
         if first.fields.get(key) != second.fields.get(key):
             raise DataError(

@@ -25,8 +25,8 @@ from kava.lab.analysis.claims import (
 )
 from kava.lab.analysis.stats import (
     RESAMPLES,
-    Compared,
     Instability,
+    PairedComparison,
     bootstrap,
     cohens_h,
     instability,
@@ -208,7 +208,7 @@ def _comparison(found: Finding, evidence: Mapping[str, Evidence]) -> dict[str, A
     return row
 
 
-def _numbers(compared: Compared) -> dict[str, Any]:
+def _numbers(compared: PairedComparison) -> dict[str, Any]:
     return {
         "seeds": list(compared.seeds),
         "items": compared.items,

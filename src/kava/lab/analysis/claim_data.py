@@ -14,7 +14,7 @@ from kava.config.text import parse_text
 from kava.errors import ConfigError, DataError, RunError
 from kava.lab.analysis.aggregate import SAME
 from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
-from kava.lab.analysis.runs import SUITE, Result, Run, find_runs, learnt, same_items, writes_its_steps
+from kava.lab.analysis.runs import SUITE, Run, RunResult, find_runs, learnt, same_items, writes_its_steps
 from kava.registry import nearest
 
 EXPLICIT = "full_cot"  # writes its chain of thought
@@ -36,7 +36,7 @@ class Member:
     mode: str = "latent"
     runs: dict[int | None, Run] = field(default_factory=dict)
     logs: dict[int | None, list[dict[str, Any]]] = field(default_factory=dict)
-    results: dict[int | None, Result] = field(default_factory=dict)
+    results: dict[int | None, RunResult] = field(default_factory=dict)
     absent: dict[int, str] = field(default_factory=dict)
 
 
@@ -51,7 +51,7 @@ class Gathered:
     left_out: list[str]
     correct: dict[str, dict[int, NDArray[np.bool_]]]
 
-    def results(self) -> list[Result]:
+    def results(self) -> list[RunResult]:
         return [result for member in self.members for result in member.results.values()]
 
     def runs(self) -> list[Run]:
@@ -211,7 +211,7 @@ def _set(members: Sequence[Member], plan: _Plan, dataset: str | None) -> str | N
     return next((name for name in [*plan.sets, *recipes, *sorted(common)] if name in common), None)
 
 
-def _plain(result: Result, member: Member) -> bool:
+def _plain(result: RunResult, member: Member) -> bool:
     return (result.mode, result.ablate, result.part) == (member.mode, None, "")
 
 
@@ -229,7 +229,7 @@ def _fill(member: Member, seeds: Sequence[int], set_name: str | None) -> None:
     member.absent = dict(sorted(member.absent.items()))
 
 
-def _comparable(results: Sequence[Result]) -> None:
+def _comparable(results: Sequence[RunResult]) -> None:
     """Refuses other items, and another way to ask within a mode."""
     for other in results[1:]:
         same_items(results[0], other)
@@ -266,7 +266,7 @@ def _judgements(gathered: Gathered) -> None:
             gathered.correct.setdefault(member.name, {})[seed] = np.array([judged[key] for key in first[1]])
 
 
-def _judged(result: Result) -> dict[Any, bool]:
+def _judged(result: RunResult) -> dict[Any, bool]:
     """Item -> right or wrong, as the results file counts them."""
     lines = result.predictions()
     again = "evaluate again, or kava rescore"

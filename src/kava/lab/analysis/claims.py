@@ -23,7 +23,15 @@ from typing import Literal
 
 from numpy.typing import ArrayLike
 
-from kava.lab.analysis.stats import FEWEST_SEEDS, Compared, brown_forsythe, compare_items, compare_values, holm, spread
+from kava.lab.analysis.stats import (
+    FEWEST_SEEDS,
+    PairedComparison,
+    brown_forsythe,
+    compare_items,
+    compare_values,
+    holm,
+    spread,
+)
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 ALPHA = 0.05
@@ -174,7 +182,7 @@ class Finding:
     """A comparison and what came of it; word is "" for one that stands beside."""
 
     comparison: Comparison
-    compared: Compared | None
+    compared: PairedComparison | None
     p: float | None
     p_holm: float | None = None
     word: str = ""

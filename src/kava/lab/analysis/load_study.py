@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.text import parse_text
-from kava.errors import ConfigError, DataError
-from kava.lab.analysis.runs import MODES, SUITE, Result, Run, find_runs, same_items
-from kava.lab.analysis.study import GROUPS, Member, Study, label_of, plain, value, with_looks
+from kava.errors import ConfigError
+from kava.lab.analysis.runs import MODES, SUITE, Run, RunResult, find_runs, read_mapping, same_items
+from kava.lab.analysis.study import GROUPS, Study, StudyMember, label_of, plain, value, with_looks
 
 About = Mapping[str, Any]  # a member's entry in suite.json: title, settings, mode
 
 
-def read_study(roots: Sequence[Path], sets: Sequence[str] = ()) -> Study:
+def load_study(roots: Sequence[Path], sets: Sequence[str] = ()) -> Study:
     """The runs below `roots`; refuses results that stand under one set's name and are about other items."""
     runs = find_runs(roots)
     check_items(runs)
-    suites = {path.parent: read_json(path) for path in _suite_files(roots)}
+    suites = {path.parent: read_mapping(path) for path in _suite_files(roots)}
     about: dict[str, About] = {name: one for suite in suites.values() for name, one in suite.get("members", {}).items()}
     whole = {root.resolve() for root in roots}
     asked = [name for folder, suite in suites.items() if folder in whole for name in suite.get("members", {})]
@@ -28,7 +28,7 @@ def read_study(roots: Sequence[Path], sets: Sequence[str] = ()) -> Study:
         members=tuple(_members(runs, about, asked)),
         sets=tuple(shown),
         left_out=tuple(label for label in found if label not in shown),
-        suites=tuple(suites.values()),
+        suites=suites,
         broken={
             (folder / name).resolve(): str(line)
             for folder, suite in suites.items()
@@ -39,21 +39,10 @@ def read_study(roots: Sequence[Path], sets: Sequence[str] = ()) -> Study:
 
 
 def check_items(runs: Sequence[Run]) -> None:
-    first: dict[str, Result] = {}
+    first: dict[str, RunResult] = {}
     for run in runs:
         for result in run.results:
             same_items(first.setdefault(label_of(result), result), result)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file that one of our verbs wrote."""
-    try:
-        data = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=True)
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "the file is torn; make it again") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} holds no keys and values", "the file is of another kind; make it again")
-    return data
 
 
 def _shown(runs: Sequence[Run], found: Sequence[str], sets: Sequence[str]) -> list[str]:
@@ -78,7 +67,7 @@ def _suite_files(roots: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _members(runs: Sequence[Run], about: Mapping[str, About], asked: Sequence[str]) -> list[Member]:
+def _members(runs: Sequence[Run], about: Mapping[str, About], asked: Sequence[str]) -> list[StudyMember]:
     """Runs of one name together; a member that its suite names and that has no run is there, with none."""
     lines: dict[str, set[str]] = {}
     for run in runs:
@@ -94,7 +83,7 @@ def _members(runs: Sequence[Run], about: Mapping[str, About], asked: Sequence[st
         _one_run_each(label, inside)
         entry = about.get(names[label], {})
         mode = str(entry.get("mode") or _own_mode(inside))
-        found.append(Member(label, str(entry.get("title", "")), mode, _group(inside, mode, entry), tuple(inside)))
+        found.append(StudyMember(label, str(entry.get("title", "")), mode, _group(inside, mode, entry), tuple(inside)))
     places, order = list(GROUPS), list(about)
     rank = {label: order.index(name) if name in order else len(order) for label, name in names.items()}
     return with_looks(sorted(found, key=lambda member: (places.index(member.group), rank[member.label])))

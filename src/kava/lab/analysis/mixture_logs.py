@@ -11,9 +11,8 @@ from typing import Any
 
 from kava.config import TeacherSpec
 from kava.errors import DataError
-from kava.lab.analysis.load_study import read_json
-from kava.lab.analysis.runs import Run, read_lines
-from kava.lab.analysis.study import COUNTED, Member, Study, value
+from kava.lab.analysis.runs import Run, read_lines, read_mapping
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, value
 
 ROUTING, SAMPLES, LAYER_LOSS, ALIGNMENT = "routing.jsonl", "routing_samples.json", "layer_loss.jsonl", "alignment.json"
 PARTS = {"k": "keys", "v": "values", "z": "codes"}
@@ -33,19 +32,19 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class Sample:
+class RoutingSample:
     name: str
     task: str
     weights: Weights
 
 
 @dataclass(frozen=True)
-class Samples:
+class RoutingSamples:
     """The weights of every validation question, at one update."""
 
     step: int
     teachers: tuple[str, ...]
-    samples: tuple[Sample, ...]
+    samples: tuple[RoutingSample, ...]
 
     @property
     def tasks(self) -> list[str]:
@@ -58,7 +57,7 @@ class Samples:
             abs(a - b) > 1e-6 for s in self.samples for a, b in zip(s.weights, self.samples[0].weights, strict=True)
         )
 
-    def of_task(self, task: str) -> list[Sample]:
+    def of_task(self, task: str) -> list[RoutingSample]:
         return [one for one in self.samples if one.task == task]
 
 
@@ -71,7 +70,7 @@ class LayerLoss:
 
 
 @dataclass(frozen=True)
-class Example:
+class AlignmentExample:
     text: str
     student: tuple[str, ...]
     teacher: tuple[str, ...]
@@ -79,14 +78,14 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Aligned:
+class TeacherAlignment:
     """How one teacher meets the student: layer_map holds (teacher layer, weight) for every student layer."""
 
     name: str
     coverage: float | None
     num_layers: int
     layer_map: tuple[tuple[tuple[int, float], ...], ...]
-    example: Example | None
+    example: AlignmentExample | None
 
     @property
     def unread(self) -> list[int]:
@@ -96,20 +95,20 @@ class Aligned:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixtureLogs:
     """One run's files; each is None where it was not written."""
 
     run: Run
     routing: Routing | None
-    samples: Samples | None
+    samples: RoutingSamples | None
     layer_loss: LayerLoss | None
-    alignment: tuple[Aligned, ...] | None
+    alignment: tuple[TeacherAlignment, ...] | None
 
 
-Found = Mapping[str, Mapping[int | None, Mixture]]  # member's label -> seed -> its files
+LogsByMember = Mapping[str, Mapping[int | None, MixtureLogs]]  # member's label -> seed -> its files
 
 
-def read_mixture(run: Run) -> Mixture | None:
+def read_mixture(run: Run) -> MixtureLogs | None:
     """None for a run that has none of the files."""
 
     def found(name: str, read: Callable[[Path], Any]) -> Any:
@@ -122,12 +121,12 @@ def read_mixture(run: Run) -> Mixture | None:
         found(LAYER_LOSS, read_layer_loss),
         found(ALIGNMENT, read_alignment),
     )
-    return None if all(part is None for part in parts) else Mixture(run, *parts)
+    return None if all(part is None for part in parts) else MixtureLogs(run, *parts)
 
 
-def mixtures(study: Study) -> Found:
+def load_mixture_logs(study: Study) -> LogsByMember:
     """Of a member with finished runs only these."""
-    found: dict[str, dict[int | None, Mixture]] = {}
+    found: dict[str, dict[int | None, MixtureLogs]] = {}
     for member in study.members:
         read = {run.seed: mixture for run in counted_runs(member) if (mixture := read_mixture(run)) is not None}
         if read:
@@ -135,12 +134,12 @@ def mixtures(study: Study) -> Found:
     return found
 
 
-def counted_runs(member: Member) -> list[Run]:
+def counted_runs(member: StudyMember) -> list[Run]:
     """The runs that were trained to the end; all of them where none was."""
     return [run for run in member.runs if run.status in COUNTED] or list(member.runs)
 
 
-def specs(run: Run) -> dict[str, Mapping[str, Any]]:
+def teacher_specs(run: Run) -> dict[str, Mapping[str, Any]]:
     """Teacher's name -> its entry in the recipe."""
     entries = value(run.recipe, "mixture.teachers") or ()
     return {TeacherSpec.model_construct(**entry).label: entry for entry in entries if isinstance(entry, dict)}
@@ -167,14 +166,16 @@ def _by_layer(lines: Sequence[Sequence[Any]], teachers: int) -> tuple[tuple[Weig
     return found if len(found[0]) > 1 else ()
 
 
-def read_samples(path: Path) -> Samples:
-    data = read_json(path)
+def read_samples(path: Path) -> RoutingSamples:
+    data = read_mapping(path)
     with _reading(path, "weights by sample"):
         teachers = tuple(map(str, data["teachers"]))
-        samples = [Sample(str(s["id"]), str(s["task"]), _weights(s["weights"], len(teachers))) for s in data["samples"]]
+        samples = [
+            RoutingSample(str(s["id"]), str(s["task"]), _weights(s["weights"], len(teachers))) for s in data["samples"]
+        ]
         if not samples:
             raise ValueError("no samples")
-        return Samples(int(data["step"]), teachers, tuple(samples))
+        return RoutingSamples(int(data["step"]), teachers, tuple(samples))
 
 
 def read_layer_loss(path: Path) -> LayerLoss:
@@ -193,27 +194,29 @@ def _filled(rows: Sequence[tuple[float | None, ...]]) -> tuple[tuple[float | Non
     return tuple((*row, *[None] * (most - len(row))) for row in rows)
 
 
-def read_alignment(path: Path) -> tuple[Aligned, ...]:
-    data = read_json(path)
+def read_alignment(path: Path) -> tuple[TeacherAlignment, ...]:
+    data = read_mapping(path)
     with _reading(path, "alignments"):
         return tuple(_aligned(str(name), one, int(data["student_layers"])) for name, one in data["teachers"].items())
 
 
-def _aligned(name: str, one: Mapping[str, Any], student_layers: int) -> Aligned:
+def _aligned(name: str, one: Mapping[str, Any], student_layers: int) -> TeacherAlignment:
     layers = tuple(tuple((int(layer), float(weight)) for layer, weight in entry) for entry in one["layer_map"])
     count = int(one["num_layers"])
     if len(layers) != student_layers or any(not 0 <= layer < count for entry in layers for layer, _ in entry):
         raise ValueError(f"the layer map of {name} does not fit {student_layers} and {count} layers")
     example = one.get("example")
-    return Aligned(name, _number(one.get("coverage")), count, layers, None if example is None else _example(example))
+    return TeacherAlignment(
+        name, _number(one.get("coverage")), count, layers, None if example is None else _example(example)
+    )
 
 
-def _example(one: Mapping[str, Any]) -> Example:
+def _example(one: Mapping[str, Any]) -> AlignmentExample:
     student, teacher = tuple(map(str, one["student"])), tuple(map(str, one["teacher"]))
     iou = tuple(tuple(map(float, row)) for row in one["iou"])
     if len(iou) != len(student) or any(len(row) != len(teacher) for row in iou):
         raise ValueError(f"iou is not {len(student)} by {len(teacher)}")
-    return Example(str(one["text"]), student, teacher, iou)
+    return AlignmentExample(str(one["text"]), student, teacher, iou)
 
 
 def _weights(values: Sequence[Any], count: int) -> Weights:

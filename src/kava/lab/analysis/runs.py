@@ -26,7 +26,7 @@ PASSES_MEAN, PASSES_STD = ("avg_forward_passes", "forward_passes_mean"), ("std_f
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """One results file. `part` is what its name says beyond set and mode: ".limit16", ".steps3", ".M12"; "" = all."""
 
     path: Path
@@ -58,20 +58,22 @@ class Run:
     status: str
     recipe: dict[str, Any]
     meta: dict[str, Any]
-    results: tuple[Result, ...]
+    results: tuple[RunResult, ...]
 
     def log(self) -> list[dict[str, Any]]:
         path = self.folder / "log.jsonl"
         return read_lines(path) if path.is_file() else []
 
-    def result(self, set_name: str, mode: str = "latent", ablate: str | None = None, part: str = "") -> Result | None:
+    def result(
+        self, set_name: str, mode: str = "latent", ablate: str | None = None, part: str = ""
+    ) -> RunResult | None:
         wanted = (set_name, mode, ablate, part)
         return next((r for r in self.results if (r.set, r.mode, r.ablate, r.part) == wanted), None)
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> RunResult:
     """One results file, of ours or of another script's flat or nested form; accuracies become fractions."""
-    fields = _flat(_read(path), path)
+    fields = _flat(read_mapping(path), path)
     match = _RESULT.fullmatch(path.name)
     label = match[1] if match else path.stem
     set_name = str(fields.get("dataset") or label.split(".")[0])
@@ -80,7 +82,7 @@ def read_result(path: Path) -> Result:
     rest = [part for part in parts if part != mode and not part.startswith("ablate_")]
     total = _number(fields, TOTAL, path)
     correct = fields.get("correct")
-    return Result(
+    return RunResult(
         path=path,
         set=set_name,
         mode=mode,
@@ -109,7 +111,7 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
             below[:] = sorted(name for name in below if not name.startswith(NOT_RUNS))
             folder = Path(place)
             if SUITE in files:
-                suite = _read(folder / SUITE)
+                suite = read_mapping(folder / SUITE)
                 broken |= {folder / name: str(line) for name, line in suite.get("broken", {}).items()}
                 order |= {name: i for i, name in enumerate(suite.get("members", {}))}
             if _is_run(files):
@@ -124,7 +126,7 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
     return sorted(found.values(), key=lambda run: (place_of[run.member], run.seed is None, run.seed or 0, run.folder))
 
 
-def same_items(first: Result, second: Result) -> None:
+def same_items(first: RunResult, second: RunResult) -> None:
     """Refuses two results that are not about the same items."""
     if first.total != second.total:
         raise DataError(
@@ -181,8 +183,8 @@ def _is_run(files: Sequence[str]) -> bool:
 
 def _run(folder: Path, files: Sequence[str], broken: bool) -> Run:
     member, seed = named(folder)
-    recipe = _read(folder / "recipe.yaml") if "recipe.yaml" in files else {}
-    meta = _read(folder / "meta.json") if "meta.json" in files else {}
+    recipe = read_mapping(folder / "recipe.yaml") if "recipe.yaml" in files else {}
+    meta = read_mapping(folder / "meta.json") if "meta.json" in files else {}
     results = tuple(read_result(folder / name) for name in sorted(files) if _RESULT.fullmatch(name))
     if broken:
         status = "broken"
@@ -194,7 +196,8 @@ def _run(folder: Path, files: Sequence[str], broken: bool) -> Run:
     return Run(folder, member, seed, status, recipe, meta, results)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file that one of the verbs wrote."""
     again = "the file is torn or of another kind; make it again"
     try:
         data = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")

@@ -19,7 +19,7 @@ MOST_FLIPPED = 20  # sign flips are enumerated: 2**20 sums at most
 SPIKE = 3.0  # a gradient norm above so many medians of its run
 
 
-class Paired(NamedTuple):
+class McNemarTest(NamedTuple):
     """Items that only the first or only the second gets right, and McNemar's exact two-sided p."""
 
     only_first: int
@@ -27,13 +27,13 @@ class Paired(NamedTuple):
     p: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemarTest:
     """p = min(1, 2 P(X <= min(b, c))), X binomial(b + c, 1/2): items on which both agree say nothing."""
     pairs = list(zip(first, second, strict=True))
     b = sum(bool(one and not two) for one, two in pairs)
     c = sum(bool(two and not one) for one, two in pairs)
     tail = Fraction(sum(comb(b + c, k) for k in range(min(b, c) + 1)), 2 ** (b + c))
-    return Paired(b, c, float(min(Fraction(1), 2 * tail)))
+    return McNemarTest(b, c, float(min(Fraction(1), 2 * tail)))
 
 
 class Interval(NamedTuple):
@@ -74,7 +74,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Compared:
+class PairedComparison:
     """first - second over the seeds that both have. error, interval and p are None below three seeds."""
 
     seeds: tuple[int, ...]
@@ -94,7 +94,7 @@ class Compared:
         return self.mean / sd if self.mean is not None and sd else None
 
 
-def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike]) -> Compared:
+def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike]) -> PairedComparison:
     """Accuracy of two students, seed by seed number and item by item, for new seeds and new items at once.
 
     With d[s, i] in {-1, 0, 1}, S seeds and n items, the squared error of the mean is
@@ -110,11 +110,11 @@ def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike
     seeds = tuple(sorted(set(first) & set(second)))
     rows = [_floats(first[seed]) - _floats(second[seed]) for seed in seeds]
     if not rows:
-        return Compared((), None, (), None)
+        return PairedComparison((), None, (), None)
     d = np.stack(rows)
     count, items = d.shape
     by_seed, by_item, mean = d.mean(1), d.mean(0), float(d.mean())
-    found = Compared(seeds, items, tuple(by_seed.tolist()), mean)
+    found = PairedComparison(seeds, items, tuple(by_seed.tolist()), mean)
     if count < FEWEST_SEEDS or items < 2:
         return found
     v_seed = float(by_seed.var(ddof=1)) / count
@@ -124,21 +124,21 @@ def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike
     return _tested(found, mean, math.sqrt(max(v_seed + v_item - v_cell, v_seed, v_item)), min(count, items) - 1)
 
 
-def compare_values(first: Mapping[int, float], second: Mapping[int, float]) -> Compared:
+def compare_values(first: Mapping[int, float], second: Mapping[int, float]) -> PairedComparison:
     """One number a run, seed by seed number: the paired t test."""
     seeds = tuple(sorted(set(first) & set(second)))
     differences = tuple(float(first[seed]) - float(second[seed]) for seed in seeds)
     if not seeds:
-        return Compared((), None, (), None)
+        return PairedComparison((), None, (), None)
     mean = float(np.mean(differences))
-    found = Compared(seeds, None, differences, mean)
+    found = PairedComparison(seeds, None, differences, mean)
     sd = spread(differences)
     if sd is None or len(seeds) < FEWEST_SEEDS:
         return found
     return _tested(found, mean, sd / math.sqrt(len(seeds)), len(seeds) - 1)
 
 
-def _tested(found: Compared, mean: float, error: float, freedom: int) -> Compared:
+def _tested(found: PairedComparison, mean: float, error: float, freedom: int) -> PairedComparison:
     """`found` with its t interval and p values."""
     half = float(_special().stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
     if error > 0:

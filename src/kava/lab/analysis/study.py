@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.runs import Result, Run
+from kava.lab.analysis.runs import Run, RunResult
 from kava.lab.analysis.stats import compare_values, spread, wilson
 
 # In this order: what has no KV term is what the rest is held against.
@@ -38,7 +38,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Member:
+class StudyMember:
     """The runs of one name in one mode of answering; `label` is what the page calls it."""
 
     label: str
@@ -54,14 +54,14 @@ class Group:
     """Members that share a panel."""
 
     title: str
-    members: tuple[Member, ...]
+    members: tuple[StudyMember, ...]
 
 
 @dataclass(frozen=True)
 class Score:
     """One member on one set: a result per seed that has one."""
 
-    results: tuple[tuple[Run, Result], ...]
+    results: tuple[tuple[Run, RunResult], ...]
 
     @property
     def values(self) -> list[float]:
@@ -102,10 +102,10 @@ class Score:
 class Study:
     """Everything a page is made of. `sets` are the ones shown, `left_out` other sets that have results."""
 
-    members: tuple[Member, ...]
+    members: tuple[StudyMember, ...]
     sets: tuple[str, ...]
     left_out: tuple[str, ...] = ()
-    suites: tuple[Mapping[str, Any], ...] = ()
+    suites: Mapping[Path, Mapping[str, Any]] = field(default_factory=dict)  # folder -> its suite.json
     broken: Mapping[Path, str] = field(default_factory=dict)  # run's folder -> the last line of its output
     roots: tuple[Path, ...] = ()
 
@@ -121,17 +121,17 @@ class Study:
 
     @cached_property
     def logs(self) -> dict[str, dict[int | None, list[dict[str, Any]]]]:
-        """Member's label -> seed -> lines of the log."""
+        """StudyMember's label -> seed -> lines of the log."""
         return {member.label: {run.seed: run.log() for run in member.runs} for member in self.members}
 
     @cached_property
     def seeds(self) -> list[int]:
         """The seeds that the suite asked for, and every seed that any member has."""
-        planned = {int(seed) for suite in self.suites for seed in suite.get("seeds", ())}
+        planned = {int(seed) for suite in self.suites.values() for seed in suite.get("seeds", ())}
         return sorted(planned | {run.seed for run in self.runs if run.seed is not None})
 
     @cached_property
-    def entries(self) -> tuple[Member, ...]:
+    def entries(self) -> tuple[StudyMember, ...]:
         """The members, then the same checkpoints in modes that are not their own, where they were evaluated so."""
         found = list(self.members)
         for member in self.members:
@@ -140,11 +140,11 @@ class Study:
                 found.append(replace(member, label=f"{member.label} ({mode})", mode=mode, group="other"))
         return tuple(with_looks(found))
 
-    def score(self, member: Member, label: str) -> Score:
+    def score(self, member: StudyMember, label: str) -> Score:
         found = ((run, result_of(run, label, member.mode)) for run in member.runs if run.status in COUNTED)
         return Score(tuple((run, result) for run, result in found if result is not None))
 
-    def missing(self, member: Member) -> list[int]:
+    def missing(self, member: StudyMember) -> list[int]:
         """Seeds that the study has and this member has no run of."""
         if member.runs and all(run.seed is None for run in member.runs):
             return []
@@ -163,17 +163,17 @@ def split_part(part: str) -> tuple[str, dict[str, str]]:
     return items, changes
 
 
-def label_of(result: Result) -> str:
+def label_of(result: RunResult) -> str:
     """The items a result is about: the set, and the part of it that was asked."""
     return result.set + split_part(result.part)[0]
 
 
-def plain(run: Run) -> list[Result]:
+def plain(run: Run) -> list[RunResult]:
     """Results of the checkpoint as it is: latents intact, M and T as trained."""
     return [r for r in run.results if r.ablate is None and not split_part(r.part)[1]]
 
 
-def result_of(run: Run, label: str, mode: str) -> Result | None:
+def result_of(run: Run, label: str, mode: str) -> RunResult | None:
     return next((r for r in plain(run) if label_of(r) == label and r.mode == mode), None)
 
 
@@ -183,7 +183,7 @@ def value(recipe: Mapping[str, Any], key: str) -> Any:
     return (recipe.get(section) or {}).get(name)
 
 
-def panels(members: Sequence[Member]) -> list[Group]:
+def panels(members: Sequence[StudyMember]) -> list[Group]:
     """`members` by group, at most seven together; few of them stay in one panel without a title."""
     if len(members) <= PER_GROUP:
         return [Group("", tuple(members))]
@@ -198,7 +198,7 @@ def panels(members: Sequence[Member]) -> list[Group]:
     return found
 
 
-def with_looks(members: Sequence[Member]) -> list[Member]:
+def with_looks(members: Sequence[StudyMember]) -> list[StudyMember]:
     """Within a panel every member has a colour and a marker of its own; markers differ everywhere up to fourteen."""
     places = {member.label: i for group in panels(members) for i, member in enumerate(group.members)}
     found = []

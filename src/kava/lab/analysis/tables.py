@@ -31,7 +31,7 @@ _SPECIAL = {
 }
 
 
-class Row(NamedTuple):
+class AggregatedRecipe(NamedTuple):
     """One aggregated recipe: the config's name and what `kava aggregate` wrote under it."""
 
     config: str
@@ -48,14 +48,14 @@ class Row(NamedTuple):
         return TITLES.get(name, name or "-")
 
 
-def find_aggregated(input_dir: Path) -> list[Row]:
+def find_aggregated(input_dir: Path) -> list[AggregatedRecipe]:
     """Every aggregated_results.json (or .yaml) at or below a folder, each recipe once, in the order of their names."""
     if not input_dir.is_dir():
         raise RunError(f"no such folder: {input_dir}", "give the folder that holds the runs")
     places = {path.parent for ending in ("json", "yaml") for path in input_dir.rglob(f"{AGGREGATED}.{ending}")}
     if not places:
         raise RunError(f"{input_dir} holds no {AGGREGATED}.json or .yaml", "run kava seeds or kava aggregate first")
-    rows: dict[str, tuple[Row, Path]] = {}
+    rows: dict[str, tuple[AggregatedRecipe, Path]] = {}
     for place in sorted(places):
         for config, body in _read(place).items():
             if config in rows:
@@ -63,17 +63,17 @@ def find_aggregated(input_dir: Path) -> list[Row]:
                     f"{config} is aggregated twice: in {rows[config][1]} and in {place}",
                     "give a folder with one of them",
                 )
-            rows[config] = (Row(config, body), place)
+            rows[config] = (AggregatedRecipe(config, body), place)
     return [row for row, _ in rows.values()]
 
 
-def sets_of(rows: Sequence[Row]) -> list[str]:
+def sets_of(rows: Sequence[AggregatedRecipe]) -> list[str]:
     """The columns: the guide's three first, then the others as they come; those that nobody has are left out."""
     found = dict.fromkeys(name for row in rows for name in row.body["datasets"])
     return [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[AggregatedRecipe]) -> str:
     """Fractions, as in the files; a missing number is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -89,7 +89,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 _NUMBERS = ("accuracy_mean", "accuracy_std", "forward_passes_mean", "forward_passes_std")
 
 
-def as_latex(rows: Sequence[Row], style: str = "paren") -> str:
+def as_latex(rows: Sequence[AggregatedRecipe], style: str = "paren") -> str:
     """Accuracy, forward passes, and where a published number exists a third table with both side by side."""
     columns = sets_of(rows)
     titles = [latex(TITLES.get(name, name)) for name in columns]
@@ -120,7 +120,7 @@ def as_latex(rows: Sequence[Row], style: str = "paren") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_text(rows: Sequence[Row]) -> list[list[str]]:
+def as_text(rows: Sequence[AggregatedRecipe]) -> list[list[str]]:
     """Ours beside the paper's, for the console: a line per recipe with a GSM8k result or a published number."""
     found = []
     for row in rows:
@@ -138,7 +138,7 @@ def latex(text: str) -> str:
     return "".join(_SPECIAL.get(c, c) for c in text)
 
 
-def _beside_the_paper(rows: Sequence[Row]) -> str | None:
+def _beside_the_paper(rows: Sequence[AggregatedRecipe]) -> str | None:
     known = [row for row in rows if _key(row) in TABLE]
     if not known:
         return None
@@ -177,7 +177,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str, lab
     )
 
 
-def _cell(row: Row, name: str, what: str, scale: float, style: str) -> str:
+def _cell(row: AggregatedRecipe, name: str, what: str, scale: float, style: str) -> str:
     """mean (std); the mean alone where one seed has no spread; a dash where there is nothing."""
     entry = row.body["datasets"].get(name, {})
     mean, std = entry.get(f"{what}_mean"), entry.get(f"{what}_std")
@@ -188,7 +188,7 @@ def _cell(row: Row, name: str, what: str, scale: float, style: str) -> str:
     return STYLES[style].format(f"{scale * mean:.1f}", f"{scale * std:.1f}")
 
 
-def _seeds(rows: Sequence[Row]) -> str:
+def _seeds(rows: Sequence[AggregatedRecipe]) -> str:
     """The number of seeds behind the cells, and which cells have fewer."""
     counts = sorted({row.body["num_seeds"] for row in rows})
     short = [
@@ -201,7 +201,7 @@ def _seeds(rows: Sequence[Row]) -> str:
     return text + (f" (fewer for {'; '.join(short)})" if short else "")
 
 
-def _key(row: Row) -> tuple[str, str]:
+def _key(row: AggregatedRecipe) -> tuple[str, str]:
     return row.body.get("model") or "", row.body.get("dataset") or ""
 
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from kava.lab.analysis.study import Group, Member
+from kava.lab.analysis.study import Group, StudyMember
 from kava.lab.page.figures import INK, LIGHT, MUTED, WIDTH, colour, tip
 
 Points = Sequence[tuple[float, float]]
@@ -118,12 +118,12 @@ def shown_token(token: str) -> str:
     return shown.replace(" ", "\u2423") if shown.strip() == "" else shown.strip()
 
 
-def letters(members: Iterable[Member]) -> float:
+def letters(members: Iterable[StudyMember]) -> float:
     """Inches that the longest of their names takes."""
     return LETTER * max((len(short(member.label)) for member in members), default=1)
 
 
-def line_style(member: Member, size: float = 3.6) -> dict[str, Any]:
+def line_style(member: StudyMember, size: float = 3.6) -> dict[str, Any]:
     shade = colour(member.look)
     style = {"color": shade, "linestyle": member.look.dash, "marker": member.look.marker, "markersize": size}
     return style | {"markeredgecolor": "none"}

@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from kava.errors import DataError
-from kava.lab.analysis.runs import Result, Run, same_items
-from kava.lab.analysis.stats import Paired, holm, mcnemar
-from kava.lab.analysis.study import COUNTED, Member, Study, label_of, result_of, split_part
+from kava.lab.analysis.runs import Run, RunResult, same_items
+from kava.lab.analysis.stats import McNemarTest, holm, mcnemar
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, result_of, split_part
 from kava.lab.page.charts import letters, line_style, short
 from kava.lab.page.figures import INK, LIGHT, MUTED, WIDTH, Plot, tip
 from kava.lab.page.markup import (
@@ -46,9 +46,9 @@ class Pair:
 
     run: Run
     kind: str
-    plain: Result
-    ablated: Result
-    paired: Paired | None
+    plain: RunResult
+    ablated: RunResult
+    paired: McNemarTest | None
     p_holm: float | None = None
 
 
@@ -67,7 +67,7 @@ def ablations(study: Study) -> Section:
     return Section("ablations", "What the answers depend on", (*parts, *changed))
 
 
-def pairs(member: Member, label: str) -> list[Pair]:
+def pairs(member: StudyMember, label: str) -> list[Pair]:
     """Every ablation of a member's runs beside the plain result, p corrected over all of them (Holm)."""
     found = []
     for run in (run for run in member.runs if run.status in COUNTED):
@@ -84,7 +84,7 @@ def pairs(member: Member, label: str) -> list[Pair]:
     return sorted(done, key=lambda pair: (order.get(pair.kind, len(order)), pair.run.seed or 0))
 
 
-def _paired(first: Result, second: Result) -> Paired | None:
+def _paired(first: RunResult, second: RunResult) -> McNemarTest | None:
     same_items(first, second)
     one, two = first.predictions(), second.predictions()
     if not one or not two:
@@ -99,7 +99,7 @@ def _paired(first: Result, second: Result) -> Paired | None:
     return mcnemar(list(right.values()), [other[key] for key in right])
 
 
-def _verdicts(label: str, members: Sequence[Member], found: Found) -> Html:
+def _verdicts(label: str, members: Sequence[StudyMember], found: Found) -> Html:
     """Per member whether its answers depend on the latents, and how many seeds say so with which ablation."""
     kinds = _kinds(found)
     rows: list[Row] = []
@@ -127,7 +127,7 @@ def _verdicts(label: str, members: Sequence[Member], found: Found) -> Html:
     return join([note, table(("member", "verdict", *kinds), rows, f"Do the answers on {label} depend on the latents?")])
 
 
-def _plot(label: str, members: Sequence[Member], found: Found) -> Plot:
+def _plot(label: str, members: Sequence[StudyMember], found: Found) -> Plot:
     rows: list[Row] = []
     for member in members:
         for pair in found[member.label]:
@@ -156,7 +156,7 @@ def _plot(label: str, members: Sequence[Member], found: Found) -> Plot:
     )  # fmt: skip
 
 
-def _draw(figure: Any, members: Sequence[Member], found: Found, kinds: Sequence[str]) -> None:
+def _draw(figure: Any, members: Sequence[StudyMember], found: Found, kinds: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     step = len(kinds) + 1.6

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kava.lab.analysis.study import GROUPS, Member, Score, Study, panels
+from kava.lab.analysis.study import GROUPS, Score, Study, StudyMember, panels
 from kava.lab.page.charts import Grid, curves, letters, line_style, percent_scale, share_scale, short
 from kava.lab.page.figures import INK, LIGHT, MUTED, WIDTH, Plot, colour, tip
 from kava.lab.page.markup import NONE, Heading, Row, counted, mean_sd, missing, percent, seed_name, span
 from kava.lab.page.sections.section import Section
 
 EVALUATE = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET"
-Scored = list[tuple[Member, Score]]
+Scored = list[tuple[StudyMember, Score]]
 ROW = 0.21  # inches
 
 
@@ -104,7 +104,7 @@ def _draw_dots(figure: Any, found: Scored, lines: int) -> None:
     one.set_xlabel("accuracy, %", labelpad=2)
 
 
-def _draw_score(one: Any, member: Member, score: Score, y: float) -> None:
+def _draw_score(one: Any, member: StudyMember, score: Score, y: float) -> None:
     shade = colour(member.look)
     assert score.mean is not None
     one.axhline(y, color=LIGHT["grid"], linewidth=0.5, zorder=0.5)

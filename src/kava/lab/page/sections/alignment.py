@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kava.lab.analysis.mixture_logs import Aligned, Example, Found
+from kava.lab.analysis.mixture_logs import AlignmentExample, LogsByMember, TeacherAlignment
 from kava.lab.page.charts import short, shown_token
 from kava.lab.page.figures import INK, WIDTH, Plot
 from kava.lab.page.heat import SHARE, Panels, heat, name_ticks
@@ -22,11 +22,11 @@ class Named:
     """One way a teacher is aligned, and the members that use it."""
 
     label: str
-    aligned: Aligned
+    aligned: TeacherAlignment
     members: tuple[str, ...]
 
 
-def alignment(found: Found) -> list[Plot | Html]:
+def alignment(found: LogsByMember) -> list[Plot | Html]:
     """A figure of tokens for each teacher and one of layers; what several runs share is drawn once."""
     different = distinct(found)
     if not different:
@@ -40,9 +40,9 @@ def alignment(found: Found) -> list[Plot | Html]:
     return [*_tokens(different), _layers(different), *([paragraph(*unread)] if unread else [])]
 
 
-def distinct(found: Found) -> list[Named]:
+def distinct(found: LogsByMember) -> list[Named]:
     """Every different alignment; a teacher that is aligned in several ways is named with the first member of each."""
-    users: dict[Aligned, dict[str, None]] = {}
+    users: dict[TeacherAlignment, dict[str, None]] = {}
     for label, seeds in found.items():
         for mixture in seeds.values():
             for aligned in mixture.alignment or ():
@@ -61,7 +61,7 @@ class _Panel:
     """One teacher's tokens against the student's, in inches; long texts are drawn up to where there is room."""
 
     label: str
-    example: Example
+    example: AlignmentExample
 
     @property
     def rows(self) -> int:
@@ -146,7 +146,7 @@ def _tokens(different: Sequence[Named]) -> list[Plot]:
     ]
 
 
-def _partners(example: Example, i: int) -> str:
+def _partners(example: AlignmentExample, i: int) -> str:
     words = [
         f"{shown_token(token)} ({number(share, 2)})"
         for token, share in zip(example.teacher, example.iou[i], strict=True)

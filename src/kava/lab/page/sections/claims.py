@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import DataError
-from kava.lab.analysis.load_study import read_json
+from kava.lab.analysis.runs import read_mapping
 from kava.lab.analysis.study import Study
 from kava.lab.page.markup import (
     NONE,
@@ -37,7 +37,7 @@ def claims(study: Study) -> Section:
     path = find(study)
     if path is None:
         return Section("claims", "Claims", (missing("The runs were not analysed.", COMMAND),))
-    data = read_json(path)
+    data = read_mapping(path)
     try:
         return Section("claims", "Claims", tuple(_parts(study, data)))
     except (KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from kava.lab.analysis.stats import spread
-from kava.lab.analysis.study import Member, Study, panels, value
+from kava.lab.analysis.study import Study, StudyMember, panels, value
 from kava.lab.page.markup import NONE, Heading, Html, Row, counted, listed, missing, paragraph, table, tag
 from kava.lab.page.sections.section import Section
 
@@ -27,7 +27,7 @@ def held_out(study: Study) -> Section:
     return Section("held-out", "Held-out losses", tuple(parts) or (nothing,))
 
 
-def _losses(study: Study, member: Member, label: str) -> dict[str, list[float]]:
+def _losses(study: Study, member: StudyMember, label: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for _, result in study.score(member, label).results:
         for name, loss in (result.fields.get("losses") or {}).items():
@@ -52,7 +52,7 @@ def _table(study: Study, label: str, found: dict[str, dict[str, list[float]]]) -
     return table(("member", "seeds", *names), rows, f"Held-out losses on {label}")
 
 
-def _cell(member: Member, name: str, values: list[float], column: list[float]) -> Any:
+def _cell(member: StudyMember, name: str, values: list[float], column: list[float]) -> Any:
     """Mean (sd); distances are shaded, the nearest of the column darkest; a member's own targets are bold."""
     if not values:
         return NONE

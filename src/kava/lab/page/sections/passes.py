@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kava.lab.analysis.study import Member, Score, Study
+from kava.lab.analysis.study import Score, Study, StudyMember
 from kava.lab.page.charts import apart, letters, line_style, percent_scale, short
 from kava.lab.page.figures import WIDTH, Plot, colour, tip
 from kava.lab.page.markup import NONE, missing, number, percent, seconds, seed_name
 from kava.lab.page.sections.accuracy import EVALUATE, Scored, plot_name, scored
 from kava.lab.page.sections.section import Section
 
-Place = tuple[Member, float, float]  # forward passes, accuracy in percent
+Place = tuple[StudyMember, float, float]  # forward passes, accuracy in percent
 
 
 def passes(study: Study) -> Section:

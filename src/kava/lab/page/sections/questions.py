@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.mixture_logs import Found, Samples
-from kava.lab.analysis.study import Member
+from kava.lab.analysis.mixture_logs import LogsByMember, RoutingSamples
+from kava.lab.analysis.study import StudyMember
 from kava.lab.page.charts import short
 from kava.lab.page.figures import INK, MUTED, PAPER, Plot, colour, tip
 from kava.lab.page.heat import Box, Panels, Scale, heat, rectangles
@@ -16,7 +16,7 @@ from kava.lab.page.markup import Html, Row, counted, listed, paragraph, percent,
 SOFT = Scale(0.0, 1.6, empty=True)  # of shares with words on them
 
 
-def by_question(found: Found, looks: Mapping[str, Member]) -> list[Plot | Html]:
+def by_question(found: LogsByMember, looks: Mapping[str, StudyMember]) -> list[Plot | Html]:
     every = {
         label: {seed: one.samples for seed, one in seeds.items() if one.samples is not None}
         for label, seeds in found.items()
@@ -32,7 +32,7 @@ def by_question(found: Found, looks: Mapping[str, Member]) -> list[Plot | Html]:
     return parts
 
 
-def _samples_plot(shown: Mapping[str, tuple[int | None, Samples]], looks: Mapping[str, Member]) -> Plot:
+def _samples_plot(shown: Mapping[str, tuple[int | None, RoutingSamples]], looks: Mapping[str, StudyMember]) -> Plot:
     """Every question is a column that the teachers share, sorted by task and by the first teacher's weight."""
     panels = Panels(len(shown), 1, height=0.9, above=0.46, below=0.3)
 
@@ -61,7 +61,7 @@ def _samples_plot(shown: Mapping[str, tuple[int | None, Samples]], looks: Mappin
     )
 
 
-def _draw_samples(one: Any, samples: Samples, looks: Mapping[str, Member]) -> None:
+def _draw_samples(one: Any, samples: RoutingSamples, looks: Mapping[str, StudyMember]) -> None:
     boxes: dict[str, list[Box]] = {name: [] for name in samples.teachers}
     starts = [0]
     for task in samples.tasks:
@@ -86,7 +86,7 @@ def _draw_samples(one: Any, samples: Samples, looks: Mapping[str, Member]) -> No
     _key(one, samples.teachers, looks)
 
 
-def _key(one: Any, names: Sequence[str], looks: Mapping[str, Member]) -> None:
+def _key(one: Any, names: Sequence[str], looks: Mapping[str, StudyMember]) -> None:
     """The teachers' colours above the panel."""
     from matplotlib.patches import Patch
 
@@ -95,7 +95,7 @@ def _key(one: Any, names: Sequence[str], looks: Mapping[str, Member]) -> None:
                columnspacing=1.2)  # fmt: skip
 
 
-def _tasks_plot(vary: Mapping[str, Mapping[int | None, Samples]]) -> Plot:
+def _tasks_plot(vary: Mapping[str, Mapping[int | None, RoutingSamples]]) -> Plot:
     """Task by teacher, the mean weight in every cell."""
     tables = {label: _task_means(list(seeds.values())) for label, seeds in vary.items()}
     most = max(len(means) for means in tables.values())
@@ -132,7 +132,7 @@ def _tasks_plot(vary: Mapping[str, Mapping[int | None, Samples]]) -> Plot:
     )
 
 
-def _task_means(seeds: Sequence[Samples]) -> dict[str, list[float]]:
+def _task_means(seeds: Sequence[RoutingSamples]) -> dict[str, list[float]]:
     """Means over the questions of a seed, then over the seeds that have the task."""
     tasks = dict.fromkeys(task for one in seeds for task in one.tasks)
     found = {}

@@ -7,8 +7,8 @@ from math import ceil, log
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.mixture_logs import Found, Routing
-from kava.lab.analysis.study import Group, Look, Member, with_looks
+from kava.lab.analysis.mixture_logs import LogsByMember, Routing
+from kava.lab.analysis.study import Group, Look, StudyMember, with_looks
 from kava.lab.page.charts import Grid, Lines, curves, share_scale, short
 from kava.lab.page.figures import Plot, colour
 from kava.lab.page.heat import SHARE, Panels, heat, name_ticks, step_ticks, thinned_columns
@@ -20,10 +20,10 @@ from kava.lab.page.sections.training import thinned
 Routed = Mapping[str, Mapping[int | None, Routing]]
 PER_FIGURE = 3  # members side by side
 HEAD = 24  # letters of a name above them
-ENTROPY = Member("entropy", "", "", "kv", (), Look(5, "", "-"))
+ENTROPY = StudyMember("entropy", "", "", "kv", (), Look(5, "", "-"))
 
 
-def routing(found: Found, looks: Mapping[str, Member]) -> list[Plot | Html]:
+def routing(found: LogsByMember, looks: Mapping[str, StudyMember]) -> list[Plot | Html]:
     """Figures of the weights; a sentence for members whose weights never move."""
     every: Routed = {
         label: {seed: one.routing for seed, one in seeds.items() if one.routing is not None}
@@ -48,7 +48,7 @@ def _moves(one: Routing) -> bool:
 # --- over training ------------------------------------------------------------------------------------------------
 
 
-def _over_time(moving: Routed, looks: Mapping[str, Member]) -> list[Plot]:
+def _over_time(moving: Routed, looks: Mapping[str, StudyMember]) -> list[Plot]:
     parts = enumerate(by_figure(list(moving)), 1)
     return [_lines_plot(i, {label: moving[label] for label in part}, looks) for i, part in parts]
 
@@ -59,7 +59,7 @@ def by_figure(labels: Sequence[str]) -> list[Sequence[str]]:
     return [labels[i : i + size] for i in range(0, len(labels), size or 1)]
 
 
-def _lines_plot(index: int, routed: Routed, looks: Mapping[str, Member]) -> Plot:
+def _lines_plot(index: int, routed: Routed, looks: Mapping[str, StudyMember]) -> Plot:
     groups = [
         Group(short(label, HEAD), tuple(looks[name] for name in _names(seeds))) for label, seeds in routed.items()
     ]
@@ -120,7 +120,7 @@ def _entropy(one: Routing) -> Sequence[tuple[float, float]]:
 # --- by layer -----------------------------------------------------------------------------------------------------
 
 
-def _by_layer(label: str, seeds: Mapping[int | None, Routing], looks: Mapping[str, Member]) -> list[Plot]:
+def _by_layer(label: str, seeds: Mapping[int | None, Routing], looks: Mapping[str, StudyMember]) -> list[Plot]:
     """A panel per teacher, layers over updates; [] where layers share their weights."""
     inside = {seed: one for seed, one in seeds.items() if one.by_layer}
     if not inside:
@@ -167,7 +167,7 @@ def _at(one: Routing, step: int) -> tuple[tuple[float, ...], ...]:
     return one.by_layer[one.steps.index(step)]
 
 
-def looks_of(found: Found, more: Sequence[str]) -> dict[str, Member]:
+def looks_of(found: LogsByMember, more: Sequence[str]) -> dict[str, StudyMember]:
     """Teacher's name -> how it is drawn, the same in every figure; `more` are names that only the logs have."""
     names: dict[str, None] = {}
     for seeds in found.values():
@@ -175,4 +175,4 @@ def looks_of(found: Found, more: Sequence[str]) -> dict[str, Member]:
             names |= dict.fromkeys(one.routing.teachers if one.routing else ())
             names |= dict.fromkeys(one.samples.teachers if one.samples else ())
     names |= dict.fromkeys(more)
-    return {member.label: member for member in with_looks([Member(name, "", "", "kv", ()) for name in names])}
+    return {member.label: member for member in with_looks([StudyMember(name, "", "", "kv", ()) for name in names])}

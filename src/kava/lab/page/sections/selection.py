@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from kava.errors import DataError
-from kava.lab.analysis.load_study import read_json
+from kava.lab.analysis.runs import read_mapping
 from kava.lab.analysis.study import Study
 from kava.lab.page.charts import shown_token
 from kava.lab.page.figures import GRID, INK, MARK, MUTED, WIDTH, Plot
@@ -41,7 +41,7 @@ def kept(study: Study) -> Section:
         what = "No run has a kept.json."
         return Section("kept", TITLE, (missing(what, "kava selection --checkpoint RUN/best_checkpoint"),))
     path, (member, run) = next(iter(places.items()))
-    data = read_json(path)
+    data = read_mapping(path)
     examples = read_examples(data, path)
     others = [str(place) for place in places if place != path]
     intro = paragraph(

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from kava.lab.analysis.runs import Run
-from kava.lab.analysis.study import Member, Study, panels
+from kava.lab.analysis.study import Study, StudyMember, panels
 from kava.lab.page.markup import (
     NONE,
     Heading,
@@ -154,7 +154,7 @@ def _asked(fields: Mapping[str, Any]) -> str:
 def _commands(study: Study) -> list[Html]:
     """What to type to get these runs again: the suite's, or every member's first run."""
     lines = []
-    for suite in study.suites:
+    for suite in study.suites.values():
         words = ["kava", "suite", str(suite.get("suite", "")), "--config", str(suite.get("config", ""))]
         words += ["--seeds", *map(str, suite.get("seeds", ()))]
         lines.append(" ".join(words))
@@ -167,7 +167,7 @@ def _commands(study: Study) -> list[Html]:
     return [tag("h3", "Commands to repeat them"), note, block]
 
 
-def command_of(member: Member) -> str:
+def command_of(member: StudyMember) -> str:
     """The command line that meta.json recorded, with `kava` for the path of the program."""
     for run in member.runs:
         words = [str(word) for word in run.meta.get("command") or ()]

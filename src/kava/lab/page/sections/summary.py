@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kava.lab.analysis.runs import Result
-from kava.lab.analysis.study import COUNTED, Member, Study, panels, plain, value
+from kava.lab.analysis.runs import RunResult
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, panels, plain, value
 from kava.lab.page.markup import (
     NONE,
     Heading,
@@ -35,7 +35,7 @@ def head(study: Study) -> Html:
 
 
 def default_title(study: Study) -> str:
-    for suite in study.suites:
+    for suite in study.suites.values():
         if suite.get("suite"):
             return f"Suite {suite['suite']}" + (f" on {suite['config']}" if suite.get("config") else "")
     return f"Report on {listed([m.label for m in study.members])}" if len(study.members) < 4 else "Report"
@@ -69,7 +69,7 @@ def _facts(study: Study) -> Html:
     return tag("dl", join(join([tag("dt", name), tag("dd", words)], "") for name, words in rows))
 
 
-def _about_set(found: Sequence[Result]) -> Html:
+def _about_set(found: Sequence[RunResult]) -> Html:
     whole = {int(r.fields["set_size"]) for r in found if r.fields.get("set_size")}
     size = counted(found[0].total, "item")
     if whole and whole != {found[0].total}:
@@ -121,7 +121,7 @@ def _spread_note(study: Study) -> Html:
     )
 
 
-def status(study: Study, member: Member) -> Html:
+def status(study: Study, member: StudyMember) -> Html:
     """Finished, or what is wrong with which seed."""
     words: list[Html] = []
     absent = study.missing(member)

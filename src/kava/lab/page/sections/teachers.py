@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.mixture_logs import PARTS, Found, LayerLoss, counted_runs, mixtures, specs
+from kava.lab.analysis.mixture_logs import (
+    PARTS,
+    LayerLoss,
+    LogsByMember,
+    counted_runs,
+    load_mixture_logs,
+    teacher_specs,
+)
 from kava.lab.analysis.stats import spread
-from kava.lab.analysis.study import Group, Look, Member, Study, value
+from kava.lab.analysis.study import Group, Look, Study, StudyMember, value
 from kava.lab.analysis.validations import MEANING, NUMBERS, TO_TEACHER, WEIGHT_OF, held_out_numbers, teachers_in
 from kava.lab.page.charts import Grid, Lines, curves, share_scale, short
 from kava.lab.page.figures import Plot
@@ -19,15 +26,15 @@ from kava.lab.page.sections.routing import HEAD, by_figure, looks_of, routing
 from kava.lab.page.sections.section import Section
 from kava.lab.page.sections.training import series, thinned
 
-TARGET = Member("what they give together", "", "", "kv", (), Look(5, "*", "-"))
-CONSTANT = Member("a constant instead of the student", "", "", "kv", (), Look(6, "", (0, (1.2, 1.2))))
+TARGET = StudyMember("what they give together", "", "", "kv", (), Look(5, "*", "-"))
+CONSTANT = StudyMember("a constant instead of the student", "", "", "kv", (), Look(6, "", (0, (1.2, 1.2))))
 Numbers = Mapping[str, Mapping[int | None, Mapping[str, float]]]  # member's label -> seed -> held-out numbers
 
 
 def teachers(study: Study) -> Section | None:
     """None where no run has several teachers."""
-    found = mixtures(study)
-    taught = [member for member in study.members if any(specs(run) for run in member.runs)]
+    found = load_mixture_logs(study)
+    taught = [member for member in study.members if any(teacher_specs(run) for run in member.runs)]
     if not found and not taught:
         return None
     numbers = _numbers(study)
@@ -85,10 +92,10 @@ def _cell(seeds: Mapping[int | None, Mapping[str, float]], name: str) -> str:
     return number(fmean(values)) + ("" if sd is None else f" ({number(sd, 2)})")
 
 
-def _each_teacher(taught: Sequence[Member], found: Found, numbers: Numbers) -> list[Html]:
+def _each_teacher(taught: Sequence[StudyMember], found: LogsByMember, numbers: Numbers) -> list[Html]:
     rows: list[Row] = []
     for member in taught:
-        entries = next(entries for run in member.runs if (entries := specs(run)))
+        entries = next(entries for run in member.runs if (entries := teacher_specs(run)))
         aligned = {one.name: one for mixture in found.get(member.label, {}).values() for one in mixture.alignment or ()}
         seeds = numbers.get(member.label, {})
         for name, entry in entries.items():
@@ -102,7 +109,7 @@ def _each_teacher(taught: Sequence[Member], found: Found, numbers: Numbers) -> l
     return [table(header, rows, "Each teacher"), paragraph(about, class_="note")] if rows else []
 
 
-def _alarms(found: Found) -> list[Html]:
+def _alarms(found: LogsByMember) -> list[Html]:
     """A line for every run whose weights went to one teacher, though it could choose."""
     lines = []
     for label, seeds in found.items():
@@ -126,14 +133,14 @@ def _alarms(found: Found) -> list[Html]:
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def _distances(study: Study, numbers: Numbers, looks: Mapping[str, Member]) -> list[Plot]:
+def _distances(study: Study, numbers: Numbers, looks: Mapping[str, StudyMember]) -> list[Plot]:
     """The distance to the fused target and to each teacher at every validation."""
     labels = [label for label, seeds in numbers.items() if any("kv" in one for one in seeds.values())]
     parts = enumerate(by_figure(labels), 1)
     return [_distance_plot(i, study, {label: numbers[label] for label in part}, looks) for i, part in parts]
 
 
-def _distance_plot(index: int, study: Study, numbers: Numbers, looks: Mapping[str, Member]) -> Plot:
+def _distance_plot(index: int, study: Study, numbers: Numbers, looks: Mapping[str, StudyMember]) -> Plot:
     lines: dict[str, Lines] = {}
     groups = []
     for label, seeds in numbers.items():
@@ -178,7 +185,7 @@ def _distance_plot(index: int, study: Study, numbers: Numbers, looks: Mapping[st
     )
 
 
-def _layer_losses(found: Found) -> list[Plot]:
+def _layer_losses(found: LogsByMember) -> list[Plot]:
     """One figure: a row of panels per member (keys, values; or codes), student layers over updates."""
     means: dict[str, dict[str, tuple[Sequence[int], Rows]]] = {}
     names: dict[str, Sequence[Any]] = {}

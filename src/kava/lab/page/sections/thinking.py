@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kava.lab.analysis.study import COUNTED, Member, Study, label_of, panels, result_of, split_part, value
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, panels, result_of, split_part, value
 from kava.lab.page.charts import Grid, Lines, curves, share_scale
 from kava.lab.page.figures import Plot
 from kava.lab.page.markup import NONE, Html, Row, join, percent, seed_name, table, tag
@@ -49,7 +49,7 @@ def changed_thinking(study: Study, label: str) -> list[Html | Plot]:
     return [plot]
 
 
-def _results(member: Member, label: str) -> Any:
+def _results(member: StudyMember, label: str) -> Any:
     """(run, plain result, changes, changed result) of what a member was asked to do otherwise."""
     for run in (run for run in member.runs if run.status in COUNTED):
         plain = result_of(run, label, member.mode)
@@ -59,7 +59,7 @@ def _results(member: Member, label: str) -> Any:
                 yield run, plain, changes, result
 
 
-def _rows(member: Member, label: str) -> list[Row]:
+def _rows(member: StudyMember, label: str) -> list[Row]:
     rows: list[Row] = []
     for run, plain, changes, result in _results(member, label):
         what = ", ".join(f"{name} = {new}" if name in TITLES else f"{name} {new}" for name, new in changes.items())

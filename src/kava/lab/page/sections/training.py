@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.study import COUNTED, Member, Study, panels
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, panels
 from kava.lab.page.charts import Grid, Lines, Points, curves, no_data, share_scale
 from kava.lab.page.figures import Plot
 from kava.lab.page.markup import Row, missing, number, seed_name
@@ -121,7 +121,7 @@ def _plot(
     )
 
 
-def _whole(member: Member) -> set[str]:
+def _whole(member: StudyMember) -> set[str]:
     """Seeds that were trained to the end; all of them where none was."""
     finished = {seed_name(run.seed) for run in member.runs if run.status in COUNTED}
     return finished or {seed_name(run.seed) for run in member.runs}
@@ -167,7 +167,7 @@ def _wide(lines: Lines) -> bool:
     return min(values) > 0 and max(values) / min(values) > LOG_FROM
 
 
-def _rows(members: Sequence[Member], lines: Mapping[str, Lines]) -> list[Row]:
+def _rows(members: Sequence[StudyMember], lines: Mapping[str, Lines]) -> list[Row]:
     rows: list[Row] = []
     for member in members:
         for seed in dict.fromkeys(seed_name(run.seed) for run in member.runs):
