@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kava import text_table
 from kava.lab.analysis.stats import McNemarTest
 
 Row = Mapping[str, Any]  # name, by_steps {n: {correct, total}}, avg_forward_passes, ms
@@ -15,18 +16,12 @@ def table(rows: Sequence[Row]) -> str:
     """Accuracy by number of steps, forward passes, milliseconds per question, one line per model."""
     lengths = sorted(rows[0]["by_steps"])
     header = ["model", *[f"{n} step{'s' if n > 1 else ''}" for n in lengths], "passes", "ms/question"]
-    lines = [header]
+    lines = []
     for row in rows:
         cells = [f"{100 * share(row, n):.1f} %" for n in lengths]
         lines.append([row["name"], *cells, f"{row['avg_forward_passes']:.1f}", f"{row['ms']:.1f}"])
     lines.append(["problems", *[str(rows[0]["by_steps"][n]["total"]) for n in lengths], "", ""])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = []
-    for line in lines:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        texts.append("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
-    rule = "-" * len(texts[0])
-    return "\n".join([texts[0], rule, *texts[1:-1], rule, texts[-1]])
+    return text_table.table(lines, header, left=1, foot=1)
 
 
 def verdict(name: str, other: str, steps: int, paired: McNemarTest) -> str:

@@ -1,4 +1,7 @@
-"""Tests, intervals and effect sizes. A spread is always the sample's (n - 1); what cannot be said is None, never 0."""
+"""Tests, intervals and effect sizes. A spread is always the sample's (n - 1); what is undefined is None, never 0.
+
+Distributions and standard tests are scipy's, imported late: McNemar's test, which the demo needs, does without.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 FEWEST_SEEDS = 3  # fewer say nothing about the spread of training
-MOST_FLIPPED = 20  # sign flips are enumerated: 2**20 sums at most
+MOST_FLIPPED = 20  # seeds whose signs are enumerated: 2**20 sums at most
 SPIKE = 3.0  # a gradient norm above so many medians of its run
 
 
 class McNemarTest(NamedTuple):
-    """Items that only the first or only the second gets right, and McNemar's exact two-sided p."""
+    """Numbers of items that only the first or only the second gets right, and McNemar's exact two-sided p."""
 
     only_first: int
     only_second: int
@@ -30,8 +33,8 @@ class McNemarTest(NamedTuple):
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemarTest:
     """p = min(1, 2 P(X <= min(b, c))), X binomial(b + c, 1/2): items on which both agree say nothing."""
     pairs = list(zip(first, second, strict=True))
-    b = sum(bool(one and not two) for one, two in pairs)
-    c = sum(bool(two and not one) for one, two in pairs)
+    b = sum(bool(right and not other) for right, other in pairs)
+    c = sum(bool(other and not right) for right, other in pairs)
     tail = Fraction(sum(comb(b + c, k) for k in range(min(b, c) + 1)), 2 ** (b + c))
     return McNemarTest(b, c, float(min(Fraction(1), 2 * tail)))
 
@@ -42,7 +45,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile interval of mean(first - second) when the items are drawn again, in pairs, with replacement.
+    """Percentile interval of mean(first - second) over paired items that are resampled with replacement.
 
     An item may be right or wrong (one run) or a mean over seeds. A resample is drawn as the count of each distinct
     difference, multinomial(n, their shares): the same distribution as drawing items one by one.
@@ -55,12 +58,10 @@ def bootstrap(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, s
 
 
 def wilson(correct: int, total: int) -> Interval:
-    """Wilson's score interval of a share: of one run over its items (runs share items, so runs are never pooled)."""
-    z = float(_special().ndtri((1 + CONFIDENCE) / 2))
-    p, share = correct / total, z * z / total
-    centre = (p + share / 2) / (1 + share)
-    half = z / (1 + share) * math.sqrt(p * (1 - p) / total + share / (4 * total))
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    """Wilson's score interval of the accuracy of one run over its items (runs share items, so runs are never pooled)."""
+    from scipy.stats import binomtest
+
+    return Interval(*map(float, binomtest(correct, total).proportion_ci(CONFIDENCE, "wilson")))
 
 
 def cohens_h(first: float, second: float) -> float:
@@ -75,7 +76,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """first - second over the seeds that both have. error, interval and p are None below three seeds."""
+    """first - second over the seeds that both members have. error, interval and p are None below three seeds."""
 
     seeds: tuple[int, ...]
     items: int | None  # None: one number a seed, not a set of items
@@ -95,17 +96,17 @@ class PairedComparison:
 
 
 def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike]) -> PairedComparison:
-    """Accuracy of two students, seed by seed number and item by item, for new seeds and new items at once.
+    """Difference of two students' accuracies, paired by seed number and by item, for new seeds and new items at once.
 
     With d[s, i] in {-1, 0, 1}, S seeds and n items, the squared error of the mean is
 
         V = max(V_seed + V_item - V_cell, V_seed, V_item)
 
     V_seed = var(seed means) / S, V_item = var(item means) / n, V_cell = var(what neither explains) / (S n): each of
-    the first two holds the third once. V_item counts one more item for and one against (Bonett and Price 2012), so
-    that a few items that all agree do not pass for certainty. t with min(S, n) - 1 degrees of freedom: careful
-    where items are what is uncertain. Satterthwaite's would find more, and with three seeds that differ widely support a
-    false claim in 6 % of whole analyses.
+    the first two contains the third once. V_item adds one item for and one against (Bonett and Price 2012), so
+    that a few items that all agree are not taken for certainty. t with min(S, n) - 1 degrees of freedom: conservative
+    where the items are the uncertain part. Satterthwaite's would have more power, but with three seeds that differ widely
+    support a false claim in 6 % of whole analyses.
     """
     seeds = tuple(sorted(set(first) & set(second)))
     rows = [_floats(first[seed]) - _floats(second[seed]) for seed in seeds]
@@ -114,64 +115,64 @@ def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike
     d = np.stack(rows)
     count, items = d.shape
     by_seed, by_item, mean = d.mean(1), d.mean(0), float(d.mean())
-    found = PairedComparison(seeds, items, tuple(by_seed.tolist()), mean)
+    comparison = PairedComparison(seeds, items, tuple(by_seed.tolist()), mean)
     if count < FEWEST_SEEDS or items < 2:
-        return found
+        return comparison
     v_seed = float(by_seed.var(ddof=1)) / count
     v_item = ((float(by_item @ by_item) + 2) / (items + 2) - (float(by_item.sum()) / (items + 2)) ** 2) / (items + 2)
     rest = d - by_seed[:, None] - by_item[None, :] + mean
     v_cell = float((rest * rest).sum()) / ((count - 1) * (items - 1)) / (count * items)
-    return _tested(found, mean, math.sqrt(max(v_seed + v_item - v_cell, v_seed, v_item)), min(count, items) - 1)
+    error = math.sqrt(max(v_seed + v_item - v_cell, v_seed, v_item))
+    return _tested(comparison, mean, error, min(count, items) - 1)
 
 
 def compare_values(first: Mapping[int, float], second: Mapping[int, float]) -> PairedComparison:
-    """One number a run, seed by seed number: the paired t test."""
+    """The paired t test of one number per run, paired by seed number."""
     seeds = tuple(sorted(set(first) & set(second)))
     differences = tuple(float(first[seed]) - float(second[seed]) for seed in seeds)
     if not seeds:
         return PairedComparison((), None, (), None)
     mean = float(np.mean(differences))
-    found = PairedComparison(seeds, None, differences, mean)
+    comparison = PairedComparison(seeds, None, differences, mean)
     sd = spread(differences)
     if sd is None or len(seeds) < FEWEST_SEEDS:
-        return found
-    return _tested(found, mean, sd / math.sqrt(len(seeds)), len(seeds) - 1)
+        return comparison
+    return _tested(comparison, mean, sd / math.sqrt(len(seeds)), len(seeds) - 1)
 
 
-def _tested(found: PairedComparison, mean: float, error: float, freedom: int) -> PairedComparison:
-    """`found` with its t interval and p values."""
-    half = float(_special().stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    if error > 0:
-        p = 2 * float(_special().stdtr(freedom, -abs(mean) / error))
-    else:
-        p = 1.0 if mean == 0 else 0.0
-    flipped = sign_flip(found.differences)
-    return replace(found, error=error, low=mean - half, high=mean + half, p=p, p_flip=flipped)
+def _tested(comparison: PairedComparison, mean: float, error: float, freedom: int) -> PairedComparison:
+    """`comparison` with its t interval and p values."""
+    from scipy.special import stdtr, stdtrit
+
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    p = 2 * float(stdtr(freedom, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    p_flip = sign_flip(comparison.differences)
+    return replace(comparison, error=error, low=mean - half, high=mean + half, p=p, p_flip=p_flip)
 
 
 def sign_flip(differences: Sequence[float]) -> float | None:
-    """The share of all 2**n choices of signs whose sum is at least as far from 0; None for none or above 20."""
+    """Exact p of the sum: the share of all 2**n choices of signs whose sum is at least as far from 0; None above n = 20.
+
+    scipy's permutation_test enumerates the same signs in Python: about ten seconds for 20 seeds.
+    """
     if not 1 <= len(differences) <= MOST_FLIPPED:
         return None
     sums = np.zeros(1)
-    for one in differences:
-        sums = np.concatenate([sums + one, sums - one])
-    rounding = 1e-12 * sum(abs(one) for one in differences)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    rounding = 1e-12 * sum(map(abs, differences))
     return float((np.abs(sums) >= abs(sum(differences)) - rounding).mean())
 
 
 def brown_forsythe(groups: Sequence[Sequence[float]]) -> float | None:
-    """p of equal spreads: one-way analysis of variance of |value - median of its group|; None where it is undefined."""
-    if len(groups) < 2 or min(len(group) for group in groups) < FEWEST_SEEDS:
+    """p of equal spreads (Levene's test about the median); None for few values, or where no distance to a median varies."""
+    from scipy.stats import levene
+
+    if len(groups) < 2 or min(map(len, groups)) < FEWEST_SEEDS:
         return None
-    apart = [np.abs(_floats(group) - np.median(_floats(group))) for group in groups]
-    total = sum(len(group) for group in apart)
-    grand = sum(float(group.sum()) for group in apart) / total
-    between = sum(len(group) * (float(group.mean()) - grand) ** 2 for group in apart) / (len(groups) - 1)
-    within = sum(float(((group - group.mean()) ** 2).sum()) for group in apart) / (total - len(groups))
-    if within == 0:
-        return None
-    return float(_special().fdtrc(len(groups) - 1, total - len(groups), between / within))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        test = levene(*groups, center="median")
+    return float(test.pvalue) if math.isfinite(test.statistic) else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -184,7 +185,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 class Instability(NamedTuple):
-    """How restless a training was; see `instability`."""
+    """How much a training's loss jumps, and how often its gradient spikes; see `instability`."""
 
     jumps: float
     spikes: float | None
@@ -194,8 +195,8 @@ def instability(lines: Sequence[Mapping[str, Any]], term: str = "loss") -> Insta
     """Of the log lines of one run that hold `term`:
 
     jumps = mean |d - mean(d)|, d the differences of consecutive log(term) over the later half of the logged updates: a
-    share of the loss, so that its size does not matter, less its steady fall, so that learning does not pass for
-    unrest. spikes = share of all logged updates whose grad_norm is above three times the run's median, None where no
+    share of the loss, so that its size does not matter, less its steady fall, so that learning is not counted as
+    instability. spikes = share of all logged updates whose grad_norm is above three times the run's median, None where no
     norm was logged. None for fewer than three values in that half, or one that is not above 0.
     """
     logged = [line for line in lines if isinstance(line.get(term), int | float)]
@@ -210,10 +211,3 @@ def instability(lines: Sequence[Mapping[str, Any]], term: str = "loss") -> Insta
 
 def _floats(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
-
-
-def _special() -> Any:
-    """Distribution functions. Late, so that McNemar's test needs no scipy."""
-    from scipy import special
-
-    return special
