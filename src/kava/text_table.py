@@ -19,7 +19,11 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], left: int | None
         for line in lines
     ]  # fmt: skip
     rule = "-" * len(texts[0])
-    under = rule if left is not None else "  ".join(("-" * len(word)).ljust(w) for word, w in zip(header, widths, strict=True))
+    under = (
+        rule
+        if left is not None
+        else "  ".join(("-" * len(word)).ljust(w) for word, w in zip(header, widths, strict=True))
+    )
     texts[1:1] = [under]
     if foot:
         texts[-foot:-foot] = [rule]

@@ -10,9 +10,8 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.list_flags import app_of
+from kava.lab.analysis.aggregate import accuracy_table, held_out_table, missing, write
 from kava.lab.analysis.aggregate import aggregate as over_seeds
-from kava.lab.analysis.aggregate import held_out_lines, lines, missing, write
-from kava.text_table import table
 
 
 def aggregate(
@@ -33,15 +32,14 @@ def aggregate(
     Reads results_<set>.yaml of every folder. A seed without results is named as missing and enters nothing; results of
     different sizes, items or protocols are refused.
     """
-    found = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)
-    write(found, output_json, output_yaml)
-    for line in missing(found):
+    document = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)
+    write(document, output_json, output_yaml)
+    for line in missing(document):
         print(f"warning: {line}", file=sys.stderr)
-    header = ("set", "seeds", "accuracy", "sd", "passes", "per seed, %")
-    text = f"{next(iter(found))}\n{table(lines(found), header)}"
-    if held_out := held_out_lines(found):
-        text += f"\n\nheld out, at the last validation\n{table(held_out, ('number', 'seeds', 'mean', 'sd'))}"
-    show_result(found, text, quiet)
+    text = f"{next(iter(document))}\n{accuracy_table(document)}"
+    if held_out := held_out_table(document):
+        text += f"\n\nheld out, at the last validation\n{held_out}"
+    show_result(document, text, quiet)
 
 
 app = app_of("aggregate", aggregate)

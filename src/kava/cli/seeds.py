@@ -11,10 +11,9 @@ import typer
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result
 from kava.cli.list_flags import app_of
 from kava.errors import ConfigError, RunError
-from kava.lab.analysis.aggregate import aggregate, lines, missing, write
+from kava.lab.analysis.aggregate import accuracy_table, aggregate, missing, write
 from kava.lab.plan import job
 from kava.lab.run_local import run_jobs
-from kava.text_table import table
 
 CONTEXT = OVERRIDES
 SEEDS = (42, 123, 456)
@@ -72,8 +71,7 @@ def seeds(
     write(found, root / "aggregated_results.json", root / "aggregated_results.yaml")
     for line in missing(found):
         print(f"warning: {line}", file=sys.stderr)
-    header = ("set", "seeds", "accuracy", "sd", "passes", "per seed, %")
-    text = f"{table(lines(found), header)}\n\nwrote {root / 'aggregated_results.json'} and .yaml"
+    text = f"{accuracy_table(found)}\n\nwrote {root / 'aggregated_results.json'} and .yaml"
     show_result(found, text, quiet)
     return 1 if broken else 0
 

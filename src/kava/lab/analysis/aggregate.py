@@ -1,7 +1,8 @@
-"""Mean and spread over seeds. The spread is the sample standard deviation; a seed without a result stays missing."""
+"""Mean and sample standard deviation over the seeds of one recipe; a seed without a result stays missing."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -9,11 +10,12 @@ from typing import Any
 
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
-from kava.lab.analysis.runs import Run, RunResult, find_runs, learnt, named, same_items, writes_its_steps
+from kava.lab.analysis.runs import PROTOCOL, Run, RunResult, comparable, read_run, run_name
+from kava.lab.analysis.study import Score
 from kava.lab.analysis.validations import held_out_numbers, over_seeds
 from kava.provenance import versions
+from kava.text_table import number, percent, table
 
-SAME = ("mode", "cue", "max_new_tokens", "temperature", "metric")  # results that differ here are not averaged
 MEANING = (
     "accuracies are fractions of all items; *_std is the sample standard deviation over seeds (null for one seed); "
     "forward_passes_* are over each seed's mean per question; missing seeds enter nothing"
@@ -27,17 +29,15 @@ def aggregate(
     mode: str | None = None,
     config: str | None = None,
 ) -> dict[str, Any]:
-    """{config: {num_seeds, datasets: {set: {accuracy_mean, ...}}}} as the reproduction guide shows it, and what it needs
-    to be understood alone. Without `datasets`: every set that some seed has results of. Without `mode`: as the students
-    were trained, in latents or (explicit line) with steps."""
+    """{config: {num_seeds, datasets: {set: {accuracy_mean, ...}}}} as the reproduction guide shows it, with its units and
+    sources. Without `datasets`: every set for which some seed has results. Without `mode`: the mode that was trained."""
     runs = _one_run_each(seed_dirs)
-    explicit = any(writes_its_steps(run.recipe) for run in runs)
-    mode = mode or ("cot" if explicit else "latent")
+    mode = mode or ("cot" if any(run.explicit for run in runs) else "latent")
     sets = list(dict.fromkeys(datasets)) or _sets_of(runs, mode)
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
     recipe = next((run.recipe for run in runs if run.recipe), {})
-    _same_settings(runs)
+    _refuse_other_settings(runs)
     body = {
         "model_name": model_name or recipe.get("model", {}).get("name"),
         "model": recipe.get("model", {}).get("name"),
@@ -51,25 +51,25 @@ def aggregate(
     }
     if held_out := over_seeds([held_out_numbers(run.log()) for run in runs]):
         body["held_out"] = held_out
-    if all(not found["num_seeds"] for found in body["datasets"].values()):
+    if all(not entry["num_seeds"] for entry in body["datasets"].values()):
         raise RunError(
             f"no seed has results of {', '.join(sets)} (mode {mode})", "run kava evaluate on each best_checkpoint first"
         )
     return {config or _config_name(runs): body}
 
 
-def write(found: dict[str, Any], as_json: Path | None, as_yaml: Path | None) -> None:
+def write(document: dict[str, Any], as_json: Path | None, as_yaml: Path | None) -> None:
     from kava.config.text import dump_yaml
 
     if as_json is not None:
-        write_json(as_json, found)
+        write_json(as_json, document)
     if as_yaml is not None:
-        write_text(as_yaml, dump_yaml(found))
+        write_text(as_yaml, dump_yaml(document))
 
 
-def missing(found: dict[str, Any]) -> list[str]:
-    """A line for each set that some seed has no results of."""
-    (body,) = found.values()
+def missing(document: dict[str, Any]) -> list[str]:
+    """A line for each set for which some seed has no results."""
+    (body,) = document.values()
     return [
         f"{name}: no results of seed {', '.join(map(str, entry['missing']))}"
         for name, entry in body["datasets"].items()
@@ -77,41 +77,40 @@ def missing(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def lines(found: dict[str, Any]) -> list[list[str]]:
-    """Set, seeds, accuracy, spread, passes: a row per set for the console."""
-    ((_, body),) = found.items()
-    rows = []
-    for name, entry in body["datasets"].items():
-        mean, std, passes = entry["accuracy_mean"], entry["accuracy_std"], entry["forward_passes_mean"]
-        rows.append(
-            [
-                name,
-                f"{entry['num_seeds']} of {body['num_seeds']}",
-                "-" if mean is None else f"{100 * mean:.1f} %",
-                "-" if std is None else f"{100 * std:.1f}",
-                "-" if passes is None else f"{passes:.1f}",
-                " ".join(f"{100 * seed['accuracy']:.1f}" for seed in entry["per_seed"].values()),
-            ]
+def accuracy_table(document: dict[str, Any]) -> str:
+    """Accuracy, spread and forward passes for the console, a row per set."""
+    (body,) = document.values()
+    rows = [
+        (
+            name,
+            f"{entry['num_seeds']} of {body['num_seeds']}",
+            percent(entry["accuracy_mean"]) + ("" if entry["accuracy_mean"] is None else " %"),
+            percent(entry["accuracy_std"]),
+            number(entry["forward_passes_mean"]),
+            " ".join(percent(seed["accuracy"]) for seed in entry["per_seed"].values()),
         )
-    return rows
-
-
-def held_out_lines(found: dict[str, Any]) -> list[list[str]]:
-    """Name, seeds, mean, spread: a row per held-out number; [] for a recipe without teachers of its own."""
-    ((_, body),) = found.items()
-    return [
-        [name, str(one["num_seeds"]), f"{one['mean']:.4g}", "-" if one["std"] is None else f"{one['std']:.2g}"]
-        for name, one in body.get("held_out", {}).items()
+        for name, entry in body["datasets"].items()
     ]
+    return table(rows, ("set", "seeds", "accuracy", "sd", "passes", "per seed, %"))
+
+
+def held_out_table(document: dict[str, Any]) -> str:
+    """Mean and spread of the last validation, a row per number; "" for a recipe without a mixture of teachers."""
+    (body,) = document.values()
+    rows = [
+        (name, str(entry["num_seeds"]), f"{entry['mean']:.4g}", "-" if entry["std"] is None else f"{entry['std']:.2g}")
+        for name, entry in body.get("held_out", {}).items()
+    ]
+    return table(rows, ("number", "seeds", "mean", "sd")) if rows else ""
 
 
 def _one_run_each(seed_dirs: Sequence[Path]) -> list[Run]:
-    """The run of every folder; a folder that is not there, or is empty, is a seed without results."""
-    runs: list[Run] = []
-    for folder in dict.fromkeys(seed_dirs):
-        found = [run for run in (find_runs([folder]) if _holds_something(folder) else []) if run.folder == folder]
-        member, seed = named(folder)
-        runs += found or [Run(folder, member, seed, "missing", {}, {}, ())]
+    """The run of every folder; a folder that does not exist, or is empty, is a seed without results."""
+    runs = [
+        (read_run(folder, os.listdir(folder)) if folder.is_dir() else None)
+        or Run(folder, *run_name(folder), "missing", {}, {}, ())
+        for folder in dict.fromkeys(seed_dirs)
+    ]
     if not runs:
         raise RunError("no seed folders given", "name them with --seed_dirs")
     seeds = [run.seed if run.seed is not None else run.folder.name for run in runs]
@@ -121,35 +120,27 @@ def _one_run_each(seed_dirs: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and (any(folder.glob("results_*")) or (folder / "recipe.yaml").is_file())
-
-
 def _sets_of(runs: Sequence[Run], mode: str) -> list[str]:
-    plain = [r.set for run in runs for r in run.results if (r.mode, r.ablate, r.part) == (mode, None, "")]
-    return list(dict.fromkeys(plain))
+    return list(dict.fromkeys(r.set for run in runs for r in run.results if r is run.result(r.set, mode)))
 
 
 def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
-    results = [(run.seed, run.result(name, mode)) for run in runs]
-    found = {seed: result for seed, result in results if result is not None}
-    some = list(found.values())
-    for other in some[1:]:
-        same_items(some[0], other)
-        _same_way(some[0], other)
-    accuracies = [result.accuracy for result in some]
-    passes = [result.passes_mean for result in some if result.passes_mean is not None]
+    score = Score(tuple((run, result) for run in runs if (result := run.result(name, mode)) is not None))
+    results = [result for _, result in score.results]
+    comparable(results)
+    passes = [result.passes_mean for result in results if result.passes_mean is not None]
+    first = results[0] if results else None
     return {
-        "accuracy_mean": fmean(accuracies) if some else None,
-        "accuracy_std": stdev(accuracies) if len(some) > 1 else None,
+        "accuracy_mean": score.mean,
+        "accuracy_std": score.sd,
         "forward_passes_mean": fmean(passes) if passes else None,
         "forward_passes_std": stdev(passes) if len(passes) > 1 else None,
-        "num_seeds": len(some),
-        "missing": [seed for seed, result in results if result is None],
-        "total": some[0].total if some else None,
-        "data_sha256": some[0].sha256 if some else None,
-        **({key: some[0].fields[key] for key in SAME if key in some[0].fields} if some else {}),
-        "per_seed": {seed: _row(result) for seed, result in found.items()},
+        "num_seeds": len(results),
+        "missing": [run.seed for run in runs if run.result(name, mode) is None],
+        "total": first.total if first else None,
+        "data_sha256": first.sha256 if first else None,
+        **({key: first.fields[key] for key in PROTOCOL if key in first.fields} if first else {}),
+        "per_seed": {run.seed: _row(result) for run, result in score.results},
     }
 
 
@@ -158,18 +149,9 @@ def _row(result: RunResult) -> dict[str, Any]:
     return numbers | {"forward_passes": result.passes_mean}
 
 
-def _same_way(first: RunResult, second: RunResult) -> None:
-    for key in SAME:
-        if first.fields.get(key) != second.fields.get(key):
-            raise DataError(
-                f"{first.path} has {key} {first.fields.get(key)!r}, {second.path} has {second.fields.get(key)!r}",
-                "evaluate one of them again, the same way",
-            )
-
-
-def _same_settings(runs: Sequence[Run]) -> None:
+def _refuse_other_settings(runs: Sequence[Run]) -> None:
     """Seeds of one recipe differ in the seed alone."""
-    known = [(run, learnt(run.recipe)) for run in runs if run.recipe]
+    known = [(run, run.learnt) for run in runs if run.recipe]
     for run, settings in known[1:]:
         keys = [key for key in settings if settings[key] != known[0][1].get(key)]
         if keys:
@@ -180,8 +162,5 @@ def _same_settings(runs: Sequence[Run]) -> None:
 
 
 def _config_name(runs: Sequence[Run]) -> str:
-    """The recipe's name, or that of the folder the seeds lie in."""
-    for run in runs:
-        if name := run.recipe.get("about", {}).get("name"):
-            return str(name)
-    return runs[0].member
+    """The recipe's name, or that of the folder that holds the seeds."""
+    return next((str(name) for run in runs if (name := run.recipe.get("about", {}).get("name"))), runs[0].member)

@@ -1,16 +1,17 @@
-"""What a folder of runs says about the claims, as one document: experiments, verdicts, and the numbers behind them."""
+"""The analysis of a folder of runs as one document: experiments, verdicts on claims, and the numbers that support them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from kava.lab.analysis.claim_data import BUDGET, Gathered, Member, gather
+from kava.lab.analysis.claim_data import BUDGET, ClaimData, claim_data
 from kava.lab.analysis.claims import (
     ALPHA,
     MARGIN,
@@ -23,113 +24,108 @@ from kava.lab.analysis.claims import (
     judge,
     num_tested,
 )
-from kava.lab.analysis.stats import (
-    RESAMPLES,
-    Instability,
-    PairedComparison,
-    bootstrap,
-    cohens_h,
-    instability,
-    mcnemar,
-    spread,
-    wilson,
-)
+from kava.lab.analysis.runs import RunResult
+from kava.lab.analysis.stats import RESAMPLES, bootstrap, cohens_h, instability, mcnemar, spread, wilson
+from kava.lab.analysis.study import StudyMember
 from kava.lab.analysis.validations import held_out_numbers
 from kava.provenance import versions
 
 TERMS = {"loss": "loss", "ce": "ce_student", "kv": "kv", "codi": "codi"}
+Log = Sequence[Mapping[str, Any]]
 
 
 def analyse(
     base: Path, experiments: Sequence[str] = (), dataset: str | None = None, margin: float = MARGIN
 ) -> dict[str, Any]:
-    """The whole analysis, ready for JSON: accuracies and differences are fractions, what is unknown is null."""
-    found = gather(base, experiments, dataset)
-    evidence = {member.name: _evidence(member, found) for member in found.members}
-    known = claims_of([member.name for member in found.members])
-    asked = [claim for claim in known if claim.source == "guide" or _answerable(claim, found)]
-    verdicts = judge(asked, evidence, margin)
-    results = found.results()
+    """The whole analysis, ready for JSON: accuracies and differences are fractions, unknown values null."""
+    data = claim_data(base, experiments, dataset)
+    members = data.study.members
+    evidence = {member.label: _evidence(member, data) for member in members}
+    known = claims_of([member.label for member in members])
+    claims = [claim for claim in known if claim.source == "guide" or _answerable(claim, members)]
+    verdicts = judge(claims, evidence, margin)
+    results = [result for member in members for result in data.study.results(member).values()]
     return {
         "output_base": str(base),
-        "dataset": found.set,
+        "dataset": next(iter(data.study.sets), None),
         "items": results[0].total if results else None,
         "data_sha256": next((result.sha256 for result in results if result.sha256), None),
-        "seeds": found.seeds,
+        "seeds": data.seeds,
         "margin": margin,
         "ratio_margin": RATIO_MARGIN,
         "alpha": ALPHA,
         "corrected_over": num_tested(verdicts),
         "resamples": RESAMPLES,
-        "budget": _budget(found),
-        "experiments": [_experiment(member) for member in found.members],
+        "budget": {name: _first(map(fact, data.study.runs)) for name, fact in BUDGET.items()},
+        "experiments": [_experiment(member, data) for member in members],
         "claims": [_claim(verdict, evidence) for verdict in verdicts],
-        "left_out": found.left_out,
-        "versions": {"analysis": versions(), **_made_with(found)},
+        "left_out": data.left_out,
+        "versions": {"analysis": versions(), **_made_with(data, results)},
     }
 
 
-def _budget(found: Gathered) -> dict[str, Any]:
-    """What all runs share, as far as they say it."""
-    known = {name: [fact(run) for run in found.runs()] for name, fact in BUDGET.items()}
-    return {name: next((value for value in values if value is not None), None) for name, values in known.items()}
+def _first(values: Iterable[Any]) -> Any:
+    """The first value that is known."""
+    return next((value for value in values if value is not None), None)
 
 
-def _answerable(claim: Claim, found: Gathered) -> bool:
-    """Claims of ours are asked where some comparison has runs of both members."""
-    there = {member.name for member in found.members if member.runs}
-    return any({one.first, one.second} <= there for one in claim.comparisons)
+def _answerable(claim: Claim, members: Sequence[StudyMember]) -> bool:
+    """True if some comparison of the claim has runs of both members."""
+    with_runs = {member.label for member in members if member.runs}
+    return any({comparison.first, comparison.second} <= with_runs for comparison in claim.comparisons)
 
 
-def _evidence(member: Member, found: Gathered) -> Evidence:
-    """Instabilities as logarithms: they are compared as ratios."""
-    values: dict[str, dict[int, float]] = {"instability": {}, "instability_loss": {}, "accuracy": {}}
-    for seed, lines in member.logs.items():
-        if seed is None:
-            continue
-        for name, term in (("instability", "ce_student"), ("instability_loss", "loss")):
-            measured = instability(lines, term)
-            if measured is not None and measured.jumps > 0:
-                values[name][seed] = math.log(measured.jumps)
-    values["accuracy"] = {seed: result.accuracy for seed, result in member.results.items() if seed is not None}
-    return Evidence(found.correct.get(member.name, {}), values)
+def _evidence(member: StudyMember, data: ClaimData) -> Evidence:
+    """A member's judged items, accuracies, and instabilities as logarithms, since those are compared as ratios."""
+    values: dict[str, dict[int, float]] = {}
+    for name, term in (("instability", "ce_student"), ("instability_loss", "loss")):
+        measured = {seed: instability(log, term) for seed, log in data.study.logs[member.label].items()}
+        values[name] = {
+            seed: math.log(one_run.jumps)
+            for seed, one_run in measured.items()
+            if seed is not None and one_run is not None and one_run.jumps > 0
+        }
+    results = data.study.results(member)
+    values["accuracy"] = {seed: result.accuracy for seed, result in results.items() if seed is not None}
+    return Evidence(data.correct.get(member.label, {}), values)
 
 
-def _experiment(member: Member) -> dict[str, Any]:
+def _experiment(member: StudyMember, data: ClaimData) -> dict[str, Any]:
     """A row of the table: means over the seeds that have the number, and every seed's own."""
-    logs = list(member.logs.values())
-    accuracies = [result.accuracy for result in member.results.values()]
-    passes = [result.passes_mean for result in member.results.values() if result.passes_mean is not None]
+    logs = list(data.study.logs[member.label].values())
+    results = data.study.results(member)
+    accuracies = [result.accuracy for result in results.values()]
     return {
-        "name": member.name,
+        "name": member.label,
         "title": member.title,
         "mode": member.mode,
-        "status": _status(member),
-        "seeds": [seed for seed in member.runs if seed is not None],
-        "absent": member.absent,
-        "terms": {name: _mean([_last(lines, term) for lines in logs]) for name, term in TERMS.items()},
+        "status": _status(member, data.absent[member.label]),
+        "seeds": [run.seed for run in member.runs if run.seed is not None],
+        "absent": data.absent[member.label],
+        "terms": {name: _mean([_last(log, term) for log in logs]) for name, term in TERMS.items()},
         "accuracy_mean": fmean(accuracies) if accuracies else None,
         "accuracy_std": spread(accuracies),
-        "forward_passes": fmean(passes) if passes else None,
-        "per_seed": [_seed_row(seed, member) for seed in member.results],
-        "losses": _losses(member),
-        "held_out": _held_out(logs),
-        "stability": _stability([(instability(x), instability(x, "ce_student")) for x in logs]),
+        "forward_passes": _mean([result.passes_mean for result in results.values()]),
+        "per_seed": [_seed_row(seed, result) for seed, result in results.items()],
+        "losses": _means([result.fields.get("losses") or {} for result in results.values()]),
+        "held_out": _means([held_out_numbers(log) for log in logs]),
+        "stability": _means([_stability(log) for log in logs] or [_stability(())]),
     }
 
 
-def _status(member: Member) -> str:
-    """One word, or how many of each where they differ: "finished", "4 finished, 1 broken"."""
-    words = [run.status for run in member.runs.values()]
-    words += [reason.partition(":")[0] for seed, reason in member.absent.items() if seed not in member.runs]
+def _status(member: StudyMember, absent: Mapping[int, str]) -> str:
+    """One word, or the count of each where they differ: "finished", "4 finished, 1 broken"."""
+    seeds = {run.seed for run in member.runs}
+    words = [run.status for run in member.runs]
+    words += [reason.partition(":")[0] for seed, reason in absent.items() if seed not in seeds]
     kinds = ["missing" if word == "no run" else word for word in words]
     if len(set(kinds)) < 2:
         return kinds[0] if kinds else "missing"
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
 
-def _last(lines: Sequence[Mapping[str, Any]], term: str) -> float | None:
-    return next((float(line[term]) for line in reversed(lines) if isinstance(line.get(term), int | float)), None)
+def _last(log: Log, term: str) -> float | None:
+    return next((float(line[term]) for line in reversed(log) if isinstance(line.get(term), int | float)), None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -137,94 +133,58 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _seed_row(seed: int | None, member: Member) -> dict[str, Any]:
-    result = member.results[seed]
+def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Name -> mean over the rows that have the number."""
+    return {
+        name: _mean([row.get(name) for row in rows]) for name in dict.fromkeys(name for row in rows for name in row)
+    }
+
+
+def _stability(log: Log) -> dict[str, float | None]:
+    loss, ce = instability(log), instability(log, "ce_student")
+    return {
+        "jumps_loss": loss.jumps if loss else None,
+        "jumps_ce": ce.jumps if ce else None,
+        "spikes": loss.spikes if loss else None,
+    }
+
+
+def _seed_row(seed: int | None, result: RunResult) -> dict[str, Any]:
     correct = result.correct if result.correct is not None else round(result.accuracy * result.total)
-    low, high = wilson(correct, result.total)
-    return {
-        "seed": seed,
-        "accuracy": result.accuracy,
-        "correct": correct,
-        "total": result.total,
-        "low": low,
-        "high": high,
-    }
-
-
-def _losses(member: Member) -> dict[str, float | None]:
-    """Held-out terms, where the results have them."""
-    found = [result.fields.get("losses") or {} for result in member.results.values()]
-    return {
-        name: _mean([one.get(name) for one in found]) for name in dict.fromkeys(name for one in found for name in one)
-    }
-
-
-def _held_out(logs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float | None]:
-    """The last validations' numbers: cross-entropy, and of mixtures the distances to the teachers and their weights."""
-    found = [held_out_numbers(lines) for lines in logs]
-    names = dict.fromkeys(name for one in found for name in one)
-    return {name: _mean([one.get(name) for one in found]) for name in names}
-
-
-def _stability(found: Sequence[tuple[Instability | None, Instability | None]]) -> dict[str, float | None]:
-    return {
-        "jumps_loss": _mean([loss.jumps if loss else None for loss, _ in found]),
-        "jumps_ce": _mean([ce.jumps if ce else None for _, ce in found]),
-        "spikes": _mean([loss.spikes if loss else None for loss, _ in found]),
-    }
+    interval = wilson(correct, result.total)._asdict()
+    return {"seed": seed, "accuracy": result.accuracy, "correct": correct, "total": result.total, **interval}
 
 
 def _claim(verdict: Verdict, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
+    claim = verdict.claim
     return {
-        "name": verdict.claim.name,
-        "sentence": verdict.claim.sentence,
-        "source": verdict.claim.source,
+        "name": claim.name,
+        "sentence": claim.sentence,
+        "source": claim.source,
         "word": verdict.word,
         "reason": verdict.reason,
         "comparisons": [_comparison(finding, evidence) for finding in verdict.findings],
     }
 
 
-def _comparison(found: Finding, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
-    one = found.comparison
-    row: dict[str, Any] = {
-        "first": one.first,
-        "wants": one.wants,
-        "second": one.second,
-        "measure": one.measure,
-        "decides": one.decides,
-        "word": found.word,
-        "reason": found.reason,
-        "p": found.p,
-        "p_holm": found.p_holm,
-        "unpaired": list(found.unpaired),
-    }
-    if found.spreads is not None:
-        row["spreads"] = list(found.spreads)
-    if found.compared is not None:
-        row |= _numbers(found.compared)
-        if one.measure == "accuracy" and found.compared.seeds:
-            row |= _by_item(found.compared.seeds, evidence[one.first], evidence[one.second])
+def _comparison(finding: Finding, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
+    comparison, compared = finding.comparison, finding.compared
+    row = asdict(comparison) | {name: getattr(finding, name) for name in ("word", "reason", "p", "p_holm")}
+    row["unpaired"] = list(finding.unpaired)
+    if finding.spreads is not None:
+        row["spreads"] = list(finding.spreads)
+    if compared is not None:
+        row |= {"seeds": list(compared.seeds), "items": compared.items, "differences": list(compared.differences)}
+        row |= {"difference": compared.mean, "d_z": compared.effect}
+        row |= {name: getattr(compared, name) for name in ("error", "low", "high", "p_flip")}
+        if comparison.measure == "accuracy" and compared.seeds:
+            row |= _by_item(compared.seeds, evidence[comparison.first], evidence[comparison.second])
     return row
 
 
-def _numbers(compared: PairedComparison) -> dict[str, Any]:
-    return {
-        "seeds": list(compared.seeds),
-        "items": compared.items,
-        "differences": list(compared.differences),
-        "difference": compared.mean,
-        "error": compared.error,
-        "low": compared.low,
-        "high": compared.high,
-        "p_flip": compared.p_flip,
-        "d_z": compared.effect,
-    }
-
-
 def _by_item(seeds: Sequence[int], first: Evidence, second: Evidence) -> dict[str, Any]:
-    """What pairs of runs and the items alone say; the seeds are taken as given here."""
-    a, b = (np.array([one.correct[seed] for seed in seeds], dtype=float).mean(0) for one in (first, second))
+    """Tests over pairs of runs and over items alone, for these very seeds."""
+    a, b = (np.array([member.correct[seed] for seed in seeds], dtype=float).mean(0) for member in (first, second))
     pairs = [mcnemar(np.asarray(first.correct[s]).tolist(), np.asarray(second.correct[s]).tolist()) for s in seeds]
     return {
         "cohens_h": cohens_h(float(a.mean()), float(b.mean())),
@@ -233,18 +193,17 @@ def _by_item(seeds: Sequence[int], first: Evidence, second: Evidence) -> dict[st
     }
 
 
-def _made_with(found: Gathered) -> dict[str, Any]:
-    """What trained and evaluated: every version that occurs, so that a mixture shows."""
-    trained = [run.meta for run in found.runs() if run.meta]
-    asked = [result.fields for result in found.results()]
+def _made_with(data: ClaimData, results: Sequence[RunResult]) -> dict[str, Any]:
+    """Every version of the software that trained and evaluated, so that a mix of versions shows."""
+    metas = [run.meta for run in data.study.runs if run.meta]
     return {
-        "training": _distinct([meta.get("versions") or {} for meta in trained]),
-        "training_git": sorted({str(meta["git"]) for meta in trained if meta.get("git")}),
-        "training_device": sorted({str(meta["device"]) for meta in trained if meta.get("device")}),
-        "evaluation": _distinct([fields.get("versions") or {} for fields in asked]),
+        "training": _distinct([meta.get("versions") or {} for meta in metas]),
+        "training_git": sorted({str(meta["git"]) for meta in metas if meta.get("git")}),
+        "training_device": sorted({str(meta["device"]) for meta in metas if meta.get("device")}),
+        "evaluation": _distinct([result.fields.get("versions") or {} for result in results]),
     }
 
 
-def _distinct(found: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    names = dict.fromkeys(name for one in found for name in one)
-    return {name: sorted({str(one[name]) for one in found if one.get(name) is not None}) for name in names}
+def _distinct(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sorted({str(row[name]) for row in rows if row.get(name) is not None}) for name in names}

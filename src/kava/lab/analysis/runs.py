@@ -1,4 +1,4 @@
-"""What runs left behind, read back: results, logs, predictions. Nothing is filled in; what cannot be read is named."""
+"""Read run folders: recipe, results, logs, predictions. Nothing is imputed; a file that cannot be read is an error."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from kava.errors import ConfigError, DataError, RunError
 SUITE = "suite.json"
 MODES = ("latent", "cot", "direct")
 NOT_RUNS = ("best_checkpoint", "checkpoint-", "logs", "wandb", "trackio", ".", "__")
-# The sections of a recipe that say what is learnt.
+PROTOCOL = ("mode", "cue", "max_new_tokens", "temperature", "metric")  # results that differ here do not compare
+# The sections of a recipe that determine what is trained.
 LEARNT = "model dataset latent loss rkv explicit teacher mixture projector lora training".split()  # noqa: SIM905
 START = "training.start_from"
 _RESULT = re.compile(r"results_(.+)\.(ya?ml|json)")
-# The names other scripts give the same thing.
+# Field names, ours first, then those that other scripts write.
 ACCURACY, TOTAL = ("accuracy", "exact_match"), ("total", "total_samples", "num_examples")
 PASSES_MEAN, PASSES_STD = ("avg_forward_passes", "forward_passes_mean"), ("std_forward_passes", "forward_passes_std")
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One results file. `part` is what its name says beyond set and mode: ".limit16", ".steps3", ".M12"; "" = all."""
+    """One results file. `part`: what its name says beyond set and mode (".limit16", ".steps3", ".M12"); "" = whole set."""
 
     path: Path
     set: str
@@ -43,14 +44,14 @@ class RunResult:
     fields: dict[str, Any]
 
     def predictions(self) -> list[dict[str, Any]]:
-        """A judged item per line, in the set's order; [] if they were not kept."""
+        """The judged items in the order of the set; [] if predictions were not kept."""
         path = self.path.with_name("predictions_" + self.path.stem.removeprefix("results_") + ".jsonl")
         return read_lines(path) if path.is_file() else []
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. status: finished, stopped (can be continued), broken (its suite saw it fail), evaluated (results only)."""
+    """A run's folder. status: finished, stopped (resumable), broken (failed in its suite), evaluated (results only), missing."""
 
     folder: Path
     member: str
@@ -61,18 +62,141 @@ class Run:
     results: tuple[RunResult, ...]
 
     def log(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl; [] without one."""
         path = self.folder / "log.jsonl"
         return read_lines(path) if path.is_file() else []
 
-    def result(
-        self, set_name: str, mode: str = "latent", ablate: str | None = None, part: str = ""
-    ) -> RunResult | None:
-        wanted = (set_name, mode, ablate, part)
+    def result(self, set_name: str, mode: str = "latent") -> RunResult | None:
+        """The unchanged checkpoint's result on the whole set."""
+        wanted = (set_name, mode, None, "")
         return next((r for r in self.results if (r.set, r.mode, r.ablate, r.part) == wanted), None)
+
+    @property
+    def explicit(self) -> bool:
+        """True if the student was trained to write its chain of thought."""
+        return bool(self.recipe.get("explicit", {}).get("enabled"))
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """The flat recipe of what is trained, without seeds: neither the run's nor that of the checkpoint it starts from."""
+        settings = {
+            f"{section}.{key}": value for section in LEARNT for key, value in self.recipe.get(section, {}).items()
+        }
+        if settings.get(START) is not None:
+            settings[START] = re.sub(r"seed_\d+", "seed_*", str(settings[START]))
+        return settings
+
+
+def find_runs(roots: Sequence[Path]) -> list[Run]:
+    """Every run at or below the folders, in the order of their suite, else by name; then by seed."""
+    runs: dict[Path, Run] = {}
+    order: dict[str, int] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise RunError(f"no such folder: {root}", "give a run's folder, or a folder of runs")
+        before = len(runs)
+        broken: set[Path] = set()
+        for place, below, files in os.walk(root):
+            below[:] = sorted(name for name in below if not name.startswith(NOT_RUNS))
+            folder = Path(place)
+            if SUITE in files:
+                suite = read_mapping(folder / SUITE)
+                broken |= {folder / name for name in suite.get("broken", {})}
+                order |= {name: i for i, name in enumerate(suite.get("members", {}))}
+            run = read_run(folder, files, folder in broken)
+            if run is not None:
+                runs[folder.resolve()] = run
+        for folder in broken:
+            runs.setdefault(folder.resolve(), Run(folder, *run_name(folder), "broken", {}, {}, ()))
+        if len(runs) == before:
+            raise RunError(
+                f"{root} holds no run and no results_*.yaml", "train and evaluate first, or name another folder"
+            )
+    ranks = {run.member: (order.get(run.member, len(order)), run.member) for run in runs.values()}
+    return sorted(runs.values(), key=lambda run: (ranks[run.member], run.seed is None, run.seed or 0, run.folder))
+
+
+def read_run(folder: Path, files: Sequence[str], broken: bool = False) -> Run | None:
+    """The run whose files lie in this very folder; None without a recipe or results."""
+    results = tuple(read_result(folder / name) for name in sorted(files) if _RESULT.fullmatch(name))
+    recipe = read_mapping(folder / "recipe.yaml") if "recipe.yaml" in files else {}
+    if not results and "recipe.yaml" not in files:
+        return None
+    meta = read_mapping(folder / "meta.json") if "meta.json" in files else {}
+    trained = "finished" if meta.get("finished") else "stopped"
+    member, seed = run_name(folder)
+    seed = recipe.get("system", {}).get("seed", seed)
+    return Run(folder, member, seed, "broken" if broken else trained if recipe else "evaluated", recipe, meta, results)
+
+
+def run_name(folder: Path) -> tuple[str, int | None]:
+    """Member and seed from a run's path: member/seed_N, member_seed_N, or a plain folder."""
+    whole = folder.resolve()
+    match = re.fullmatch(r"(.*?)_?seed_(\d+)(_quick)?", whole.name)
+    if match is None:
+        return whole.name, None
+    member = match[1] or whole.parent.name
+    return member.removesuffix("_multi_seed") + (match[3] or ""), int(match[2])
+
+
+def same_items(first: RunResult, second: RunResult) -> None:
+    """Refuse two results on different items."""
+    if first.total != second.total:
+        raise DataError(
+            f"{first.path} has {first.total} items, {second.path} has {second.total}",
+            "compare results of the same set only; evaluate one of them again",
+        )
+    if first.sha256 and second.sha256 and first.sha256 != second.sha256:
+        raise DataError(
+            f"{first.path} and {second.path} were asked different items (data_sha256 {first.sha256[:12]} and "
+            f"{second.sha256[:12]})",
+            "compare results of the same set only; evaluate one of them again",
+        )
+
+
+def comparable(results: Sequence[RunResult]) -> None:
+    """Refuse results on different items, or within a mode under different protocols."""
+    first_of_mode: dict[str, RunResult] = {}
+    for result in results:
+        same_items(results[0], result)
+        first = first_of_mode.setdefault(result.mode, result)
+        for key in PROTOCOL:
+            if first.fields.get(key) != result.fields.get(key):
+                raise DataError(
+                    f"{first.path} has {key} {first.fields.get(key)!r}, {result.path} has {result.fields.get(key)!r}",
+                    "evaluate one of them again, the same way",
+                )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last line without line end is still being written and left out."""
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})", "the file is torn; make it again") from error
+    return lines
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML or JSON file that a verb wrote."""
+    again = "the file is torn or of another kind; make it again"
+    try:
+        data = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}", again) from error
+    except ConfigError as error:
+        raise DataError(error.message, again) from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path} holds no keys and values", again)
+    return data
 
 
 def read_result(path: Path) -> RunResult:
-    """One results file, of ours or of another script's flat or nested form; accuracies become fractions."""
+    """One results file, ours or in another script's flat or nested form; accuracies become fractions."""
     fields = _flat(read_mapping(path), path)
     match = _RESULT.fullmatch(path.name)
     label = match[1] if match else path.stem
@@ -96,118 +220,6 @@ def read_result(path: Path) -> RunResult:
         sha256=fields.get("data_sha256"),
         fields=fields,
     )
-
-
-def find_runs(roots: Sequence[Path]) -> list[Run]:
-    """Every run at or below the folders, in the order of their suite, else by name; then by seed."""
-    found: dict[Path, Run] = {}
-    order: dict[str, int] = {}
-    for root in roots:
-        if not root.is_dir():
-            raise RunError(f"no such folder: {root}", "give a run's folder, or a folder of runs")
-        before = len(found)
-        broken: dict[Path, str] = {}
-        for place, below, files in os.walk(root):
-            below[:] = sorted(name for name in below if not name.startswith(NOT_RUNS))
-            folder = Path(place)
-            if SUITE in files:
-                suite = read_mapping(folder / SUITE)
-                broken |= {folder / name: str(line) for name, line in suite.get("broken", {}).items()}
-                order |= {name: i for i, name in enumerate(suite.get("members", {}))}
-            if _is_run(files):
-                found[folder.resolve()] = _run(folder, files, folder in broken)
-        for folder in broken:
-            found.setdefault(folder.resolve(), _run(folder, [], True))
-        if len(found) == before:
-            raise RunError(
-                f"{root} holds no run and no results_*.yaml", "train and evaluate first, or name another folder"
-            )
-    place_of = {name: (order.get(name, len(order)), name) for name in {run.member for run in found.values()}}
-    return sorted(found.values(), key=lambda run: (place_of[run.member], run.seed is None, run.seed or 0, run.folder))
-
-
-def same_items(first: RunResult, second: RunResult) -> None:
-    """Refuses two results that are not about the same items."""
-    if first.total != second.total:
-        raise DataError(
-            f"{first.path} has {first.total} items, {second.path} has {second.total}",
-            "compare results of the same set only; evaluate one of them again",
-        )
-    if first.sha256 and second.sha256 and first.sha256 != second.sha256:
-        raise DataError(
-            f"{first.path} and {second.path} were asked different items (data_sha256 {first.sha256[:12]} and "
-            f"{second.sha256[:12]})",
-            "compare results of the same set only; evaluate one of them again",
-        )
-
-
-def writes_its_steps(recipe: Mapping[str, Any]) -> bool:
-    """Whether the student was trained on the explicit line."""
-    return bool(recipe.get("explicit", {}).get("enabled"))
-
-
-def learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe trains, flat and without its seed: that of the checkpoint it begins with neither."""
-    found = {f"{section}.{key}": value for section in LEARNT for key, value in recipe.get(section, {}).items()}
-    if found.get(START) is not None:
-        found[START] = re.sub(r"seed_\d+", "seed_*", str(found[START]))
-    return found
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON-lines file. A last line without its end is one that is being written, and is left out."""
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})", "the file is torn; make it again") from error
-    return lines
-
-
-def named(folder: Path) -> tuple[str, int | None]:
-    """Member and seed from where a run lies: member/seed_N, member_seed_N, or a plain folder."""
-    whole = folder.resolve()
-    match = re.fullmatch(r"(.*?)_?seed_(\d+)(_quick)?", whole.name)
-    if match is None:
-        return whole.name, None
-    member = match[1] or whole.parent.name
-    return member.removesuffix("_multi_seed") + (match[3] or ""), int(match[2])
-
-
-def _is_run(files: Sequence[str]) -> bool:
-    return "recipe.yaml" in files or any(_RESULT.fullmatch(name) for name in files)
-
-
-def _run(folder: Path, files: Sequence[str], broken: bool) -> Run:
-    member, seed = named(folder)
-    recipe = read_mapping(folder / "recipe.yaml") if "recipe.yaml" in files else {}
-    meta = read_mapping(folder / "meta.json") if "meta.json" in files else {}
-    results = tuple(read_result(folder / name) for name in sorted(files) if _RESULT.fullmatch(name))
-    if broken:
-        status = "broken"
-    elif recipe:
-        status = "finished" if meta.get("finished") else "stopped"
-    else:
-        status = "evaluated"
-    seed = recipe.get("system", {}).get("seed", seed) if recipe else seed
-    return Run(folder, member, seed, status, recipe, meta, results)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML or JSON file that one of the verbs wrote."""
-    again = "the file is torn or of another kind; make it again"
-    try:
-        data = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", again) from error
-    except ConfigError as error:
-        raise DataError(error.message, again) from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} holds no keys and values", again)
-    return data
 
 
 def _flat(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -236,19 +248,21 @@ def _optional(fields: Mapping[str, Any], names: Sequence[str]) -> float | None:
 
 
 def _accuracy(fields: Mapping[str, Any], correct: Any, total: float, path: Path) -> float:
-    """A fraction. Whether a number is a fraction or percent is read off its unit or the counts, never guessed."""
-    given = _number(fields, ACCURACY, path)
+    """The accuracy as a fraction; its unit or the counts, never a guess, decide whether the file has percent."""
+    accuracy = _number(fields, ACCURACY, path)
     unit = fields.get("unit")
     if unit in ("percent", "%"):
-        given /= 100
+        accuracy /= 100
     elif unit not in (None, "fraction"):
         raise DataError(f"{path}: unit is {unit!r}", "it must be fraction or percent")
     if correct is None:
-        if unit is None and given > 1:
-            raise DataError(f"{path}: accuracy {given:g} without unit or count", "add unit: percent, or correct: N")
-        return given
+        if unit is None and accuracy > 1:
+            raise DataError(f"{path}: accuracy {accuracy:g} without unit or count", "add unit: percent, or correct: N")
+        return accuracy
     counted = float(correct) / total
     near = 0.5 / total + 1e-9
-    if abs(counted - given) > near and not (unit is None and abs(counted - given / 100) <= near):
-        raise DataError(f"{path}: accuracy {given:g} is not correct / total = {counted:g}", "evaluate or rescore again")
+    if abs(counted - accuracy) > near and not (unit is None and abs(counted - accuracy / 100) <= near):
+        raise DataError(
+            f"{path}: accuracy {accuracy:g} is not correct / total = {counted:g}", "evaluate or rescore again"
+        )
     return counted
