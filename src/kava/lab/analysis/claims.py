@@ -1,6 +1,6 @@
-"""What a suite's results say about claims, in three words that each stand for a rule.
+"""Verdicts on claims about a suite's members, each of three words a rule.
 
-A claim rests on comparisons of two members; those that decide must all hold. Of a deciding comparison:
+A claim rests on comparisons of two members; the deciding ones must all hold. Of a deciding comparison:
 
 supported       the effect has the claimed sign and its two-sided p, corrected by Holm's method over all deciding
                 comparisons of the analysis, is below 0.05 (three shared seeds at least)
@@ -8,10 +8,10 @@ not supported   it is significant with the other sign, or its 95 % interval excl
 inconclusive    everything else; the reason is given
 
 A claim is supported where all that decide are, not supported where one of them is not, inconclusive otherwise.
-Nothing is imputed: a seed that one of two members lacks is left out of their comparison and named.
+Nothing is imputed: a seed that one of the two members lacks is left out of their comparison and named.
 
-A claim may name effects that the guide expects of it. Each is a hypothesis of its own, read off the 95 % intervals without
-a correction: reached (all of them lie above it), excluded (one lies below it), open.
+A claim may name effects that the guide expects. Each is a separate hypothesis, read off the 95 % intervals without
+correction: reached (all of them lie above it), excluded (one lies below it), open.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ ALPHA = 0.05
 MARGIN = 0.02  # of accuracy: the guide's tolerance when its tables are reproduced
 RATIO_MARGIN = 0.10  # of instability, which is compared as a ratio
 
-# instability is that of the student's cross-entropy, which all members share: beside a KV term that is large and stands
-# still the whole loss hardly moves, and that would pass for calm.
+# instability is that of the student's cross-entropy, which all members share: a large and constant KV term would make the
+# whole loss look stable.
 Measure = Literal["accuracy", "instability", "instability_loss", "spread"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`first` is claimed to be above or below `second`; what does not decide stands beside, uncorrected."""
+    """`first` is claimed to be above or below `second`; comparisons that do not decide are reported, uncorrected."""
 
     first: str
     wants: Literal["above", "below"]
@@ -56,7 +56,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence and what must hold for it. source: guide or ours."""
+    """A sentence and the comparisons that must hold for it. source: guide or ours."""
 
     name: str
     sentence: str
@@ -66,7 +66,7 @@ class Claim:
 
     @property
     def members(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for one in self.comparisons for name in (one.first, one.second)))
+        return tuple(dict.fromkeys(name for pair in self.comparisons for name in (pair.first, pair.second)))
 
 
 def _beside(first: str, wants: Literal["above", "below"], second: str, measure: Measure = "accuracy") -> Comparison:
@@ -128,47 +128,47 @@ CLAIMS = (
     Claim("thoughts", "Thoughts help: E4 is better than no_cot.", (Comparison(E4, "above", "no_cot"),), "ours"),
 )
 SFT, SINGLE, FIXED, SIMILARITY, LEARNABLE, Z = "sft", "single_", "fixed", "similarity", "learnable", "z"
-WITH_EXPECTED = ("several", "router")  # the claims of which the guide expects effects of a size
-LONG = "fixed_3"  # fixed weights for as many updates as the third of three stages has had
+WITH_EXPECTED = ("several", "router")  # the claims for which the guide expects effects of a certain size
+LONG = "fixed_3"  # fixed weights for as many updates as the last of three stages has in all
 TEACHERS = (SFT, SINGLE, FIXED, "fixed_2", LONG, SIMILARITY, LEARNABLE, Z)  # SINGLE: every member that starts with it
 
 
 def claims_of(names: Collection[str]) -> tuple[Claim, ...]:
-    """The claims about these members: of E1 to E5, and where some have several teachers those about them."""
-    several = [name for name in names if name in TEACHERS or name.startswith(SINGLE)]
-    about_teachers = _about_teachers(names) if several else ()
-    return about_teachers if several and len(several) == len(names) else (*CLAIMS, *about_teachers)
+    """The claims about these members: of E1 to E5, and of several teachers where some members are about teachers."""
+    with_teachers = [name for name in names if name in TEACHERS or name.startswith(SINGLE)]
+    about_teachers = _about_teachers(names) if with_teachers else ()
+    return about_teachers if with_teachers and len(with_teachers) == len(names) else (*CLAIMS, *about_teachers)
 
 
 def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:
-    found = []
+    claims = []
     singles = [name for name in names if name.startswith(SINGLE)]
     if singles:
-        beside = [_beside(one, "above", name) for one in (SIMILARITY, LEARNABLE, Z) if one in names for name in singles]
+        others = [name for name in (SIMILARITY, LEARNABLE, Z) if name in names]
+        comparisons = [Comparison(FIXED, "above", name) for name in singles]
+        comparisons += [_beside(name, "above", single) for name in others for single in singles]
         sentence = "Several teachers are better than the best one alone: fixed is better than every single_."
-        compared = (*(Comparison(FIXED, "above", name) for name in singles), *beside)
-        found.append(Claim(WITH_EXPECTED[0], sentence, compared, expected=(("minimum", 0.03), ("ideal", 0.08))))
+        expected = (("minimum", 0.03), ("ideal", 0.08))
+        claims.append(Claim(WITH_EXPECTED[0], sentence, tuple(comparisons), expected=expected))
     equal = LONG if LONG in names else FIXED
     if LEARNABLE in names:
-        compared = (Comparison(LEARNABLE, "above", equal),)
-        compared += (_beside(LEARNABLE, "above", FIXED),) if equal != FIXED else ()
-        compared += (_beside(LEARNABLE, "above", SIMILARITY),) if SIMILARITY in names else ()
+        weaker = [name for name in (FIXED, SIMILARITY) if name != equal and (name == FIXED or name in names)]
+        comparisons = [Comparison(LEARNABLE, "above", equal), *(_beside(LEARNABLE, "above", name) for name in weaker)]
         sentence = (
             f"A trained router is better than fixed weights, with as many updates: learnable is better than {equal}."
         )
-        found.append(Claim(WITH_EXPECTED[1], sentence, compared, expected=(("minimum", 0.015), ("ideal", 0.04))))
-    for name, sentence in (
-        (FIXED, "Several teachers are better than plain fine-tuning on the same text: fixed is better than sft."),
-        (Z, "Codes of several teachers are better than plain fine-tuning on the same text: z is better than sft."),
-    ):
+        expected = (("minimum", 0.015), ("ideal", 0.04))
+        claims.append(Claim(WITH_EXPECTED[1], sentence, tuple(comparisons), expected=expected))
+    for name, subject in ((FIXED, "Several teachers"), (Z, "Codes of several teachers")):
         if {SFT, name} <= set(names):
-            found.append(Claim(f"{name}_sft", sentence, (Comparison(name, "above", SFT),), "ours"))
-    return tuple(found)
+            sentence = f"{subject} are better than plain fine-tuning on the same text: {name} is better than sft."
+            claims.append(Claim(f"{name}_sft", sentence, (Comparison(name, "above", SFT),), "ours"))
+    return tuple(claims)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a member: seed -> right or wrong per item (same order for all members), and numbers per run.
+    """A member's results: seed -> right or wrong per item (same order for all members), and numbers per run.
 
     `values` holds "instability" and "instability_loss" as logarithms, and "accuracy" as fractions for its spread.
     """
@@ -179,7 +179,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """A comparison and what came of it; word is "" for one that stands beside."""
+    """A comparison with its test; `word` is "" for one that does not decide."""
 
     comparison: Comparison
     compared: PairedComparison | None
@@ -188,11 +188,13 @@ class Finding:
     word: str = ""
     reason: str = ""
     unpaired: tuple[int, ...] = ()  # seeds that only one of the two has
-    spreads: tuple[float | None, float | None] | None = None  # sample sd of both, where spreads are compared
+    spreads: tuple[float | None, float | None] | None = None  # the two sample sds, where spreads are compared
 
 
 @dataclass(frozen=True)
 class Verdict:
+    """A claim with its word, the reason for it, and its comparisons."""
+
     claim: Claim
     word: str
     reason: str
@@ -200,63 +202,65 @@ class Verdict:
 
 
 def margin_of(measure: Measure, margin: float) -> float:
-    """The smallest effect worth the word, on the scale that is compared: points, or the logarithm of a ratio."""
+    """The smallest relevant effect on the scale that is compared: points, or the logarithm of a ratio."""
     return margin if measure == "accuracy" else math.log1p(RATIO_MARGIN)
 
 
 def judge(claims: Sequence[Claim], evidence: Mapping[str, Evidence], margin: float = MARGIN) -> list[Verdict]:
-    """A word for every claim. Only deciding comparisons that have a p count in the correction."""
-    findings = [[_found(one, evidence) for one in claim.comparisons] for claim in claims]
-    deciding = [one for group in findings for one in group if one.comparison.decides and one.p is not None]
-    corrected = dict(
-        zip(map(id, deciding), holm([one.p for one in deciding if one.p is not None]), strict=True),
-    )
+    """A verdict for every claim. Holm's correction is over all deciding comparisons that have a p."""
+    tested = [[_tested(comparison, evidence) for comparison in claim.comparisons] for claim in claims]
+    p_values = {
+        id(finding): finding.p
+        for findings in tested
+        for finding in findings
+        if finding.comparison.decides and finding.p is not None
+    }
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     verdicts = []
-    for claim, group in zip(claims, findings, strict=True):
-        judged = tuple(_judged(one, corrected.get(id(one)), margin) for one in group)
-        word, reason = _together([one for one in judged if one.comparison.decides])
+    for claim, findings in zip(claims, tested, strict=True):
+        judged = tuple(_judged(finding, corrected.get(id(finding)), margin) for finding in findings)
+        word, reason = _together([finding for finding in judged if finding.comparison.decides])
         reason = "; ".join(part for part in (reason, _reached(claim, judged)) if part)
         verdicts.append(Verdict(claim, word, reason, judged))
     return verdicts
 
 
 def num_tested(verdicts: Sequence[Verdict]) -> int:
-    """How many comparisons the correction is over."""
-    return sum(one.p_holm is not None for verdict in verdicts for one in verdict.findings)
+    """The number of comparisons that the correction is over."""
+    return sum(finding.p_holm is not None for verdict in verdicts for finding in verdict.findings)
 
 
-def _found(comparison: Comparison, evidence: Mapping[str, Evidence]) -> Finding:
+def _tested(comparison: Comparison, evidence: Mapping[str, Evidence]) -> Finding:
     first, second = (evidence.get(name, Evidence()) for name in (comparison.first, comparison.second))
-    if comparison.measure == "accuracy":
-        compared = compare_items(first.correct, second.correct)
-        unpaired = set(first.correct) ^ set(second.correct)
-        return Finding(comparison, compared, compared.p, unpaired=tuple(sorted(unpaired)))
     if comparison.measure == "spread":
-        groups = [list(one.values.get("accuracy", {}).values()) for one in (first, second)]
-        sds = (spread(groups[0]), spread(groups[1]))
-        return Finding(comparison, None, brown_forsythe(groups), spreads=sds)
-    a, b = (one.values.get(comparison.measure, {}) for one in (first, second))
-    compared = compare_values(a, b)
-    return Finding(comparison, compared, compared.p, unpaired=tuple(sorted(set(a) ^ set(b))))
+        groups = [list(member.values.get("accuracy", {}).values()) for member in (first, second)]
+        return Finding(comparison, None, brown_forsythe(groups), spreads=(spread(groups[0]), spread(groups[1])))
+    if comparison.measure == "accuracy":
+        seeds = set(first.correct) ^ set(second.correct)
+        compared = compare_items(first.correct, second.correct)
+    else:
+        a, b = (member.values.get(comparison.measure, {}) for member in (first, second))
+        seeds, compared = set(a) ^ set(b), compare_values(a, b)
+    return Finding(comparison, compared, compared.p, unpaired=tuple(sorted(seeds)))
 
 
-def _judged(found: Finding, p_holm: float | None, margin: float) -> Finding:
-    """The finding with its word, if it decides, and the reason for that word."""
-    word, reason = "", ""
-    if found.comparison.decides:
-        word, reason = _word(found, p_holm, margin_of(found.comparison.measure, margin))
-    return replace(found, p_holm=p_holm, word=word, reason=reason)
+def _judged(finding: Finding, p_holm: float | None, margin: float) -> Finding:
+    """The finding with its corrected p and, if it decides, its word and reason."""
+    if not finding.comparison.decides:
+        return finding
+    word, reason = _word(finding, p_holm, margin_of(finding.comparison.measure, margin))
+    return replace(finding, p_holm=p_holm, word=word, reason=reason)
 
 
-def _word(found: Finding, p_holm: float | None, margin: float) -> tuple[str, str]:
-    compared, label = found.compared, f"{found.comparison.first} against {found.comparison.second}"
+def _word(finding: Finding, p_holm: float | None, margin: float) -> tuple[str, str]:
+    compared, label = finding.compared, f"{finding.comparison.first} against {finding.comparison.second}"
     if compared is None or not compared.seeds:
         return INCONCLUSIVE, f"{label}: no seed that both have"
     if compared.p is None or compared.mean is None or compared.low is None or compared.high is None:
         few = len(compared.seeds)
         seeds = f"only {few} shared seed{'s' if few > 1 else ''}, {FEWEST_SEEDS} are needed"
         return INCONCLUSIVE, f"{label}: {seeds if few < FEWEST_SEEDS else 'a single item'}"
-    above = found.comparison.wants == "above"
+    above = finding.comparison.wants == "above"
     gain, most = (compared.mean, compared.high) if above else (-compared.mean, -compared.low)
     if p_holm is not None and p_holm < ALPHA:
         return (SUPPORTED, "") if gain > 0 else (NOT_SUPPORTED, f"{label}: significantly the other way round")
@@ -268,25 +272,20 @@ def _word(found: Finding, p_holm: float | None, margin: float) -> tuple[str, str
 
 
 def _reached(claim: Claim, findings: Sequence[Finding]) -> str:
-    """What the intervals of the deciding comparisons say of the effects that the guide expects."""
-    deciding = [one.compared for one in findings if one.comparison.decides]
-    known = [one for one in deciding if one is not None and one.low is not None and one.high is not None]
+    """Which of the effects that the guide expects the intervals of the deciding comparisons reach or exclude."""
+    deciding = [finding.compared for finding in findings if finding.comparison.decides]
+    lows = [compared.low for compared in deciding if compared is not None and compared.low is not None]
+    highs = [compared.high for compared in deciding if compared is not None and compared.high is not None]
     parts = []
-    for label, least in claim.expected:
-        if any(one.high < least for one in known if one.high is not None):
-            word = "excluded"
-        elif len(known) == len(deciding) and all(one.low > least for one in known if one.low is not None):
-            word = "reached"
-        else:
-            word = "open"
-        parts.append(f"{label} of {100 * least:g} points {word}")
+    for label, effect in claim.expected:
+        reached = len(lows) == len(deciding) and all(low > effect for low in lows)
+        word = "excluded" if any(high < effect for high in highs) else "reached" if reached else "open"
+        parts.append(f"{label} of {100 * effect:g} points {word}")
     return "the guide's " + ", ".join(parts) if parts else ""
 
 
 def _together(deciding: Sequence[Finding]) -> tuple[str, str]:
-    words = [one.word for one in deciding]
-    if NOT_SUPPORTED in words:
-        word = NOT_SUPPORTED
-    else:
-        word = SUPPORTED if all(one == SUPPORTED for one in words) else INCONCLUSIVE
-    return word, "; ".join(one.reason for one in deciding if one.word == word and one.reason)
+    """The claim's word and the reasons of the comparisons that have the same word."""
+    words = {finding.word for finding in deciding}
+    word = next((word for word in (NOT_SUPPORTED, INCONCLUSIVE) if word in words), SUPPORTED)
+    return word, "; ".join(finding.reason for finding in deciding if finding.word == word and finding.reason)
