@@ -1,4 +1,4 @@
-"""The numbers of a run's last validation: cross-entropy, and the distances to its teachers where it has several."""
+"""The numbers of a run's last validation: cross-entropy and, with several teachers, the distances to them."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ MEANING = (
 
 
 def held_out_numbers(log: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last validation's numbers that `NUMBERS` names or a teacher has, without their "eval_"."""
+    """The last validation's numbers that are in `NUMBERS` or belong to a teacher, without their "eval_"."""
     last: Mapping[str, Any] = next((line for line in reversed(log) if any(n.startswith("eval_") for n in line)), {})
     numbers = {
-        name.removeprefix("eval_"): float(one)
-        for name, one in last.items()
-        if name.startswith("eval_") and isinstance(one, int | float) and math.isfinite(one)
+        name.removeprefix("eval_"): float(value)
+        for name, value in last.items()
+        if name.startswith("eval_") and isinstance(value, int | float) and math.isfinite(value)
     }
     of_teachers = [prefix + name for prefix in (TO_TEACHER, WEIGHT_OF) for name in teachers_in(numbers)]
     return {name: numbers[name] for name in dict.fromkeys([*NUMBERS, *of_teachers]) if name in numbers}
 
 
 def teachers_in(numbers: Mapping[str, float]) -> list[str]:
-    """The teachers that a validation weighs."""
+    """The teachers that have a weight in a validation."""
     return [name.removeprefix(WEIGHT_OF) for name in numbers if name.startswith(WEIGHT_OF)]
 
 
 def over_seeds(seeds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Name -> mean, sample sd and count over the seeds that have it; {} where no seed has a mixture of teachers."""
-    if not any(teachers_in(one) for one in seeds):
+    if not any(map(teachers_in, seeds)):
         return {}
-    found = {}
-    for name in dict.fromkeys(name for one in seeds for name in one):
-        values = [one[name] for one in seeds if name in one]
+    summary = {}
+    for name in dict.fromkeys(name for numbers in seeds for name in numbers):
+        values = [numbers[name] for numbers in seeds if name in numbers]
         sd = stdev(values) if len(values) > 1 else None
-        found[name] = {"mean": fmean(values), "std": sd, "num_seeds": len(values)}
-    return found
+        summary[name] = {"mean": fmean(values), "std": sd, "num_seeds": len(values)}
+    return summary
