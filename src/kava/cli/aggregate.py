@@ -1,4 +1,4 @@
-"""kava aggregate: mean and spread over seeds."""
+"""kava aggregate: mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kava.lab.analysis.aggregate import aggregate as over_seeds
 
 def aggregate(
     seed_dirs: Annotated[list[Path], typer.Option(help="the runs of one recipe, one folder per seed")],
-    datasets: Annotated[list[str] | None, typer.Option(help="sets; default: all that have results")] = None,
-    model_name: Annotated[str | None, typer.Option(help="how tables call the model; default: the recipe's")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="sets; default: all with results")] = None,
+    model_name: Annotated[str | None, typer.Option(help="the model's name in tables; default: the recipe's")] = None,
     config_name: Annotated[str | None, typer.Option(help="the root key; default: the recipe's name")] = None,
     mode: Annotated[
         Literal["latent", "cot", "direct"] | None,
-        typer.Option(help="results of which way to answer; default: as the students were trained"),
+        typer.Option(help="the mode whose results are averaged; default: as the students were trained"),
     ] = None,
     output_json: Annotated[Path | None, typer.Option(help="write the result here")] = None,
     output_yaml: Annotated[Path | None, typer.Option(help="and here")] = None,
@@ -29,7 +29,7 @@ def aggregate(
 ) -> None:
     """Mean, sample standard deviation and every seed's value, per set.
 
-    Reads results_<set>.yaml of every folder. A seed without results is named as missing and enters nothing; results of
+    Reads results_<set>.yaml of every folder. A seed without results is listed as missing and not imputed; results of
     different sizes, items or protocols are refused.
     """
     document = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)

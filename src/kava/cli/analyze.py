@@ -1,14 +1,14 @@
-"""kava analyze: what a suite's results support."""
+"""kava analyze: which claims a suite's results support."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kava.cli.common import show_result
 from kava.cli.list_flags import app_of
 from kava.errors import RunError
 
@@ -20,21 +20,22 @@ def analyze(
         Path, typer.Option(help="the folder of a suite, or one above it; E1_baseline/ may be a run or hold seeds")
     ] = Path("outputs"),
     experiments: Annotated[
-        list[str] | None, typer.Option(help="folder names; default: every one that is there of e1-e5, phases, stages")
+        list[str] | None, typer.Option(help="folder names; default: those of e1-e5, phases, stages that exist")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="the set to compare on; default: the first that every experiment was asked")
+        str | None,
+        typer.Option(help="the set to compare on; default: the first on which every experiment was evaluated"),
     ] = None,
-    save_json: Annotated[Path | None, typer.Option(help="write the whole analysis here as well")] = None,
+    save_json: Annotated[Path | None, typer.Option(help="also write the whole analysis here")] = None,
     margin: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="an effect below this share of accuracy is no support")
+        float, typer.Option(min=0.0, max=1.0, help="smallest relevant effect, as a fraction of accuracy")
     ] = 0.02,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the analysis, as JSON")] = False,
 ) -> int:
-    """Supported, not supported or inconclusive: the guide's claims and our controls, with the tests behind each word.
+    """Test the guide's claims and our controls: supported, not supported or inconclusive, with the tests for each.
 
-    Writes EXPERIMENT_REPORT.txt into the folder. Runs are paired by seed, answers by item; missing seeds are named and
-    enter nothing; runs with other data, updates or items are refused.
+    Writes EXPERIMENT_REPORT.txt into the folder. Runs are paired by seed, answers by item; missing seeds are listed and
+    not imputed; runs with other data, updates or items are refused.
     """
     if importlib.util.find_spec("scipy") is None:
         raise RunError("kava analyze needs the package scipy", "pip install 'kava[stats]'")
@@ -42,12 +43,12 @@ def analyze(
     from kava.lab.analysis.analysis_text import render
     from kava.lab.analysis.analyze import analyse
 
-    found = analyse(output_base, experiments or [], dataset, margin)
-    text = render(found)
+    document = analyse(output_base, experiments or [], dataset, margin)
+    text = render(document)
     write_text(output_base / REPORT, text)
     if save_json is not None:
-        write_json(save_json, found)
-    print(json.dumps(found, indent=2, allow_nan=False) if quiet else f"{text}\nwrote {output_base / REPORT}")
+        write_json(save_json, document)
+    show_result(document, f"{text}\nwrote {output_base / REPORT}", quiet)
     return 0
 
 

@@ -19,10 +19,10 @@ def format(
     input_dir: Annotated[Path, typer.Option(help="every aggregated_results.json or .yaml below it is read")] = Path(
         "outputs"
     ),
-    output_latex: Annotated[Path, typer.Option(help="the tables: accuracy, forward passes, beside the paper")] = Path(
-        "paper_tables.tex"
-    ),
-    output_csv: Annotated[Path, typer.Option(help="a line per recipe and set; fractions")] = Path("results.csv"),
+    output_latex: Annotated[
+        Path, typer.Option(help="the tables: accuracy, forward passes, comparison with the paper")
+    ] = Path("paper_tables.tex"),
+    output_csv: Annotated[Path, typer.Option(help="a line per recipe and set, as fractions")] = Path("results.csv"),
     latex_only: Annotated[bool, typer.Option("--latex_only", help="no CSV")] = False,
     csv_only: Annotated[bool, typer.Option("--csv_only", help="no LaTeX")] = False,
     style: Annotated[Literal["paren", "pm"], typer.Option(help="56.5 (0.4), or with a plus-minus sign")] = "paren",
@@ -34,17 +34,17 @@ def format(
     """
     if latex_only and csv_only:
         raise ConfigError("--latex_only and --csv_only exclude each other", "leave both out to get both files")
-    rows = find_aggregated(input_dir)
-    wrote = {}
+    recipes = find_aggregated(input_dir)
+    files = {}
     if not csv_only:
-        write_text(output_latex, as_latex(rows, style))
-        wrote["latex"] = str(output_latex)
+        write_text(output_latex, as_latex(recipes, style))
+        files["latex"] = str(output_latex)
     if not latex_only:
-        write_text(output_csv, as_csv(rows))
-        wrote["csv"] = str(output_csv)
-    header = ("model", "trained on", "GSM8k ours, %", "paper, %", "difference")
-    beside = as_text(rows)
-    text = f"wrote {' and '.join(wrote.values())}: {len(rows)} recipe{'s' if len(rows) > 1 else ''}"
-    if beside:
-        text += f"\n\n{table(beside, header)}\npaper: {SOURCE}"
-    show_result(wrote, text, quiet)
+        write_text(output_csv, as_csv(recipes))
+        files["csv"] = str(output_csv)
+    text = f"wrote {' and '.join(files.values())}: {len(recipes)} recipe{'s' if len(recipes) > 1 else ''}"
+    if rows := as_text(recipes):
+        text += (
+            f"\n\n{table(rows, ('model', 'trained on', 'GSM8k ours, %', 'paper, %', 'difference'))}\npaper: {SOURCE}"
+        )
+    show_result(files, text, quiet)

@@ -1,4 +1,4 @@
-"""kava rescore: judge saved predictions again, without the model."""
+"""kava rescore: score saved predictions again, without the model."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from kava.cli.student import Quiet
 def rescore(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="predictions_<set>.jsonl of evaluations")],
     output_dir: Annotated[
-        Path | None, typer.Option(help="write both files of each evaluation here and leave the old ones alone")
+        Path | None, typer.Option(help="write both files of each evaluation here and keep the old ones")
     ] = None,
     quiet: Quiet = False,
 ) -> int:
-    """Judge saved answers again with today's reader of answers.
+    """Score saved answers again with the current answer parser.
 
-    Rewrites each predictions file and the results file beside it: the counts are made again from the raw texts, all
-    other fields stay, `rescored: true` is added. Nothing is written unless every file can be read.
+    Rewrites each predictions file and its results file: counts are recomputed from the raw texts, all other fields stay,
+    `rescored: true` is added. Nothing is written unless every file can be read.
     """
-    from kava.evaluation.rescore import rescore as judge
+    from kava.evaluation.rescore import rescore as score_again
     from kava.evaluation.result_files import Files, check_writable, write
 
-    found = [judge(path) for path in dict.fromkeys(files)]
-    folders = [one.files.predictions.parent if output_dir is None else output_dir for one in found]
+    rescored = [score_again(path) for path in dict.fromkeys(files)]
     targets = [
-        Files(folder / one.files.results.name, folder / one.files.predictions.name)
-        for folder, one in zip(folders, found, strict=True)
+        Files(folder / old.results.name, folder / old.predictions.name)
+        for old in (result.files for result in rescored)
+        for folder in [output_dir or old.predictions.parent]
     ]
     check_writable(targets)
-    rows = []
-    for one, target in zip(found, targets, strict=True):
-        write(target, one.results, one.predictions)
-        facts = {"before": one.before, "accuracy": one.results["accuracy"], "changed": one.changed}
+    rows, lines = [], []
+    for result, target in zip(rescored, targets, strict=True):
+        write(target, result.results, result.predictions)
+        accuracy, total = result.results["accuracy"], result.results["total"]
+        facts = {"before": result.before, "accuracy": accuracy, "changed": result.changed}
         rows.append({"predictions": str(target.predictions), "results": str(target.results), **facts})
-    lines = [
-        f"{row['results']}: {100 * row['before']:.1f} % -> {100 * row['accuracy']:.1f} % correct "
-        f"({row['changed']} of {one.results['total']} items judged otherwise)"
-        for row, one in zip(rows, found, strict=True)
-    ]
+        lines.append(
+            f"{target.results}: {100 * result.before:.1f} % -> {100 * accuracy:.1f} % correct "
+            f"({result.changed} of {total} items judged otherwise)"
+        )
     show_result(rows, "\n".join(lines), quiet)
     return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
-from kava.lab.analysis.runs import PROTOCOL, Run, RunResult, comparable, read_run, run_name
+from kava.lab.analysis.runs import PROTOCOL, Run, comparable, read_run, refuse_unequal, run_name
 from kava.lab.analysis.study import Score
 from kava.lab.analysis.validations import held_out_numbers, over_seeds
 from kava.provenance import versions
@@ -37,7 +37,8 @@ def aggregate(
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
     recipe = next((run.recipe for run in runs if run.recipe), {})
-    _refuse_other_settings(runs)
+    settings = {"settings": lambda run: run.learnt or None}
+    refuse_unequal(runs, settings, "trained with other settings", "aggregate seeds of one recipe")
     body = {
         "model_name": model_name or recipe.get("model", {}).get("name"),
         "model": recipe.get("model", {}).get("name"),
@@ -140,25 +141,12 @@ def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
         "total": first.total if first else None,
         "data_sha256": first.sha256 if first else None,
         **({key: first.fields[key] for key in PROTOCOL if key in first.fields} if first else {}),
-        "per_seed": {run.seed: _row(result) for run, result in score.results},
+        "per_seed": {
+            run.seed: {name: getattr(result, name) for name in ("accuracy", "correct", "total")}
+            | {"forward_passes": result.passes_mean}
+            for run, result in score.results
+        },
     }
-
-
-def _row(result: RunResult) -> dict[str, Any]:
-    numbers = {"accuracy": result.accuracy, "correct": result.correct, "total": result.total}
-    return numbers | {"forward_passes": result.passes_mean}
-
-
-def _refuse_other_settings(runs: Sequence[Run]) -> None:
-    """Seeds of one recipe differ in the seed alone."""
-    known = [(run, run.learnt) for run in runs if run.recipe]
-    for run, settings in known[1:]:
-        keys = [key for key in settings if settings[key] != known[0][1].get(key)]
-        if keys:
-            raise DataError(
-                f"{run.folder} was trained with other settings than {known[0][0].folder}: {', '.join(keys[:3])}",
-                "aggregate seeds of one recipe",
-            )
 
 
 def _config_name(runs: Sequence[Run]) -> str:

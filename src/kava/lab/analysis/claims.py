@@ -201,11 +201,6 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-def margin_of(measure: Measure, margin: float) -> float:
-    """The smallest relevant effect on the scale that is compared: points, or the logarithm of a ratio."""
-    return margin if measure == "accuracy" else math.log1p(RATIO_MARGIN)
-
-
 def judge(claims: Sequence[Claim], evidence: Mapping[str, Evidence], margin: float = MARGIN) -> list[Verdict]:
     """A verdict for every claim. Holm's correction is over all deciding comparisons that have a p."""
     tested = [[_tested(comparison, evidence) for comparison in claim.comparisons] for claim in claims]
@@ -248,7 +243,8 @@ def _judged(finding: Finding, p_holm: float | None, margin: float) -> Finding:
     """The finding with its corrected p and, if it decides, its word and reason."""
     if not finding.comparison.decides:
         return finding
-    word, reason = _word(finding, p_holm, margin_of(finding.comparison.measure, margin))
+    smallest = margin if finding.comparison.measure == "accuracy" else math.log1p(RATIO_MARGIN)
+    word, reason = _word(finding, p_holm, smallest)
     return replace(finding, p_holm=p_holm, word=word, reason=reason)
 
 

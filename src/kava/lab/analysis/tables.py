@@ -99,7 +99,7 @@ def as_latex(recipes: Sequence[AggregatedRecipe], style: str = "paren") -> str:
 
     Columns: the guide's three sets first, then the others as they occur; sets without results are left out.
     """
-    names = dict.fromkeys(name for recipe in recipes for name in recipe.body["datasets"])
+    names: dict[str, None] = dict.fromkeys(name for recipe in recipes for name in recipe.body["datasets"])
     columns = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
     head = ["Model", "Dataset", *(latex(TITLES.get(name, name)) for name in columns)]
     over = f"{STYLES[style][1]} over {_seeds(recipes)}."
