@@ -37,7 +37,7 @@ def aggregate(
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
     recipe = next((run.recipe for run in runs if run.recipe), {})
-    settings = {"settings": lambda run: run.learnt or None}
+    settings = {"settings": lambda run: run.trained_settings or None}
     refuse_unequal(runs, settings, "trained with other settings", "aggregate seeds of one recipe")
     body = {
         "model_name": model_name or recipe.get("model", {}).get("name"),

@@ -78,13 +78,9 @@ def _answerable(claim: Claim, members: Sequence[StudyMember]) -> bool:
 def _evidence(member: StudyMember, data: ClaimData) -> Evidence:
     """A member's judged items, accuracies, and instabilities as logarithms, since those are compared as ratios."""
     values: dict[str, dict[int, float]] = {}
-    for name, term in (("instability", "ce_student"), ("instability_loss", "loss")):
-        measured = {seed: instability(log, term) for seed, log in data.study.logs[member.label].items()}
-        values[name] = {
-            seed: math.log(one_run.jumps)
-            for seed, one_run in measured.items()
-            if seed is not None and one_run is not None and one_run.jumps > 0
-        }
+    for name, key in (("instability", "jumps_ce"), ("instability_loss", "jumps_loss")):
+        jumps = {seed: _stability(log)[key] for seed, log in data.study.logs[member.label].items() if seed is not None}
+        values[name] = {seed: math.log(value) for seed, value in jumps.items() if value}
     results = data.study.results(member)
     values["accuracy"] = {seed: result.accuracy for seed, result in results.items() if seed is not None}
     return Evidence(data.correct.get(member.label, {}), values)

@@ -116,7 +116,7 @@ def _config(run: Run) -> Any:
 
 def _settings(run: Run) -> dict[str, Any] | None:
     """What a recipe trains, without seed and data (their hash is compared); None without a recipe."""
-    return {key: value for key, value in run.learnt.items() if not key.startswith("dataset.")} or None
+    return {key: value for key, value in run.trained_settings.items() if not key.startswith("dataset.")} or None
 
 
 BUDGET: dict[str, Callable[[Run], Any]] = {

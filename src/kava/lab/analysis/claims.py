@@ -69,63 +69,52 @@ class Claim:
         return tuple(dict.fromkeys(name for pair in self.comparisons for name in (pair.first, pair.second)))
 
 
-def _beside(first: str, wants: Literal["above", "below"], second: str, measure: Measure = "accuracy") -> Comparison:
-    return Comparison(first, wants, second, measure, decides=False)
+def _pairs(
+    first: str,
+    wants: Literal["above", "below"],
+    *others: str,
+    measure: Measure = "accuracy",
+    decides: bool = True,
+) -> tuple[Comparison, ...]:
+    """`first` against each of the others."""
+    return tuple(Comparison(first, wants, other, measure, decides) for other in others)
 
 
 E1, E2, E3, E4, E5 = "E1_baseline", "E2_full_kv", "E3_right_crop", "E4_rkv", "E5_shuffled"
 CONTROL = "control"
+OURS = (
+    ("content_rkv", "The content of R-KV's targets matters: E4 is better than with another question's targets.",
+     E4, "rkv_examples"),
+    ("content_steps", "The content of the steps' targets matters: steps is better than with another question's targets.",
+     "steps", "steps_examples"),
+    ("choice", "R-KV's choice of tokens matters: E4 is better than random and than uniform choice.",
+     E4, "random", "uniform"),
+    ("steps", "Targets from the steps' results help: steps is better than E1.", "steps", E1),
+    ("latents", "Latents that are iterated help without a KV term: E1 is better than pause.", E1, "pause"),
+    ("thoughts", "Thoughts help: E4 is better than no_cot.", E4, "no_cot"),
+)  # fmt: skip
 CLAIMS = (
-    Claim("compression", "KV compression keeps supervision: E2 is better than E1.", (Comparison(E2, "above", E1),)),
+    Claim("compression", "KV compression keeps supervision: E2 is better than E1.", _pairs(E2, "above", E1)),
     Claim(
         "compensation",
         "KV alignment compensates for weak latent supervision: E4 is better than E1.",
-        (Comparison(E4, "above", E1), _beside(E2, "above", E1), _beside(E3, "above", E1)),
+        (
+            *_pairs(E4, "above", E1),
+            *_pairs(E2, "above", E1, decides=False),
+            *_pairs(E3, "above", E1, decides=False),
+        ),
     ),
     Claim(
         "stability",
         "R-KV is the most stable: E4's cross-entropy jumps less in training than those of E2 and E3.",
         (
-            Comparison(E4, "below", E2, "instability"),
-            Comparison(E4, "below", E3, "instability"),
-            _beside(E4, "below", E2, "instability_loss"),
-            _beside(E4, "below", E3, "instability_loss"),
-            _beside(E4, "below", E2, "spread"),
-            _beside(E4, "below", E3, "spread"),
+            *_pairs(E4, "below", E2, E3, measure="instability"),
+            *_pairs(E4, "below", E2, E3, measure="instability_loss", decides=False),
+            *_pairs(E4, "below", E2, E3, measure="spread", decides=False),
         ),
     ),
-    Claim(CONTROL, "The control: E5, R-KV shuffled in time, is worse than E4.", (Comparison(E5, "below", E4),)),
-    Claim(
-        "content_rkv",
-        "The content of R-KV's targets matters: E4 is better than with another question's targets.",
-        (Comparison(E4, "above", "rkv_examples"),),
-        "ours",
-    ),
-    Claim(
-        "content_steps",
-        "The content of the steps' targets matters: steps is better than with another question's targets.",
-        (Comparison("steps", "above", "steps_examples"),),
-        "ours",
-    ),
-    Claim(
-        "choice",
-        "R-KV's choice of tokens matters: E4 is better than random and than uniform choice.",
-        (Comparison(E4, "above", "random"), Comparison(E4, "above", "uniform")),
-        "ours",
-    ),
-    Claim(
-        "steps",
-        "Targets from the steps' results help: steps is better than E1.",
-        (Comparison("steps", "above", E1),),
-        "ours",
-    ),
-    Claim(
-        "latents",
-        "Latents that are iterated help without a KV term: E1 is better than pause.",
-        (Comparison(E1, "above", "pause"),),
-        "ours",
-    ),
-    Claim("thoughts", "Thoughts help: E4 is better than no_cot.", (Comparison(E4, "above", "no_cot"),), "ours"),
+    Claim(CONTROL, "The control: E5, R-KV shuffled in time, is worse than E4.", _pairs(E5, "below", E4)),
+    *(Claim(name, sentence, _pairs(first, "above", *others), "ours") for name, sentence, first, *others in OURS),
 )
 SFT, SINGLE, FIXED, SIMILARITY, LEARNABLE, Z = "sft", "single_", "fixed", "similarity", "learnable", "z"
 WITH_EXPECTED = ("several", "router")  # the claims for which the guide expects effects of a certain size
@@ -145,15 +134,17 @@ def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:
     singles = [name for name in names if name.startswith(SINGLE)]
     if singles:
         others = [name for name in (SIMILARITY, LEARNABLE, Z) if name in names]
-        comparisons = [Comparison(FIXED, "above", name) for name in singles]
-        comparisons += [_beside(name, "above", single) for name in others for single in singles]
+        comparisons = [
+            *_pairs(FIXED, "above", *singles),
+            *(pair for name in others for pair in _pairs(name, "above", *singles, decides=False)),
+        ]
         sentence = "Several teachers are better than the best one alone: fixed is better than every single_."
         expected = (("minimum", 0.03), ("ideal", 0.08))
         claims.append(Claim(WITH_EXPECTED[0], sentence, tuple(comparisons), expected=expected))
     equal = LONG if LONG in names else FIXED
     if LEARNABLE in names:
         weaker = [name for name in (FIXED, SIMILARITY) if name != equal and (name == FIXED or name in names)]
-        comparisons = [Comparison(LEARNABLE, "above", equal), *(_beside(LEARNABLE, "above", name) for name in weaker)]
+        comparisons = [*_pairs(LEARNABLE, "above", equal), *_pairs(LEARNABLE, "above", *weaker, decides=False)]
         sentence = (
             f"A trained router is better than fixed weights, with as many updates: learnable is better than {equal}."
         )
@@ -162,7 +153,7 @@ def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:
     for name, subject in ((FIXED, "Several teachers"), (Z, "Codes of several teachers")):
         if {SFT, name} <= set(names):
             sentence = f"{subject} are better than plain fine-tuning on the same text: {name} is better than sft."
-            claims.append(Claim(f"{name}_sft", sentence, (Comparison(name, "above", SFT),), "ours"))
+            claims.append(Claim(f"{name}_sft", sentence, _pairs(name, "above", SFT), "ours"))
     return tuple(claims)
 
 

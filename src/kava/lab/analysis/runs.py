@@ -18,7 +18,7 @@ MODES = ("latent", "cot", "direct")
 NOT_RUNS = ("best_checkpoint", "checkpoint-", "logs", "wandb", "trackio", ".", "__")
 PROTOCOL = ("mode", "cue", "max_new_tokens", "temperature", "metric")  # results that differ here do not compare
 # The sections of a recipe that determine what is trained.
-LEARNT = "model dataset latent loss rkv explicit teacher mixture projector lora training".split()  # noqa: SIM905
+TRAINED_SECTIONS = "model dataset latent loss rkv explicit teacher mixture projector lora training".split()  # noqa: SIM905
 START = "training.start_from"
 _RESULT = re.compile(r"results_(.+)\.(ya?ml|json)")
 # Field names, ours first, then those that other scripts write.
@@ -77,10 +77,10 @@ class Run:
         return bool(self.recipe.get("explicit", {}).get("enabled"))
 
     @property
-    def learnt(self) -> dict[str, Any]:
+    def trained_settings(self) -> dict[str, Any]:
         """The flat recipe of what is trained, without seeds: neither the run's nor that of the checkpoint it starts from."""
         settings = {
-            f"{section}.{key}": value for section in LEARNT for key, value in self.recipe.get(section, {}).items()
+            f"{section}.{key}": value for section in TRAINED_SECTIONS for key, value in self.recipe.get(section, {}).items()
         }
         if settings.get(START) is not None:
             settings[START] = re.sub(r"seed_\d+", "seed_*", str(settings[START]))
