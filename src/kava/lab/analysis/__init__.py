@@ -1,1 +1,1 @@
-"""Reads files and numbers, writes tables and pictures; needs neither torch nor transformers."""
+"""Reads run folders; computes statistics, claims and tables. Needs neither torch nor transformers."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
-from kava.lab.analysis.runs import PROTOCOL, Run, comparable, read_run, refuse_unequal, run_name
+from kava.lab.analysis.runs import PROTOCOL, Run, read_run, refuse_incomparable, refuse_unequal, run_name
 from kava.lab.analysis.study import Score
 from kava.lab.analysis.validations import held_out_numbers, over_seeds
 from kava.provenance import versions
@@ -128,7 +128,7 @@ def _sets_of(runs: Sequence[Run], mode: str) -> list[str]:
 def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
     score = Score(tuple((run, result) for run in runs if (result := run.result(name, mode)) is not None))
     results = [result for _, result in score.results]
-    comparable(results)
+    refuse_incomparable(results)
     passes = [result.passes_mean for result in results if result.passes_mean is not None]
     first = results[0] if results else None
     return {

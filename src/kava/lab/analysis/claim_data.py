@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kava.errors import ConfigError, DataError, RunError
 from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
 from kava.lab.analysis.load_study import load_study
-from kava.lab.analysis.runs import Run, RunResult, comparable, refuse_unequal
+from kava.lab.analysis.runs import Run, RunResult, refuse_incomparable, refuse_unequal
 from kava.lab.analysis.study import COUNTED, Study, StudyMember
 from kava.registry import nearest
 
@@ -62,7 +62,7 @@ def claim_data(base: Path, experiments: Sequence[str] = (), dataset: str | None 
     seeds |= {seed for name in names for seed in planned.get(name, {}).get("seeds", ())}
     absent = {member.label: _absent(study, member, runs[member.label], sorted(seeds)) for member in members}
     left_out = sorted({run.member for run in whole.runs} - set(names))
-    comparable([result for member in members for result in study.results(member).values()])
+    refuse_incomparable([result for member in members for result in study.results(member).values()])
     return ClaimData(study, sorted(seeds), absent, left_out, _correct(study, absent))
 
 

@@ -80,7 +80,9 @@ class Run:
     def trained_settings(self) -> dict[str, Any]:
         """The flat recipe of what is trained, without seeds: neither the run's nor that of the checkpoint it starts from."""
         settings = {
-            f"{section}.{key}": value for section in TRAINED_SECTIONS for key, value in self.recipe.get(section, {}).items()
+            f"{section}.{key}": value
+            for section in TRAINED_SECTIONS
+            for key, value in self.recipe.get(section, {}).items()
         }
         if settings.get(START) is not None:
             settings[START] = re.sub(r"seed_\d+", "seed_*", str(settings[START]))
@@ -154,7 +156,7 @@ def same_items(first: RunResult, second: RunResult) -> None:
         )
 
 
-def comparable(results: Sequence[RunResult]) -> None:
+def refuse_incomparable(results: Sequence[RunResult]) -> None:
     """Refuse results on different items, or within a mode under different protocols."""
     first_of_mode: dict[str, RunResult] = {}
     for result in results:
