@@ -10,7 +10,7 @@ from typing import Any
 
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
-from kava.lab.analysis.runs import PROTOCOL, Run, read_run, refuse_incomparable, refuse_unequal, run_name
+from kava.lab.analysis.runs import PROTOCOL, Run, read_run, refuse_incomparable, run_name
 from kava.lab.analysis.study import Score
 from kava.lab.analysis.validations import held_out_numbers, over_seeds
 from kava.provenance import versions
@@ -37,8 +37,7 @@ def aggregate(
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
     recipe = next((run.recipe for run in runs if run.recipe), {})
-    settings = {"settings": lambda run: run.trained_settings or None}
-    refuse_unequal(runs, settings, "trained with other settings", "aggregate seeds of one recipe")
+    _refuse_other_settings(runs)
     body = {
         "model_name": model_name or recipe.get("model", {}).get("name"),
         "model": recipe.get("model", {}).get("name"),
@@ -147,6 +146,19 @@ def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
             for run, result in score.results
         },
     }
+
+
+def _refuse_other_settings(runs: Sequence[Run]) -> None:
+    """Seeds of one recipe differ in the seed alone."""
+    trained = [run for run in runs if run.recipe]
+    for run in trained[1:]:
+        expected = trained[0].trained_settings
+        keys = [key for key, setting in run.trained_settings.items() if setting != expected.get(key)]
+        if keys:
+            raise DataError(
+                f"{run.folder} was trained with other settings than {trained[0].folder}: {', '.join(keys[:3])}",
+                "aggregate seeds of one recipe",
+            )
 
 
 def _config_name(runs: Sequence[Run]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kava.errors import ConfigError, DataError, RunError
 from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
 from kava.lab.analysis.load_study import load_study
-from kava.lab.analysis.runs import Run, RunResult, refuse_incomparable, refuse_unequal
+from kava.lab.analysis.runs import Run, RunResult, refuse_incomparable
 from kava.lab.analysis.study import COUNTED, Study, StudyMember
 from kava.registry import nearest
 
@@ -53,9 +53,9 @@ def claim_data(base: Path, experiments: Sequence[str] = (), dataset: str | None 
     names = _names(list(dict.fromkeys([*planned, *(run.member for run in whole.runs)])), experiments)
     runs = {name: _runs(name, whole.runs) for name in names}
     members = [_member(name, runs[name], planned.get(name, {})) for name in names]
-    refuse_unequal([run for member in members for run in member.runs], BUDGET, "unequal budget", ONE_CONFIG)
+    _refuse_unequal([run for member in members for run in member.runs], BUDGET, "unequal budget")
     for member in members:
-        refuse_unequal(member.runs, {"settings": _settings}, f"different settings in {member.label}", ONE_CONFIG)
+        _refuse_unequal(member.runs, {"settings": _settings}, f"different settings in {member.label}")
     set_name = _set(members, [name for suite in suites for name in suite.get("sets", [])], dataset)
     study = replace(whole, members=tuple(members), sets=(set_name,) if set_name else ())
     seeds = {run.seed for name in names for run in runs[name] if run.seed is not None}
@@ -125,6 +125,22 @@ BUDGET: dict[str, Callable[[Run], Any]] = {
     "updates": lambda run: run.meta.get("steps"),
     "effective batch size": lambda run: run.meta.get("effective_batch_size"),
 }
+
+
+def _refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any]], what: str) -> None:
+    """Refuse runs that are known to differ in one of the facts."""
+    for name, fact in facts.items():
+        known = [(run, fact(run)) for run in runs if fact(run) is not None]
+        for run, value in known[1:]:
+            first, expected = known[0]
+            if value == expected:
+                continue
+            if isinstance(value, dict):  # only what differs
+                expected, value = (
+                    {key: setting for key, setting in these.items() if others.get(key) != setting}
+                    for these, others in ((expected, value), (value, expected))
+                )
+            raise DataError(f"{what}: {first.folder} has {name} {expected}, {run.folder} has {value}", ONE_CONFIG)
 
 
 def _set(members: Sequence[StudyMember], planned: Sequence[str], dataset: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,22 +168,6 @@ def refuse_incomparable(results: Sequence[RunResult]) -> None:
                     f"{first.path} has {key} {first.fields.get(key)!r}, {result.path} has {result.fields.get(key)!r}",
                     "evaluate one of them again, the same way",
                 )
-
-
-def refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any]], what: str, advice: str) -> None:
-    """Refuse runs that are known to differ in one of the facts."""
-    for name, fact in facts.items():
-        known = [(run, fact(run)) for run in runs if fact(run) is not None]
-        for run, value in known[1:]:
-            first, expected = known[0]
-            if value == expected:
-                continue
-            if isinstance(value, dict):  # only what differs
-                expected, value = (
-                    {key: setting for key, setting in these.items() if others.get(key) != setting}
-                    for these, others in ((expected, value), (value, expected))
-                )
-            raise DataError(f"{what}: {first.folder} has {name} {expected}, {run.folder} has {value}", advice)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

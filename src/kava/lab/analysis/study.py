@@ -11,7 +11,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kava.lab.analysis.runs import Run, RunResult
-from kava.lab.analysis.stats import compare_values, wilson
 
 # In this order: members without a KV term are what the others are compared with.
 GROUPS = {
@@ -79,6 +78,8 @@ class Score:
     @property
     def interval(self) -> tuple[float, float, str] | None:
         """95 % interval (low, high, kind): t over three seeds or more, Wilson over items for a single run, None for two seeds."""
+        from kava.lab.analysis.stats import compare_values, wilson  # late: needs numpy
+
         if len(self.results) == 1:
             result = self.results[0][1]
             return None if result.correct is None else (*wilson(result.correct, result.total), "Wilson")
