@@ -89,7 +89,8 @@ def _known(name: str) -> str:
 def _runs(name: str, runs: Iterable[Run]) -> list[Run]:
     """The member's runs, at most one for each seed; the seed may be in the results only."""
     by_seed: dict[int | None, Run] = {}
-    for run in (run for run in runs if run.member == name):
+    of_member = [run for run in runs if run.member == name]
+    for run in sorted(of_member, key=lambda run: (run.seed is None, run.seed or 0, run.folder)):
         seed = run.seed
         if seed is None:
             seed = next((result.fields["seed"] for result in run.results if "seed" in result.fields), None)
