@@ -11,7 +11,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], left: int | None
     With `left`, only so many columns are left-aligned and the others, numbers, right-aligned under one rule of the table's
     whole width; a second rule separates the last `foot` rows.
     """
-    lines = [list(header), *map(list, rows)]
+    lines = [list(header), ["-" * len(word) for word in header], *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     aligned = len(header) if left is None else left
     texts = [
@@ -19,12 +19,8 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], left: int | None
         for line in lines
     ]  # fmt: skip
     rule = "-" * len(texts[0])
-    under = (
-        rule
-        if left is not None
-        else "  ".join(("-" * len(word)).ljust(w) for word, w in zip(header, widths, strict=True))
-    )
-    texts[1:1] = [under]
+    if left is not None:
+        texts[1] = rule
     if foot:
         texts[-foot:-foot] = [rule]
     return "\n".join(text.rstrip() for text in texts)

@@ -18,6 +18,7 @@ from kava.config import load_recipe, save_recipe
 from kava.errors import DataError, RunError
 from kava.lab.analysis.paper import TABLE
 from kava.lab.analysis.runs import find_runs, read_result, same_items
+from kava.text_table import table
 
 TOTAL = 1319
 
@@ -56,6 +57,14 @@ def aggregate(tree: Path, *words: str, seeds: tuple[int, ...] = (42, 123, 456)) 
         str(root / "aggregated_results.yaml"),
     ]
     return main(["aggregate", "--seed_dirs", *[str(root / f"seed_{seed}") for seed in seeds], *files, *words])
+
+
+def test_text_tables_align_words_left_and_numbers_right() -> None:
+    rows = [("a", "1.0", "x"), ("bcd", "12.0", "")]
+    assert table(rows, ("name", "n", "note")) == "name  n     note\n----  -     ----\na     1.0   x\nbcd   12.0"
+    numbers = [row[:2] for row in rows]
+    assert table(numbers, ("name", "n"), left=1) == "name     n\n----------\na      1.0\nbcd   12.0"
+    assert table(numbers, ("name", "n"), left=1, foot=1).splitlines()[3] == "-" * 10
 
 
 # ---- reading results
