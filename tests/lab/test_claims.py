@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from kava.lab.analysis.claims import CLAIMS, Claim, Comparison, Evidence, judge, num_tested
+from kava.lab.analysis.claims import CLAIMS, Claim, Evidence, MemberComparison, judge, num_tested
 from kava.lab.analysis.stats import holm
 
 SEEDS = (42, 123, 456, 789, 1024)
 MEMBERS = tuple(dict.fromkeys(name for claim in CLAIMS for name in claim.members))
-ONE = (Claim("one", "a is better than b", (Comparison("a", "above", "b"),)),)
+ONE = (Claim("one", "a is better than b", (MemberComparison("a", "above", "b"),)),)
 
 
 def simulate(
@@ -117,8 +117,8 @@ def test_a_claim_needs_all_that_decide_and_nothing_else():
     good, bad = of(dict.fromkeys(SEEDS, 0.9)), of(dict.fromkeys(SEEDS, 0.2))
 
     def word(*names: str, beside: tuple[str, ...] = ()) -> str:
-        comparisons = [Comparison("x", "above", name) for name in names]
-        comparisons += [Comparison("x", "above", name, decides=False) for name in beside]
+        comparisons = [MemberComparison("x", "above", name) for name in names]
+        comparisons += [MemberComparison("x", "above", name, decides=False) for name in beside]
         return words(
             {"x": of(dict.fromkeys(SEEDS, 0.5)), "good": good, "bad": bad}, (Claim("c", "", tuple(comparisons)),)
         )["c"]
@@ -141,7 +141,7 @@ def test_below_mirrors_above():
     draw = np.random.default_rng(3)
     for effect in (0.0, 0.8, -0.8):
         evidence = simulate(draw, ("a", "b"), items=600, effects={"a": effect})
-        mirrored = (Claim("one", "", (Comparison("b", "below", "a"),)),)
+        mirrored = (Claim("one", "", (MemberComparison("b", "below", "a"),)),)
         assert words(evidence, ONE) == words(evidence, mirrored)
 
 

@@ -13,7 +13,7 @@ from test_analyze import analyze, deciding, refused, run, words
 
 from kava.cli.main import main
 from kava.config import Recipe, differing, load_recipe
-from kava.lab.analysis.claims import CLAIMS, Claim, Comparison, Evidence, claims_of, judge
+from kava.lab.analysis.claims import CLAIMS, Claim, Evidence, MemberComparison, claims_of, judge
 from kava.lab.plan import suites
 from kava.lab.run_local import Job, run_jobs
 from kava.lab.suites import phases
@@ -262,14 +262,16 @@ def of(share: float, items: int = 2000, wobble: float = 0.0) -> Evidence:
     ],
 )
 def test_expected_effects_are_read_off_the_interval(gain: float, said: str) -> None:
-    claim = Claim("x", "a beats b", (Comparison("a", "above", "b"),), expected=(("minimum", 0.03), ("ideal", 0.08)))
+    claim = Claim(
+        "x", "a beats b", (MemberComparison("a", "above", "b"),), expected=(("minimum", 0.03), ("ideal", 0.08))
+    )
     (verdict,) = judge([claim], {"a": of(0.4 + gain), "b": of(0.4)})
     assert verdict.reason.endswith(f"the guide's {said}")
     assert verdict.word == ("supported" if gain > 0 else "not supported")
 
 
 def test_an_expected_effect_needs_every_comparison_and_stays_open_without_numbers() -> None:
-    two = (Comparison("a", "above", "b"), Comparison("a", "above", "c"))
+    two = (MemberComparison("a", "above", "b"), MemberComparison("a", "above", "c"))
     claim = Claim("x", "a beats b and c", two, expected=(("minimum", 0.03),))
 
     def said(**evidence: Evidence) -> str:

@@ -44,7 +44,7 @@ Measure = Literal["accuracy", "instability", "instability_loss", "spread"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MemberComparison:
     """`first` is claimed to be above or below `second`; comparisons that do not decide are reported, uncorrected."""
 
     first: str
@@ -60,7 +60,7 @@ class Claim:
 
     name: str
     sentence: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[MemberComparison, ...]
     source: str = "guide"
     expected: tuple[tuple[str, float], ...] = ()  # of accuracy
 
@@ -75,9 +75,9 @@ def _pairs(
     *others: str,
     measure: Measure = "accuracy",
     decides: bool = True,
-) -> tuple[Comparison, ...]:
+) -> tuple[MemberComparison, ...]:
     """`first` against each of the others."""
-    return tuple(Comparison(first, wants, other, measure, decides) for other in others)
+    return tuple(MemberComparison(first, wants, other, measure, decides) for other in others)
 
 
 E1, E2, E3, E4, E5 = "E1_baseline", "E2_full_kv", "E3_right_crop", "E4_rkv", "E5_shuffled"
@@ -172,7 +172,7 @@ class Evidence:
 class Finding:
     """A comparison with its test; `word` is "" for one that does not decide."""
 
-    comparison: Comparison
+    comparison: MemberComparison
     compared: PairedComparison | None
     p: float | None
     p_holm: float | None = None
@@ -216,7 +216,7 @@ def num_tested(verdicts: Sequence[Verdict]) -> int:
     return sum(finding.p_holm is not None for verdict in verdicts for finding in verdict.findings)
 
 
-def _tested(comparison: Comparison, evidence: Mapping[str, Evidence]) -> Finding:
+def _tested(comparison: MemberComparison, evidence: Mapping[str, Evidence]) -> Finding:
     first, second = (evidence.get(name, Evidence()) for name in (comparison.first, comparison.second))
     if comparison.measure == "spread":
         groups = [list(member.values.get("accuracy", {}).values()) for member in (first, second)]
