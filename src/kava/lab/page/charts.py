@@ -1,4 +1,4 @@
-"""Parts of figures: a grid of panels with one column per group of members, curves over seeds, labels that keep apart."""
+"""Parts of figures: a grid of panels with a column per group of members, curves over seeds, labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from types import MappingProxyType
 from typing import Any
 
 from kava.lab.analysis.study import Group, StudyMember
-from kava.lab.page.figures import INK, LIGHT, MUTED, WIDTH, colour, tip
+from kava.lab.page.figures import INK, MUTED, SHADE, WIDTH, colour, tip
 
 Points = Sequence[tuple[float, float]]
 Lines = Mapping[str, Mapping[str, Points]]  # member's label -> seed's name -> points
 LETTER = 0.063  # inches that a letter of a label takes, at most
-LONGEST = 36  # letters of a name
+LONGEST = 36  # letters of a name in a figure
 LINE = 0.13  # inches from one line of a legend to the next
 LEFT, RIGHT, BOTTOM, GAP = 0.42, 0.08, 0.42, 0.32
+
+
+def add_panel(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    """Axes whose upper left corner is `left`, `top` inches from the figure's."""
+    across, high = figure.get_size_inches()
+    return figure.add_axes((left / across, (high - top - height) / high, width / across, height / high))
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,11 @@ class Grid:
 
     @property
     def size(self) -> tuple[float, float]:
-        return self.size_across, self._legend + self.rows * (self.height + GAP) - GAP + BOTTOM
+        return self._across, self._legend + self.rows * (self.height + GAP) - GAP + BOTTOM
 
     @property
     def _legend(self) -> float:
-        """Inches above the panels: group's title, legend, the first row's title."""
+        """Inches above the panels for the group's title, the legend and the first row's title."""
         lines = max(ceil(len(group.members) / self._legend_columns(group)) for group in self.groups)
         return (0.24 if len(self.groups) > 1 else 0.05) + lines * LINE + 0.3
 
@@ -54,41 +60,42 @@ class Grid:
 
     @property
     def _between(self) -> float:
-        """Inches between columns: the measures side by side have numbers of their own."""
+        """Inches between columns: measures side by side have their own numbers on y."""
         return 0.3 if len(self.groups) > 1 else 0.5
 
     @property
     def _panel_width(self) -> float:
-        return (self.size_across - LEFT - RIGHT - self._between * (self.columns - 1)) / self.columns
+        return (self._across - LEFT - RIGHT - self._between * (self.columns - 1)) / self.columns
 
     @property
-    def size_across(self) -> float:
+    def _across(self) -> float:
         return max(WIDTH, 1.9 * self.columns)
 
     def axes(self, figure: Any) -> list[list[tuple[Any, Group]]]:
         """For each measure its panels, with titles, legends and the label below."""
-        width, height = self.size
-        found: list[list[tuple[Any, Group]]] = [[] for _ in self.titles]
+        several = len(self.groups) > 1
+        panels: list[list[tuple[Any, Group]]] = [[] for _ in self.titles]
         for index, title in enumerate(self.titles):
             for column, group in enumerate(self.groups):
-                x, y = (column, index) if len(self.groups) > 1 else (index % self.columns, index // self.columns)
-                left = LEFT + x * (self._panel_width + self._between)
-                bottom = height - self._legend - y * (self.height + GAP) - self.height
-                box = (left / width, bottom / height, self._panel_width / width, self.height / height)
-                one = figure.add_axes(box)
-                if x == 0 or len(self.groups) == 1:
-                    one.set_title(title, x=0, pad=5)
-                last = y == self.rows - 1 or (len(self.groups) == 1 and index + self.columns >= len(self.titles))
-                if last:
-                    one.set_xlabel(self.xlabel, labelpad=2)
-                elif self.xlabel:  # the same axis all the way down
-                    one.tick_params(axis="x", labelbottom=False)
-                found[index].append((one, group))
+                x, y = (column, index) if several else (index % self.columns, index // self.columns)
+                top = self._legend + y * (self.height + GAP)
+                axes = add_panel(figure, self._left(x), top, self._panel_width, self.height)
+                if x == 0 or not several:
+                    axes.set_title(title, x=0, pad=5)
+                if y == self.rows - 1 or (not several and index + self.columns >= len(self.titles)):
+                    axes.set_xlabel(self.xlabel, labelpad=2)
+                elif self.xlabel:  # the panels below have the same x
+                    axes.tick_params(axis="x", labelbottom=False)
+                panels[index].append((axes, group))
         for column, group in enumerate(self.groups):
-            self._head(figure, group, LEFT + column * (self._panel_width + self._between))
-        return found
+            self._add_legend(figure, group, self._left(column))
+        return panels
 
-    def _head(self, figure: Any, group: Group, left: float) -> None:
+    def _left(self, column: int) -> float:
+        return LEFT + column * (self._panel_width + self._between)
+
+    def _add_legend(self, figure: Any, group: Group, left: float) -> None:
+        """The group's title where there are several, and the names of its members."""
         from matplotlib.lines import Line2D
 
         width, height = self.size
@@ -112,10 +119,10 @@ def short(label: str, most: int = LONGEST) -> str:
     return label if len(label) <= most else label[: most - 1] + "\u2026"
 
 
-def shown_token(token: str) -> str:
-    """A token's text with its white space to be seen."""
-    shown = token.replace("\u0120", " ").replace("\u2581", " ").replace("\n", "\\n")
-    return shown.replace(" ", "\u2423") if shown.strip() == "" else shown.strip()
+def visible_token(token: str) -> str:
+    """A token's text, its white space replaced by visible signs where it has nothing else."""
+    text = token.replace("\u0120", " ").replace("\u2581", " ").replace("\n", "\\n")
+    return text.strip() or text.replace(" ", "\u2423")
 
 
 def letters(members: Iterable[StudyMember]) -> float:
@@ -130,31 +137,32 @@ def line_style(member: StudyMember, size: float = 3.6) -> dict[str, Any]:
 
 
 def curves(
-    one: Any, group: Group, lines: Lines, log: bool = False, marks: int = 4, cut: Lines = MappingProxyType({})
+    axes: Any, group: Group, lines: Lines, log: bool = False, marks: int = 4, cut: Lines = MappingProxyType({})
 ) -> None:
-    """A thin line per seed, their mean thick with `marks` markers, every other group's means in grey behind.
+    """Draws a thin line per seed, their mean thick with `marks` markers, and other groups' means in grey.
 
     `cut` are the lines of runs that were cut short: drawn thin, in no mean.
     """
     inside = {member.label for member in group.members}
     for label, seeds in lines.items():
-        if label not in inside:
-            mean = mean_line(seeds)
-            one.plot(*zip(*mean, strict=True), color=LIGHT["shade"], linewidth=0.7, zorder=1.5) if mean else None
+        mean = mean_line(seeds)
+        if label not in inside and mean:
+            axes.plot(*zip(*mean, strict=True), color=SHADE, linewidth=0.7, zorder=1.5)
     for member in group.members:
         seeds = lines.get(member.label, {})
         style = line_style(member, 3.2)
-        thin_ones = {**(seeds if len(seeds) > 1 else {}), **cut.get(member.label, {})}
-        for seed, points in thin_ones.items():
+        for seed, points in {**(seeds if len(seeds) > 1 else {}), **cut.get(member.label, {})}.items():
             if points:
-                (thin,) = one.plot(*zip(*points, strict=True), color=style["color"], linewidth=0.5, alpha=0.4, zorder=2)
+                (thin,) = axes.plot(
+                    *zip(*points, strict=True), color=style["color"], linewidth=0.5, alpha=0.4, zorder=2
+                )
                 tip(thin, f"{member.label}, seed {seed}")
         mean = mean_line(seeds)
         if mean:
-            (thick,) = one.plot(*zip(*mean, strict=True), **style, markevery=max(1, len(mean) // marks), zorder=3)
+            (thick,) = axes.plot(*zip(*mean, strict=True), **style, markevery=max(1, len(mean) // marks), zorder=3)
             tip(thick, f"{member.label}, mean of {len(seeds)} seeds" if len(seeds) > 1 else member.label)
     if log:
-        log_ticks(one)
+        log_ticks(axes)
 
 
 def mean_line(seeds: Mapping[str, Points]) -> Points:
@@ -162,30 +170,30 @@ def mean_line(seeds: Mapping[str, Points]) -> Points:
     by_seed = [dict(points) for points in seeds.values() if points]
     if not by_seed:
         return []
-    shared = sorted(set.intersection(*(set(one) for one in by_seed)))
-    return [(x, fmean(one[x] for one in by_seed)) for x in shared]
+    shared = sorted(set.intersection(*map(set, by_seed)))
+    return [(x, fmean(points[x] for points in by_seed)) for x in shared]
 
 
-def log_ticks(one: Any) -> None:
+def log_ticks(axes: Any) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    one.set_yscale("log")
-    low, high = one.get_ylim()
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
     wide = log10(high / low) > 1.6
-    one.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    one.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    one.yaxis.set_minor_formatter(NullFormatter())
-    one.tick_params(axis="y", which="minor", length=0)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", which="minor", length=0)
 
 
-def share_scale(panels: Sequence[Any]) -> None:
-    """The same y for the panels of a row; only the first shows its numbers."""
-    limits = [one.get_ylim() for one in panels]
-    for i, one in enumerate(panels):
-        one.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+def share_scale(row: Sequence[tuple[Any, Group]]) -> None:
+    """Gives the panels of a row the same y; only the first shows its numbers."""
+    limits = [axes.get_ylim() for axes, _ in row]
+    for i, (axes, _) in enumerate(row):
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         if i:
-            one.tick_params(axis="y", labelleft=False)
-            one.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", labelleft=False)
+            axes.spines["left"].set_visible(False)
 
 
 def percent_scale(low: float, high: float) -> tuple[float, float]:
@@ -198,43 +206,23 @@ def percent_scale(low: float, high: float) -> tuple[float, float]:
 def apart(wanted: Sequence[float], distance: float, low: float, high: float) -> list[float]:
     """Places near `wanted`, in its order, at least `distance` apart and inside low..high where there is room."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    blocks: list[list[Any]] = []  # [indices, centre of the whole block]
-    for i in order:
-        blocks.append([[i], wanted[i]])
-        while len(blocks) > 1 and _top(blocks[-2], distance) + distance > _bottom(blocks[-1], distance):
-            last = blocks.pop()
-            one = blocks[-1]
-            count, more = len(one[0]), len(last[0])
-            one[1] = (one[1] * count + last[1] * more) / (count + more)
-            one[0] += last[0]
-    found = [0.0] * len(wanted)
-    for indices, centre in blocks:
-        start = centre - (len(indices) - 1) / 2 * distance
-        for k, i in enumerate(indices):
-            found[i] = start + k * distance
-    return _inside(found, order, distance, low, high)
-
-
-def _bottom(block: list[Any], distance: float) -> float:
-    return float(block[1]) - (len(block[0]) - 1) / 2 * distance
-
-
-def _top(block: list[Any], distance: float) -> float:
-    return float(block[1]) + (len(block[0]) - 1) / 2 * distance
-
-
-def _inside(places: list[float], order: Sequence[int], distance: float, low: float, high: float) -> list[float]:
-    """Pushed up from `low`, then down from `high`."""
-    floor = low
+    # Isotonic regression of what remains when every place gives up the distance to those before it.
+    blocks: list[list[float]] = []
+    for k, i in enumerate(order):
+        blocks.append([wanted[i] - k * distance])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    levels = [fmean(block) for block in blocks for _ in block]
+    places = dict(zip(order, (level + k * distance for k, level in enumerate(levels)), strict=True))
+    floor, ceiling = low, high
     for i in order:
         places[i] = max(places[i], floor)
         floor = places[i] + distance
-    ceiling = high
     for i in reversed(order):
         places[i] = min(places[i], ceiling)
         ceiling = places[i] - distance
-    return places
+    return [places[i] for i in range(len(wanted))]
 
 
-def no_data(one: Any, words: str) -> None:
-    one.text(0.5, 0.5, words, transform=one.transAxes, ha="center", va="center", color=MUTED, style="italic")
+def no_data(axes: Any, words: str) -> None:
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=MUTED, style="italic")

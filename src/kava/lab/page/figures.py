@@ -1,30 +1,32 @@
-"""A figure is described once: matplotlib draws it for the page (SVG that follows light and dark) and as PNG and PDF."""
+"""Figures drawn by matplotlib: as SVG for the page, in colours that follow light and dark, and as PNG and PDF."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from kava.errors import ConfigError
 from kava.files import PARTIAL, usual_mode
 from kava.lab.analysis.study import Look
-from kava.lab.page.markup import Row
-from kava.lab.page.style import LIGHT, PALETTE
+from kava.lab.page.blocks import Plot
+from kava.lab.page.formats import listed
 
-INK, MUTED, GRID, PAPER, MARK = LIGHT["ink"], LIGHT["muted"], LIGHT["grid"], LIGHT["paper"], LIGHT["mark"]
+_CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+LIGHT = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", _CSS.partition("@media")[0]))  # the page's variables
+INK, MUTED, GRID, PAPER, MARK, SHADE = (LIGHT[name] for name in ("ink", "muted", "grid", "paper", "mark", "shade"))
+PALETTE = [LIGHT[f"c{i}"] for i in range(7)]
 DPI = 200
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kava",
     "pdf.fonttype": 42,
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
     "text.parse_math": False,  # a token may be a dollar sign
     "axes.formatter.useoffset": False,
     "axes.formatter.limits": (-5, 7),
@@ -61,31 +63,17 @@ SETTINGS = {
     "legend.borderaxespad": 0,
     "legend.labelspacing": 0.35,
 }
-WIDTH = 7.2  # inches: the text of an A4 page
+WIDTH = 7.2  # inches: the width of text on an A4 page
 _TIP = "tip "
 
 
-@dataclass(frozen=True)
-class Plot:
-    """What a figure shows and how: `draw` fills an empty matplotlib figure of `size` inches; `rows` hold its numbers."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    size: tuple[float, float]
-    draw: Callable[[Any], None]
-    header: Sequence[str]
-    rows: Sequence[Row]
-
-
 def need_libraries() -> None:
-    """matplotlib draws and scipy gives intervals; both are extras."""
+    """Fails where matplotlib, scipy or jinja2 is not installed; all are of the extra `report`."""
     import importlib.util
 
-    absent = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+    absent = [name for name in ("matplotlib", "scipy", "jinja2") if importlib.util.find_spec(name) is None]
     if absent:
-        raise ConfigError(f"kava report needs {' and '.join(absent)}, not installed here", "pip install 'kava[report]'")
+        raise ConfigError(f"kava report needs {listed(absent)}, not installed here", "pip install 'kava[report]'")
 
 
 def render(plot: Plot, folder: Path | None = None) -> str:
@@ -96,7 +84,9 @@ def render(plot: Plot, folder: Path | None = None) -> str:
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=plot.size)
         plot.draw(figure)
-        with _quiet_about_glyphs():
+        with warnings.catch_warnings():
+            # A token in a script that matplotlib's font lacks is a box in PNG and PDF; the page shows it in its own fonts.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             if folder is not None:
                 _save(figure, folder / f"{plot.name}.png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
                 _save(figure, folder / f"{plot.name}.pdf", facecolor=PAPER, metadata={"CreationDate": None})
@@ -106,11 +96,11 @@ def render(plot: Plot, folder: Path | None = None) -> str:
 
 
 def colour(look: Look) -> str:
-    return PALETTE[look.colour % len(PALETTE)][0]
+    return PALETTE[look.colour % len(PALETTE)]
 
 
 def tip(artist: Any, words: str) -> None:
-    """What a page shows when the mouse rests on it."""
+    """Text that the page shows while the mouse is over the artist."""
     artist.set_gid(_TIP + words)
 
 
@@ -120,7 +110,8 @@ def page_svg(svg: str, name: str, title: str, alt: str) -> str:
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', svg)
     head = f'<svg class="kava" viewBox="{box[1] if box else ""}" role="img" aria-labelledby="{name}-title {name}-alt">'
-    words = f'<title id="{name}-title">{_escaped(title)}</title><desc id="{name}-alt">{_escaped(alt)}</desc>'
+    title, alt = escape(title, quote=False), escape(alt, quote=False)
+    description = f'<title id="{name}-title">{title}</title><desc id="{name}-alt">{alt}</desc>'
     body = svg[svg.index(">") + 1 :]
     body = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", body)
     body = _own_ids(body.replace("xlink:href", "href"), name)
@@ -128,14 +119,14 @@ def page_svg(svg: str, name: str, title: str, alt: str) -> str:
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
     body = body.replace("stroke: #000000; stroke-opacity: 0", "stroke: none")
     body = re.sub(r'\b(d|x|y|points|transform)="([^"]*)"', _rounded, body)
-    for role, shade in {**LIGHT, **{f"c{i}": pair[0] for i, pair in enumerate(PALETTE)}}.items():
-        body = body.replace(shade, f"var(--{role})")
+    for variable, shade in LIGHT.items():
+        body = body.replace(shade, f"var(--{variable})")
     body = re.sub(r"\n\s*", "\n", body)
-    return head + words + body.strip()
+    return head + description + body.strip()
 
 
 def _own_ids(body: str, name: str) -> str:
-    """Ids that something refers to become <name>-1, <name>-2, ...; the others go."""
+    """Renames ids that are referred to into <name>-1, <name>-2, ...; drops the others."""
     used = re.findall(r'(?:url\(|href=")#([\w-]+)', body)
     new = {old: f"{name}-{i}" for i, old in enumerate(dict.fromkeys(used), 1)}
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{new[m[1]]}"' if m[1] in new else "", body)
@@ -149,16 +140,12 @@ def _font(match: re.Match[str]) -> str:
 
 
 def _rounded(match: re.Match[str]) -> str:
-    numbers = re.sub(r"-?\d+\.\d{3,}", lambda one: f"{float(one[0]):.2f}", match[2])
+    numbers = re.sub(r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", match[2])
     return f'{match[1]}="{" ".join(numbers.split())}"'
 
 
-def _escaped(words: str) -> str:
-    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def _save(figure: Any, path: Path, **settings: Any) -> None:
-    """Written beside its place, then renamed."""
+    """Writes a partial file, then renames it."""
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         figure.savefig(partial, **settings)
@@ -166,13 +153,3 @@ def _save(figure: Any, path: Path, **settings: Any) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _quiet_about_glyphs() -> Iterator[None]:
-    """A token in a script that matplotlib's font lacks is a box in PNG and PDF; the page shows it with its own fonts."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield

@@ -1,27 +1,29 @@
-"""Heat maps: shades that follow the page's theme, few shapes however many cells, panels set out in inches."""
+"""Heat maps: shades that follow light and dark, a shape per shade however many cells, panels laid out in inches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from statistics import fmean
 from typing import Any
 
-from kava.lab.page.figures import LIGHT, MUTED, PALETTE, WIDTH, tip
+from kava.lab.page.charts import add_panel
+from kava.lab.page.figures import MUTED, PALETTE, SHADE, WIDTH, tip
 
 LEVELS = 12  # shades that are drawn
 MOST_COLUMNS = 72
-BLUE = PALETTE[0][0]
-Value = float | None  # None: there is no number, drawn grey
+BLUE = PALETTE[0]
+Value = float | None  # None: no number, drawn grey
 Rows = Sequence[Sequence[Value]]  # the first row is drawn on top
 Box = tuple[float, float, float, float]  # x, y of a corner, x, y of the one opposite
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Numbers to shades. With `empty` the lowest shade is none at all."""
+    """Maps numbers to shades. With `empty` the lowest shade is none at all."""
 
     low: float
     high: float
@@ -29,13 +31,23 @@ class Scale:
     empty: bool = False
 
     def level(self, value: float) -> int:
-        """0 (nothing drawn) to LEVELS."""
-        low, high, one = (
-            (math.log(x) for x in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        )
-        place = min(1.0, max(0.0, (one - low) / (high - low))) if high > low else 1.0
-        first = 0 if self.empty else 1
-        return first + round(place * (LEVELS - first))
+        """The shade of a number, from 0 (nothing drawn) to LEVELS."""
+        low, high, place = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        share = min(1.0, max(0.0, (place - low) / (high - low))) if high > low else 1.0
+        return self._lowest + round(share * (LEVELS - self._lowest))
+
+    def range_of(self, level: int) -> str:
+        """The numbers that are drawn in this shade."""
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        ends = []
+        for half in (-0.5, 0.5):
+            share = min(1.0, max(0.0, (level - self._lowest + half) / (LEVELS - self._lowest)))
+            ends.append(low + share * (high - low))
+        return " to ".join(f"{math.exp(end) if self.log else end:.3g}" for end in ends)
+
+    @property
+    def _lowest(self) -> int:
+        return 0 if self.empty else 1
 
     @property
     def words(self) -> str:
@@ -46,38 +58,29 @@ SHARE = Scale(0.0, 1.0, empty=True)
 
 
 def scale_of(values: Iterable[Value]) -> Scale:
-    """From the least to the largest; logarithmic where they lie far apart."""
-    known = [one for one in values if one is not None]
+    """The scale from the least to the largest value; logarithmic where they lie far apart."""
+    known = [value for value in values if value is not None]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
     return Scale(low, high, log=low > 0 and high / low > 4)
 
 
-def heat(one: Any, rows: Rows, scale: Scale, shade: str = BLUE) -> None:
+def heat(axes: Any, rows: Rows, scale: Scale, shade: str = BLUE) -> None:
     """Fills a panel with a cell per number."""
-    width, height = max(map(len, rows), default=0), len(rows)
     boxes: dict[int, list[Box]] = {}
     for y, row in enumerate(rows):
-        levels = [-1 if value is None else scale.level(value) for value in row]
-        for start, end, level in _runs(levels):
+        for start, end, level in stretches([-1 if value is None else scale.level(value) for value in row]):
             boxes.setdefault(level, []).append((start, y, end, y + 1))
-    for level, found in sorted(boxes.items()):
+    for level, inside in sorted(boxes.items()):
         if level:
             grey = level < 0
-            patch = rectangles(
-                found, LIGHT["shade"] if grey else shade, alpha=1.0 if grey else level / LEVELS, sharp=True
-            )
-            one.add_patch(patch)
-            tip(patch, "not measured" if grey else _between(scale, level))
-    one.set_xlim(0, width)
-    one.set_ylim(height, 0)
-    frame(one)
-
-
-def frame(one: Any) -> None:
-    """A thin line around a panel that has no axes."""
-    one.grid(visible=False)
-    one.tick_params(length=0)
-    one.spines[["left", "bottom", "top", "right"]].set(visible=True, linewidth=0.4, color=MUTED)
+            patch = rectangles(inside, SHADE if grey else shade, alpha=1.0 if grey else level / LEVELS, sharp=True)
+            axes.add_patch(patch)
+            tip(patch, "not measured" if grey else scale.range_of(level))
+    axes.set_xlim(0, max(map(len, rows), default=0))
+    axes.set_ylim(len(rows), 0)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom", "top", "right"]].set(visible=True, linewidth=0.4, color=MUTED)
 
 
 def rectangles(boxes: Sequence[Box], colour: str, alpha: float = 1.0, sharp: bool = False) -> Any:
@@ -94,26 +97,10 @@ def rectangles(boxes: Sequence[Box], colour: str, alpha: float = 1.0, sharp: boo
     return PathPatch(outline, facecolor=colour, edgecolor="none", alpha=alpha, zorder=2, antialiased=not sharp)
 
 
-def _runs(levels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Neighbours of one level together: (start, end, level)."""
-    found: list[tuple[int, int, int]] = []
-    for place, level in enumerate(levels):
-        if found and found[-1][2] == level:
-            found[-1] = (found[-1][0], place + 1, level)
-        else:
-            found.append((place, place + 1, level))
-    return found
-
-
-def _between(scale: Scale, level: int) -> str:
-    """The numbers that are drawn in this shade."""
-    first = 0 if scale.empty else 1
-    ends = []
-    for half in (-0.5, 0.5):
-        place = min(1.0, max(0.0, (level - first + half) / (LEVELS - first)))
-        low, high = (math.log(scale.low), math.log(scale.high)) if scale.log else (scale.low, scale.high)
-        ends.append(low + place * (high - low))
-    return " to ".join(f"{math.exp(end) if scale.log else end:.3g}" for end in ends)
+def stretches(levels: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Stretches of equal neighbours as (start, end, level)."""
+    starts = [i for i in range(len(levels)) if i == 0 or levels[i] != levels[i - 1]]
+    return [(start, end, levels[start]) for start, end in pairwise([*starts, len(levels)])]
 
 
 def thinned_columns(steps: Sequence[int], rows: Rows) -> tuple[list[int], list[list[Value]]]:
@@ -121,24 +108,25 @@ def thinned_columns(steps: Sequence[int], rows: Rows) -> tuple[list[int], list[l
     size = max(1, ceil(len(steps) / MOST_COLUMNS))
     starts = range(0, len(steps), size)
     return [steps[min(s + size, len(steps)) - 1] for s in starts], [
-        [_mean(row[s : s + size]) for s in starts] for row in rows
+        [mean_of_known(row[s : s + size]) for s in starts] for row in rows
     ]
 
 
-def _mean(values: Sequence[Value]) -> Value:
-    known = [one for one in values if one is not None]
+def mean_of_known(values: Iterable[Value]) -> Value:
+    """The mean of the values that are not None; None where there are none."""
+    known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
-def step_ticks(one: Any, steps: Sequence[int], most: int) -> None:
-    """Up to `most` updates below their columns."""
+def step_ticks(axes: Any, steps: Sequence[int], most: int) -> None:
+    """Writes up to `most` updates below their columns."""
     every = max(1, ceil(len(steps) / most))
     places = range(0, len(steps), every)
-    one.set_xticks([place + 0.5 for place in places], [f"{steps[place]:,}" for place in places])
+    axes.set_xticks([place + 0.5 for place in places], [f"{steps[place]:,}" for place in places])
 
 
 def name_ticks(axis: Any, names: Sequence[Any], most: int) -> None:
-    """The first, and every second, fifth, ... name in the middle of its cell: at most `most`."""
+    """Writes the first and every second, fifth, ... name in the middle of its cell: at most `most`."""
     every = next((n for n in (1, 2, 5, 10, 20, 50) if len(names) <= n * most), 100)
     axis.set_ticks([place + 0.5 for place in range(0, len(names), every)], list(map(str, names[::every])))
 
@@ -164,11 +152,17 @@ class Panels:
         return WIDTH, ceil(self.count / self.columns) * (self.above + self.height + self.below)
 
     def axes(self, figure: Any) -> list[Any]:
-        width, height = self.size
-        found = []
+        panels = []
         for i in range(self.count):
-            x, y = i % self.columns, i // self.columns
-            left = self.left + x * (self.left + self.width)
-            bottom = height - y * (self.above + self.height + self.below) - self.above - self.height
-            found.append(figure.add_axes((left / width, bottom / height, self.width / width, self.height / height)))
-        return found
+            row, column = divmod(i, self.columns)
+            left = self.left + column * (self.left + self.width)
+            top = self.above + row * (self.above + self.height + self.below)
+            panels.append(add_panel(figure, left, top, self.width, self.height))
+        return panels
+
+    def label(self, axes: Any, title: str, x: str, y: str, layers: Sequence[Any] = ()) -> None:
+        """Writes a panel's title, the labels of its axes and the names of its rows."""
+        axes.set_title(title, x=0, pad=4)
+        axes.set_xlabel(x, labelpad=2)
+        axes.set_ylabel(y, labelpad=2)
+        name_ticks(axes.yaxis, layers, most=int(self.height / 0.12))

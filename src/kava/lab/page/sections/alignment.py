@@ -1,4 +1,4 @@
-"""How a teacher meets the student: which of its tokens and which of its layers stand for the student's."""
+"""How teachers are aligned with the student: which of their tokens and layers are compared with the student's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.lab.analysis.mixture_logs import AlignmentExample, LogsByMember, TeacherAlignment
-from kava.lab.page.charts import short, shown_token
-from kava.lab.page.figures import INK, WIDTH, Plot
+from kava.lab.page.blocks import Block, Paragraph, Plot, Row
+from kava.lab.page.charts import add_panel, short, visible_token
+from kava.lab.page.figures import INK, WIDTH
+from kava.lab.page.formats import listed, number
 from kava.lab.page.heat import SHARE, Panels, heat, name_ticks
-from kava.lab.page.markup import Html, Row, listed, number, paragraph
 
 MOST_ROWS, MOST_COLUMNS = 36, 50  # tokens that are drawn
 LETTER = 0.056  # inches of a small letter
@@ -18,7 +19,7 @@ ABOVE = 0.24  # inches for a panel's title
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedAlignment:
     """One way a teacher is aligned, and the members that use it."""
 
     label: str
@@ -26,34 +27,34 @@ class Named:
     members: tuple[str, ...]
 
 
-def alignment(found: LogsByMember) -> list[Plot | Html]:
-    """A figure of tokens for each teacher and one of layers; what several runs share is drawn once."""
-    different = distinct(found)
-    if not different:
+def alignment(logs: LogsByMember) -> list[Block]:
+    """A figure of tokens and one of layers, a panel per teacher; what several runs share is drawn once."""
+    alignments = distinct_alignments(logs)
+    if not alignments:
         return []
     unread = [
-        f"Of {one.label}, layer{'s' if len(layers) > 1 else ''} {listed(layers)} "
+        f"Of {named.label}, layer{'s' if len(layers) > 1 else ''} {listed(layers)} "
         f"{'are' if len(layers) > 1 else 'is'} read by no student layer."
-        for one in different
-        if (layers := one.aligned.unread)
+        for named in alignments
+        if (layers := named.aligned.unread)
     ]
-    return [*_tokens(different), _layers(different), *([paragraph(*unread)] if unread else [])]
+    return [*_tokens(alignments), _layers(alignments), *([Paragraph(" ".join(unread))] if unread else [])]
 
 
-def distinct(found: LogsByMember) -> list[Named]:
+def distinct_alignments(logs: LogsByMember) -> list[NamedAlignment]:
     """Every different alignment; a teacher that is aligned in several ways is named with the first member of each."""
     users: dict[TeacherAlignment, dict[str, None]] = {}
-    for label, seeds in found.items():
-        for mixture in seeds.values():
-            for aligned in mixture.alignment or ():
+    for label, seeds in logs.items():
+        for log in seeds.values():
+            for aligned in log.alignment or ():
                 users.setdefault(aligned, {})[label] = None
     names = [aligned.name for aligned in users]
-    found_names: list[Named] = []
+    alignments: list[NamedAlignment] = []
     for aligned, members in users.items():
         label = aligned.name if names.count(aligned.name) == 1 else f"{aligned.name} of {next(iter(members))}"
-        taken = sum(one.label.split(" (")[0] == label for one in found_names)
-        found_names.append(Named(f"{label} ({taken + 1})" if taken else label, aligned, tuple(members)))
-    return found_names
+        taken = sum(named.label.split(" (")[0] == label for named in alignments)
+        alignments.append(NamedAlignment(f"{label} ({taken + 1})" if taken else label, aligned, tuple(members)))
+    return alignments
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Panel:
 
     @property
     def columns(self) -> int:
-        """The teacher's tokens up to the last that one of the drawn rows meets."""
+        """The teacher's tokens up to the last that overlaps a token of a drawn row."""
         met = [j for row in self.example.iou[: self.rows] for j, share in enumerate(row) if share > 0]
         return max(1, min(MOST_COLUMNS, max(met, default=len(self.example.teacher) - 1) + 1))
 
@@ -94,23 +95,22 @@ class _Panel:
         return self.rows < len(self.example.student) or self.columns < len(self.example.teacher)
 
     def draw(self, figure: Any, x: float, y: float) -> None:
-        """With its upper left corner at x, y inches from the figure's."""
-        across, high = figure.get_size_inches()
-        width, height = self.cell * self.columns, self.cell * self.rows
-        box = ((x + self.left) / across, (high - y - ABOVE - height) / high, width / across, height / high)
-        one = figure.add_axes(box)
-        heat(one, [row[: self.columns] for row in self.example.iou[: self.rows]], SHARE)
-        for axis, tokens in ((one.yaxis, self.example.student), (one.xaxis, self.example.teacher)):
-            count = self.rows if axis is one.yaxis else self.columns
-            axis.set_ticks([i + 0.5 for i in range(count)], [shown_token(token) for token in tokens[:count]])
-        one.tick_params(labelsize=5.4, labelcolor=INK, pad=2)
-        one.tick_params(axis="x", rotation=90)
-        one.set_title(short(self.label), x=0, pad=4)
+        """Draws the panel, its upper left corner x, y inches from the figure's."""
+        axes = add_panel(figure, x + self.left, y + ABOVE, self.cell * self.columns, self.cell * self.rows)
+        heat(axes, [row[: self.columns] for row in self.example.iou[: self.rows]], SHARE)
+        for axis, count, tokens in (
+            (axes.yaxis, self.rows, self.example.student),
+            (axes.xaxis, self.columns, self.example.teacher),
+        ):
+            axis.set_ticks([i + 0.5 for i in range(count)], [visible_token(token) for token in tokens[:count]])
+        axes.tick_params(labelsize=5.4, labelcolor=INK, pad=2)
+        axes.tick_params(axis="x", rotation=90)
+        axes.set_title(short(self.label), x=0, pad=4)
 
 
-def _tokens(different: Sequence[Named]) -> list[Plot]:
+def _tokens(alignments: Sequence[NamedAlignment]) -> list[Plot]:
     """All teachers in one figure, side by side where there is room."""
-    panels = [_Panel(one.label, one.aligned.example) for one in different if one.aligned.example]
+    panels = [_Panel(named.label, named.aligned.example) for named in alignments if named.aligned.example]
     if not panels:
         return []
     places, x, y, line = [], 0.0, 0.0, 0.0
@@ -138,7 +138,13 @@ def _tokens(different: Sequence[Named]) -> list[Plot]:
             draw=draw,
             header=("teacher", "place", "student's token", "teacher's tokens (overlap)", "overlap in all"),
             rows=[
-                (panel.label, i, shown_token(token), _partners(panel.example, i), number(sum(panel.example.iou[i]), 3))
+                (
+                    panel.label,
+                    i,
+                    visible_token(token),
+                    _partners(panel.example, i),
+                    number(sum(panel.example.iou[i]), 3),
+                )
                 for panel in panels
                 for i, token in enumerate(panel.example.student)
             ],
@@ -148,7 +154,7 @@ def _tokens(different: Sequence[Named]) -> list[Plot]:
 
 def _partners(example: AlignmentExample, i: int) -> str:
     words = [
-        f"{shown_token(token)} ({number(share, 2)})"
+        f"{visible_token(token)} ({number(share, 2)})"
         for token, share in zip(example.teacher, example.iou[i], strict=True)
         if share > 0
     ]
@@ -156,41 +162,32 @@ def _partners(example: AlignmentExample, i: int) -> str:
 
 
 def _longest(tokens: Sequence[str]) -> int:
-    return max((len(shown_token(token)) for token in tokens), default=1)
+    return max((len(visible_token(token)) for token in tokens), default=1)
 
 
-def _layers(different: Sequence[Named]) -> Plot:
+def _layers(alignments: Sequence[NamedAlignment]) -> Plot:
     """Student layers by teacher layers, a panel per teacher."""
-    students = max(len(one.aligned.layer_map) for one in different)
-    panels = Panels(len(different), min(3, len(different)), height=min(2.4, max(0.8, 0.1 * students)))
+    most = max(len(named.aligned.layer_map) for named in alignments)
+    panels = Panels(len(alignments), min(3, len(alignments)), height=min(2.4, max(0.8, 0.1 * most)))
 
     def draw(figure: Any) -> None:
-        for panel, one in zip(panels.axes(figure), different, strict=True):
-            aligned = one.aligned
-            heat(
-                panel,
-                [[dict(entry).get(j, 0.0) for j in range(aligned.num_layers)] for entry in aligned.layer_map],
-                SHARE,
-            )
-            name_ticks(panel.xaxis, range(aligned.num_layers), most=int(panels.width / 0.2))
-            name_ticks(panel.yaxis, range(len(aligned.layer_map)), most=int(panels.height / 0.12))
-            panel.set_title(short(one.label), x=0, pad=4)
-            panel.set_xlabel("teacher layer", labelpad=2)
-            panel.set_ylabel("student layer", labelpad=2)
+        for axes, named in zip(panels.axes(figure), alignments, strict=True):
+            layers, maps = range(named.aligned.num_layers), named.aligned.layer_map
+            heat(axes, [[dict(entry).get(j, 0.0) for j in layers] for entry in maps], SHARE)
+            name_ticks(axes.xaxis, layers, most=int(panels.width / 0.2))
+            panels.label(axes, short(named.label), "teacher layer", "student layer", range(len(maps)))
 
     rows: list[Row] = []
-    for one in different:
-        for i, entry in enumerate(one.aligned.layer_map):
-            words = ", ".join(
-                f"{layer} ({weight:.2f})" if weight < 1 else str(layer) for layer, weight in entry if weight
-            )
-            rows.append((one.label, listed(one.members), i, words))
+    for named in alignments:
+        for i, entry in enumerate(named.aligned.layer_map):
+            shares = [f"{layer} ({weight:.2f})" if weight < 1 else str(layer) for layer, weight in entry if weight]
+            rows.append((named.label, listed(named.members), i, ", ".join(shares)))
     return Plot(
         name="layer_map",
         title="Teacher layers that each student layer is compared with",
         caption="Full colour: the student layer reads this teacher layer alone; pale: a share of it. The first layers are on top "
         "and on the left.",
-        alt=f"A panel for each of {listed([one.label for one in different])}; every share is in the table below.",
+        alt=f"A panel for each of {listed([named.label for named in alignments])}; every share is in the table below.",
         size=panels.size,
         draw=draw,
         header=("teacher", "members", "student layer", "teacher layers (share)"),

@@ -6,88 +6,100 @@ import math
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
+
 from kava.lab.analysis.stats import spread
-from kava.lab.analysis.study import Study, StudyMember, panels, value
-from kava.lab.page.markup import NONE, Heading, Html, Row, counted, listed, missing, paragraph, table, tag
-from kava.lab.page.sections.section import Section
+from kava.lab.analysis.study import Study, StudyMember, value
+from kava.lab.page.blocks import (
+    Block,
+    Missing,
+    PageSection,
+    Paragraph,
+    Row,
+    Subheading,
+    Table,
+    rows_by_group,
+    section_by_set,
+)
+from kava.lab.page.formats import DASH, counted, join, listed, styled
 
 KV = "kv_"
-PPL = "ppl"  # exp(ce_student): nothing of its own
+PPL = "ppl"  # exp(ce_student): left out
 COMMAND = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET --losses"
+Losses = dict[str, list[float]]  # name -> a value per seed
 
 
-def held_out(study: Study) -> Section:
-    parts: list[Html] = []
-    for label in study.sets:
-        found = {member.label: _losses(study, member, label) for member in study.members}
-        if any(found.values()):
-            parts += [tag("h3", label)] if len(study.sets) > 1 else []
-            parts += [_table(study, label, found), _about(study, label, found)]
-    nothing = missing("No results hold losses.", COMMAND)
-    return Section("held-out", "Held-out losses", tuple(parts) or (nothing,))
+def held_out(study: Study) -> PageSection:
+    return section_by_set(study, "held-out", "Held-out losses", _on_set, Missing("No results hold losses.", COMMAND))
 
 
-def _losses(study: Study, member: StudyMember, label: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def _on_set(study: Study, label: str) -> list[Block]:
+    losses = {member.label: _losses(study, member, label) for member in study.members}
+    if not any(losses.values()):
+        return []
+    title: list[Block] = [Subheading(label)] if len(study.sets) > 1 else []
+    return [*title, _table(study, label, losses), _about(study, label, losses)]
+
+
+def _losses(study: Study, member: StudyMember, label: str) -> Losses:
+    losses: Losses = {}
     for _, result in study.score(member, label).results:
         for name, loss in (result.fields.get("losses") or {}).items():
             if isinstance(loss, int | float) and name != PPL:
-                found.setdefault(name, []).append(float(loss))
-    return found
+                losses.setdefault(name, []).append(float(loss))
+    return losses
 
 
-def _table(study: Study, label: str, found: dict[str, dict[str, list[float]]]) -> Html:
-    names = list(dict.fromkeys(name for losses in found.values() for name in losses))
+def _table(study: Study, label: str, losses: dict[str, Losses]) -> Table:
+    names = list(dict.fromkeys(name for of_member in losses.values() for name in of_member))
     names.sort(key=lambda name: name.startswith(KV))
-    groups = panels([member for member in study.members if found[member.label]])
-    means = {name: [fmean(losses[name]) for losses in found.values() if name in losses] for name in names}
-    rows: list[Row] = []
-    for group in groups:
-        rows += [Heading(group.title)] if group.title else []
-        for member in group.members:
-            losses = found[member.label]
-            seeds = max(map(len, losses.values()))
-            cells = [_cell(member, name, losses.get(name, []), means[name]) for name in names]
-            rows.append((member.label, seeds, *cells))
-    return table(("member", "seeds", *names), rows, f"Held-out losses on {label}")
+    means = {name: [fmean(of_member[name]) for of_member in losses.values() if name in of_member] for name in names}
+
+    def row(member: StudyMember) -> Row:
+        of_member = losses[member.label]
+        cells = [_cell(member, name, of_member.get(name, []), means[name]) for name in names]
+        return (member.label, max(map(len, of_member.values())), *cells)
+
+    rows = rows_by_group([member for member in study.members if losses[member.label]], row)
+    return Table(("member", "seeds", *names), rows, f"Held-out losses on {label}")
 
 
 def _cell(member: StudyMember, name: str, values: list[float], column: list[float]) -> Any:
     """Mean (sd); distances are shaded, the nearest of the column darkest; a member's own targets are bold."""
     if not values:
-        return NONE
+        return DASH
     mean, sd = fmean(values), spread(values)
-    small = f' <span class="sub">({_decimals(sd, column)})</span>' if sd is not None else ""
-    words = Html(_decimals(mean, column) + small)
+    words = join([_decimals(mean, column), *([styled(f"({_decimals(sd, column)})", "sub")] if sd is not None else [])])
     if not name.startswith(KV):
         return words
     low, high = min(column), max(column)
     near = 0.0 if high == low else (high - mean) / (high - low)
-    own = member.group != "none" and name == KV + str(value(member.runs[0].recipe, "rkv.method"))
-    return tag("span", tag("b", words) if own else words, class_="heat", style=f"--h: {near:.2f}")
+    if member.group != "none" and name == KV + str(value(member.runs[0].recipe, "rkv.method")):
+        words = Markup("<b>{}</b>").format(words)
+    return Markup('<span class="heat" style="--h: {:.2f}">{}</span>').format(near, words)
 
 
 def _decimals(value: float, column: list[float]) -> str:
-    """As many for a whole column: three digits of its smallest mean, three decimals at least."""
+    """The value with as many decimals as its whole column: three digits of the smallest mean, three decimals at least."""
     small = min((abs(mean) for mean in column if mean), default=1.0)
     return f"{value:.{max(3, 1 - math.floor(math.log10(small)))}f}"
 
 
-def _about(study: Study, label: str, found: dict[str, dict[str, list[float]]]) -> Html:
+def _about(study: Study, label: str, losses: dict[str, Losses]) -> Paragraph:
     words = [
         "Means over seeds (sample standard deviation). kv_ columns: mean squared distance of the latents' keys and values "
         "to what the compressor keeps of the teacher's cache, divided by the teacher's variance; about 1 for the best "
         "constant. Darker is nearer, column by column; bold is the compressor that the member was trained on."
     ]
-    shown = [member for member in study.members if found[member.label]]
-    thinking = [member for member in shown if any(name.startswith(KV) for name in found[member.label])]
-    sizes = {value(run.recipe, "latent.num_tokens") for member in thinking for run in member.runs} - {None}
+    members = [member for member in study.members if losses[member.label]]
+    with_latents = [member for member in members if any(name.startswith(KV) for name in losses[member.label])]
+    sizes = {value(run.recipe, "latent.num_tokens") for member in with_latents for run in member.runs} - {None}
     if len(sizes) > 1:
         words.append("These members differ in M, and distances compare between students of one M only.")
     items: dict[str, dict[str, None]] = {}
-    for member in shown:
+    for member in members:
         for _, result in study.score(member, label).results:
             for name, count in (result.fields.get("losses_items") or {}).items():
                 items.setdefault(counted(int(count), "item"), {})[name] = None
     words += [f"{listed(list(names))} measured on {count}." for count, names in items.items()]
-    return paragraph(*words, class_="note")
+    return Paragraph(" ".join(words), "note")

@@ -6,85 +6,77 @@ from collections.abc import Sequence
 from typing import Any
 
 from kava.lab.analysis.study import Score, Study, StudyMember
-from kava.lab.page.charts import apart, letters, line_style, percent_scale, short
-from kava.lab.page.figures import WIDTH, Plot, colour, tip
-from kava.lab.page.markup import NONE, missing, number, percent, seconds, seed_name
-from kava.lab.page.sections.accuracy import EVALUATE, Scored, plot_name, scored
-from kava.lab.page.sections.section import Section
+from kava.lab.page.blocks import Missing, PageSection, Plot, section_by_set
+from kava.lab.page.charts import add_panel, apart, letters, line_style, percent_scale, short
+from kava.lab.page.figures import WIDTH, colour, tip
+from kava.lab.page.formats import DASH, number, percent, plot_name, seconds, seed_name
+from kava.lab.page.sections.accuracy import EVALUATE, Scores, scores_on
 
-Place = tuple[StudyMember, float, float]  # forward passes, accuracy in percent
-
-
-def passes(study: Study) -> Section:
-    parts: list[Any] = []
-    for label in study.sets:
-        found = [(member, score) for member, score in scored(study, label) if score.passes is not None]
-        if found:
-            parts.append(_against_passes(label, found))
-    nothing = missing("The results hold no forward passes.", EVALUATE)
-    return Section("passes", "Accuracy against forward passes", tuple(parts) or (nothing,))
+Mark = tuple[StudyMember, float, float]  # forward passes, accuracy in percent
+HEIGHT, PANEL_WIDTH, PANEL_HEIGHT = 3.1, WIDTH - 0.5, 3.1 - 0.72  # inches
 
 
-def _against_passes(label: str, found: Scored) -> Plot:
+def passes(study: Study) -> PageSection:
+    nothing = Missing("The results hold no forward passes.", EVALUATE)
+    return section_by_set(study, "passes", "Accuracy against forward passes", _against_passes, nothing)
+
+
+def _against_passes(study: Study, label: str) -> list[Plot]:
+    scores = [(member, score) for member, score in scores_on(study, label) if score.passes is not None]
+    if not scores:
+        return []
     rows = [
-        (
-            member.label,
-            len(score.results),
-            percent(score.mean),
-            number(score.passes),
-            number(score.average("avg_executed_calls")),
-            number(score.average("avg_generated_tokens")),
-            seconds(score.average("wall_time_s")),
-            _settings(score),
-        )
-        for member, score in found
-    ]
-    return Plot(
+        (member.label, len(score.results), percent(score.mean), number(score.passes),
+         number(score.average("avg_executed_calls")), number(score.average("avg_generated_tokens")),
+         seconds(score.average("wall_time_s")), _device_and_batch(score))
+        for member, score in scores
+    ]  # fmt: skip
+    plot = Plot(
         name=plot_name("passes", label),
         title=f"Accuracy on {label} against forward passes per question",
         caption="Means over seeds, dots are seeds. Passes by the rule 1 + T + generated tokens (the end token included). "
         "Wall times are of whole evaluations and compare only on the same device and batch size.",
-        alt="; ".join(f"{m.label}: {percent(s.mean)} % with {number(s.passes)} passes" for m, s in found),
-        size=(WIDTH, 3.1),
-        draw=lambda figure: _draw_passes(figure, found),
+        alt="; ".join(f"{m.label}: {percent(s.mean)} % with {number(s.passes)} passes" for m, s in scores),
+        size=(WIDTH, HEIGHT),
+        draw=lambda figure: _draw_passes(figure, scores),
         header=("member", "seeds", "accuracy, %", "passes", "executed calls", "generated tokens", "wall time",
                 "device, batch size"),
         rows=rows,
     )  # fmt: skip
+    return [plot]
 
 
-def _draw_passes(figure: Any, found: Scored) -> None:
+def _draw_passes(figure: Any, scores: Scores) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    width, height = WIDTH, 3.1
-    one = figure.add_axes((0.42 / width, 0.42 / height, (width - 0.5) / width, (height - 0.72) / height))
-    places = [(member, float(score.passes or 0), 100 * float(score.mean or 0)) for member, score in found]
-    most = max(x for _, x, _ in places)
-    for (member, x, y), (_, score) in zip(places, found, strict=True):
+    axes = add_panel(figure, 0.42, 0.3, PANEL_WIDTH, PANEL_HEIGHT)
+    marks = [(member, float(score.passes or 0), 100 * float(score.mean or 0)) for member, score in scores]
+    most = max(x for _, x, _ in marks)
+    for (member, x, y), (_, score) in zip(marks, scores, strict=True):
         for run, result in score.results if len(score.results) > 1 else ():
-            (dot,) = one.plot([result.passes_mean], [100 * result.accuracy], "o", color=colour(member.look), alpha=0.5,
-                              markersize=2.2, markeredgecolor="none", zorder=2)  # fmt: skip
+            (dot,) = axes.plot([result.passes_mean], [100 * result.accuracy], "o", color=colour(member.look), alpha=0.5,
+                               markersize=2.2, markeredgecolor="none", zorder=2)  # fmt: skip
             tip(dot, f"{member.label}, seed {seed_name(run.seed)}: {percent(result.accuracy)} %")
-        (mark,) = one.plot([x], [y], **line_style(member, 5.5), zorder=3)
+        (mark,) = axes.plot([x], [y], **line_style(member, 5.5), zorder=3)
         tip(mark, f"{member.label}: {y:.1f} %, {x:.3g} passes")
-    inch = (width - 0.5) / max(most * 1.04, most / (1 - _reach(places) / (width - 0.5)))  # per pass
-    one.set_xlim(0, (width - 0.5) / inch)
-    low, high = one.get_ylim()
+    inch = PANEL_WIDTH / max(most * 1.04, most / (1 - _reach(marks) / PANEL_WIDTH))  # per pass
+    axes.set_xlim(0, PANEL_WIDTH / inch)
+    low, high = axes.get_ylim()
     low, high = percent_scale(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    one.set_ylim(low, high)
-    _label(one, places, inch, 0.135 * (high - low) / (height - 0.72), (low, high))
-    one.xaxis.set_major_locator(MaxNLocator(integer=True))
-    one.set_title("accuracy, %", x=0, pad=5)
-    one.set_xlabel("forward passes per question", labelpad=2)
+    axes.set_ylim(low, high)
+    _add_labels(axes, marks, inch, 0.135 * (high - low) / PANEL_HEIGHT, (low, high))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("accuracy, %", x=0, pad=5)
+    axes.set_xlabel("forward passes per question", labelpad=2)
 
 
-def _label(one: Any, places: Sequence[Place], inch: float, line: float, limits: tuple[float, float]) -> None:
-    """Names beside their marks, in columns: to the right where there is room up to the next column, else to the left."""
-    columns = _columns(places, 0.12 / inch)
+def _add_labels(axes: Any, marks: Sequence[Mark], inch: float, line: float, limits: tuple[float, float]) -> None:
+    """Names next to their marks, in columns: to the right where there is room up to the next column, else to the left."""
+    columns = _columns(marks, 0.12 / inch)
     taken = 0.0  # up to where the labels so far reach
     for i, column in enumerate(columns):
         left, right = min(x for _, x, _ in column), max(x for _, x, _ in column)
-        following = columns[i + 1][0][1] if i + 1 < len(columns) else one.get_xlim()[1] + 1
+        following = columns[i + 1][0][1] if i + 1 < len(columns) else axes.get_xlim()[1] + 1
         reach = _reach(column) / inch
         on_left = right + reach > following and left - reach >= taken
         start, side = (left - 0.16 / inch, "right") if on_left else (right + 0.16 / inch, "left")
@@ -92,27 +84,27 @@ def _label(one: Any, places: Sequence[Place], inch: float, line: float, limits: 
         levels = apart([y for _, _, y in column], line, limits[0] + line / 2, limits[1] - line / 2)
         for (member, x, y), level in zip(column, levels, strict=True):
             shade = colour(member.look)
-            one.plot([x, start], [y, level], color=shade, linewidth=0.4, alpha=0.7, zorder=1.8)
+            axes.plot([x, start], [y, level], color=shade, linewidth=0.4, alpha=0.7, zorder=1.8)
             words = f"{short(member.label)} " if on_left else f" {short(member.label)}"
-            one.text(start, level, words, va="center", ha=side, color=shade)
+            axes.text(start, level, words, va="center", ha=side, color=shade)
 
 
-def _reach(places: Sequence[Place]) -> float:
+def _reach(marks: Sequence[Mark]) -> float:
     """Inches from a mark to the end of the longest label."""
-    return letters(member for member, _, _ in places) + 0.25
+    return letters(member for member, _, _ in marks) + 0.25
 
 
-def _columns(places: Sequence[Place], near: float) -> list[list[Place]]:
+def _columns(marks: Sequence[Mark], near: float) -> list[list[Mark]]:
     """Marks that stand above each other, from left to right."""
-    found: list[list[Place]] = []
-    for place in sorted(places, key=lambda one: one[1]):
-        if found and place[1] - found[-1][-1][1] < near:
-            found[-1].append(place)
+    columns: list[list[Mark]] = []
+    for mark in sorted(marks, key=lambda mark: mark[1]):
+        if columns and mark[1] - columns[-1][-1][1] < near:
+            columns[-1].append(mark)
         else:
-            found.append([place])
-    return found
+            columns.append([mark])
+    return columns
 
 
-def _settings(score: Score) -> str:
-    used = [f"{r.fields.get('device', NONE)}, {r.fields.get('batch_size', NONE)}" for _, r in score.results]
+def _device_and_batch(score: Score) -> str:
+    used = [f"{r.fields.get('device', DASH)}, {r.fields.get('batch_size', DASH)}" for _, r in score.results]
     return "; ".join(dict.fromkeys(used))

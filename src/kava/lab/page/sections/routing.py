@@ -1,4 +1,4 @@
-"""How much each teacher counts: over training, by student layer, by question and by kind of question."""
+"""The weight of each teacher over training and by student layer."""
 
 from __future__ import annotations
 
@@ -7,172 +7,132 @@ from math import ceil, log
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.mixture_logs import LogsByMember, Routing
-from kava.lab.analysis.study import Group, Look, StudyMember, with_looks
+from kava.lab.analysis.mixture_logs import Routing
+from kava.lab.analysis.study import Group, Look, StudyMember
+from kava.lab.page.blocks import Block, Paragraph, Plot
 from kava.lab.page.charts import Grid, Lines, curves, share_scale, short
-from kava.lab.page.figures import Plot, colour
-from kava.lab.page.heat import SHARE, Panels, heat, name_ticks, step_ticks, thinned_columns
-from kava.lab.page.markup import Html, counted, listed, number, paragraph, seed_name
-from kava.lab.page.sections.accuracy import plot_name
-from kava.lab.page.sections.questions import by_question
+from kava.lab.page.figures import colour
+from kava.lab.page.formats import SEED_LINES, counted, listed, number, plot_name, seed_name
+from kava.lab.page.heat import SHARE, Panels, heat, step_ticks, thinned_columns
 from kava.lab.page.sections.training import thinned
 
-Routed = Mapping[str, Mapping[int | None, Routing]]
+RoutingBySeed = Mapping[int | None, Routing]
+Looks = Mapping[str, StudyMember]  # how a teacher is drawn, by its name
 PER_FIGURE = 3  # members side by side
 HEAD = 24  # letters of a name above them
 ENTROPY = StudyMember("entropy", "", "", "kv", (), Look(5, "", "-"))
 
 
-def routing(found: LogsByMember, looks: Mapping[str, StudyMember]) -> list[Plot | Html]:
-    """Figures of the weights; a sentence for members whose weights never move."""
-    every: Routed = {
-        label: {seed: one.routing for seed, one in seeds.items() if one.routing is not None}
-        for label, seeds in found.items()
-    }
-    moving = {label: seeds for label, seeds in every.items() if any(map(_moves, seeds.values()))}
-    still = [label for label, seeds in every.items() if seeds and label not in moving]
-    parts: list[Plot | Html] = []
-    if still:
-        parts.append(paragraph(f"The weights of {listed(still)} stay as they were set and are not drawn."))
-    parts += _over_time(moving, looks)
-    parts += [plot for label, seeds in moving.items() for plot in _by_layer(label, seeds, looks)]
-    return [*parts, *by_question(found, looks)]
+def routing(logs: Mapping[str, RoutingBySeed], looks: Looks) -> list[Block]:
+    """Figures of the weights of each member; a sentence for members whose weights never change."""
+    changing = {label: seeds for label, seeds in logs.items() if any(map(_changes, seeds.values()))}
+    constant = [label for label in logs if label not in changing]
+    parts: list[Block] = []
+    if constant:
+        parts.append(Paragraph(f"The weights of {listed(constant)} stay as they were set and are not drawn."))
+    for i, labels in enumerate(by_figure(list(changing)), 1):
+        parts.append(_over_time(i, {label: changing[label] for label in labels}, looks))
+    return [*parts, *(plot for label, seeds in changing.items() for plot in _by_layer(label, seeds, looks))]
 
 
-def _moves(one: Routing) -> bool:
+def _changes(logged: Routing) -> bool:
     """Whether any weight differs between updates or between layers."""
-    rows = [*one.weights, *(layer for layers in one.by_layer for layer in layers)]
+    rows = [*logged.weights, *(layer for layers in logged.by_layer for layer in layers)]
     return any(abs(a - b) > 1e-6 for row in rows for a, b in zip(row, rows[0], strict=True))
 
 
-# --- over training ------------------------------------------------------------------------------------------------
-
-
-def _over_time(moving: Routed, looks: Mapping[str, StudyMember]) -> list[Plot]:
-    parts = enumerate(by_figure(list(moving)), 1)
-    return [_lines_plot(i, {label: moving[label] for label in part}, looks) for i, part in parts]
-
-
 def by_figure(labels: Sequence[str]) -> list[Sequence[str]]:
-    """At most three members side by side, as many in every figure as can be."""
+    """Members by figure: at most three side by side, about as many in each."""
     size = ceil(len(labels) / max(1, ceil(len(labels) / PER_FIGURE)))
     return [labels[i : i + size] for i in range(0, len(labels), size or 1)]
 
 
-def _lines_plot(index: int, routed: Routed, looks: Mapping[str, StudyMember]) -> Plot:
-    groups = [
-        Group(short(label, HEAD), tuple(looks[name] for name in _names(seeds))) for label, seeds in routed.items()
-    ]
+def _over_time(index: int, logs: Mapping[str, RoutingBySeed], looks: Looks) -> Plot:
+    groups = [Group(short(label, HEAD), tuple(looks[name] for name in _names(seeds))) for label, seeds in logs.items()]
     grid = Grid(("weight of each teacher", "entropy of the weights / its largest, ln S"), groups, xlabel="updates")
-    many = max(len(seeds) for seeds in routed.values()) > 1
+    many = max(len(seeds) for seeds in logs.values()) > 1
 
     def draw(figure: Any) -> None:
-        above, below = grid.axes(figure)
-        for (one, group), (other, _), seeds in zip(above, below, routed.values(), strict=True):
-            curves(one, group, _weight_lines(seeds))
-            curves(other, Group("", (ENTROPY,)), {"entropy": {seed_name(s): _entropy(r) for s, r in seeds.items()}})
-            one.set_ylim(-0.03, 1.03)
-            other.set_ylim(-0.03, 1.03)
-        for row in (above, below):
-            share_scale([one for one, _ in row])
+        rows = grid.axes(figure)
+        for (above, group), (below, _), seeds in zip(*rows, logs.values(), strict=True):
+            curves(above, group, _weight_lines(seeds))
+            curves(below, Group("", (ENTROPY,)), {"entropy": {seed_name(s): _entropy(r) for s, r in seeds.items()}})
+            above.set_ylim(-0.03, 1.03)
+            below.set_ylim(-0.03, 1.03)
+        for row in rows:
+            share_scale(row)
 
     return Plot(
         name=f"routing_{index}",
-        title="Weights of the teachers over training" + (f", {next(iter(routed))}" if len(routed) == 1 else ""),
+        title="Weights of the teachers over training" + (f", {next(iter(logs))}" if len(logs) == 1 else ""),
         caption="Means over the questions of an update. An entropy of 1: all teachers count alike; near 0: one of them alone "
-        "is followed." + (" Thin lines are seeds, thick ones their mean." if many else ""),
+        "is followed." + (f" {SEED_LINES}" if many else ""),
         alt="Lines over updates, one for each teacher, and the entropy; first and last values in the table below.",
         size=grid.size,
         draw=draw,
         header=("member", "seed", "updates", "teacher", "weight, first", "weight, last", "entropy, last", "temperature, last"),
         rows=[
-            (label, seed_name(seed), f"{one.steps[-1]:,}", name, number(one.weights[0][i], 3), number(one.weights[-1][i], 3),
-             number(one.entropy[-1], 3), number(one.temperature[-1], 3))
-            for label, seeds in routed.items()
-            for seed, one in seeds.items()
-            for i, name in enumerate(one.teachers)
+            (label, seed_name(seed), f"{r.steps[-1]:,}", name, number(r.weights[0][i], 3), number(r.weights[-1][i], 3),
+             number(r.entropy[-1], 3), number(r.temperature[-1], 3))
+            for label, seeds in logs.items()
+            for seed, r in seeds.items()
+            for i, name in enumerate(r.teachers)
         ],
     )  # fmt: skip
 
 
-def _names(seeds: Mapping[int | None, Routing]) -> list[str]:
-    return list(dict.fromkeys(name for one in seeds.values() for name in one.teachers))
+def _names(seeds: RoutingBySeed) -> list[str]:
+    return list(dict.fromkeys(name for logged in seeds.values() for name in logged.teachers))
 
 
-def _weight_lines(seeds: Mapping[int | None, Routing]) -> Lines:
+def _weight_lines(seeds: RoutingBySeed) -> Lines:
     return {
         name: {
-            seed_name(seed): thinned([(step, row[i]) for step, row in zip(one.steps, one.weights, strict=True)])
-            for seed, one in seeds.items()
-            for i, other in enumerate(one.teachers)
-            if other == name
+            seed_name(seed): thinned([(step, row[i]) for step, row in zip(logged.steps, logged.weights, strict=True)])
+            for seed, logged in seeds.items()
+            for i, teacher in enumerate(logged.teachers)
+            if teacher == name
         }
         for name in _names(seeds)
     }
 
 
-def _entropy(one: Routing) -> Sequence[tuple[float, float]]:
-    most = log(max(2, len(one.teachers)))
-    points = zip(one.steps, one.entropy, strict=True)
+def _entropy(logged: Routing) -> Sequence[tuple[float, float]]:
+    most = log(max(2, len(logged.teachers)))
+    points = zip(logged.steps, logged.entropy, strict=True)
     return thinned([(step, entropy / most) for step, entropy in points if entropy is not None])
 
 
-# --- by layer -----------------------------------------------------------------------------------------------------
-
-
-def _by_layer(label: str, seeds: Mapping[int | None, Routing], looks: Mapping[str, StudyMember]) -> list[Plot]:
+def _by_layer(label: str, seeds: RoutingBySeed, looks: Looks) -> list[Plot]:
     """A panel per teacher, layers over updates; [] where layers share their weights."""
-    inside = {seed: one for seed, one in seeds.items() if one.by_layer}
-    if not inside:
-        return []
-    first = next(iter(inside.values()))
-    steps = sorted(set.intersection(*(set(one.steps) for one in inside.values())))
-    layers = len(first.by_layer[0])
+    logs = [logged for logged in seeds.values() if logged.by_layer]
+    steps = sorted(set.intersection(*(set(logged.steps) for logged in logs))) if logs else []
     if not steps:
         return []
+    layers = range(len(logs[0].by_layer[0]))
+    at_steps = [[logged.by_layer[logged.steps.index(step)] for logged in logs] for step in steps]
     means = {
-        name: [
-            [fmean(_at(one, step)[layer][i] for one in inside.values()) for step in steps] for layer in range(layers)
-        ]
-        for i, name in enumerate(first.teachers)
+        name: [[fmean(weights[layer][i] for weights in by_seed) for by_seed in at_steps] for layer in layers]
+        for i, name in enumerate(logs[0].teachers)
     }
-    panels = Panels(len(means), min(3, len(means)), height=min(2.4, max(0.8, 0.1 * layers)))
+    panels = Panels(len(means), min(3, len(means)), height=min(2.4, max(0.8, 0.1 * len(layers))))
 
     def draw(figure: Any) -> None:
-        for one, (name, rows) in zip(panels.axes(figure), means.items(), strict=True):
-            shown, cells = thinned_columns(steps, rows)
-            heat(one, cells, SHARE, colour(looks[name].look))
-            step_ticks(one, shown, most=5)
-            name_ticks(one.yaxis, range(layers), most=int(panels.height / 0.12))
-            one.set_title(short(name), x=0, pad=4)
-            one.set_xlabel("updates", labelpad=2)
-            one.set_ylabel("student layer", labelpad=2)
+        for axes, (name, rows) in zip(panels.axes(figure), means.items(), strict=True):
+            columns, cells = thinned_columns(steps, rows)
+            heat(axes, cells, SHARE, colour(looks[name].look))
+            step_ticks(axes, columns, most=5)
+            panels.label(axes, short(name), "updates", "student layer", layers)
 
-    over = f" Means over {counted(len(inside), 'seed')}." if len(inside) > 1 else ""
-    return [
-        Plot(
-            name=plot_name("routing_layers", label),
-            title=f"Weights by student layer over training, {label}",
-            caption=f"Full colour is a weight of 1, no colour 0; the first layer is on top.{over}",
-            alt=f"A panel of {layers} layers by {len(steps)} updates for each of {listed(list(means))}.",
-            size=panels.size,
-            draw=draw,
-            header=("layer", *(f"{name}, {when}" for name in means for when in ("first", "last"))),
-            rows=[(i, *(number(rows[i][k], 3) for rows in means.values() for k in (0, -1))) for i in range(layers)],
-        )
-    ]
-
-
-def _at(one: Routing, step: int) -> tuple[tuple[float, ...], ...]:
-    return one.by_layer[one.steps.index(step)]
-
-
-def looks_of(found: LogsByMember, more: Sequence[str]) -> dict[str, StudyMember]:
-    """Teacher's name -> how it is drawn, the same in every figure; `more` are names that only the logs have."""
-    names: dict[str, None] = {}
-    for seeds in found.values():
-        for one in seeds.values():
-            names |= dict.fromkeys(one.routing.teachers if one.routing else ())
-            names |= dict.fromkeys(one.samples.teachers if one.samples else ())
-    names |= dict.fromkeys(more)
-    return {member.label: member for member in with_looks([StudyMember(name, "", "", "kv", ()) for name in names])}
+    over = f" Means over {counted(len(logs), 'seed')}." if len(logs) > 1 else ""
+    plot = Plot(
+        name=plot_name("routing_layers", label),
+        title=f"Weights by student layer over training, {label}",
+        caption=f"Full colour is a weight of 1, no colour 0; the first layer is on top.{over}",
+        alt=f"A panel of {len(layers)} layers by {len(steps)} updates for each of {listed(list(means))}.",
+        size=panels.size,
+        draw=draw,
+        header=("layer", *(f"{name}, {when}" for name in means for when in ("first", "last"))),
+        rows=[(i, *(number(rows[i][k], 3) for rows in means.values() for k in (0, -1))) for i in layers],
+    )
+    return [plot]

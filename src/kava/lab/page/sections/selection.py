@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil
 from pathlib import Path
 from statistics import fmean
@@ -13,115 +13,110 @@ from typing import Any
 from kava.errors import DataError
 from kava.lab.analysis.runs import read_mapping
 from kava.lab.analysis.study import Study
-from kava.lab.page.charts import shown_token
-from kava.lab.page.figures import GRID, INK, MARK, MUTED, WIDTH, Plot
-from kava.lab.page.heat import BLUE, rectangles
-from kava.lab.page.markup import Html, Row, code, counted, join, listed, missing, paragraph, percent, seed_name, table
-from kava.lab.page.sections.section import Section
+from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, Row, Table
+from kava.lab.page.charts import add_panel, visible_token
+from kava.lab.page.figures import GRID, INK, MARK, MUTED, WIDTH
+from kava.lab.page.formats import code, counted, join, listed, percent, seed_name
+from kava.lab.page.heat import BLUE, mean_of_known, rectangles, stretches
 
 FILE = "kept.json"
-SHOWN = 3  # examples drawn; the counts are over all
+DRAWN = 3  # examples; the counts are over all
 TITLE = "Which tokens each compressor keeps"
 AGAIN = "make it again with kava selection"
 Kept = Mapping[str, Sequence[Sequence[Sequence[int]]]]  # compressor -> layer -> head -> indices of tokens
 
 
 @dataclass(frozen=True)
-class Example:
+class SelectionExample:
     name: str
     question: str
     tokens: Sequence[str]
     is_result: Sequence[bool]
     kept: Kept
 
+    def heads(self, compressor: str) -> list[list[int]]:
+        """The tokens that every head of every layer keeps."""
+        return [list(head) for heads in self.kept.get(compressor, ()) for head in heads]
 
-def kept(study: Study) -> Section:
+
+def selection(study: Study) -> PageSection:
     places = {run.folder / FILE: (m, run) for m in study.members for run in m.runs if (run.folder / FILE).is_file()}
     if not places:
-        what = "No run has a kept.json."
-        return Section("kept", TITLE, (missing(what, "kava selection --checkpoint RUN/best_checkpoint"),))
+        nothing = Missing("No run has a kept.json.", "kava selection --checkpoint RUN/best_checkpoint")
+        return PageSection("kept", TITLE, (nothing,))
     path, (member, run) = next(iter(places.items()))
     data = read_mapping(path)
     examples = read_examples(data, path)
     others = [str(place) for place in places if place != path]
-    intro = paragraph(
+    intro = (
         f"Chosen with the weights of {member.label}, seed {seed_name(run.seed)}: {data.get('keep')} tokens of each chain per "
-        "layer and head.",
-        *([f"Not shown: {listed(others)}."] if others else []),
+        "layer and head." + (f" Not shown: {listed(others)}." if others else "")
     )
-    parts: list[Any] = [intro, _counts(examples)]
-    for i, example in enumerate(examples[:SHOWN], 1):
-        parts.append(_picture(i, example, data.get("resampled", ())))
-    if len(examples) > SHOWN:
-        parts.append(paragraph(f"{SHOWN} of {counted(len(examples), 'example')} of", code(path.name), "are drawn."))
-    return Section("kept", TITLE, tuple(parts))
+    parts: list[Block] = [Paragraph(intro), *_counts(examples)]
+    parts += [_picture(i, example, data.get("resampled", ())) for i, example in enumerate(examples[:DRAWN], 1)]
+    if len(examples) > DRAWN:
+        drawn = f"{DRAWN} of {counted(len(examples), 'example')} of"
+        parts.append(Paragraph(join([drawn, code(path.name), "are drawn."])))
+    return PageSection("kept", TITLE, tuple(parts))
 
 
-def read_examples(data: Mapping[str, Any], path: Path) -> list[Example]:
+def read_examples(data: Mapping[str, Any], path: Path) -> list[SelectionExample]:
     """The examples of kept.json, every index checked against the tokens."""
-    found = []
+    examples = []
     try:
-        for one in data["examples"]:
-            example = Example(str(one["id"]), str(one["question"]), one["tokens"], one["is_result"], one["kept"])
+        for entry in data["examples"]:
+            name, question = str(entry["id"]), str(entry["question"])
+            example = SelectionExample(name, question, entry["tokens"], entry["is_result"], entry["kept"])
             indices = {i for layers in example.kept.values() for heads in layers for head in heads for i in head}
             if len(example.is_result) != len(example.tokens) or not indices <= set(range(len(example.tokens))):
                 raise DataError(f"{path}: example {example.name} marks or keeps tokens that are not there", AGAIN)
-            found.append(example)
+            examples.append(example)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of kept tokens ({type(error).__name__}: {error})", AGAIN) from error
-    if not found:
+    if not examples:
         raise DataError(f"{path} holds no examples", AGAIN)
-    return found
+    return examples
 
 
-def _counts(examples: Sequence[Example]) -> Html:
+def _counts(examples: Sequence[SelectionExample]) -> list[Block]:
     """How much of what each compressor keeps is a step's result."""
+    measures = (_share_of_results, _share_of_tokens, _same_in_all)
+    rows: list[Row] = [
+        (name, *(percent(mean_of_known(measure(e, name) for e in examples)) for measure in measures))
+        for name in examples[0].kept
+    ]
     chance = fmean(fmean(map(bool, example.is_result)) for example in examples)
-    rows: list[Row] = []
-    for name in examples[0].kept:
-        rows.append((name, percent(_mean(_share_of_results(e, name) for e in examples)),
-                     percent(_mean(_share_of_tokens(e, name) for e in examples)),
-                     percent(_mean(_same_in_all(e, name) for e in examples))))  # fmt: skip
     rows.append(("all tokens", percent(chance), "100.0", ""))
-    words = paragraph(
+    words = Paragraph(
         f"Means over {counted(len(examples), 'example')}, layers and heads. The last line is the chain itself: "
         "what a choice at random would give."
     )
-    head = ("compressor", "results among the kept, %", "tokens kept in some head, %", "kept alike in all heads, %")
-    return join([table(head, rows, "Kept tokens by compressor"), words])
+    header = ("compressor", "results among the kept, %", "tokens kept in some head, %", "kept alike in all heads, %")
+    return [Table(header, rows, "Kept tokens by compressor"), words]
 
 
-def _heads(example: Example, name: str) -> list[list[int]]:
-    return [list(head) for heads in example.kept.get(name, ()) for head in heads]
+def _share_of_results(example: SelectionExample, name: str) -> float | None:
+    """The share of results among the kept tokens, mean over heads."""
+    return mean_of_known(fmean(bool(example.is_result[i]) for i in head) for head in example.heads(name) if head)
 
 
-def _share_of_results(example: Example, name: str) -> float | None:
-    shares = [fmean(bool(example.is_result[i]) for i in head) for head in _heads(example, name) if head]
-    return fmean(shares) if shares else None
+def _share_of_tokens(example: SelectionExample, name: str) -> float | None:
+    """The share of the tokens that some head keeps."""
+    return len(set().union(*example.heads(name))) / len(example.tokens) if example.tokens else None
 
 
-def _share_of_tokens(example: Example, name: str) -> float | None:
-    used = {i for head in _heads(example, name) for i in head}
-    return len(used) / len(example.tokens) if example.tokens else None
-
-
-def _same_in_all(example: Example, name: str) -> float | None:
-    """The share of the kept tokens that every layer and head kept."""
-    heads = [set(head) for head in _heads(example, name)]
-    union = set().union(*heads) if heads else set()
+def _same_in_all(example: SelectionExample, name: str) -> float | None:
+    """The share of the kept tokens that every layer and head keeps."""
+    heads = [set(head) for head in example.heads(name)]
+    union = set().union(*heads)
     return len(set.intersection(*heads)) / len(union) if union else None
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 @dataclass(frozen=True)
 class _Layout:
     """Panels of one example, in inches: as many side by side as their tokens leave room for."""
 
-    example: Example
+    example: SelectionExample
     left: float = 0.5
     top: float = 0.26
     gap: float = 0.12
@@ -143,11 +138,11 @@ class _Layout:
     @property
     def longest(self) -> float:
         """Inches that the longest token takes."""
-        return 0.02 + 0.056 * max(map(len, map(shown_token, self.example.tokens)), default=1)
+        return 0.02 + 0.056 * max(map(len, map(visible_token, self.example.tokens)), default=1)
 
     @property
     def upright(self) -> bool:
-        """Whether the tokens fit below their columns as they are; else they are turned."""
+        """Whether the tokens fit below their columns upright; else they are turned."""
         return self.longest <= self.width / max(1, self.tokens)
 
     @property
@@ -157,38 +152,39 @@ class _Layout:
     @property
     def lines(self) -> int:
         """Layers times heads, of the compressor that has most."""
-        return max(len(_heads(self.example, name)) for name in self.example.kept)
+        return max(len(self.example.heads(name)) for name in self.example.kept)
 
     @property
     def height(self) -> float:
         return min(2.6, max(0.5, 0.11 * self.lines))
 
     @property
-    def words(self) -> float:
-        """Below a panel: its tokens."""
+    def below(self) -> float:
+        """The height of the tokens below a panel."""
         return 0.28 if self.upright else 0.12 + self.longest
 
     @property
+    def row_height(self) -> float:
+        return self.top + self.height + self.below
+
+    @property
     def size(self) -> tuple[float, float]:
-        return WIDTH, self.rows * (self.top + self.height + self.words) + 0.05
+        return WIDTH, self.rows * self.row_height + 0.05
 
-    def box(self, index: int) -> tuple[float, float, float, float]:
-        width, height = self.size
-        column, row = index % self.columns, index // self.columns
-        bottom = height - row * (self.top + self.height + self.words) - self.top - self.height
-        return (self.left + column * (self.width + self.gap)) / width, bottom / height, self.width / width, (
-            self.height / height
-        )  # fmt: skip
+    def panel(self, figure: Any, index: int) -> Any:
+        row, column = divmod(index, self.columns)
+        left, top = self.left + column * (self.width + self.gap), row * self.row_height + self.top
+        return add_panel(figure, left, top, self.width, self.height)
 
 
-def _picture(number: int, example: Example, resampled: Sequence[str]) -> Plot:
+def _picture(number: int, example: SelectionExample, resampled: Sequence[str]) -> Plot:
     layout = _Layout(example)
     rows: list[Row] = []
     for name, layers in example.kept.items():
         for i, heads in enumerate(layers):
             for j, head in enumerate(heads):
                 rows.append(
-                    (name, i, j, " ".join(shown_token(example.tokens[k]) for k in head), " ".join(map(str, head)))
+                    (name, i, j, " ".join(visible_token(example.tokens[k]) for k in head), " ".join(map(str, head)))
                 )
     near = [name for name in example.kept if name in resampled]
     note = f" {listed(near)} resamples in time: the nearest token is shown." if near else ""
@@ -211,61 +207,43 @@ def _draw(figure: Any, layout: _Layout) -> None:
 
     example = layout.example
     for index, (name, layers) in enumerate(example.kept.items()):
-        one = figure.add_axes(layout.box(index))
-        lines = [len(heads) for heads in layers]
-        total = sum(lines)
-        one.set_xlim(0, layout.tokens)
-        one.set_ylim(total, 0)
+        axes = layout.panel(figure, index)
+        starts = [0, *accumulate(map(len, layers))]
+        axes.set_xlim(0, layout.tokens)
+        axes.set_ylim(starts[-1], 0)
         for i, result in enumerate(example.is_result):
             if result:
-                one.add_patch(Rectangle((i, 0), 1, total, color=MARK, linewidth=0, zorder=0.5))
-        one.add_patch(_cells(_heads(example, name)))
-        one.grid(visible=False)
+                axes.add_patch(Rectangle((i, 0), 1, starts[-1], color=MARK, linewidth=0, zorder=0.5))
+        boxes = []
+        for y, head in enumerate(example.heads(name)):
+            filled = [i in set(head) for i in range(layout.tokens)]
+            boxes += [(start, y + 0.1, end, y + 0.9) for start, end, kept in stretches(filled) if kept]
+        axes.add_patch(rectangles(boxes, BLUE))
+        axes.grid(visible=False)
         for place in range(1, layout.tokens):
-            one.axvline(place, color=GRID, linewidth=0.35, zorder=0.8)
-        starts = [sum(lines[:i]) for i in range(len(lines) + 1)]
+            axes.axvline(place, color=GRID, linewidth=0.35, zorder=0.8)
         for start in starts:
-            one.axhline(start, color=MUTED, linewidth=0.5, zorder=3, clip_on=False)
-        one.spines[["left", "bottom"]].set_visible(False)
-        first = index % layout.columns == 0
-        middles = [(a + b) / 2 for a, b in pairwise(starts)] if first else []
+            axes.axhline(start, color=MUTED, linewidth=0.5, zorder=3, clip_on=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        middles = [(a + b) / 2 for a, b in pairwise(starts)] if index % layout.columns == 0 else []
         every = max(1, ceil(len(middles) * 0.12 / layout.height))
-        one.set_yticks(middles[::every], [f"layer {i}" for i in range(len(middles))][::every])
-        one.set_title(name, pad=4, x=0)
-        _write_tokens(one, layout)
+        axes.set_yticks(middles[::every], [f"layer {i}" for i in range(len(middles))][::every])
+        axes.set_title(name, pad=4, x=0)
+        _write_tokens(axes, layout)
 
 
-def _cells(heads: Sequence[Sequence[int]]) -> Any:
-    """All filled cells as one shape; neighbours in a row are one rectangle."""
-    boxes = [(a, y + 0.1, b, y + 0.9) for y, head in enumerate(heads) for a, b in _stretches(sorted(set(head)))]
-    return rectangles(boxes, BLUE)
-
-
-def _stretches(places: Sequence[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    for place in places:
-        if found and found[-1][1] == place:
-            found[-1] = (found[-1][0], place + 1)
-        else:
-            found.append((place, place + 1))
-    return found
-
-
-def _write_tokens(one: Any, layout: _Layout) -> None:
-    """The tokens' text below their columns; where they are too many, results and every n-th."""
-    every = 1 if layout.upright else ceil(0.078 * layout.tokens / layout.width)
-    turned = {"ha": "center", "va": "top"} if layout.upright else {"rotation": 90, "ha": "right", "va": "center"}
-    one.set_xticks([])
-    for i, (token, result) in enumerate(zip(layout.example.tokens, layout.example.is_result, strict=True)):
-        if result or i % every == 0:
-            one.text(
-                i + 0.5, 1.02, shown_token(token), transform=_below(one), rotation_mode="anchor", size=5.4,
-                color=INK if result else MUTED, weight="bold" if result else "normal", **turned,
-            )  # fmt: skip
-
-
-def _below(one: Any) -> Any:
-    """x in tokens, y in panels counted downwards."""
+def _write_tokens(axes: Any, layout: _Layout) -> None:
+    """Writes the tokens below their columns; where they are too many, results and every n-th."""
     from matplotlib.transforms import Affine2D, blended_transform_factory
 
-    return blended_transform_factory(one.transData, Affine2D().scale(1, -1).translate(0, 1) + one.transAxes)
+    every = 1 if layout.upright else ceil(0.078 * layout.tokens / layout.width)
+    turned = {"ha": "center", "va": "top"} if layout.upright else {"rotation": 90, "ha": "right", "va": "center"}
+    # x in tokens, y in panels counted downwards
+    below = blended_transform_factory(axes.transData, Affine2D().scale(1, -1).translate(0, 1) + axes.transAxes)
+    axes.set_xticks([])
+    for i, (token, result) in enumerate(zip(layout.example.tokens, layout.example.is_result, strict=True)):
+        if result or i % every == 0:
+            axes.text(
+                i + 0.5, 1.02, visible_token(token), transform=below, rotation_mode="anchor", size=5.4,
+                color=INK if result else MUTED, weight="bold" if result else "normal", **turned,
+            )  # fmt: skip

@@ -1,37 +1,27 @@
-"""The head of the page: what is compared, and everyone at one look, broken and missing runs included."""
+"""The head of the page: what is compared, and a table of all members, with broken and missing runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from kava.lab.analysis.runs import RunResult
-from kava.lab.analysis.study import COUNTED, Study, StudyMember, panels, plain, value
-from kava.lab.page.markup import (
-    NONE,
-    Heading,
-    Html,
-    Row,
-    code,
-    counted,
-    join,
-    listed,
-    mean_sd,
-    missing,
-    number,
-    paragraph,
-    seed_name,
-    table,
-    tag,
-    text,
-)
-
-MISSING = "missing"
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, plain, value
+from kava.lab.page.blocks import Block, Facts, Missing, Paragraph, Row, Table, rows_by_group
+from kava.lab.page.formats import DASH, code, counted, distinct, join, listed, mean_sd, number, seed_name, styled
 
 
-def head(study: Study) -> Html:
-    """What is compared in sentences and facts, then the table of everyone."""
-    return join([_sentence(study), _facts(study), _overview(study), _spread_note(study)])
+def summary(study: Study) -> list[Block]:
+    """What is compared, in a sentence and as facts, then the table of all members."""
+    note = (
+        "Accuracy is the mean over seeds, with the sample standard deviation; seeds are those with results. Broken, "
+        "stopped and missing runs enter no number."
+    )
+    command = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET"
+    last = Paragraph(note, "note") if study.sets else Missing("No run has results yet.", command)
+    return [_sentence(study), _facts(study), _overview(study), last]
 
 
 def default_title(study: Study) -> str:
@@ -41,117 +31,96 @@ def default_title(study: Study) -> str:
     return f"Report on {listed([m.label for m in study.members])}" if len(study.members) < 4 else "Report"
 
 
-def _sentence(study: Study) -> Html:
+def _sentence(study: Study) -> Paragraph:
     finished = sum(run.status in COUNTED for run in study.runs)
+    unfinished = len(study.runs) - finished
     seeds = f" over {counted(len(study.seeds), 'seed')}" if study.seeds else ""
-    words = f"{counted(len(study.members), 'member')}{seeds}, {counted(len(study.runs), 'run')}"
-    others = len(study.runs) - finished
-    words += f", {others} of them not finished." if others else ", all of them finished." if finished > 1 else "."
-    return paragraph(words, class_="lead")
+    end = f", {unfinished} of them not finished." if unfinished else ", all of them finished." if finished > 1 else "."
+    words = f"{counted(len(study.members), 'member')}{seeds}, {counted(len(study.runs), 'run')}{end}"
+    return Paragraph(words, "lead")
 
 
-def _facts(study: Study) -> Html:
+def _facts(study: Study) -> Facts:
     rows: list[tuple[str, Any]] = []
     for label in study.sets:
-        found = [r for m in study.entries for _, r in study.score(m, label).results]
-        if found:
-            rows.append((f"set {label}", _about_set(found)))
+        results = [r for member in study.entries for _, r in study.score(member, label).results]
+        if results:
+            rows.append((f"set {label}", _about_set(results)))
     if study.left_out:
         words = f"{listed(study.left_out)}: parts of a set, or sets not asked for; --dataset NAME shows one"
         rows.append(("left out", words))
-    configs = _distinct(value(run.recipe, "about.name") for run in study.runs)
-    configs = configs or _distinct(r.fields.get("config") for run in study.runs for r in run.results)
-    rows.append(("config", listed(configs) or NONE))
-    models = _distinct(value(run.recipe, "model.name") for run in study.runs)
-    rows.append(("model", listed(models) or NONE))
-    rows.append(("seeds", listed(study.seeds) or NONE))
-    rows.append(("versions", _versions(study) or NONE))
-    return tag("dl", join(join([tag("dt", name), tag("dd", words)], "") for name, words in rows))
+    results = [r for run in study.runs for r in run.results]
+    configs = distinct(value(run.recipe, "about.name") for run in study.runs)
+    rows.append(("config", listed(configs or distinct(r.fields.get("config") for r in results)) or DASH))
+    rows.append(("model", listed(distinct(value(run.recipe, "model.name") for run in study.runs)) or DASH))
+    rows.append(("seeds", listed(study.seeds) or DASH))
+    rows.append(("versions", _versions([*(r.fields for r in results), *(run.meta for run in study.runs)]) or DASH))
+    return Facts(rows)
 
 
-def _about_set(found: Sequence[RunResult]) -> Html:
-    whole = {int(r.fields["set_size"]) for r in found if r.fields.get("set_size")}
-    size = counted(found[0].total, "item")
-    if whole and whole != {found[0].total}:
+def _about_set(results: Sequence[RunResult]) -> str:
+    whole = {int(r.fields["set_size"]) for r in results if r.fields.get("set_size")}
+    size = counted(results[0].total, "item")
+    if whole and whole != {results[0].total}:
         size += f" of {number(max(whole))}"
-    cues = _distinct(r.fields.get("cue") for r in found)
-    modes = _distinct(r.mode for r in found)
-    words = f"{size}, answered in mode {listed(modes)}" + (f", cue {listed(cues)}" if cues else "")
-    sha = found[0].sha256
-    return join([text(words), *([Html(f", data {code(sha[:12])}")] if sha else [])], "")
+    cues = distinct(r.fields.get("cue") for r in results)
+    words = f"{size}, answered in mode {listed(distinct(r.mode for r in results))}"
+    words += f", cue {listed(cues)}" if cues else ""
+    sha = results[0].sha256
+    return Markup("{}, data {}").format(words, code(sha[:12])) if sha else words
 
 
-def _versions(study: Study) -> str:
-    """Those of the results, else of the training; several of one library are all named."""
-    found: dict[str, dict[str, None]] = {}
-    sources = [r.fields.get("versions") or {} for run in study.runs for r in run.results]
-    for one in [*sources, *[run.meta.get("versions") or {} for run in study.runs]]:
-        for name, version in one.items():
+def _versions(sources: Sequence[Any]) -> str:
+    """The libraries of results and of training; all versions of one library are named."""
+    versions: dict[str, dict[str, None]] = {}
+    for source in sources:
+        for name, version in (source.get("versions") or {}).items():
             if version is not None:
-                found.setdefault(name, {})[str(version)] = None
-    return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items())
+                versions.setdefault(name, {})[str(version)] = None
+    return ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in versions.items())
 
 
-def _overview(study: Study) -> Html:
-    rows: list[Row] = []
+def _overview(study: Study) -> Table:
     titled = any(member.title for member in study.members)
-    for group in panels(study.members):
-        rows += [Heading(group.title)] if group.title else []
-        for member in group.members:
-            scores = [study.score(member, label) for label in study.sets]
-            cells: list[Any] = [member.label, *([member.title] if titled else [])]
-            cells.append(f"{max((len(s.results) for s in scores), default=0)} of {max(1, len(study.seeds))}")
-            cells += [mean_sd(score.mean, score.sd) for score in scores]
-            cells += [NONE if score.passes is None else f"{score.passes:.1f}" for score in scores]
-            rows.append((*cells, status(study, member)))
-    several = len(study.sets) > 1
-    titles = [f"accuracy{' on ' + label if several else ''}, %" for label in study.sets]
-    passes = [f"passes{' on ' + label if several else ''}" for label in study.sets]
-    header = ("member", *(["what it is"] if titled else []), "seeds", *titles, *passes, "status")
-    return table(header, rows, "Every member at one look")
+
+    def row(member: StudyMember) -> Row:
+        scores = [study.score(member, label) for label in study.sets]
+        seeds = f"{max((len(s.results) for s in scores), default=0)} of {max(1, len(study.seeds))}"
+        accuracies = [mean_sd(score.mean, score.sd) for score in scores]
+        passes = [DASH if score.passes is None else f"{score.passes:.1f}" for score in scores]
+        title = [member.title] if titled else []
+        return (member.label, *title, seeds, *accuracies, *passes, _status(study, member))
+
+    on_set = [f" on {label}" if len(study.sets) > 1 else "" for label in study.sets]
+    measures = [*(f"accuracy{words}, %" for words in on_set), *(f"passes{words}" for words in on_set)]
+    header = ("member", *(["what it is"] if titled else []), "seeds", *measures, "status")
+    return Table(header, rows_by_group(study.members, row), "Every member at one look")
 
 
-def _spread_note(study: Study) -> Html:
-    if not study.sets:
-        return missing("No run has results yet.", "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET")
-    return paragraph(
-        "Accuracy is the mean over seeds, with the sample standard deviation; seeds are those with results. Broken, "
-        "stopped and missing runs enter no number.",
-        class_="note",
-    )
-
-
-def status(study: Study, member: StudyMember) -> Html:
+def _status(study: Study, member: StudyMember) -> Markup:
     """Finished, or what is wrong with which seed."""
-    words: list[Html] = []
+    words: list[str] = []
     absent = study.missing(member)
     finished = [run for run in member.runs if run.status in COUNTED]
     if finished:
         kind = "finished" if any(run.status == "finished" for run in finished) else "evaluated"
-        unanswered = [run.seed for run in finished if not plain(run)]
-        words.append(text(kind if len(finished) == len(member.runs) + len(absent) else f"{len(finished)} {kind}"))
-        if unanswered:
-            words.append(tag("span", f"{len(unanswered)} not evaluated ({_seeds(unanswered)})", class_="warn"))
-    stopped = [run for run in member.runs if run.status == "stopped"]
-    if stopped:
-        words.append(
-            tag("span", f"{len(stopped)} not finished ({_seeds([run.seed for run in stopped])})", class_="warn")
-        )
+        words.append(kind if len(finished) == len(member.runs) + len(absent) else f"{len(finished)} {kind}")
+    unfinished = {
+        "not evaluated": [run.seed for run in finished if not plain(run)],
+        "not finished": [run.seed for run in member.runs if run.status == "stopped"],
+    }
+    words += [_warning(kind, seeds) for kind, seeds in unfinished.items() if seeds]
     for run in member.runs:
         if run.status == "broken":
             line = study.broken.get(run.folder.resolve(), "")
-            name = f"broken (seed {seed_name(run.seed)})"
-            words.append(
-                join([tag("span", name, class_="bad"), *([tag("span", line, class_="sub")] if line else [])], " ")
-            )
+            name = styled(f"broken (seed {seed_name(run.seed)})", "bad")
+            words.append(join([name, *([styled(line, "sub")] if line else [])]))
     if absent:
-        words.append(tag("span", f"{len(absent)} {MISSING} ({_seeds(absent)})", class_="warn"))
+        words.append(_warning("missing", absent))
     return join(words, ", ")
 
 
-def _seeds(seeds: Sequence[int | None]) -> str:
-    return f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(seed_name, seeds))}"
-
-
-def _distinct(values: Any) -> list[str]:
-    return list(dict.fromkeys(str(one) for one in values if one is not None))
+def _warning(kind: str, seeds: Sequence[int | None]) -> Markup:
+    """2 missing (seeds 3, 4)."""
+    names = ", ".join(map(seed_name, seeds))
+    return styled(f"{len(seeds)} {kind} (seed{'' if len(seeds) == 1 else 's'} {names})", "warn")

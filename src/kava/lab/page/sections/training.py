@@ -1,4 +1,4 @@
-"""Curves from the logs: every loss term, validation accuracy, and how the latents fare."""
+"""Curves from the logs: loss terms, validation numbers, and the state of the latents."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from statistics import fmean
 from typing import Any
 
 from kava.lab.analysis.study import COUNTED, Study, StudyMember, panels
+from kava.lab.page.blocks import Missing, PageSection, Plot, Row
 from kava.lab.page.charts import Grid, Lines, Points, curves, no_data, share_scale
-from kava.lab.page.figures import Plot
-from kava.lab.page.markup import Row, missing, number, seed_name
-from kava.lab.page.sections.section import Section
+from kava.lab.page.formats import SEED_LINES, number, seed_name
 
 TERMS = {
     "ce_student": "student's cross-entropy (ce_student)",
@@ -40,10 +39,10 @@ HEALTH = {
     "kept_share": "share of latents that have a target (kept_share)",
 }
 MOST_POINTS = 200
-LOG_FROM = 4.0  # a ratio of largest to smallest value from which a logarithmic axis is drawn
+LOG_FROM = 4.0  # ratio of largest to smallest value from which the axis is logarithmic
 
 
-def losses(study: Study) -> Section:
+def losses(study: Study) -> PageSection:
     about = (
         "Every term alone and before its weight; members weigh terms differently, so that their sums do not compare. "
         "A distance is to the member's own targets."
@@ -55,22 +54,22 @@ def losses(study: Study) -> Section:
         if study.explicit
         else _plot(study, "validation", "Validation accuracy over training", held_out, VALIDATION, scale=100)
     )
-    parts: list[Any] = [
+    parts = (
         _plot(study, "losses", "Loss terms over training", about, TERMS, log=True)
-        or missing("No run has a log with loss terms (log.jsonl).", "kava train"),
-        validation or missing("No log has validations.", "kava train --config RECIPE logging.eval_steps=N"),
-    ]
-    return Section("training", "Losses and validation over training", tuple(parts))
+        or Missing("No run has a log with loss terms (log.jsonl).", "kava train"),
+        validation or Missing("No log has validations.", "kava train --config RECIPE logging.eval_steps=N"),
+    )
+    return PageSection("training", "Losses and validation over training", parts)
 
 
-def health(study: Study) -> Section:
+def latents(study: Study) -> PageSection:
     about = (
         "A cosine near 1: all latents say the same. A residual near 0: the iteration has converged, more rounds change "
         "nothing."
     )
-    found = _plot(study, "health", "Latents over training", about, HEALTH)
-    nothing = missing("No log holds the state of latents: no run has latents, or no log.", "kava train")
-    return Section("health", "The latents over training", (found or nothing,))
+    plot = _plot(study, "health", "Latents over training", about, HEALTH)
+    nothing = Missing("No log holds the state of latents: no run has latents, or no log.", "kava train")
+    return PageSection("health", "The latents over training", (plot or nothing,))
 
 
 def _plot(
@@ -84,30 +83,30 @@ def _plot(
 ) -> Plot | None:
     """A panel per key and group; None where no log has any of them."""
     every = {key: _lines(study, key, scale) for key in keys}
-    lines = {key: found for key, found in every.items() if any(map(_longest, found.values()))}
-    members = [member for member in study.members if any(_longest(found[member.label]) for found in lines.values())]
+    lines = {key: by_member for key, by_member in every.items() if any(map(_longest, by_member.values()))}
+    members = [m for m in study.members if any(_longest(by_member[m.label]) for by_member in lines.values())]
     if not members:
         return None
     groups = panels(members)
     grid = Grid([keys[key] for key in lines], groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
-    whole = {member.label: _whole(member) for member in members}
-    drawn, cut = ({key: _part(found, whole, inside) for key, found in lines.items()} for inside in (True, False))
+    ended = {member.label: _ended_seeds(member) for member in members}
+    drawn, cut = ({key: _part(of_key, ended, inside) for key, of_key in lines.items()} for inside in (True, False))
 
     def draw(figure: Any) -> None:
         for key, row in zip(lines, grid.axes(figure), strict=True):
-            for one, group in row:
-                curves(one, group, drawn[key], log and _wide(lines[key]), cut=cut[key])
+            for axes, group in row:
+                curves(axes, group, drawn[key], log and _wide(lines[key]), cut=cut[key])
                 if not any(_longest(lines[key][member.label]) for member in group.members):
-                    no_data(one, "not measured for these")
-            share_scale([one for one, _ in row])
+                    no_data(axes, "not measured for these")
+            share_scale(row)
 
-    many = max(_longest(seeds) for found in lines.values() for seeds in found.values()) > MOST_POINTS
+    longest = max(_longest(seeds) for by_member in lines.values() for seeds in by_member.values())
     words = {
         about: True,
-        "Thin lines are seeds, thick ones their mean.": len(study.seeds) > 1,
+        SEED_LINES: len(study.seeds) > 1,
         "Grey: the other panels' means.": len(groups) > 1,
-        "Runs that were cut short are in no mean.": any(_longest(s) for found in cut.values() for s in found.values()),
-        f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.": many,
+        "Runs that were cut short are in no mean.": any(_longest(seeds) for c in cut.values() for seeds in c.values()),
+        f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.": longest > MOST_POINTS,
     }
     return Plot(
         name=name,
@@ -121,18 +120,18 @@ def _plot(
     )
 
 
-def _whole(member: StudyMember) -> set[str]:
+def _ended_seeds(member: StudyMember) -> set[str]:
     """Seeds that were trained to the end; all of them where none was."""
     finished = {seed_name(run.seed) for run in member.runs if run.status in COUNTED}
     return finished or {seed_name(run.seed) for run in member.runs}
 
 
-def _part(lines: Lines, whole: Mapping[str, set[str]], inside: bool) -> Lines:
-    """The seeds that are (or are not) among `whole`, few enough points to draw."""
+def _part(lines: Lines, ended: Mapping[str, set[str]], inside: bool) -> Lines:
+    """The lines of seeds that are (or are not) among `ended`, with few enough points to draw."""
     return {
-        label: {seed: thinned(points) for seed, points in seeds.items() if (seed in whole[label]) == inside}
+        label: {seed: thinned(points) for seed, points in seeds.items() if (seed in ended[label]) == inside}
         for label, seeds in lines.items()
-        if label in whole
+        if label in ended
     }
 
 
@@ -148,9 +147,9 @@ def _lines(study: Study, key: str, scale: float) -> Lines:
 
 
 def series(log: Sequence[Mapping[str, Any]], key: str, scale: float = 1) -> Points:
-    """One value an update: the last that was logged for it."""
+    """(update, value) in order; of several values logged for an update, the last."""
     values = {int(line["step"]): line[key] for line in log if isinstance(line.get(key), int | float)}
-    return [(step, scale * float(one)) for step, one in sorted(values.items()) if math.isfinite(one)]
+    return [(step, scale * float(value)) for step, value in sorted(values.items()) if math.isfinite(value)]
 
 
 def thinned(points: Points) -> Points:
@@ -171,7 +170,7 @@ def _rows(members: Sequence[StudyMember], lines: Mapping[str, Lines]) -> list[Ro
     rows: list[Row] = []
     for member in members:
         for seed in dict.fromkeys(seed_name(run.seed) for run in member.runs):
-            points = [found[member.label].get(seed, []) for found in lines.values()]
+            points = [by_member[member.label].get(seed, []) for by_member in lines.values()]
             if any(points):
                 ends = [number(p[i][1]) if p else number(None) for p in points for i in (0, -1)]
                 rows.append((member.label, seed, f"{max(p[-1][0] for p in points if p):,}", *ends))
