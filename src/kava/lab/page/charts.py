@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil, log10
 from statistics import fmean
 from types import MappingProxyType
@@ -26,50 +25,25 @@ def add_panel(figure: Any, left: float, top: float, width: float, height: float)
     return figure.add_axes((left / across, (high - top - height) / high, width / across, height / high))
 
 
-@dataclass(frozen=True)
 class Grid:
-    """A row per measure and a column per group; with one group, the measures two by two."""
+    """A row of panels per measure and a column per group; with one group, the measures two by two. Sizes in inches."""
 
-    titles: Sequence[str]
-    groups: Sequence[Group]
-    height: float = 1.35
-    xlabel: str = ""
-
-    @property
-    def columns(self) -> int:
-        return len(self.groups) if len(self.groups) > 1 else min(2, len(self.titles))
-
-    @property
-    def rows(self) -> int:
-        return len(self.titles) if len(self.groups) > 1 else ceil(len(self.titles) / self.columns)
-
-    @property
-    def size(self) -> tuple[float, float]:
-        return self._across, self._legend + self.rows * (self.height + GAP) - GAP + BOTTOM
-
-    @property
-    def _legend(self) -> float:
-        """Inches above the panels for the group's title, the legend and the first row's title."""
-        lines = max(ceil(len(group.members) / self._legend_columns(group)) for group in self.groups)
-        return (0.24 if len(self.groups) > 1 else 0.05) + lines * LINE + 0.3
+    def __init__(self, titles: Sequence[str], groups: Sequence[Group], height: float = 1.35, xlabel: str = "") -> None:
+        self.titles, self.groups, self.height, self.xlabel = titles, groups, height, xlabel
+        several = len(groups) > 1
+        self.columns = len(groups) if several else min(2, len(titles))
+        self.rows = len(titles) if several else ceil(len(titles) / self.columns)
+        across = max(WIDTH, 1.9 * self.columns)
+        self.between = 0.3 if several else 0.5  # measures side by side have their own numbers on y
+        self.width = (across - LEFT - RIGHT - self.between * (self.columns - 1)) / self.columns
+        lines = max(ceil(len(group.members) / self._legend_columns(group)) for group in groups)
+        self.above = (0.24 if several else 0.05) + lines * LINE + 0.3  # group's title, legend, first row's title
+        self.size = across, self.above + self.rows * (height + GAP) - GAP + BOTTOM
 
     def _legend_columns(self, group: Group) -> int:
         longest = letters(group.members) + 0.45
-        room = self._panel_width if len(self.groups) > 1 else WIDTH - LEFT
+        room = self.width if len(self.groups) > 1 else WIDTH - LEFT
         return max(1, min(len(group.members), int(room / longest)))
-
-    @property
-    def _between(self) -> float:
-        """Inches between columns: measures side by side have their own numbers on y."""
-        return 0.3 if len(self.groups) > 1 else 0.5
-
-    @property
-    def _panel_width(self) -> float:
-        return (self._across - LEFT - RIGHT - self._between * (self.columns - 1)) / self.columns
-
-    @property
-    def _across(self) -> float:
-        return max(WIDTH, 1.9 * self.columns)
 
     def axes(self, figure: Any) -> list[list[tuple[Any, Group]]]:
         """For each measure its panels, with titles, legends and the label below."""
@@ -78,8 +52,8 @@ class Grid:
         for index, title in enumerate(self.titles):
             for column, group in enumerate(self.groups):
                 x, y = (column, index) if several else (index % self.columns, index // self.columns)
-                top = self._legend + y * (self.height + GAP)
-                axes = add_panel(figure, self._left(x), top, self._panel_width, self.height)
+                top = self.above + y * (self.height + GAP)
+                axes = add_panel(figure, self._left(x), top, self.width, self.height)
                 if x == 0 or not several:
                     axes.set_title(title, x=0, pad=5)
                 if y == self.rows - 1 or (not several and index + self.columns >= len(self.titles)):
@@ -92,7 +66,7 @@ class Grid:
         return panels
 
     def _left(self, column: int) -> float:
-        return LEFT + column * (self._panel_width + self._between)
+        return LEFT + column * (self.width + self.between)
 
     def _add_legend(self, figure: Any, group: Group, left: float) -> None:
         """The group's title where there are several, and the names of its members."""

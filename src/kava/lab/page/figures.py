@@ -3,77 +3,33 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import warnings
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from kava.errors import ConfigError
-from kava.files import PARTIAL, usual_mode
+from kava.files import write_bytes
 from kava.lab.analysis.study import Look
 from kava.lab.page.blocks import Plot
-from kava.lab.page.formats import listed
 
 _CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 LIGHT = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", _CSS.partition("@media")[0]))  # the page's variables
 INK, MUTED, GRID, PAPER, MARK, SHADE = (LIGHT[name] for name in ("ink", "muted", "grid", "paper", "mark", "shade"))
 PALETTE = [LIGHT[f"c{i}"] for i in range(7)]
 DPI = 200
+STYLE = Path(__file__).with_name("figures.mplstyle")
 SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kava",
-    "pdf.fonttype": 42,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same picture everywhere
-    "text.parse_math": False,  # a token may be a dollar sign
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-5, 7),
-    "font.size": 7.2,
-    "axes.labelsize": 7.2,
-    "axes.titlesize": 7.6,
-    "xtick.labelsize": 6.8,
-    "ytick.labelsize": 6.8,
-    "legend.fontsize": 6.8,
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.titlelocation": "left",
     "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.grid": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.6,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 0,
-    "xtick.major.width": 0.6,
-    "ytick.major.pad": 3,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "legend.handlelength": 2.4,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
-    "legend.labelspacing": 0.35,
-}
+}  # over STYLE
 WIDTH = 7.2  # inches: the width of text on an A4 page
 _TIP = "tip "
-
-
-def need_libraries() -> None:
-    """Fails where matplotlib, scipy or jinja2 is not installed; all are of the extra `report`."""
-    import importlib.util
-
-    absent = [name for name in ("matplotlib", "scipy", "jinja2") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise ConfigError(f"kava report needs {listed(absent)}, not installed here", "pip install 'kava[report]'")
 
 
 def render(plot: Plot, folder: Path | None = None) -> str:
@@ -81,18 +37,24 @@ def render(plot: Plot, folder: Path | None = None) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(SETTINGS):
+    with mpl.rc_context(SETTINGS, STYLE), warnings.catch_warnings():
+        # A token in a script that matplotlib's font lacks is a box in PNG and PDF; the page shows it in its own fonts.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=plot.size)
         plot.draw(figure)
-        with warnings.catch_warnings():
-            # A token in a script that matplotlib's font lacks is a box in PNG and PDF; the page shows it in its own fonts.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            if folder is not None:
-                _save(figure, folder / f"{plot.name}.png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
-                _save(figure, folder / f"{plot.name}.pdf", facecolor=PAPER, metadata={"CreationDate": None})
-            svg = io.StringIO()
-            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return page_svg(svg.getvalue(), plot.name, plot.title, plot.alt)
+        svg = _saved(figure, "svg", transparent=True, metadata={"Date": None})
+        if folder is not None:
+            png = _saved(figure, "png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
+            pdf = _saved(figure, "pdf", facecolor=PAPER, metadata={"CreationDate": None})
+            write_bytes(folder / f"{plot.name}.png", png)
+            write_bytes(folder / f"{plot.name}.pdf", pdf)
+    return page_svg(svg.decode(), plot.name, plot.title, plot.alt)
+
+
+def _saved(figure: Any, file_format: str, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=file_format, **settings)
+    return buffer.getvalue()
 
 
 def colour(look: Look) -> str:
@@ -142,14 +104,3 @@ def _font(match: re.Match[str]) -> str:
 def _rounded(match: re.Match[str]) -> str:
     numbers = re.sub(r"-?\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}", match[2])
     return f'{match[1]}="{" ".join(numbers.split())}"'
-
-
-def _save(figure: Any, path: Path, **settings: Any) -> None:
-    """Writes a partial file, then renames it."""
-    partial = path.with_name(f"{PARTIAL}{path.name}")
-    try:
-        figure.savefig(partial, **settings)
-        usual_mode(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -103,9 +103,9 @@ def stretches(levels: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(start, end, levels[start]) for start, end in pairwise([*starts, len(levels)])]
 
 
-def thinned_columns(steps: Sequence[int], rows: Rows) -> tuple[list[int], list[list[Value]]]:
-    """At most 72 columns: means of neighbours, named by the last update of each."""
-    size = max(1, ceil(len(steps) / MOST_COLUMNS))
+def thinned_columns(steps: Sequence[Any], rows: Rows, most: int = MOST_COLUMNS) -> tuple[list[Any], list[list[Value]]]:
+    """At most `most` columns: means of neighbours, named by the last update of each."""
+    size = max(1, ceil(len(steps) / most))
     starts = range(0, len(steps), size)
     return [steps[min(s + size, len(steps)) - 1] for s in starts], [
         [mean_of_known(row[s : s + size]) for s in starts] for row in rows
@@ -142,10 +142,11 @@ class Panels:
     above: float = 0.3
     below: float = 0.42
     right: float = 0.06
+    margin: float = 0.0  # left of all columns
 
     @property
     def width(self) -> float:
-        return (WIDTH - self.right) / self.columns - self.left
+        return (WIDTH - self.margin - self.right) / self.columns - self.left
 
     @property
     def size(self) -> tuple[float, float]:
@@ -155,7 +156,7 @@ class Panels:
         panels = []
         for i in range(self.count):
             row, column = divmod(i, self.columns)
-            left = self.left + column * (self.left + self.width)
+            left = self.margin + self.left + column * (self.left + self.width)
             top = self.above + row * (self.above + self.height + self.below)
             panels.append(add_panel(figure, left, top, self.width, self.height))
         return panels

@@ -12,13 +12,13 @@ from markupsafe import Markup
 from kava.errors import DataError
 from kava.lab.analysis.runs import Run, RunResult, same_items
 from kava.lab.analysis.stats import McNemarTest, holm, mcnemar
-from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, result_of, split_part
+from kava.lab.analysis.study import Study, StudyMember, split_part
 from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, Row, Table
 from kava.lab.page.charts import add_panel, letters, line_style, short
 from kava.lab.page.figures import GRID, MUTED, PAPER, WIDTH, tip
 from kava.lab.page.formats import DASH, counted, p_value, percent, plot_name, seed_name
 from kava.lab.page.sections.accuracy import names_beside_rows
-from kava.lab.page.sections.thinking import changed_thinking
+from kava.lab.page.sections.thinking import changed_results, changed_thinking
 
 ALPHA = 0.05
 LINE = 0.115  # inches
@@ -61,12 +61,9 @@ def ablations(study: Study) -> PageSection:
 def ablated_runs(member: StudyMember, label: str) -> list[AblatedRun]:
     """Every ablation of a member's runs with the result as trained, p corrected over all of them (Holm)."""
     ablated = []
-    for run in (run for run in member.runs if run.status in COUNTED):
-        plain = result_of(run, label, member.mode)
-        for result in run.results:
-            same = label_of(result) == label and result.mode == member.mode and not split_part(result.part)[1]
-            if plain is not None and result.ablate is not None and same:
-                ablated.append(AblatedRun(run, result.ablate, plain, result, _paired(plain, result)))
+    for run, plain, result in changed_results(member, label):
+        if plain is not None and result.ablate is not None and not split_part(result.part)[1]:
+            ablated.append(AblatedRun(run, result.ablate, plain, result, _paired(plain, result)))
     tests = {i: entry.paired.p for i, entry in enumerate(ablated) if entry.paired is not None}
     corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
     order = {kind: i for i, kind in enumerate(KINDS)}

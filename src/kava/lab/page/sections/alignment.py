@@ -57,42 +57,20 @@ def distinct_alignments(logs: LogsByMember) -> list[NamedAlignment]:
     return alignments
 
 
-@dataclass(frozen=True)
 class _Panel:
     """One teacher's tokens against the student's, in inches; long texts are drawn up to where there is room."""
 
-    label: str
-    example: AlignmentExample
-
-    @property
-    def rows(self) -> int:
-        return min(MOST_ROWS, len(self.example.student))
-
-    @property
-    def columns(self) -> int:
-        """The teacher's tokens up to the last that overlaps a token of a drawn row."""
-        met = [j for row in self.example.iou[: self.rows] for j, share in enumerate(row) if share > 0]
-        return max(1, min(MOST_COLUMNS, max(met, default=len(self.example.teacher) - 1) + 1))
-
-    @property
-    def left(self) -> float:
-        return max(0.4, 0.14 + LETTER * _longest(self.example.student[: self.rows]))
-
-    @property
-    def below(self) -> float:
-        return 0.2 + LETTER * _longest(self.example.teacher[: self.columns])
-
-    @property
-    def cell(self) -> float:
-        return min(0.13, (WIDTH - self.left - 0.1) / self.columns)
-
-    @property
-    def size(self) -> tuple[float, float]:
-        return self.left + self.cell * self.columns, ABOVE + self.cell * self.rows + self.below
-
-    @property
-    def cut(self) -> bool:
-        return self.rows < len(self.example.student) or self.columns < len(self.example.teacher)
+    def __init__(self, label: str, example: AlignmentExample) -> None:
+        self.label, self.example = label, example
+        self.rows = min(MOST_ROWS, len(example.student))
+        # The teacher's tokens up to the last that overlaps a token of a drawn row.
+        overlaps = [j for row in example.iou[: self.rows] for j, share in enumerate(row) if share > 0]
+        self.columns = max(1, min(MOST_COLUMNS, max(overlaps, default=len(example.teacher) - 1) + 1))
+        self.cut = self.rows < len(example.student) or self.columns < len(example.teacher)
+        self.left = max(0.4, 0.14 + LETTER * _longest(example.student[: self.rows]))
+        below = 0.2 + LETTER * _longest(example.teacher[: self.columns])
+        self.cell = min(0.13, (WIDTH - self.left - 0.1) / self.columns)
+        self.size = self.left + self.cell * self.columns, ABOVE + self.cell * self.rows + below
 
     def draw(self, figure: Any, x: float, y: float) -> None:
         """Draws the panel, its upper left corner x, y inches from the figure's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import ceil
 from pathlib import Path
@@ -14,12 +14,13 @@ from kava.errors import DataError
 from kava.lab.analysis.runs import read_mapping
 from kava.lab.analysis.study import Study
 from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, Row, Table
-from kava.lab.page.charts import add_panel, visible_token
+from kava.lab.page.charts import visible_token
 from kava.lab.page.figures import GRID, INK, MARK, MUTED, WIDTH
 from kava.lab.page.formats import code, counted, join, listed, percent, seed_name
-from kava.lab.page.heat import BLUE, mean_of_known, rectangles, stretches
+from kava.lab.page.heat import BLUE, Panels, mean_of_known, rectangles, stretches
 
 FILE = "kept.json"
+LEFT, GAP = 0.5, 0.12  # inches left of the first panel and between panels
 DRAWN = 3  # examples; the counts are over all
 TITLE = "Which tokens each compressor keeps"
 AGAIN = "make it again with kava selection"
@@ -112,80 +113,27 @@ def _same_in_all(example: SelectionExample, name: str) -> float | None:
     return len(set.intersection(*heads)) / len(union) if union else None
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Panels of one example, in inches: as many side by side as their tokens leave room for."""
-
-    example: SelectionExample
-    left: float = 0.5
-    top: float = 0.26
-    gap: float = 0.12
-
-    @property
-    def tokens(self) -> int:
-        return len(self.example.tokens)
-
-    @property
-    def columns(self) -> int:
-        return ceil(len(self.example.kept) / self.rows)
-
-    @property
-    def rows(self) -> int:
-        cell = max(0.12, self.longest) if self.longest < 0.3 else 0.12
-        most = max(1, int((WIDTH - self.left) / max(1.2, cell * self.tokens + self.gap)))
-        return ceil(len(self.example.kept) / most)
-
-    @property
-    def longest(self) -> float:
-        """Inches that the longest token takes."""
-        return 0.02 + 0.056 * max(map(len, map(visible_token, self.example.tokens)), default=1)
-
-    @property
-    def upright(self) -> bool:
-        """Whether the tokens fit below their columns upright; else they are turned."""
-        return self.longest <= self.width / max(1, self.tokens)
-
-    @property
-    def width(self) -> float:
-        return (WIDTH - self.left - 0.05) / self.columns - self.gap
-
-    @property
-    def lines(self) -> int:
-        """Layers times heads, of the compressor that has most."""
-        return max(len(self.example.heads(name)) for name in self.example.kept)
-
-    @property
-    def height(self) -> float:
-        return min(2.6, max(0.5, 0.11 * self.lines))
-
-    @property
-    def below(self) -> float:
-        """The height of the tokens below a panel."""
-        return 0.28 if self.upright else 0.12 + self.longest
-
-    @property
-    def row_height(self) -> float:
-        return self.top + self.height + self.below
-
-    @property
-    def size(self) -> tuple[float, float]:
-        return WIDTH, self.rows * self.row_height + 0.05
-
-    def panel(self, figure: Any, index: int) -> Any:
-        row, column = divmod(index, self.columns)
-        left, top = self.left + column * (self.width + self.gap), row * self.row_height + self.top
-        return add_panel(figure, left, top, self.width, self.height)
+def _layout(example: SelectionExample) -> tuple[Panels, bool]:
+    """A panel per compressor, as many side by side as their tokens leave room for; whether tokens fit below upright."""
+    count, tokens = len(example.kept), len(example.tokens)
+    longest = 0.02 + 0.056 * max(map(len, map(visible_token, example.tokens)), default=1)  # inches
+    cell = max(0.12, longest) if longest < 0.3 else 0.12
+    rows = ceil(count / max(1, int((WIDTH - LEFT) / max(1.2, cell * tokens + GAP))))
+    height = min(2.6, max(0.5, 0.11 * max(len(example.heads(name)) for name in example.kept)))
+    panels = Panels(count, ceil(count / rows), height, GAP, above=0.26, right=0.05 + GAP, margin=LEFT - GAP)
+    upright = longest <= panels.width / max(1, tokens)
+    return replace(panels, below=0.28 if upright else 0.12 + longest), upright
 
 
 def _picture(number: int, example: SelectionExample, resampled: Sequence[str]) -> Plot:
-    layout = _Layout(example)
+    panels, upright = _layout(example)
+    lines = max(len(example.heads(name)) for name in example.kept)
     rows: list[Row] = []
     for name, layers in example.kept.items():
         for i, heads in enumerate(layers):
             for j, head in enumerate(heads):
-                rows.append(
-                    (name, i, j, " ".join(visible_token(example.tokens[k]) for k in head), " ".join(map(str, head)))
-                )
+                words = " ".join(visible_token(example.tokens[k]) for k in head)
+                rows.append((name, i, j, words, " ".join(map(str, head))))
     near = [name for name in example.kept if name in resampled]
     note = f" {listed(near)} resamples in time: the nearest token is shown." if near else ""
     return Plot(
@@ -193,55 +141,53 @@ def _picture(number: int, example: SelectionExample, resampled: Sequence[str]) -
         title=f"Kept tokens, example {example.name}",
         caption=f"\u201c{example.question}\u201d A row is a head, lines separate layers, the first layer is on top; a filled "
         f"cell is kept. Marked columns hold a step's result.{note}",
-        alt=f"A panel for each of {listed(list(example.kept))}; {counted(layout.lines, 'row')} of heads by "
-        f"{counted(layout.tokens, 'token')}; the kept tokens are in the table below.",
-        size=layout.size,
-        draw=lambda figure: _draw(figure, layout),
+        alt=f"A panel for each of {listed(list(example.kept))}; {counted(lines, 'row')} of heads by "
+        f"{counted(len(example.tokens), 'token')}; the kept tokens are in the table below.",
+        size=(WIDTH, panels.size[1] + 0.05),
+        draw=lambda figure: _draw(figure, example, panels, upright),
         header=("compressor", "layer", "head", "kept tokens", "their places"),
         rows=rows,
     )
 
 
-def _draw(figure: Any, layout: _Layout) -> None:
+def _draw(figure: Any, example: SelectionExample, panels: Panels, upright: bool) -> None:
     from matplotlib.patches import Rectangle
 
-    example = layout.example
-    for index, (name, layers) in enumerate(example.kept.items()):
-        axes = layout.panel(figure, index)
+    tokens = len(example.tokens)
+    for index, (axes, (name, layers)) in enumerate(zip(panels.axes(figure), example.kept.items(), strict=True)):
         starts = [0, *accumulate(map(len, layers))]
-        axes.set_xlim(0, layout.tokens)
+        axes.set_xlim(0, tokens)
         axes.set_ylim(starts[-1], 0)
         for i, result in enumerate(example.is_result):
             if result:
                 axes.add_patch(Rectangle((i, 0), 1, starts[-1], color=MARK, linewidth=0, zorder=0.5))
         boxes = []
         for y, head in enumerate(example.heads(name)):
-            filled = [i in set(head) for i in range(layout.tokens)]
+            filled = [i in set(head) for i in range(tokens)]
             boxes += [(start, y + 0.1, end, y + 0.9) for start, end, kept in stretches(filled) if kept]
         axes.add_patch(rectangles(boxes, BLUE))
         axes.grid(visible=False)
-        for place in range(1, layout.tokens):
+        for place in range(1, tokens):
             axes.axvline(place, color=GRID, linewidth=0.35, zorder=0.8)
         for start in starts:
             axes.axhline(start, color=MUTED, linewidth=0.5, zorder=3, clip_on=False)
         axes.spines[["left", "bottom"]].set_visible(False)
-        middles = [(a + b) / 2 for a, b in pairwise(starts)] if index % layout.columns == 0 else []
-        every = max(1, ceil(len(middles) * 0.12 / layout.height))
+        middles = [(a + b) / 2 for a, b in pairwise(starts)] if index % panels.columns == 0 else []
+        every = max(1, ceil(len(middles) * 0.12 / panels.height))
         axes.set_yticks(middles[::every], [f"layer {i}" for i in range(len(middles))][::every])
         axes.set_title(name, pad=4, x=0)
-        _write_tokens(axes, layout)
+        _write_tokens(axes, example, 1 if upright else ceil(0.078 * tokens / panels.width), upright)
 
 
-def _write_tokens(axes: Any, layout: _Layout) -> None:
-    """Writes the tokens below their columns; where they are too many, results and every n-th."""
+def _write_tokens(axes: Any, example: SelectionExample, every: int, upright: bool) -> None:
+    """Writes the tokens below their columns: results, and `every` n-th of the others."""
     from matplotlib.transforms import Affine2D, blended_transform_factory
 
-    every = 1 if layout.upright else ceil(0.078 * layout.tokens / layout.width)
-    turned = {"ha": "center", "va": "top"} if layout.upright else {"rotation": 90, "ha": "right", "va": "center"}
+    turned = {"ha": "center", "va": "top"} if upright else {"rotation": 90, "ha": "right", "va": "center"}
     # x in tokens, y in panels counted downwards
     below = blended_transform_factory(axes.transData, Affine2D().scale(1, -1).translate(0, 1) + axes.transAxes)
     axes.set_xticks([])
-    for i, (token, result) in enumerate(zip(layout.example.tokens, layout.example.is_result, strict=True)):
+    for i, (token, result) in enumerate(zip(example.tokens, example.is_result, strict=True)):
         if result or i % every == 0:
             axes.text(
                 i + 0.5, 1.02, visible_token(token), transform=below, rotation_mode="anchor", size=5.4,

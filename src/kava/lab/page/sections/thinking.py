@@ -50,19 +50,22 @@ def changed_thinking(study: Study, label: str) -> list[Block]:
     return [plot]
 
 
-def _results(member: StudyMember, label: str) -> Iterator[tuple[Run, RunResult | None, dict[str, str], RunResult]]:
-    """(run, result as trained, changes at test time, result with them)"""
+def changed_results(member: StudyMember, label: str) -> Iterator[tuple[Run, RunResult | None, RunResult]]:
+    """(run, result as trained, result with latents, M, T or cue changed at test time)"""
     for run in (run for run in member.runs if run.status in COUNTED):
-        plain = result_of(run, label, member.mode)
+        as_trained = result_of(run, label, member.mode)
         for result in run.results:
-            changes = split_part(result.part)[1]
-            if changes and result.ablate is None and label_of(result) == label and result.mode == member.mode:
-                yield run, plain, changes, result
+            changed = result.ablate is not None or split_part(result.part)[1]
+            if changed and label_of(result) == label and result.mode == member.mode:
+                yield run, as_trained, result
 
 
 def _rows(member: StudyMember, label: str) -> list[Row]:
     rows: list[Row] = []
-    for run, plain, changes, result in _results(member, label):
+    for run, plain, result in changed_results(member, label):
+        changes = split_part(result.part)[1]
+        if result.ablate is not None:
+            continue
         what = ", ".join(f"{name} = {new}" if name in TITLES else f"{name} {new}" for name, new in changes.items())
         as_trained = DASH if plain is None else percent(plain.accuracy)
         rows.append((member.label, seed_name(run.seed), what, percent(result.accuracy), as_trained))
@@ -73,8 +76,9 @@ def _lines(study: Study, label: str, letter: str) -> Lines:
     """Accuracy over the values of M (or T) alone, the trained one included."""
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for member in study.members:
-        for run, plain, changes, result in _results(member, label):
-            if set(changes) != {letter}:
+        for run, plain, result in changed_results(member, label):
+            changes = split_part(result.part)[1]
+            if set(changes) != {letter} or result.ablate is not None:
                 continue
             points = lines.setdefault(member.label, {}).setdefault(seed_name(run.seed), [])
             trained = value(run.recipe, KEYS[letter])

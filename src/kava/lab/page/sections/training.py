@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.study import COUNTED, Study, StudyMember, panels
+from kava.lab.analysis.mixture_logs import counted_runs
+from kava.lab.analysis.study import Study, StudyMember, panels
 from kava.lab.page.blocks import Missing, PageSection, Plot, Row
 from kava.lab.page.charts import Grid, Lines, Points, curves, no_data, share_scale
 from kava.lab.page.formats import SEED_LINES, number, seed_name
+from kava.lab.page.heat import thinned_columns
 
 TERMS = {
     "ce_student": "student's cross-entropy (ce_student)",
@@ -89,7 +90,7 @@ def _plot(
         return None
     groups = panels(members)
     grid = Grid([keys[key] for key in lines], groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
-    ended = {member.label: _ended_seeds(member) for member in members}
+    ended = {member.label: {seed_name(run.seed) for run in counted_runs(member)} for member in members}
     drawn, cut = ({key: _part(of_key, ended, inside) for key, of_key in lines.items()} for inside in (True, False))
 
     def draw(figure: Any) -> None:
@@ -120,12 +121,6 @@ def _plot(
     )
 
 
-def _ended_seeds(member: StudyMember) -> set[str]:
-    """Seeds that were trained to the end; all of them where none was."""
-    finished = {seed_name(run.seed) for run in member.runs if run.status in COUNTED}
-    return finished or {seed_name(run.seed) for run in member.runs}
-
-
 def _part(lines: Lines, ended: Mapping[str, set[str]], inside: bool) -> Lines:
     """The lines of seeds that are (or are not) among `ended`, with few enough points to draw."""
     return {
@@ -154,11 +149,10 @@ def series(log: Sequence[Mapping[str, Any]], key: str, scale: float = 1) -> Poin
 
 def thinned(points: Points) -> Points:
     """At most 200 points: means of neighbours, at the last update of each."""
-    size = math.ceil(len(points) / MOST_POINTS)
-    if size < 2:
+    if len(points) <= MOST_POINTS:
         return points
-    parts = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(part[-1][0], fmean(y for _, y in part)) for part in parts]
+    steps, (values,) = thinned_columns([step for step, _ in points], [[value for _, value in points]], MOST_POINTS)
+    return list(zip(steps, values, strict=True))
 
 
 def _wide(lines: Lines) -> bool:
