@@ -25,7 +25,7 @@ from kava.lab.analysis.study import split_part
 from kava.lab.page.charts import apart, percent_scale
 from kava.lab.page.figures import SETTINGS as SETTINGS_OF_FIGURES
 from kava.lab.page.figures import page_svg, render
-from kava.lab.page.page import page, plots, sections
+from kava.lab.page.page import plots, render_page, sections
 from kava.lab.page.sections.training import thinned
 from report_runs import KEPT, RIGHT, SEEDS, STEPS, N, Reader, answer, run
 
@@ -132,7 +132,7 @@ def test_the_same_files_give_the_same_page(made: Made):
     study = load_study([made.suite])
     found = sections(study)
     drawn = dict(zip(made.said["drawn"], re.findall(r"<svg.*?</svg>", made.html, flags=re.DOTALL), strict=True))
-    assert page(study, found, drawn) == made.html
+    assert render_page(study, found, drawn) == made.html
     for one in plots(found)[:2]:
         assert render(one) == drawn[one.name]
 
@@ -265,7 +265,7 @@ def document(roots: list[Path], *sets: str) -> Reader:
     """The page's words and tables, with empty figures."""
     study = load_study(roots, sets)
     found = sections(study)
-    return Reader(page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
+    return Reader(render_page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
 
 
 def test_missing_data_is_said_with_the_command_that_makes_it(tmp_path: Path):

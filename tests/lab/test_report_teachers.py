@@ -16,12 +16,12 @@ import report_mixtures as made
 from kava.cli.main import main
 from kava.errors import DataError
 from kava.lab.analysis.load_study import load_study
+from kava.lab.page.blocks import PageSection
 from kava.lab.page.figures import render
+from kava.lab.page.formats import number
 from kava.lab.page.heat import LEVELS, SHARE, Scale, scale_of, thinned_columns
-from kava.lab.page.markup import number
-from kava.lab.page.page import page, plots, sections
+from kava.lab.page.page import plots, render_page, sections
 from kava.lab.page.sections.routing import by_figure
-from kava.lab.page.sections.section import Section
 from kava.lab.page.sections.teachers import teachers
 from report_runs import Reader
 from report_runs import run as plain_run
@@ -43,7 +43,7 @@ def words(*roots: Path) -> Reader:
     """The page's words and tables, with empty figures."""
     study = load_study(list(roots))
     found = sections(study)
-    return Reader(page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
+    return Reader(render_page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
 
 
 def copied(root: Path, tmp_path: Path, *members: str) -> Path:
@@ -52,7 +52,7 @@ def copied(root: Path, tmp_path: Path, *members: str) -> Path:
     return tmp_path / "copy"
 
 
-def section_of(root: Path) -> Section | None:
+def section_of(root: Path) -> PageSection | None:
     return teachers(load_study([root]))
 
 

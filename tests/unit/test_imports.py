@@ -28,7 +28,19 @@ TABLES_AND_PAGES = (
     "lab/page",
     "lab/suites",
 )  # these read files: they work where torch is not installed
-LIGHT = ("yaml", "pydantic", "jinja2", "matplotlib", "numpy", "scipy", "pandas", "psutil", "tqdm", "tabulate")
+LIGHT = (
+    "yaml",
+    "pydantic",
+    "jinja2",
+    "markupsafe",
+    "matplotlib",
+    "numpy",
+    "scipy",
+    "pandas",
+    "psutil",
+    "tqdm",
+    "tabulate",
+)
 CONTENT_FREE = frozenset(
     ["found", "one", "asked", "given", "shown", "seen", "looked", "mine", "theirs", "there", "both"]
 )

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kava.lab.analysis.study import Group, StudyMember
-from kava.lab.page.figures import INK, MUTED, SHADE, WIDTH, colour, tip
+from kava.lab.page.figures import INK, SHADE, WIDTH, colour, tip
 
 Points = Sequence[tuple[float, float]]
 Lines = Mapping[str, Mapping[str, Points]]  # member's label -> seed's name -> points
@@ -196,7 +196,3 @@ def apart(wanted: Sequence[float], distance: float, low: float, high: float) -> 
         places[i] = min(places[i], ceiling)
         ceiling = places[i] - distance
     return [places[i] for i in range(len(wanted))]
-
-
-def no_data(axes: Any, words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=MUTED, style="italic")

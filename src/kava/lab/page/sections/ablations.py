@@ -1,8 +1,8 @@
-"""Whether the answers depend on the latents: every run against itself with its latents replaced at test time."""
+"""Whether the answers depend on the latents: the same weights with latents replaced, or another M, T or cue, at test time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -12,13 +12,12 @@ from markupsafe import Markup
 from kava.errors import DataError
 from kava.lab.analysis.runs import Run, RunResult, same_items
 from kava.lab.analysis.stats import McNemarTest, holm, mcnemar
-from kava.lab.analysis.study import Study, StudyMember, split_part
-from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, Row, Table
-from kava.lab.page.charts import add_panel, letters, line_style, short
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, panels, result_of, split_part, value
+from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, Row, Subheading, Table
+from kava.lab.page.charts import Grid, Lines, add_panel, curves, letters, line_style, share_scale, short
 from kava.lab.page.figures import GRID, MUTED, PAPER, WIDTH, tip
 from kava.lab.page.formats import DASH, counted, p_value, percent, plot_name, seed_name
 from kava.lab.page.sections.accuracy import names_beside_rows
-from kava.lab.page.sections.thinking import changed_results, changed_thinking
 
 ALPHA = 0.05
 LINE = 0.115  # inches
@@ -29,6 +28,10 @@ MEANING = (
     "set; swap: those of the next question; noise: random vectors with the mean and spread of the set."
 )
 COMMAND = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET --ablate zero|mean|swap|noise"
+# Another M, T or cue at test time
+TITLES = {"M": "number of latents, M", "T": "number of rounds, T"}
+KEYS = {"M": "latent.num_tokens", "T": "latent.num_iterations"}
+HEADER = ("member", "seed", "changed at test time", "accuracy, %", "as trained, %")
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,14 @@ def ablations(study: Study) -> PageSection:
         if members:
             parts += [*_verdicts(label, members, of_set), _plot(label, members, of_set)]
     parts = parts or [Missing("No checkpoint was evaluated with its latents replaced.", COMMAND)]
-    changed = [part for label in study.sets for part in changed_thinking(study, label)]
+    changed = [part for label in study.sets for part in _changed_thinking(study, label)]
     return PageSection("ablations", "What the answers depend on", (*parts, *changed))
 
 
 def ablated_runs(member: StudyMember, label: str) -> list[AblatedRun]:
     """Every ablation of a member's runs with the result as trained, p corrected over all of them (Holm)."""
     ablated = []
-    for run, plain, result in changed_results(member, label):
+    for run, plain, result in _changed_results(member, label):
         if plain is not None and result.ablate is not None and not split_part(result.part)[1]:
             ablated.append(AblatedRun(run, result.ablate, plain, result, _paired(plain, result)))
     tests = {i: entry.paired.p for i, entry in enumerate(ablated) if entry.paired is not None}
@@ -184,3 +187,76 @@ def _kinds(ablations: Ablations) -> list[str]:
 def _mean(entries: Sequence[AblatedRun], kind: str) -> float | None:
     values = [entry.ablated.accuracy for entry in entries if entry.kind == kind]
     return fmean(values) if values else None
+
+
+def _changed_thinking(study: Study, label: str) -> list[Block]:
+    """Curves over M and over T, or a table where only something else was changed; [] where nothing was."""
+    rows = [row for member in study.members for row in _changed_rows(member, label)]
+    if not rows:
+        return []
+    every = {letter: _changed_lines(study, label, letter) for letter in TITLES}
+    lines = {letter: by_member for letter, by_member in every.items() if by_member}
+    members = [member for member in study.members if any(member.label in by_member for by_member in lines.values())]
+    title = f"Accuracy on {label} with another M, T or cue at test time"
+    if not members:
+        return [Subheading(title), Table(HEADER, rows, title)]
+    grid = Grid([f"accuracy, %, by {TITLES[letter]}" for letter in lines], panels(members), height=1.6)
+
+    def draw(figure: Any) -> None:
+        for by_member, row in zip(lines.values(), grid.axes(figure), strict=True):
+            for axes, group in row:
+                curves(axes, group, by_member, marks=20)
+                axes.set_xticks(sorted({x for seeds in by_member.values() for p in seeds.values() for x, _ in p}))
+            share_scale(row)
+
+    plot = Plot(
+        name=plot_name("thinking", label),
+        title=title,
+        caption="The same weights, asked to think with more or fewer latents, or for more or fewer rounds. Thick lines are "
+        "means over seeds, at the values that all seeds have.",
+        alt="Lines over M and T; every value is in the table below.",
+        size=grid.size,
+        draw=draw,
+        header=HEADER,
+        rows=rows,
+    )
+    return [plot]
+
+
+def _changed_results(member: StudyMember, label: str) -> Iterator[tuple[Run, RunResult | None, RunResult]]:
+    """(run, result as trained, result with latents, M, T or cue changed at test time)"""
+    for run in (run for run in member.runs if run.status in COUNTED):
+        as_trained = result_of(run, label, member.mode)
+        for result in run.results:
+            changed = result.ablate is not None or split_part(result.part)[1]
+            if changed and label_of(result) == label and result.mode == member.mode:
+                yield run, as_trained, result
+
+
+def _changed_rows(member: StudyMember, label: str) -> list[Row]:
+    rows: list[Row] = []
+    for run, plain, result in _changed_results(member, label):
+        changes = split_part(result.part)[1]
+        if result.ablate is not None:
+            continue
+        what = ", ".join(f"{name} = {new}" if name in TITLES else f"{name} {new}" for name, new in changes.items())
+        as_trained = DASH if plain is None else percent(plain.accuracy)
+        rows.append((member.label, seed_name(run.seed), what, percent(result.accuracy), as_trained))
+    return rows
+
+
+def _changed_lines(study: Study, label: str, letter: str) -> Lines:
+    """Accuracy over the values of M (or T) alone, the trained one included."""
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for member in study.members:
+        for run, plain, result in _changed_results(member, label):
+            changes = split_part(result.part)[1]
+            if set(changes) != {letter} or result.ablate is not None:
+                continue
+            points = lines.setdefault(member.label, {}).setdefault(seed_name(run.seed), [])
+            trained = value(run.recipe, KEYS[letter])
+            if not points and plain is not None and trained is not None:
+                points.append((float(trained), 100 * plain.accuracy))
+            points.append((float(changes[letter]), 100 * result.accuracy))
+            points.sort()
+    return lines

@@ -9,7 +9,8 @@ from typing import Any
 from kava.lab.analysis.mixture_logs import counted_runs
 from kava.lab.analysis.study import Study, StudyMember, panels
 from kava.lab.page.blocks import Missing, PageSection, Plot, Row
-from kava.lab.page.charts import Grid, Lines, Points, curves, no_data, share_scale
+from kava.lab.page.charts import Grid, Lines, Points, curves, share_scale
+from kava.lab.page.figures import MUTED
 from kava.lab.page.formats import SEED_LINES, number, seed_name
 from kava.lab.page.heat import thinned_columns
 
@@ -98,7 +99,8 @@ def _plot(
             for axes, group in row:
                 curves(axes, group, drawn[key], log and _wide(lines[key]), cut=cut[key])
                 if not any(_longest(lines[key][member.label]) for member in group.members):
-                    no_data(axes, "not measured for these")
+                    words = {"ha": "center", "va": "center", "color": MUTED, "style": "italic"}
+                    axes.text(0.5, 0.5, "not measured for these", transform=axes.transAxes, **words)
             share_scale(row)
 
     longest = max(_longest(seeds) for by_member in lines.values() for seeds in by_member.values())
