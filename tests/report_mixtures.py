@@ -57,12 +57,12 @@ def routing(seed: int, fusion: str, names: tuple[str, ...]) -> list[dict[str, An
 
 
 def samples(fusion: str, names: tuple[str, ...]) -> dict[str, Any]:
-    found = []
+    entries = []
     for i in range(24):
         scores = [2.0 * (i % 3 == k) + 0.4 * ((i + k) % 5) for k in range(len(names))]
         weights = softmax(scores) if fusion == "learnable" else [1 / len(names)] * len(names)
-        found.append({"id": f"{TASKS[i % 3]}/{i}", "task": TASKS[i % 3], "weights": weights, "by_layer": [weights]})
-    return {"step": STEPS[-1], "teachers": list(names), "samples": found}
+        entries.append({"id": f"{TASKS[i % 3]}/{i}", "task": TASKS[i % 3], "weights": weights, "by_layer": [weights]})
+    return {"step": STEPS[-1], "teachers": list(names), "samples": entries}
 
 
 def layer_loss(seed: int) -> list[dict[str, Any]]:
@@ -81,14 +81,14 @@ def pieces(size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, len(TEXT))) for start in range(0, len(TEXT), size)]
 
 
-def overlap(one: tuple[int, int], other: tuple[int, int]) -> float:
-    shared = max(0, min(one[1], other[1]) - max(one[0], other[0]))
-    return shared / (max(one[1], other[1]) - min(one[0], other[0])) if shared else 0.0
+def overlap(first: tuple[int, int], second: tuple[int, int]) -> float:
+    shared = max(0, min(first[1], second[1]) - max(first[0], second[0]))
+    return shared / (max(first[1], second[1]) - min(first[0], second[0])) if shared else 0.0
 
 
 def alignment(names: tuple[str, ...]) -> dict[str, Any]:
     """The text cut into pieces of 2 characters for the student, of 2, 3 and 5 for the teachers."""
-    found = {}
+    teachers = {}
     for name in names:
         student, teacher = pieces(2), pieces({"a": 2, "b": 3, "c": 5}[name])
         ratio = (LAYERS[name] - 1) / (STUDENT_LAYERS - 1)
@@ -97,7 +97,7 @@ def alignment(names: tuple[str, ...]) -> dict[str, Any]:
             low = min(int(i * ratio + 1e-9), LAYERS[name] - 1)
             share = i * ratio - low
             layer_map.append([[low, 1 - share], [low + 1, share]] if share > 1e-9 else [[low, 1.0]])
-        found[name] = {
+        teachers[name] = {
             "coverage": 1.0 if name != "c" else 0.875,
             "layer_map": layer_map,
             "num_layers": LAYERS[name],
@@ -105,10 +105,10 @@ def alignment(names: tuple[str, ...]) -> dict[str, Any]:
                 "text": TEXT,
                 "student": [TEXT[a:b] for a, b in student],
                 "teacher": [TEXT[a:b] for a, b in teacher],
-                "iou": [[overlap(one, other) for other in teacher] for one in student],
+                "iou": [[overlap(piece, other) for other in teacher] for piece in student],
             },
         }
-    return {"teachers": found, "student_layers": STUDENT_LAYERS}
+    return {"teachers": teachers, "student_layers": STUDENT_LAYERS}
 
 
 def log(seed: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -117,14 +117,14 @@ def log(seed: int, names: tuple[str, ...]) -> list[dict[str, Any]]:
         lines.append({"step": step, "ce_student": 2.0 / step + 0.1, "kv": 3.0 * math.exp(-step / 100)})
         if step % 100 == 0:
             kv = 1.5 * math.exp(-step / 200) + 0.1 * seed
-            one = {"step": step, "eval_ce": 1.0 + 10 / step, "eval_gap_ce": 0.05}
+            validation = {"step": step, "eval_ce": 1.0 + 10 / step, "eval_gap_ce": 0.05}
             if names:
-                one |= {"eval_kv": kv, "eval_kv_start": 1.8, "eval_kv_mean_predictor": 1.2, "eval_kv_unexplained": kv / 1.2,
-                        "eval_kv_unexplained_start": 1.5, "eval_gap_kv": 0.1, "eval_cossim": 0.5,
-                        "eval_entropy": 0.9}  # fmt: skip
-                one |= {f"eval_kv_{name}": kv * (1.2 + 0.3 * i) for i, name in enumerate(names)}
-                one |= {f"eval_weight_{name}": 1 / len(names) for name in names}
-            lines.append(one)
+                validation |= {"eval_kv": kv, "eval_kv_start": 1.8, "eval_kv_mean_predictor": 1.2,
+                               "eval_kv_unexplained": kv / 1.2, "eval_kv_unexplained_start": 1.5, "eval_gap_kv": 0.1,
+                               "eval_cossim": 0.5, "eval_entropy": 0.9}  # fmt: skip
+                validation |= {f"eval_kv_{name}": kv * (1.2 + 0.3 * i) for i, name in enumerate(names)}
+                validation |= {f"eval_weight_{name}": 1 / len(names) for name in names}
+            lines.append(validation)
     return lines
 
 
@@ -140,8 +140,8 @@ def recipe(member: str, seed: int, fusion: str, names: tuple[str, ...]) -> dict[
     }
 
 
-def lines(path: Path, found: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line) + "\n" for line in found))
+def lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in entries))
 
 
 def run(root: Path, member: str, seed: int, fusion: str = "learnable", names: tuple[str, ...] = TEACHERS) -> Path:

@@ -100,6 +100,18 @@ def test_ids_are_unique_and_every_reference_is_inside_the_page(made: Made):
     assert wanted <= set(ids)
 
 
+def test_text_of_files_and_flags_is_escaped(tmp_path: Path):
+    name = "a<i>&amp;\"c'"
+    run(tmp_path, "steps", 1).parent.rename(tmp_path / name)
+    study = load_study([tmp_path])
+    page_sections = sections(study)
+    drawn = {plot.name: "<svg></svg>" for plot in plots(page_sections)}
+    read = Reader(render_page(study, page_sections, drawn, f"Report on {name}"))
+    assert read.text.count(f"Report on {name}") == 2
+    assert read.table("Every member at one look")[0][0] == name
+    assert "i" not in {tag for tag, _ in read.tags}
+
+
 def test_needs_nothing_from_outside(made: Made):
     assert not {"script", "link", "iframe", "object", "embed", "img", "image"} & {tag for tag, _ in made.page.tags}
     assert "@import" not in made.html
@@ -130,11 +142,11 @@ def test_every_figure_is_there_as_png_and_pdf(made: Made):
 
 def test_the_same_files_give_the_same_page(made: Made):
     study = load_study([made.suite])
-    found = sections(study)
+    page_sections = sections(study)
     drawn = dict(zip(made.said["drawn"], re.findall(r"<svg.*?</svg>", made.html, flags=re.DOTALL), strict=True))
-    assert render_page(study, found, drawn) == made.html
-    for one in plots(found)[:2]:
-        assert render(one) == drawn[one.name]
+    assert render_page(study, page_sections, drawn) == made.html
+    for plot in plots(page_sections)[:2]:
+        assert render(plot) == drawn[plot.name]
 
 
 def test_loads_neither_torch_nor_transformers():
@@ -233,8 +245,8 @@ def test_held_out_losses(made: Made):
 
 def test_shows_the_words_of_the_analysis(made: Made):
     document = json.loads((made.suite / "EXPERIMENT_REPORT.json").read_text())
-    shown = {row[0]: row[1] for row in [*made.page.table("Claims of the guide"), *made.page.table("Claims of ours")]}
-    assert shown == {claim["sentence"]: claim["word"] for claim in document["claims"]}
+    words = {row[0]: row[1] for row in [*made.page.table("Claims of the guide"), *made.page.table("Claims of ours")]}
+    assert words == {claim["sentence"]: claim["word"] for claim in document["claims"]}
     assert len(made.page.table("Comparisons behind the claims")) == sum(
         len(c["comparisons"]) for c in document["claims"]
     )
@@ -264,8 +276,9 @@ def test_settings_that_differ_and_commands(made: Made):
 def document(roots: list[Path], *sets: str) -> Reader:
     """The page's words and tables, with empty figures."""
     study = load_study(roots, sets)
-    found = sections(study)
-    return Reader(render_page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
+    page_sections = sections(study)
+    drawn = {plot.name: "<svg></svg>" for plot in plots(page_sections)}
+    return Reader(render_page(study, page_sections, drawn))
 
 
 def test_missing_data_is_said_with_the_command_that_makes_it(tmp_path: Path):
@@ -303,9 +316,9 @@ def test_a_run_without_results(tmp_path: Path):
 def test_parts_of_a_set_are_left_out_unless_asked_for(suite: Path):
     assert load_study([suite]).sets == ("chains",)
     assert load_study([suite]).left_out == ("chains.limit16",)
-    asked = document([suite], "chains.limit16")
-    assert "40 items of 1,319" in asked.text
-    assert "Accuracy on chains" not in asked.tables
+    part = document([suite], "chains.limit16")
+    assert "40 items of 1,319" in part.text
+    assert "Accuracy on chains" not in part.tables
 
 
 def test_an_old_analysis_is_not_shown(suite: Path, tmp_path: Path):
@@ -409,12 +422,12 @@ def test_without_matplotlib(suite: Path, tmp_path: Path, capsys: Any, monkeypatc
 
 def test_labels_keep_apart_near_their_places_and_inside():
     wanted = [5.0, 5.1, 5.2, 9.0, 0.0]
-    found = apart(wanted, 1.0, 0.0, 9.5)
-    ordered = sorted(found)
+    places = apart(wanted, 1.0, 0.0, 9.5)
+    ordered = sorted(places)
     assert all(b - a > 0.999 for a, b in pairwise(ordered))
-    assert sorted(range(5), key=lambda i: wanted[i]) == sorted(range(5), key=lambda i: found[i])
-    assert found[3:] == [9.0, 0.0]
-    assert abs(mean(found[:3]) - 5.1) < 1e-9
+    assert sorted(range(5), key=lambda i: wanted[i]) == sorted(range(5), key=lambda i: places[i])
+    assert places[3:] == [9.0, 0.0]
+    assert abs(mean(places[:3]) - 5.1) < 1e-9
     assert min(apart([0.0, 0.0, 0.0], 1.0, 0.0, 9.0)) >= 0
     assert max(apart([9.0, 9.0, 9.0], 1.0, 0.0, 9.0)) <= 9
 
@@ -428,11 +441,11 @@ def test_an_axis_of_shares_stays_near_what_is_possible():
 
 def test_long_lines_keep_their_mean_and_end():
     points = [(float(i), float(i % 7)) for i in range(1001)]
-    found = thinned(points)
-    assert len(found) <= 200
-    assert found[-1][0] == 1000.0
+    short = thinned(points)
+    assert len(short) <= 200
+    assert short[-1][0] == 1000.0
     assert thinned(points[:200]) == points[:200]
-    assert found[0] == (5.0, mean(y for _, y in points[:6]))
+    assert short[0] == (5.0, mean(y for _, y in points[:6]))
 
 
 def test_parts_of_a_name():
@@ -442,5 +455,5 @@ def test_parts_of_a_name():
 
 def test_fonts_of_older_matplotlib():
     svg = '<svg viewBox="0 0 1 1"><g id="tip a&amp;b"><text style="font: italic 700 7.2px \'DejaVu Sans\'">x</text></g></svg>'
-    found = page_svg(svg, "n", "t", "a")
-    assert '<g><title>a&amp;b</title><text style="font-style: italic; font-weight: 700; font-size: 7.2px">' in found
+    page = page_svg(svg, "n", "t", "a")
+    assert '<g><title>a&amp;b</title><text style="font-style: italic; font-weight: 700; font-size: 7.2px">' in page

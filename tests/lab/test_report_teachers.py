@@ -42,8 +42,9 @@ def read(root: Path) -> Reader:
 def words(*roots: Path) -> Reader:
     """The page's words and tables, with empty figures."""
     study = load_study(list(roots))
-    found = sections(study)
-    return Reader(render_page(study, found, {one.name: "<svg></svg>" for one in plots(found)}))
+    page_sections = sections(study)
+    drawn = {plot.name: "<svg></svg>" for plot in plots(page_sections)}
+    return Reader(render_page(study, page_sections, drawn))
 
 
 def copied(root: Path, tmp_path: Path, *members: str) -> Path:
@@ -105,11 +106,11 @@ def test_weights_by_layer_are_means_over_seeds(read: Reader):
 def test_weights_by_question_and_by_task(read: Reader):
     samples = made.samples("learnable", made.TEACHERS)["samples"]
     rows = read.table("Weights of the teachers for every validation question")
-    assert [row[2] for row in rows] == [one["id"] for one in samples]
+    assert [row[2] for row in rows] == [sample["id"] for sample in samples]
     assert rows[0][4] == ", ".join(f"{n} {w:.3f}" for n, w in zip("abc", samples[0]["weights"], strict=True))
     assert {row[0] for row in rows} == {"learnable"}
     assert "The weights of fixed, similarity and single_a are the same for every question" in read.text
-    of_sums = [one["weights"] for one in samples if one["task"] == "sums"]
+    of_sums = [sample["weights"] for sample in samples if sample["task"] == "sums"]
     means = [100 * mean(column) for column in zip(*of_sums, strict=True)]
     row = next(
         row for row in read.table("Mean weight of every teacher by kind of question") if row[1:3] == ["2", "sums"]
@@ -143,9 +144,9 @@ def test_tokens_and_layers_are_shown_once_for_all_who_share_them(read: Reader):
 
 def test_long_texts_are_drawn_as_far_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(made, "TEXT", " ".join(f"{i} + {i} = {2 * i}." for i in range(40)))
-    found = section_of(made.run(tmp_path, "long", 1))
-    assert found is not None
-    tokens = next(one for one in plots([found]) if one.name == "tokens")
+    section = section_of(made.run(tmp_path, "long", 1))
+    assert section is not None
+    tokens = next(plot for plot in plots([section]) if plot.name == "tokens")
     assert "Their beginnings are drawn, the table has all." in tokens.caption
     assert len(tokens.rows) == 3 * len(made.pieces(2))
     svg = render(tokens)
@@ -214,9 +215,9 @@ def test_each_file_alone_is_enough(root: Path, tmp_path: Path):
         for name in {*expected, "log.jsonl"} - {kept}:
             for path in copy.rglob(name):
                 path.unlink()
-        found = section_of(copy)
-        assert found is not None
-        assert {one.name for one in plots([found])} == names
+        section = section_of(copy)
+        assert section is not None
+        assert {plot.name for plot in plots([section])} == names
 
 
 def test_a_run_that_is_being_written_and_one_that_was_continued(root: Path, tmp_path: Path):
@@ -232,10 +233,10 @@ def test_a_run_that_is_being_written_and_one_that_was_continued(root: Path, tmp_
 def test_late_layers_may_be_absent_from_early_lines(root: Path, tmp_path: Path):
     copy = copied(root, tmp_path, "learnable")
     for path in copy.rglob("layer_loss.jsonl"):
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-        for line in found[:4]:
+        logged = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in logged[:4]:
             line["k"], line["v"] = line["k"][:2], line["v"][:2]
-        made.lines(path, found)
+        made.lines(path, logged)
     rows = {tuple(row[1:3]): row[3] for row in words(copy).table("Loss of every student layer over training")}
     seeds = [made.layer_loss(seed) for seed in (1, 2)]
     assert rows["keys", "2"] == number(mean(s[4]["k"][2] for s in seeds))
@@ -297,7 +298,7 @@ def test_refusals_name_the_file(root: Path, tmp_path: Path, spoil: Any, message:
 def test_drawn_in_the_colours_of_the_page(root: Path):
     section = section_of(root / "learnable")
     assert section is not None
-    drawn = {one.name: render(one) for one in plots([section])}
+    drawn = {plot.name: render(plot) for plot in plots([section])}
     assert list(drawn) == ["distances_1", "routing_1", "routing_layers_learnable", "routing_samples", "routing_tasks",
                            "layer_losses", "tokens", "layer_map"]  # fmt: skip
     for svg in drawn.values():
@@ -319,8 +320,8 @@ def test_shades():
 
 def test_columns_are_means_of_neighbours():
     steps = list(range(10, 1510, 10))
-    shown, (row, empty) = thinned_columns(steps, [[float(s) for s in steps], [None] * len(steps)])
-    assert shown == steps[2::3]
+    columns, (row, empty) = thinned_columns(steps, [[float(s) for s in steps], [None] * len(steps)])
+    assert columns == steps[2::3]
     assert row == [float(s) for s in steps[1::3]]
     assert set(empty) == {None}
     assert thinned_columns([1, 2], [[1.0, 2.0]]) == ([1, 2], [[1.0, 2.0]])

@@ -154,7 +154,7 @@ def thinned(points: Points) -> Points:
     if len(points) <= MOST_POINTS:
         return points
     steps, (values,) = thinned_columns([step for step, _ in points], [[value for _, value in points]], MOST_POINTS)
-    return list(zip(steps, values, strict=True))
+    return [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
 
 
 def _wide(lines: Lines) -> bool:
