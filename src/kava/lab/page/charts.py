@@ -180,7 +180,7 @@ def percent_scale(low: float, high: float) -> tuple[float, float]:
 def apart(wanted: Sequence[float], distance: float, low: float, high: float) -> list[float]:
     """Places near `wanted`, in its order, at least `distance` apart and inside low..high where there is room."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    # Isotonic regression of what remains when every place gives up the distance to those before it.
+    # Isotonic regression of (wanted place - k * distance): blocks that would overlap share their mean.
     blocks: list[list[float]] = []
     for k, i in enumerate(order):
         blocks.append([wanted[i] - k * distance])

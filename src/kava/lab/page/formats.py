@@ -16,7 +16,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def mean_sd(mean: float | None, sd: float | None) -> str:
-    """93.1 (0.4): percent, and the sample standard deviation where it exists."""
+    """Percent, and the sample standard deviation where it exists: 93.1 (0.4)."""
     return percent(mean) + ("" if sd is None else f" ({percent(sd)})")
 
 
@@ -36,7 +36,7 @@ def p_value(p: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """12 s, 3 min 18 s, 2 h 05 min."""
+    """A duration: 12.0 s, 3 min 18 s, 2 h 05 min."""
     if value is None:
         return DASH
     if value < 60:
@@ -50,12 +50,12 @@ def seed_name(seed: int | None) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """1 seed, 5 seeds."""
+    """A count with its noun: 1 seed, 5 seeds."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(words: Sequence[Any]) -> str:
-    """a, b and c."""
+    """Words as a list in a sentence: a, b and c."""
     parts = [str(word) for word in words]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 
@@ -66,7 +66,7 @@ def distinct(values: Iterable[Any]) -> list[str]:
 
 
 def plot_name(kind: str, label: str) -> str:
-    """A figure's name that may stand in file names and ids."""
+    """A figure's name with only the characters that files and ids allow."""
     return f"{kind}_" + "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in label)
 
 

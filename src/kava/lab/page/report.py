@@ -1,4 +1,4 @@
-"""Writes the page of runs and its figures."""
+"""The work of `kava report`: reads runs, draws their figures, writes the page."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _paired(plain: RunResult, ablated: RunResult) -> McNemarTest | None:
 
 
 def _verdicts(label: str, members: Sequence[StudyMember], ablations: Ablations) -> list[Block]:
-    """Per member whether its answers depend on the latents, and with how many seeds each ablation tells."""
+    """Per member whether its answers depend on the latents, and in how many seeds each ablation changes the accuracy."""
     kinds = _kinds(ablations)
     rows: list[Row] = []
     for member in members:
@@ -224,7 +224,7 @@ def _changed_thinking(study: Study, label: str) -> list[Block]:
 
 
 def _changed_results(member: StudyMember, label: str) -> Iterator[tuple[Run, RunResult | None, RunResult]]:
-    """(run, result as trained, result with latents, M, T or cue changed at test time)"""
+    """Yields (run, result as trained, result with latents, M, T or cue changed at test time)."""
     for run in (run for run in member.runs if run.status in COUNTED):
         as_trained = result_of(run, label, member.mode)
         for result in run.results:

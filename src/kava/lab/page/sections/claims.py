@@ -89,7 +89,7 @@ def _why(claim: Document) -> Markup:
 
 
 def _relation(p: float) -> str:
-    """= 0.03 or < 0.0001, not to be broken into lines."""
+    """p with its sign, "= 0.03" or "< 0.0001", in no-break spaces."""
     words = p_value(p)
     return (words if words.startswith("<") else f"= {words}").replace(" ", "\u00a0")
 

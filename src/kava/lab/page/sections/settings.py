@@ -53,7 +53,7 @@ def _recipes(study: Study) -> list[Block]:
 
 
 def flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"loss.alpha2_kv": 1.0, ...}"""
+    """Nested settings with dotted names: {"loss.alpha2_kv": 1.0, ...}"""
     flattened: dict[str, Any] = {}
     for key, setting in recipe.items():
         if isinstance(setting, dict) and setting:

@@ -121,6 +121,6 @@ def _status(study: Study, member: StudyMember) -> Markup:
 
 
 def _warning(kind: str, seeds: Sequence[int | None]) -> Markup:
-    """2 missing (seeds 3, 4)."""
+    """A count and its seeds: 2 missing (seeds 3, 4)."""
     names = ", ".join(map(seed_name, seeds))
     return styled(f"{len(seeds)} {kind} (seed{'' if len(seeds) == 1 else 's'} {names})", "warn")

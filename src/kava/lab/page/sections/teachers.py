@@ -43,7 +43,7 @@ def teachers(study: Study) -> PageSection | None:
     ]
     names = [name for part in weighted for name in part.teachers]
     names += [name for seeds in numbers.values() for of_seed in seeds.values() for name in teachers_in(of_seed)]
-    # Every teacher is drawn alike in all figures.
+    # A teacher has the same colour in all figures.
     looks = {m.label: m for m in with_looks([StudyMember(name, "", "", "kv", ()) for name in dict.fromkeys(names)])}
     weights = [*routing(_logged(logs, "routing"), looks), *by_question(_logged(logs, "samples"), looks)]
     parts: dict[str, Sequence[Block]] = {
