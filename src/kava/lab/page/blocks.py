@@ -1,11 +1,11 @@
-"""Parts of a page as records. page.html.j2 writes each with the macro that its `kind` names."""
+"""Parts of a page as records; page.html.j2 has a macro for each, of the class's name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from markupsafe import Markup
 
@@ -29,7 +29,6 @@ Row = Sequence[Any] | Heading  # cells are text or Markup
 class Table:
     """Rows in a box that scrolls when it is too wide; with `wrap` the first column may be broken into lines."""
 
-    kind: ClassVar = "table"
     header: Sequence[Any]
     rows: Sequence[Row]
     label: str = ""
@@ -46,7 +45,6 @@ class Table:
 class Paragraph:
     """Text; `style` is a CSS class of page.css."""
 
-    kind: ClassVar = "paragraph"
     content: str
     style: str = ""
 
@@ -55,14 +53,12 @@ class Paragraph:
 class Missing:
     """One line for data that does not exist, and the command that makes it."""
 
-    kind: ClassVar = "missing"
     what: str
     command: str = ""
 
 
 @dataclass(frozen=True)
 class Subheading:
-    kind: ClassVar = "subheading"
     title: str
 
 
@@ -70,13 +66,11 @@ class Subheading:
 class Facts:
     """Names and what they are, side by side."""
 
-    kind: ClassVar = "facts"
     rows: Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
 class CommandLines:
-    kind: ClassVar = "command_lines"
     lines: Sequence[str]
 
 
@@ -84,7 +78,6 @@ class CommandLines:
 class Plot:
     """A figure: `draw` fills an empty matplotlib figure of `size` inches; `rows` hold its numbers."""
 
-    kind: ClassVar = "figure"
     name: str
     title: str
     caption: str
@@ -103,7 +96,6 @@ class Plot:
 class Details:
     """Parts that are folded away until the summary is clicked."""
 
-    kind: ClassVar = "details"
     summary: str
     parts: Sequence[Table | Paragraph]
 

@@ -47,6 +47,7 @@ class AblatedRun:
 
 
 Ablations = dict[str, list[AblatedRun]]  # by member's label
+ChangedResult = tuple[Run, RunResult | None, dict[str, str], RunResult]  # run, as trained, changes of M, T, cue, result
 
 
 def ablations(study: Study) -> PageSection:
@@ -64,8 +65,8 @@ def ablations(study: Study) -> PageSection:
 def ablated_runs(member: StudyMember, label: str) -> list[AblatedRun]:
     """Every ablation of a member's runs with the result as trained, p corrected over all of them (Holm)."""
     ablated = []
-    for run, plain, result in _changed_results(member, label):
-        if plain is not None and result.ablate is not None and not split_part(result.part)[1]:
+    for run, plain, changes, result in _changed_results(member, label):
+        if plain is not None and result.ablate is not None and not changes:
             ablated.append(AblatedRun(run, result.ablate, plain, result, _paired(plain, result)))
     tests = {i: entry.paired.p for i, entry in enumerate(ablated) if entry.paired is not None}
     corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
@@ -223,25 +224,24 @@ def _changed_thinking(study: Study, label: str) -> list[Block]:
     return [plot]
 
 
-def _changed_results(member: StudyMember, label: str) -> Iterator[tuple[Run, RunResult | None, RunResult]]:
-    """Yields (run, result as trained, result with latents, M, T or cue changed at test time)."""
+def _changed_results(member: StudyMember, label: str) -> Iterator[ChangedResult]:
+    """Every result with latents, M, T or cue changed at test time, with that of the same run as trained."""
     for run in (run for run in member.runs if run.status in COUNTED):
         as_trained = result_of(run, label, member.mode)
         for result in run.results:
-            changed = result.ablate is not None or split_part(result.part)[1]
+            changes = split_part(result.part)[1]
+            changed = result.ablate is not None or changes
             if changed and label_of(result) == label and result.mode == member.mode:
-                yield run, as_trained, result
+                yield run, as_trained, changes, result
 
 
 def _changed_rows(member: StudyMember, label: str) -> list[Row]:
     rows: list[Row] = []
-    for run, plain, result in _changed_results(member, label):
-        changes = split_part(result.part)[1]
-        if result.ablate is not None:
-            continue
-        what = ", ".join(f"{name} = {new}" if name in TITLES else f"{name} {new}" for name, new in changes.items())
-        as_trained = DASH if plain is None else percent(plain.accuracy)
-        rows.append((member.label, seed_name(run.seed), what, percent(result.accuracy), as_trained))
+    for run, plain, changes, result in _changed_results(member, label):
+        if result.ablate is None:
+            what = ", ".join(f"{name} = {new}" if name in TITLES else f"{name} {new}" for name, new in changes.items())
+            as_trained = DASH if plain is None else percent(plain.accuracy)
+            rows.append((member.label, seed_name(run.seed), what, percent(result.accuracy), as_trained))
     return rows
 
 
@@ -249,8 +249,7 @@ def _changed_lines(study: Study, label: str, letter: str) -> Lines:
     """Accuracy over the values of M (or T) alone, the trained one included."""
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for member in study.members:
-        for run, plain, result in _changed_results(member, label):
-            changes = split_part(result.part)[1]
+        for run, plain, changes, result in _changed_results(member, label):
             if set(changes) != {letter} or result.ablate is not None:
                 continue
             points = lines.setdefault(member.label, {}).setdefault(seed_name(run.seed), [])
