@@ -1,212 +1,237 @@
-"""The components of `kava smoke` that need torch but no training; each says in a few words what was seen."""
+"""The ten components of `kava smoke`: each uses the product's own verbs and functions once, and returns what it saw.
+
+torch is imported inside the functions only: where it does not work, the components say so one by one.
+"""
 
 from __future__ import annotations
 
-from functools import cache
+import importlib.util
+import json
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from kava.backbone.families import FAMILIES
-from kava.backbone.load import SHIPPED, build_model, load_tokenizer
-from kava.backbone.masks import causal_mask, positions
-from kava.backbone.model import LatentModel
-from kava.backbone.tokens import NAMES, add_special_tokens, make_room
-from kava.compress import COMPRESSORS, SHUFFLES, Samples, importance, make_compressor
-from kava.config import GeneratorConfig, LatentConfig, LossConfig, ModelConfig, load_recipe
+from kava.config import GeneratorConfig, LatentConfig, ModelConfig, list_recipes, load_recipe, save_recipe
 from kava.data.collate import Collator
 from kava.data.encode import QUESTION_END, Encoder
 from kava.data.generator import BUILT_IN, FORMS, Generator
-from kava.evaluation.eval_sets import load_eval_set
-from kava.evaluation.score import predict, summary
-from kava.infer.generate import think
-from kava.infer.student import Student
-from kava.lab.bench.decode import check, differences, prepare
-from kava.lab.bench.reference import library_twin, random_model
-from kava.lab.selfcheck.context import Place, expect, nearness
-from kava.losses import add
-from kava.objective.latent import LatentObjective
+from kava.lab.selfcheck.context import Component, SelfCheckContext, Skipped, closeness, expect
+from kava.provenance import versions
 
-CLOSE = 1e-4  # float32, models of a few layers
+LIBRARIES = ("kava", "python", "torch", "transformers", "peft")
+TOY_BENCH = (
+    "--layers=2 --width=32 --heads=4 --kv_heads=2 --vocabulary=64 --question=7 --cot=11 --latents=4 --rounds=2 "
+    "--batch_size=3 --repeats=1"
+).split()
+QUIET_RUN = ("logging.report_to=[]", "training.learning_rate=1e-3")
+DEBUG_RUN = ("--config", "debug", "--seed", "1", *QUIET_RUN, "lora.enabled=true", "lora.r=4", "lora.dropout=0.1")
+FEW_EXAMPLES = (
+    "dataset.generator.train_size=32", "dataset.generator.val_size=8", "training.batch_size=8",
+    "training.warmup_ratio=0",
+)  # fmt: skip
+MODES = ("latent", "direct", "cot")
 
 
-def try_data(_: Place) -> str:
-    encoder = Encoder(_tokenizer(), drop_last_step=False)
+def check_environment(context: SelfCheckContext) -> str:
+    """`kava env`: versions of the packages, and the extractor on this machine."""
+    report = context.run_verb("env", exit_codes=(0, 1))
+    faults = [
+        f"{package['name']} {package['problem'] or 'is not installed'}"
+        for package in report["dependencies"]
+        if package["required"] and not package["ok"]
+    ]
+    extractor = next(check for check in report["checks"] if check["name"] == "KV Extractor")
+    faults += [f"KV Extractor: {extractor['detail']}"] if extractor["status"] == "failed" else []
+    expect(not faults, "; ".join(faults))
+    absent = [package["name"] for package in report["dependencies"] if package["version"] is None]
+    installed = versions()
+    text = ", ".join(f"{name} {installed[name]}" for name in LIBRARIES)
+    return f"{text}; device {context.device}" + (f"; optional and absent: {', '.join(absent)}" if absent else "")
+
+
+def check_recipes(context: SelfCheckContext) -> str:
+    names = list_recipes()
+    for name in names:
+        recipe, path = load_recipe(name), context.folder / f"{name}.yaml"
+        save_recipe(recipe, path)
+        expect(load_recipe(path) == recipe, f"recipe {name} is not the same after it was written and read")
+    return f"{len(names)} load, and are the same after writing and reading"
+
+
+def check_data(_: SelfCheckContext) -> str:
+    """Built-in problems generated, encoded and collated; the batch must decode to the texts it was made of."""
+    tokenizer = _shipped_tokenizer()
     for name in BUILT_IN:
         generator = Generator(name, GeneratorConfig(train_size=40, val_size=10, test_size=10), 0)
-        splits = {split: generator.split(split) for split in ("train", "validation", "test")}
-        questions = [{example.question for example in found} for found in splits.values()]
-        expect(not any(a & b for a in questions for b in questions if a is not b), f"{name}: splits share questions")
-        encoder.cot_type = FORMS[name][2]
-        for example in splits["test"]:
-            one = encoder(example)
-            text = encoder.tokenizer.decode(one.question)
+        splits = [generator.split(split) for split in ("train", "validation", "test")]
+        questions = [{example.question for example in split} for split in splits]
+        expect(len(set.union(*questions)) == sum(map(len, questions)), f"{name}: splits share questions")
+        encoder = Encoder(tokenizer, drop_last_step=False, cot_type=FORMS[name][2])
+        batch = Collator(tokenizer.pad_token_id)([encoder(example) for example in splits[2]])
+        for row, mask, example in zip(batch["question"], batch["question_mask"], splits[2], strict=True):
+            text = tokenizer.decode(row[mask])
             expect(text == example.question + QUESTION_END, f"{name}: {example.question!r} decodes to {text!r}")
-            marked = "".join(encoder.tokenizer.decode([t]) for t, r in zip(one.cot, one.result, strict=True) if r)
-            expect(marked.strip().endswith(example.answer), f"{name}: {example.steps} has its results at {marked!r}")
-    return f"{len(BUILT_IN)} built-in sets: splits disjoint, text and step results found again in the ids"
+    return f"{len(BUILT_IN)} built-in sets: splits disjoint, a padded batch decodes to its questions"
 
 
-def try_shipped(place: Place) -> str:
-    recipe = load_recipe("debug")
-    model, tokenizer = build_model(recipe)
-    student = Student(model.to(place.device), tokenizer, recipe)
-    found = summary(predict(student, load_eval_set(recipe, "chains", 16).examples, "cot") or [])
-    expect(found["correct"] >= 14, f"the shipped teacher solves {found['correct']} of 16 problems")
-    return f"{model.family.name} loaded; its chain of thought solves {found['correct']} of 16 problems"
+def check_packed(context: SelfCheckContext) -> str:
+    """`kava bench train` refuses orders of passes whose losses differ."""
+    terms = context.run_verb("bench", "train", *TOY_BENCH, "--device", context.device)["terms"]
+    return f"{', '.join(terms)}: the same {', '.join(terms['packed'])} on a random model"
 
 
-def try_families(place: Place) -> str:
-    ids, mask = _rows(place)
-    worst = 0.0
-    with torch.inference_mode():
-        for name in FAMILIES:
-            model = _model(place, name)
-            mine = model.run(model.embed(ids), positions(mask), causal_mask(mask)).hidden
-            twin = getattr(library_twin(model), model.family.decoder)
-            theirs = twin(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-            gap = float((mine - theirs)[mask].abs().max() / theirs.abs().max())
-            expect(gap < CLOSE, f"{name}: hidden states differ from the library's by {gap:.1e}")
-            worst = max(worst, gap)
-    return f"{', '.join(FAMILIES)}: forward as the library's own, {nearness(worst)}"
+def check_training(context: SelfCheckContext) -> str:
+    """A LoRA run with dropout; continued from its second update it must end with the same weights."""
+    run = _debug_run(context)
+    lines = log_lines(run / "log.jsonl")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    expect(len(losses) == 4, f"{len(losses)} of 4 updates are in log.jsonl")
+    expect(any("eval_accuracy" in line for line in lines), "nothing was validated")
+    continued = context.folder / "continued"
+    _train(context, continued, *DEBUG_RUN, "--resume", str(run / "checkpoint-step2"))
+    gap = weight_gap(run / "checkpoint-step4", continued / "checkpoint-step4")
+    allowed = 0 if context.device == "cpu" else 1e-4  # accelerators add up in any order
+    expect(gap <= allowed, f"continued from update 2, weights differ by {gap:.1e} from those of the whole run")
+    return f"4 updates: loss {losses[0]:.2f} to {losses[-1]:.2f}; continued from update 2: same weights, {closeness(gap)}"
 
 
-def try_special_tokens(place: Place) -> str:
-    tokenizer = _tokenizer()
-    special = add_special_tokens(tokenizer)
-    expect(add_special_tokens(tokenizer) == special, "adding the special tokens twice changes their ids")
-    ids = tokenizer("".join(NAMES), add_special_tokens=False)["input_ids"]
-    expect(list(ids) == special.ids, f"{NAMES} are read as {list(ids)}, not {special.ids}")
-    model = _model(place)
-    before = model.embed(torch.arange(8, device=place.device)).clone()
-    make_room(model.causal_lm, type(special)(*(i + 50 for i in special.ids)))
-    table = model.causal_lm.get_input_embeddings().weight
-    expect(len(table) > max(special.ids) + 50 and bool(table.isfinite().all()), "the embedding has no room for them")
-    expect(torch.equal(table[:8], before), "making room changed other rows")
-    return f"{' '.join(NAMES)}: one id each, rows of their own, other rows untouched"
+def check_evaluate(context: SelfCheckContext) -> str:
+    results = {mode: _evaluate(context, mode) for mode in MODES}
+    for mode, result in results.items():
+        expect(result["mode"] == mode, f"evaluated in mode {result['mode']}, not {mode}")
+        again = context.run_verb("rescore", result["predictions"])[0]
+        same = again["changed"] == 0 and again["accuracy"] == result["correct"] / result["total"]
+        expect(same, f"{mode}: {result['correct']}/{result['total']} reported, rescored to {again['accuracy']}")
+    correct = results["cot"]["correct"]
+    expect(correct > 8, f"the shipped model's chain of thought solves {correct} of 16 problems only")
+    parts = ", ".join(f"{mode} {result['correct']}/{result['total']}" for mode, result in results.items())
+    return f"{parts} right; predictions rescored: the same counts"
 
 
-def try_compressors(place: Place) -> str:
-    draw = torch.Generator().manual_seed(0)
-    batch, heads, columns, width, keep = 3, 2, 9, 8, 4
-    mask = (torch.arange(columns) < torch.tensor([[9], [2], [5]])).to(place.device)
-    queries, keys, values = (torch.randn(batch, n, columns, width, generator=draw).to(place.device) for n in (4, 2, 2))
-    samples = Samples(torch.arange(batch), mask & (torch.arange(columns, device=place.device) % 2 == 0), 1, 0)
-    weight = importance(queries, keys, mask, mask, width**-0.5)
-    for method in COMPRESSORS:
-        for shuffle in ("none", *SHUFFLES):
-            name = f"{method}, shuffle {shuffle}"
-            compressor = make_compressor(method, shuffle)
-            out = compressor(keys, values, mask, weight, keep, samples=samples)
-            shift = 1 if shuffle == "examples" else 0  # the neighbour's entries
-            key, real = keys.roll(shift, 0), mask.roll(shift, 0)
-            expect(out.keys.shape == (batch, heads, keep, width), f"{name}: shape {tuple(out.keys.shape)}")
-            counts = compressor.count(mask, keep, samples)[:, None].expand(-1, heads)
-            expect(torch.equal(out.kept.sum(-1), counts), f"{name}: keeps {out.kept.sum(-1).tolist()} entries")
-            at = real[:, None].expand(-1, heads, -1).gather(2, out.index)
-            expect(bool(at[out.kept].all()), f"{name}: keeps padding")
-            expect(not bool(out.keys[~out.kept].any()), f"{name}: an empty slot is not zero")
-            if method != "full":  # which makes entries between its neighbours
-                taken = key.gather(2, out.index[..., None].expand_as(out.keys))
-                expect(torch.equal(taken[out.kept], out.keys[out.kept]), f"{name}: keys are not those of their index")
-            if shuffle != "time":
-                later = (out.index.diff(dim=-1) > 0) | ~out.kept[..., 1:]
-                expect(bool(later.all()), f"{name}: not in time order")
-    return f"{len(COMPRESSORS)} compressors, each plain and {len(SHUFFLES)} times shuffled, on random keys and values"
+def check_infer(context: SelfCheckContext) -> str:
+    """`kava infer` in batches of 1 and 4, then greedy decoding of every family compared with the library's own."""
+    from kava.backbone.families import FAMILIES
+    from kava.lab.bench.decode import check, differences, prepare
+    from kava.lab.bench.reference import random_model
 
-
-def try_latents(place: Place) -> str:
-    model = _model(place)
-    num_tokens = model.latent.num_tokens
-    ids, mask = _rows(place)
-
-    def thought(**settings: Any) -> Tensor:
-        model.latent = LatentConfig(num_tokens=num_tokens, **settings)
-        return think(model, ids, mask)
-
-    wanted = thought(method="sequential")
-    gaps = [float((thought(num_iterations=num_tokens + more) - wanted).abs().max()) for more in (0, 2)]
-    expect(max(gaps) < CLOSE, f"Jacobi with T >= M differs from sequential latents by {max(gaps):.1e}")
-    first = float((thought(num_iterations=1) - wanted).abs().max())
-    expect(first > CLOSE, "one Jacobi round already gives what M sequential steps give")
-    return f"Jacobi with T >= M = {num_tokens} gives the sequential latents, {nearness(max(gaps))}; T = 1 does not"
-
-
-def try_losses(place: Place) -> str:
-    model = _model(place).train()
-    terms = _objective(model)(_batch(place)).terms
-    for term in terms:
-        total = float(term.total.detach())
-        expect(0 < total < float("inf"), f"{term.name} is {total}")
-        expect(term.total.requires_grad, f"{term.name} has no gradient")
-    add(terms).backward()
-    trained = model.trained()
-    dead = [name for name, weight in trained.items() if weight.grad is None or not bool(weight.grad.any())]
-    expect(not dead, f"no gradient reaches {', '.join(dead)}")
-    return f"{', '.join(term.name for term in terms)} finite; gradient in all {len(trained)} weights"
-
-
-def try_packed(place: Place) -> str:
-    totals = []
-    for packed in (True, False):
-        model = _model(place)
-        terms = _objective(model, packed)(_batch(place)).terms
-        add(terms).backward()
-        slope = torch.stack([weight.grad.norm() for weight in model.trained().values() if weight.grad is not None])
-        totals.append(torch.cat([torch.stack([term.value().detach() for term in terms]), slope]))
-    gap = float(((totals[0] - totals[1]).abs() / totals[1].abs().clamp(min=CLOSE)).max())
-    expect(gap < 10 * CLOSE, f"losses or gradients of the packed and the separate passes differ by {gap:.1e}")
-    return f"packed and separate passes: the same losses and gradients, {nearness(gap)}"
-
-
-def try_decoding(place: Place) -> str:
-    prompts = ("3+4*2-1?", "a=3;b=a+4;c=b*2;c?", "What is the result?")
-    tokens = 0
+    questions = ("3+4?", "2*3-1?", "3+4*2-1?", "4-1*3+2?", "1+1?")
+    words = ["infer", "--checkpoint", _best(context), "--device", context.device, "--questions", *questions]
+    for mode in ("--use_latent", "--no_latent"):
+        single, batched = (context.run_verb(*words, mode, "--batch_size", size) for size in ("1", "4"))
+        expect(single == batched, f"{mode}: answers at batch 1 and 4 differ")
+    tokenizer, latent = _shipped_tokenizer(), LatentConfig()
     for name in FAMILIES:
-        found, _ = check(prepare(_model(place, name), _tokenizer(), prompts, 12))
-        lines = differences(found, _tokenizer())
+        model = random_model(2, 32, 4, 2, len(tokenizer), latent, name, std=0.2).to(context.device).eval()
+        texts, _ = check(prepare(model, tokenizer, questions, 12))
+        lines = differences(texts, tokenizer)
         expect(not lines, f"{name}: " + "; ".join(lines))
-        tokens += sum(map(len, found["naive", 1]))
-    return f"naive, cached and library write the same {tokens} tokens, one by one and in a batch, in every family"
+    return f"{len(questions)} questions, same answers at batch 1 and 4; {', '.join(FAMILIES)} write what the library writes"
 
 
-@cache
-def _tokenizer() -> Any:
+def check_explicit(context: SelfCheckContext) -> str:
+    """Two updates of the explicit line, its teacher live and from a store of its keys and values."""
+    recipe = ["--config", "explicit_embedded", *FEW_EXAMPLES]
+    store = context.folder / "teacher_kv"
+    options = ["--output_dir", str(store), "--with_importance", "--batch_size", "8", context.device_setting]
+    context.run_verb("extract", *recipe, *options)
+    live, stored = context.folder / "explicit_live", context.folder / "explicit_stored"
+    for folder, settings in ((live, []), (stored, [f"teacher.store={store}"])):
+        _train(context, folder, *recipe, *QUIET_RUN, "training.max_steps=2", "logging.eval_steps=2", *settings)
+    gap = weight_gap(live / "best_checkpoint", stored / "best_checkpoint")
+    expect(gap <= 1e-4, f"a teacher read from its store trains other weights, off by {gap:.1e}")
+    expect((live / "final_model" / "student" / "config.json").is_file(), "no final_model/student")
+    return f"a teacher live and from its store: the same weights, {closeness(gap)}"
+
+
+def check_mixture(context: SelfCheckContext) -> str:
+    """Two updates with three teachers and a trained router (phase 4)."""
+    run = distill(context, "mixture", 4, steps=2)
+    weights = log_lines(run / "routing.jsonl")[-1]["weights"]
+    expect(abs(sum(weights.values()) - 1) < 1e-5, f"weights {weights} do not sum to 1")
+    checkpoint = str(run / "best_checkpoint")
+    result = context.run_verb("evaluate", "--checkpoint", checkpoint, "--limit", "2", "--device", context.device)[0]
+    expect(result["total"] == 2, "the student was not evaluated")
+    return f"weights {', '.join(f'{name} {weight:.2f}' for name, weight in weights.items())}; the student answers"
+
+
+def check_report(context: SelfCheckContext) -> str:
+    """`kava aggregate`, `kava format` and `kava report` on one evaluated run."""
+    _evaluate(context, "latent")
+    run, tables = _debug_run(context), context.folder / "tables"
+    context.run_verb("aggregate", "--seed_dirs", str(run), "--output_json", str(tables / "aggregated_results.json"))
+    latex, csv = tables / "t.tex", tables / "t.csv"
+    context.run_verb("format", "--input_dir", str(tables), "--output_latex", str(latex), "--output_csv", str(csv))
+    expect("\\toprule" in latex.read_text(encoding="utf-8"), "the LaTeX table is empty")
+    rows = csv.read_text(encoding="utf-8").splitlines()
+    expect(len(rows) > 1, f"the CSV table is empty: {rows}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Skipped("tables are made; matplotlib is not installed, so no page")
+    page = context.folder / "report.html"
+    context.run_verb("report", str(run), "--output", str(page))
+    html = page.read_text(encoding="utf-8")
+    expect("</html>" in html and ("<svg" in html or "<img" in html), "the page has no figures")
+    return f"LaTeX and CSV tables of {len(rows) - 1} row, a page of {len(html) // 1024} KiB with figures"
+
+
+def distill(context: SelfCheckContext, name: str, phase: int, *words: str, steps: int) -> Path:
+    """The folder of a short run of `kava distill` on the built-in problems."""
+    folder = context.folder / name
+    count = str(steps)
+    options = ["--config", "multi_teacher_embedded", "--phase", str(phase), "--output_dir", str(folder), *words]
+    options += ["--max_steps", count, "--eval_steps", count, "--logging_steps", "1"]
+    context.run_verb("distill", *options, *FEW_EXAMPLES, *QUIET_RUN, context.device_setting)
+    return folder
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def weight_gap(first: Path, second: Path) -> float:
+    """The largest difference between two students' weights."""
+    from safetensors.torch import load_file
+
+    from kava.backbone.artifact import WEIGHTS
+
+    left, right = (load_file(folder / WEIGHTS) for folder in (first, second))
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def _debug_run(context: SelfCheckContext) -> Path:
+    """The folder of a finished run of four updates, trained when it is first needed."""
+    folder = context.folder / "debug_seed_1"
+    if not folder.exists():
+        _train(context, folder, *DEBUG_RUN)
+    return folder
+
+
+def _train(context: SelfCheckContext, folder: Path, *words: str) -> None:
+    context.run_verb("train", "--output_dir", str(folder), context.device_setting, *words)
+
+
+def _best(context: SelfCheckContext) -> str:
+    return str(_debug_run(context) / "best_checkpoint")
+
+
+def _evaluate(context: SelfCheckContext, mode: str) -> dict[str, Any]:
+    words = ["--checkpoint", _best(context), "--mode", mode, "--device", context.device]
+    return context.run_verb("evaluate", *words)[0]
+
+
+def _shipped_tokenizer() -> Any:
+    from kava.backbone.load import SHIPPED, load_tokenizer
+
     return load_tokenizer(SHIPPED["kava:embedded"], ModelConfig())
 
 
-def _model(place: Place, family: str = "llama") -> LatentModel:
-    """A small random model with room for the shipped tokenizer's text; its latents: M 4, T 2."""
-    latent = LatentConfig(num_tokens=4, num_iterations=2)
-    return random_model(2, 32, 4, 2, len(_tokenizer()), latent, family, std=0.2).to(place.device).eval()
-
-
-def _batch(place: Place) -> dict[str, Tensor]:
-    """Problems of one to three steps, so that every segment is padded."""
-    encoder = Encoder(_tokenizer(), drop_last_step=False)
-    examples = Generator("chains", GeneratorConfig(test_size=6), 0).split("test")
-    made = Collator(encoder.tokenizer.pad_token_id)([encoder(example) for example in examples])
-    return {name: part.to(place.device) for name, part in made.items()}
-
-
-def _rows(place: Place) -> tuple[Tensor, Tensor]:
-    batch = _batch(place)
-    return batch["question"], batch["question_mask"]
-
-
-def _objective(model: LatentModel, packed: bool = True) -> LatentObjective:
-    return LatentObjective(model, LossConfig(), make_compressor("rkv", lambda_=0.1), packed)
-
-
-COMPONENTS = {
-    "data": try_data,
-    "shipped": try_shipped,
-    "families": try_families,
-    "special_tokens": try_special_tokens,
-    "compressors": try_compressors,
-    "latents": try_latents,
-    "losses": try_losses,
-    "packed": try_packed,
-    "decoding": try_decoding,
+COMPONENTS: dict[str, Component] = {
+    "environment": check_environment,
+    "recipes": check_recipes,
+    "data": check_data,
+    "packed": check_packed,
+    "training": check_training,
+    "evaluate": check_evaluate,
+    "infer": check_infer,
+    "explicit": check_explicit,
+    "mixture": check_mixture,
+    "report": check_report,
 }

@@ -1,10 +1,9 @@
-"""Teachers made on the spot for `kava smoke multi-teacher`: random models of several families, each a folder of its own
-with a tokenizer of another kind, trained in a moment on the built-in problems."""
+"""Teachers of other families for `kava smoke multi-teacher`: random models, each with a tokenizer of another kind that is
+trained in a moment on the built-in problems."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,28 @@ from kava.backbone.load import load_tokenizer
 from kava.config import GeneratorConfig, LatentConfig, ModelConfig
 from kava.data.generator import Generator
 from kava.lab.bench.reference import random_model
-from kava.lab.selfcheck.context import Place
+from kava.lab.selfcheck.context import SelfCheckContext
 
-SPECIAL = ["<unk>", "<pad>", "<eos>"]
-MIXED = (  # steps in two scripts, with an accent and a sign of four bytes
-    "Caf\u00e9: 12 cups at 3 = 36 \U0001f600.",
-    "\u5c0f\u660e\u6709 16 - 3 - 4 = 9 \u4e2a\u82f9\u679c, so 9 apples.",
-)
+TRAINER: dict[str, Any] = {"special_tokens": ["<unk>", "<pad>", "<eos>"], "show_progress": False}
 
 
 def byte_bpe() -> Tokenizer:
-    """Byte-level pairs, as GPT-2, Llama 3 and Qwen have them."""
+    """Byte-level pairs, as in GPT-2, Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
-    return _trained(tokenizer, trainers.BpeTrainer(vocab_size=330, initial_alphabet=letters, **_given()))
+    tokenizer.train_from_iterator(_texts(), trainers.BpeTrainer(vocab_size=330, initial_alphabet=letters, **TRAINER))
+    return tokenizer
 
 
 def unigram() -> Tokenizer:
-    """Pieces with marks for spaces, as sentencepiece has them."""
+    """Pieces with marks for spaces, as in sentencepiece."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    return _trained(tokenizer, trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", **_given()))
+    tokenizer.train_from_iterator(_texts(), trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", **TRAINER))
+    return tokenizer
 
 
 def wordpiece() -> Tokenizer:
@@ -48,23 +45,24 @@ def wordpiece() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     letters = list("0123456789+-*/=<>.,;:?")
-    return _trained(tokenizer, trainers.WordPieceTrainer(vocab_size=150, initial_alphabet=letters, **_given()))
+    trainer = trainers.WordPieceTrainer(vocab_size=150, initial_alphabet=letters, **TRAINER)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return tokenizer
 
 
-KINDS: dict[str, tuple[Callable[[], Tokenizer], str, tuple[int, int, int, int]]] = {
-    # layers, width, heads, heads of keys and values
+KINDS = {  # tokenizer, family, (layers, width, heads, heads of keys and values)
     "byte_bpe": (byte_bpe, "gpt2", (5, 24, 3, 3)),
     "unigram": (unigram, "qwen2", (3, 32, 4, 2)),
     "wordpiece": (wordpiece, "llama", (2, 24, 2, 1)),
 }
 
 
-def teacher_folder(place: Place, kind: str) -> Path:
-    """The checkpoint of one of KINDS, written when first asked for."""
-    make, family, shape = KINDS[kind]
-    folder = place.folder / f"teacher_{kind}"
+def teacher_folder(context: SelfCheckContext, kind: str) -> Path:
+    """The checkpoint of one of KINDS, written when it is first needed."""
+    train_tokenizer, family, shape = KINDS[kind]
+    folder = context.folder / f"teacher_{kind}"
     if not folder.exists():
-        tokenizer = make()
+        tokenizer = train_tokenizer()
         model = random_model(*shape, tokenizer.get_vocab_size(), LatentConfig(), family, std=0.3)
         model.causal_lm.save_pretrained(folder)
         tokenizer.save(str(folder / "tokenizer.json"))
@@ -73,21 +71,12 @@ def teacher_folder(place: Place, kind: str) -> Path:
     return folder
 
 
-def tokenizer_of(place: Place, kind: str) -> Any:
-    return load_tokenizer(teacher_folder(place, kind), ModelConfig())
-
-
-def _given() -> dict[str, Any]:
-    return {"special_tokens": SPECIAL, "show_progress": False}
-
-
-def _trained(tokenizer: Tokenizer, trainer: Any) -> Tokenizer:
-    tokenizer.train_from_iterator(_texts(), trainer)
-    return tokenizer
+def tokenizer_of(context: SelfCheckContext, kind: str) -> Any:
+    return load_tokenizer(teacher_folder(context, kind), ModelConfig())
 
 
 @cache
 def _texts() -> tuple[str, ...]:
     settings = GeneratorConfig(train_size=64, val_size=1, test_size=1)
-    problems = [one for name in ("chains", "chains_nl") for one in Generator(name, settings, 0).split("train")]
-    return (*(" ".join((one.question, *one.steps, one.answer)) for one in problems), "The answer is: 7", *MIXED)
+    problems = [problem for name in ("chains", "chains_nl") for problem in Generator(name, settings, 0).split("train")]
+    return (*(" ".join((p.question, *p.steps, p.answer)) for p in problems), "The answer is: 7")
