@@ -23,7 +23,7 @@ from kava.lab.bench import text as bench_text
 from kava.lab.bench import train as bench_train
 from kava.lab.bench.reference import random_model
 from kava.lab.bench.timing import peak_memory, take_turns
-from kava.lab.bench.train import PccotOrder, Sizes, objectives, random_batch
+from kava.lab.bench.train import PccotOrder, TrainBenchSizes, objectives, random_batch
 from zoo_tokenizers import bos
 
 TOY = ["--layers=2", "--width=32", "--heads=4", "--kv-heads=2", "--vocabulary=64", "--question=7", "--cot=11"]
@@ -253,7 +253,7 @@ def test_unequal_losses_are_a_failed_check_and_are_not_timed(
 
 
 def test_passes_are_what_the_decoder_is_called_for() -> None:
-    sizes = Sizes(2, 32, 4, 2, 64, 7, 11, 4, 2, 3)
+    sizes = TrainBenchSizes(2, 32, 4, 2, 64, 7, 11, 3, 4, 2)
     model = random_model(2, 32, 4, 2, 64, LatentConfig(num_tokens=4, num_iterations=2))
     batch = random_batch(sizes, CPU)
     for name, (_, passes, kind) in objectives(model).items():
@@ -268,7 +268,7 @@ def test_gradients_of_the_yardstick_are_those_of_the_packed_order() -> None:
     from compare import assert_same, measure
 
     model = random_model(2, 32, 4, 2, 64, LatentConfig(num_tokens=4, num_iterations=2))
-    batch = random_batch(Sizes(2, 32, 4, 2, 64, 7, 11, 4, 2, 3), CPU)
+    batch = random_batch(TrainBenchSizes(2, 32, 4, 2, 64, 7, 11, 3, 4, 2), CPU)
     kinds = objectives(model)
     assert_same(measure(kinds["pccot"][2], batch), measure(kinds["packed"][2], batch), 1e-5)
 

@@ -1,21 +1,31 @@
-"""kava bench: how fast, once it is shown that the fast way gives the same numbers."""
+"""kava bench: time this machine, after a check that all ways give the same numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from kava.cli.list_flags import ListFlagCommand
+from kava.cli.student import Base, Checkpoint, stored_recipe
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Output = Annotated[Path | None, typer.Option(help="also write the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")]
-Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 = as it comes")]
+Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 = torch's default")]
+Warmup = Annotated[int, typer.Option(min=0, help="rounds before the clock counts")]
+Repeats = Annotated[int, typer.Option(min=1, help="rounds; each times every way once")]
+Layers = Annotated[int, typer.Option(min=1, help="layers of the random Llama")]
+Width = Annotated[int, typer.Option(min=8, help="its width")]
+Heads = Annotated[int, typer.Option(min=1, help="query heads")]
+KVHeads = Annotated[int, typer.Option(min=1, help="key/value heads")]
+Vocabulary = Annotated[int, typer.Option(min=16, help="tokens; 12000 = the head's share in Llama-3.2-1B")]
+Question = Annotated[int, typer.Option(min=1, help="tokens of a question")]
+Cot = Annotated[int, typer.Option(min=1, help="tokens of a chain of thought")]
 
 
 @app.callback(context_settings={"help_option_names": ["--help", "-h"]})
@@ -28,8 +38,8 @@ def decode(
     model: Annotated[str, typer.Option(help="hub name, local folder, or kava:embedded (the shipped checkpoint)")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="longest text per prompt; it may end earlier")] = 50,
     prompts: Annotated[list[str] | None, typer.Option(help='"p1" "p2" ...; default: four of different length')] = None,
-    num_warmup: Annotated[int, typer.Option(min=0, help="rounds before the clock counts")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; each times every way once")] = 5,
+    num_warmup: Warmup = 2,
+    repeats: Repeats = 5,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
         typer.Option(help="of the weights; in half precision equal text cannot be expected"),
@@ -39,7 +49,7 @@ def decode(
     output: Output = None,
     quiet: Quiet = False,
 ) -> int:
-    """Greedy decoding of a plain model: everything again for each token, our cache, and the library's generate.
+    """Greedy decoding of a plain model: without a cache, with our cache, and the library's generate.
 
     The texts are compared token by token first; if they differ, nothing is timed and the exit code is 1.
     """
@@ -47,93 +57,82 @@ def decode(
     from kava.lab.bench.decode import PROMPTS
     from kava.lab.bench.decode import bench as run
 
-    asked = prompts or list(PROMPTS)
-    result = run(model, asked, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
-    hint = "half precision rounds differently in each way; try --dtype float32" if "16" in result["dtype"] else None
-    return _show(result, decode_text, result["differences"], "the texts differ", quiet, output, hint)
+    texts = prompts or PROMPTS
+    result = run(model, texts, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
+    return _show(result, decode_text, "the texts differ", quiet, output)
 
 
 @app.command(cls=ListFlagCommand)
 def latent(
-    checkpoint: Annotated[
-        Path,
-        typer.Option("--checkpoint", "--checkpoint_dir", help="a student's folder, such as a run's best_checkpoint"),
-    ],
+    checkpoint: Checkpoint,
     batch_sizes: Annotated[list[int] | None, typer.Option(min=1, help="beside 1: n1 n2 ...; default: 16")] = None,
-    questions: Annotated[int, typer.Option(min=1, help="so many of the test set, always the same ones")] = 64,
+    questions: Annotated[int, typer.Option(min=1, help="number of questions of the test set, always the same")] = 64,
     dataset: Annotated[str | None, typer.Option(help="default: the first of the recipe's evaluation.datasets")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
-    num_warmup: Annotated[int, typer.Option(min=0, help="rounds before the clock counts")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; each times every way once")] = 3,
+    num_warmup: Warmup = 1,
+    repeats: Repeats = 3,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="of the weights; auto = as trained")
     ] = "auto",
     device: Device = "auto",
-    base: Annotated[
-        str | None, typer.Option(help="where the base model of a LoRA student is, if not where it was")
-    ] = None,
+    base: Base = None,
     threads: Threads = 0,
     output: Output = None,
     quiet: Quiet = False,
 ) -> int:
-    """A student's latents against the chain of thought that the same weights write: cost, and accuracy beside it.
+    """Cost and accuracy of a student's latents, and of the chain of thought that the same weights write.
 
     Answers at every batch size are compared first; if they differ, nothing is timed and the exit code is 1.
     """
-    from kava.cli.student import stored_recipe
-
     recipe = stored_recipe(checkpoint)
     _prepare(threads, output)
     from kava.evaluation.eval_sets import load_eval_set
     from kava.lab.bench.latent import bench as run
     from kava.lab.bench.latent import open_student
 
-    asked = load_eval_set(recipe, dataset or recipe.evaluation.datasets[0], questions)
+    eval_set = load_eval_set(recipe, dataset or recipe.evaluation.datasets[0], questions)
     student = open_student(checkpoint, dtype, device, base)
-    found = run(student, asked, batch_sizes or (16,), max_new_tokens, num_warmup, repeats, progress=not quiet)
-    result = {"checkpoint": str(checkpoint), **found}
-    hint = "half precision rounds differently in each batch; try --dtype float32" if "16" in found["dtype"] else None
-    return _show(result, latent_text, found["differences"], "the answers differ", quiet, output, hint)
+    result = run(student, eval_set, batch_sizes or (16,), max_new_tokens, num_warmup, repeats, progress=not quiet)
+    return _show({"checkpoint": str(checkpoint), **result}, latent_text, "the answers differ", quiet, output)
 
 
 @app.command()
 def train(
-    layers: Annotated[int, typer.Option(min=1, help="layers of the random Llama")] = 6,
-    width: Annotated[int, typer.Option(min=8, help="its width")] = 512,
-    heads: Annotated[int, typer.Option(min=1, help="query heads")] = 8,
-    kv_heads: Annotated[int, typer.Option(min=1, help="key/value heads")] = 4,
-    vocabulary: Annotated[int, typer.Option(min=16, help="tokens; 12000 = the head's share in Llama-3.2-1B")] = 12000,
-    question: Annotated[int, typer.Option(min=1, help="tokens of a question")] = 64,
-    cot: Annotated[int, typer.Option(min=1, help="tokens of a chain of thought")] = 60,
+    layers: Layers = 6,
+    width: Width = 512,
+    heads: Heads = 8,
+    kv_heads: KVHeads = 4,
+    vocabulary: Vocabulary = 12000,
+    question: Question = 64,
+    cot: Cot = 60,
     latents: Annotated[int, typer.Option(min=1, help="M")] = 24,
     rounds: Annotated[int, typer.Option(min=1, help="T")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="samples per step")] = 8,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; each times every order once")] = 7,
+    repeats: Repeats = 7,
     threads: Threads = 0,
     device: Device = "cpu",
     output: Output = None,
     quiet: Quiet = False,
 ) -> int:
     """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side."""
-    _check_heads(width, heads, kv_heads)
     _prepare(threads, output)
-    from kava.lab.bench.train import Sizes, unequal
+    from kava.lab.bench.train import TrainBenchSizes
     from kava.lab.bench.train import bench as run
 
-    sizes = Sizes(layers, width, heads, kv_heads, vocabulary, question, cot, latents, rounds, batch_size)
+    sizes = TrainBenchSizes(layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, latents, rounds)
     result = run(sizes, repeats, device, progress=not quiet)
-    return _show(result, train_text, unequal(result["terms"]), "the losses differ", quiet, output)
+    return _show(result, train_text, "the losses differ", quiet, output)
 
 
 @app.command()
 def extract(
-    layers: Annotated[int, typer.Option(min=1, help="layers of the random Llama")] = 6,
-    width: Annotated[int, typer.Option(min=8, help="its width")] = 512,
-    heads: Annotated[int, typer.Option(min=1, help="query heads")] = 8,
-    kv_heads: Annotated[int, typer.Option(min=1, help="key/value heads")] = 4,
-    vocabulary: Annotated[int, typer.Option(min=16, help="tokens")] = 12000,
-    question: Annotated[int, typer.Option(min=1, help="tokens of a question")] = 64,
-    cot: Annotated[int, typer.Option(min=1, help="tokens of a chain of thought")] = 60,
+    layers: Layers = 6,
+    width: Width = 512,
+    heads: Heads = 8,
+    kv_heads: KVHeads = 4,
+    vocabulary: Vocabulary = 12000,
+    question: Question = 64,
+    cot: Cot = 60,
     batch_size: Annotated[int, typer.Option(min=1, help="examples per pass")] = 8,
     batches: Annotated[int, typer.Option(min=1, help="passes per round")] = 8,
     examples_per_shard: Annotated[int, typer.Option(min=1, help="examples in one file")] = 32,
@@ -142,46 +141,31 @@ def extract(
     ] = "float32",
     kv_method: Annotated[Literal["raw", "rkv", "crop", "uniform"], typer.Option(help="what is stored")] = "raw",
     target_len: Annotated[int, typer.Option(min=1, help="columns kept, unless raw")] = 8,
-    repeats: Annotated[int, typer.Option(min=1, help="rounds; each times every way once")] = 7,
-    folder: Annotated[Path | None, typer.Option(help="on the disk to write to; default: the system's for such")] = None,
+    repeats: Repeats = 7,
+    folder: Annotated[Path | None, typer.Option(help="on the disk to write to; default: the system's temporary")] = None,
     threads: Threads = 0,
     device: Device = "cpu",
     output: Output = None,
     quiet: Quiet = False,
 ) -> int:
-    """A teacher's keys and values into a store, beside a bare forward pass over the same batches.
+    """A teacher's keys and values into a store, compared with a bare forward pass over the same batches.
 
     The store is first compared with the teacher, bit for bit; if they differ, nothing is timed and the exit code is 1.
     """
-    from kava.errors import ConfigError
-
-    _check_heads(width, heads, kv_heads)
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--folder {folder} is not a folder", "name one that exists")
     _prepare(threads, output)
-    from kava.lab.bench.extract import Sizes
+    from kava.lab.bench.extract import ExtractBenchSizes
     from kava.lab.bench.extract import bench as run
 
-    sizes = Sizes(
+    sizes = ExtractBenchSizes(
         layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, batches, examples_per_shard, dtype,
         kv_method, target_len,
     )  # fmt: skip
     result = run(sizes, repeats, device, folder, progress=not quiet)
-    return _show(result, extract_text, result["differences"], "the numbers differ", quiet, output)
-
-
-def _check_heads(width: int, heads: int, kv_heads: int) -> None:
-    from kava.errors import ConfigError
-
-    if width % heads or heads % kv_heads or width // heads % 2:
-        raise ConfigError(
-            f"width {width}, heads {heads} and kv_heads {kv_heads} do not fit",
-            "width must be an even multiple of heads, and heads a multiple of kv_heads",
-        )
+    return _show(result, extract_text, "the numbers differ", quiet, output)
 
 
 def _prepare(threads: int, output: Path | None) -> None:
-    """What can go wrong goes wrong before anything is timed."""
+    """Refuses an unusable --output before anything is timed, then sets up torch."""
     from kava.errors import ConfigError
 
     if output is not None and (output.is_dir() or output.suffix != ".json"):
@@ -196,13 +180,7 @@ def _prepare(threads: int, output: Path | None) -> None:
 
 
 def _show(
-    result: dict[str, Any],
-    text: Callable[[dict[str, Any]], str],
-    differences: Sequence[str],
-    what: str,
-    quiet: bool,
-    output: Path | None,
-    hint: str | None = None,
+    result: dict[str, Any], text: Callable[[dict[str, Any]], str], failure: str, quiet: bool, output: Path | None
 ) -> int:
     """Prints and writes the result; 1 if the check failed, so that there are no times in it."""
     from kava.cli.common import show_result
@@ -210,6 +188,11 @@ def _show(
 
     if output is not None:
         write_json(output, result)
-    lines = [f"{what}, so nothing was timed", *differences, *([f"hint: {hint}"] if hint else [])]
-    show_result(result, "\n  ".join(lines) if differences else text(result), quiet)
-    return 1 if differences else 0
+    if not result["differences"]:
+        show_result(result, text(result), quiet)
+        return 0
+    lines = [f"{failure}, so nothing was timed", *result["differences"]]
+    if "16" in result.get("dtype", ""):
+        lines.append("hint: half precision rounds differently in each way and batch; try --dtype float32")
+    show_result(result, "\n  ".join(lines), quiet)
+    return 1

@@ -1,7 +1,7 @@
-"""`kava bench decode`: one model's greedy text written in three ways, checked to be one text, then timed side by side.
+"""`kava bench decode`: greedy decoding of one model in three ways, checked to give the same text, then timed.
 
 naive     the whole sequence is read again for every token
-cached    our engine: keys and values are kept, the way explicit chains of thought are written
+cached    our engine with a KV cache, as explicit chains of thought are written
 library   `generate` of transformers, with its own cache and attention
 """
 
@@ -34,22 +34,22 @@ PROMPTS = (
     "A train leaves at nine in the morning and travels 60 miles an hour. After three hours it has gone",
     "List the first ten prime numbers:",
 )
-Rows = list[list[int]]  # the tokens written after each prompt, eos included
+Rows = list[list[int]]  # the tokens generated after each prompt, eos included
 Way = Callable[[Tensor, Tensor], Rows]
 Case = tuple[str, int]  # a way and a batch size
 
 
 @dataclass
-class Count:
-    """What a decoder was called for: passes, and tokens read in them (padding included)."""
+class DecoderCalls:
+    """Calls of a decoder, and tokens read in them (padding included)."""
 
     passes: int = 0
     tokens: int = 0
 
 
 @dataclass(frozen=True)
-class Ready:
-    """Three ways to write, the decoder that each of them calls, and the prompts: (ids, mask) by batch size."""
+class DecodeSetup:
+    """Three ways to decode, the decoder that each of them calls, and the prompts: (ids, mask) by batch size."""
 
     ways: Mapping[str, Way]
     decoders: Mapping[str, Any]
@@ -61,13 +61,12 @@ def open_model(name: str, dtype: str, device: str) -> tuple[LatentModel, Any]:
     """A plain model, loaded as training loads it."""
     if (Path(name) / CARD).is_file():
         raise ConfigError(f"{name} is a student's folder, not a plain model", f"kava bench latent --checkpoint {name}")
-    where = pick_device(device)
     settings = [f"model.name={name}", f"model.dtype={dtype}", "lora.enabled=false"]
     model, tokenizer = build_model(load_recipe("embedded", settings))
-    return model.to(where).eval(), tokenizer
+    return model.to(pick_device(device)).eval(), tokenizer
 
 
-def prepare(model: LatentModel, tokenizer: Any, prompts: Sequence[str], limit: int) -> Ready:
+def prepare(model: LatentModel, tokenizer: Any, prompts: Sequence[str], limit: int) -> DecodeSetup:
     """The prompts one at a time and, if there are several, all at once; at most `limit` new tokens each."""
     encoder = Encoder(tokenizer)
     eos, twin = encoder.eos, library_twin(model)
@@ -79,26 +78,26 @@ def prepare(model: LatentModel, tokenizer: Any, prompts: Sequence[str], limit: i
     own, other = model.decoder, getattr(twin, model.family.decoder)
     rows = _encode(encoder, prompts, limit, model.max_positions)
     batches = {size: _batches(rows, size, eos, model.device) for size in dict.fromkeys((1, len(rows)))}
-    return Ready(ways, {"naive": own, "cached": own, "library": other}, batches, [len(row) for row in rows])
+    return DecodeSetup(ways, {"naive": own, "cached": own, "library": other}, batches, [len(row) for row in rows])
 
 
 def _naive(model: LatentModel, ids: Tensor, mask: Tensor, eos: int, limit: int) -> Rows:
-    """Everything again for every token; a row that has ended is read no more, as in the engine."""
+    """Reads the whole sequence for every token; rows that have ended are left out, as in the engine."""
     rows: Rows = [[] for _ in ids]
     alive = list(range(len(rows)))
     while alive:
         written = torch.tensor([rows[i] for i in alive], dtype=torch.long, device=ids.device)
         real = torch.cat([mask[alive], torch.ones_like(written, dtype=torch.bool)], dim=1)
-        made = generate(model, torch.cat([ids[alive], written], dim=1), real, [], eos, 1, "cot")
-        for i, one in zip(alive, made, strict=True):
-            rows[i] += one.tokens or [eos]
+        generations = generate(model, torch.cat([ids[alive], written], dim=1), real, [], eos, 1, "cot")
+        for i, generation in zip(alive, generations, strict=True):
+            rows[i] += generation.tokens or [eos]
         alive = [i for i in alive if rows[i][-1] != eos and len(rows[i]) < limit]
     return rows
 
 
 def _cached(model: LatentModel, ids: Tensor, mask: Tensor, eos: int, limit: int) -> Rows:
-    made = generate(model, ids, mask, [], eos, limit, "cot")
-    return [one.tokens + [eos] * (not one.truncated) for one in made]
+    generations = generate(model, ids, mask, [], eos, limit, "cot")
+    return [generation.tokens + [eos] * (not generation.truncated) for generation in generations]
 
 
 def bench(
@@ -111,13 +110,13 @@ def bench(
     repeats: int = 5,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The result as plain data. `equal` false: the ways write different text, `differences` say where, no times.
+    """The result as plain data; `differences` says where the ways give different text, and then nothing is timed.
 
     `measured` has a row per way and batch size (one prompt at a time, and all at once if there are several).
     """
     model, tokenizer = open_model(name, dtype, device)
-    ready = prepare(model, tokenizer, prompts, max_new_tokens)
-    found, counts = check(ready)
+    setup = prepare(model, tokenizer, prompts, max_new_tokens)
+    outputs, calls = check(setup)
     result: dict[str, Any] = {
         "model": name,
         "family": model.family.name,
@@ -125,50 +124,50 @@ def bench(
         "dtype": str(next(model.causal_lm.parameters()).dtype).removeprefix("torch."),
         "hardware": hardware(model.device),
         "prompts": list(prompts),
-        "prompt_tokens": ready.lengths,
+        "prompt_tokens": setup.lengths,
         "max_new_tokens": max_new_tokens,
         "warmup": warmup,
         "repeats": repeats,
-        "differences": differences(found, tokenizer),
+        "differences": differences(outputs, tokenizer),
     }
     result["equal"] = not result["differences"]
     if result["equal"]:
-        rows = found["naive", 1]
+        rows = outputs["naive", 1]
         result |= {"texts": tokenizer.batch_decode(rows), "new_tokens": sum(map(len, rows))}
-        steps = {(way, size): _run(ready.ways[way], ready.batches[size]) for way, size in found}
+        steps = {(way, size): _run(setup.ways[way], setup.batches[size]) for way, size in outputs}
         times = take_turns(steps, repeats, model.device, warmup, progress)
-        result["measured"] = [_row(case, times, counts[case], result["new_tokens"]) for case in found]
+        result["measured"] = [_row(case, times, calls[case], result["new_tokens"]) for case in outputs]
     return result
 
 
-def check(ready: Ready) -> tuple[dict[Case, Rows], dict[Case, Count]]:
-    """What every way writes at every batch size, and what it took."""
-    found, counts = {}, {}
-    for size, given in ready.batches.items():
-        for way, write in ready.ways.items():
-            with _counted(ready.decoders[way]) as counts[way, size]:
-                found[way, size] = _run(write, given)()
-    return found, counts
+def check(setup: DecodeSetup) -> tuple[dict[Case, Rows], dict[Case, DecoderCalls]]:
+    """The tokens that every way gives at every batch size, and the decoder calls it took."""
+    outputs, calls = {}, {}
+    for size, batches in setup.batches.items():
+        for way, decode in setup.ways.items():
+            with _counted(setup.decoders[way]) as calls[way, size]:
+                outputs[way, size] = _run(decode, batches)()
+    return outputs, calls
 
 
-def differences(found: Mapping[Case, Rows], tokenizer: Any) -> list[str]:
-    """A line for each way and batch size that parts from the naive text: where, and with which tokens."""
+def differences(outputs: Mapping[Case, Rows], tokenizer: Any) -> list[str]:
+    """A line for each way and batch size that differs from the naive text: where, and in which tokens."""
     lines = []
-    for (way, size), rows in found.items():
-        for number, (mine, naive) in enumerate(zip(rows, found["naive", 1], strict=True), 1):
-            if mine != naive:
-                place = next((i for i, (a, b) in enumerate(zip(mine, naive, strict=False)) if a != b), None)
-                at = min(len(mine), len(naive)) if place is None else place
-                said, wanted = (ascii(tokenizer.decode(row[at : at + 1])) for row in (mine, naive))
+    for (way, size), rows in outputs.items():
+        for number, (row, naive) in enumerate(zip(rows, outputs["naive", 1], strict=True), 1):
+            if row != naive:
+                pairs = enumerate(zip(row, naive, strict=False))
+                at = next((i for i, (token, wanted) in pairs if token != wanted), min(len(row), len(naive)))
+                text, wanted_text = (ascii(tokenizer.decode(tokens[at : at + 1])) for tokens in (row, naive))
                 lines.append(
-                    f"{way}, batch {size}: prompt {number} parts at token {at + 1}: {said} instead of {wanted}"
+                    f"{way}, batch {size}: prompt {number} parts at token {at + 1}: {text} instead of {wanted_text}"
                 )
                 break
     return lines
 
 
 def _encode(encoder: Encoder, prompts: Sequence[str], limit: int, most: int | None) -> Rows:
-    """The prompts as they are, behind the tokenizer's bos if it has one."""
+    """The prompts' ids without a template, after the tokenizer's bos if it has one."""
     texts = encoder.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     rows = [encoder.bos + list(ids) for ids in texts]
     for prompt, row in zip(prompts, rows, strict=True):
@@ -185,20 +184,20 @@ def _encode(encoder: Encoder, prompts: Sequence[str], limit: int, most: int | No
 
 def _batches(rows: Rows, size: int, pad: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """(ids, mask) of `size` prompts each, padded on the right."""
-    made = []
+    batches = []
     for start in range(0, len(rows), size):
         part = [torch.tensor(row) for row in rows[start : start + size]]
         ids = pad_sequence(part, batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in part], batch_first=True)
-        made.append((ids.to(device), mask.to(device)))
-    return made
+        batches.append((ids.to(device), mask.to(device)))
+    return batches
 
 
-def _run(way: Way, given: list[tuple[Tensor, Tensor]]) -> Callable[[], Rows]:
-    return lambda: [row for ids, mask in given for row in way(ids, mask)]
+def _run(way: Way, batches: list[tuple[Tensor, Tensor]]) -> Callable[[], Rows]:
+    return lambda: [row for ids, mask in batches for row in way(ids, mask)]
 
 
-def _row(case: Case, times: Mapping[Case, Times], count: Count, new_tokens: int) -> dict[str, Any]:
+def _row(case: Case, times: Mapping[Case, Times], calls: DecoderCalls, new_tokens: int) -> dict[str, Any]:
     way, size = case
     facts = times[case].facts()
     return {
@@ -206,24 +205,24 @@ def _row(case: Case, times: Mapping[Case, Times], count: Count, new_tokens: int)
         "batch_size": size,
         **facts,
         "tokens_per_second": new_tokens / facts["seconds"],
-        "forward_passes": count.passes,
-        "tokens_read": count.tokens,
+        "forward_passes": calls.passes,
+        "tokens_read": calls.tokens,
         "speed_up": ratio(times["naive", size].wall, times[case].wall),
     }
 
 
 @contextmanager
-def _counted(decoder: Any) -> Iterator[Count]:
-    """Counts the calls of a decoder, whoever makes them."""
-    count = Count()
+def _counted(decoder: Any) -> Iterator[DecoderCalls]:
+    """Counts the calls of a decoder inside the block."""
+    calls = DecoderCalls()
 
-    def note(_: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-        read = next(part for part in (given.get("inputs_embeds"), given.get("input_ids"), *args) if part is not None)
-        count.passes += 1
-        count.tokens += read.shape[0] * read.shape[1]
+    def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = next(part for part in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if part is not None)
+        calls.passes += 1
+        calls.tokens += inputs.shape[0] * inputs.shape[1]
 
     handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield count
+        yield calls
     finally:
         handle.remove()

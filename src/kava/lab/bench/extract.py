@@ -1,7 +1,7 @@
-"""`kava bench extract`: what it costs to store a teacher's keys and values beside only running the teacher.
+"""`kava bench extract`: what it costs to store a teacher's keys and values, compared with only running the teacher.
 
 forward  the library's own pass over the same batches: its attention, no cache, no logits
-ours     our pass, which shows queries, keys and values of every layer
+ours     our pass, which returns queries, keys and values of every layer
 extract  batches are made, read, copied, hashed and written to disk, manifest and index included
 """
 
@@ -23,74 +23,54 @@ from kava.compress import make_compressor
 from kava.config import LatentConfig
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
+from kava.errors import ConfigError
 from kava.infer.student import pick_device
-from kava.lab.bench.reference import library_twin, random_model
-from kava.lab.bench.timing import hardware, ratio, take_turns
+from kava.lab.bench.reference import library_twin
+from kava.lab.bench.sizes import ModelSizes
+from kava.lab.bench.timing import hardware, ratios, take_turns
 from kava.teachers.base import TeacherKV, TeacherWants
 from kava.teachers.extract import extract, shard_bytes, stored_columns
 from kava.teachers.live import LiveTeacher, shape_of
 from kava.teachers.manifest import RAW, Manifest
 from kava.teachers.store import StoredTeacher
 
-CUE, ANSWER = 4, 4
+ANSWER = 4  # tokens of the answer
 WAYS = {"forward": "the library's forward pass", "ours": "our forward pass", "extract": "kava extract"}
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # of hidden states of size 1
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ExtractBenchSizes(ModelSizes):
     """What is timed. dtype: of weights and store."""
 
-    layers: int = 6
-    width: int = 512
-    heads: int = 8
-    kv_heads: int = 4
-    vocabulary: int = 12000
-    question: int = 64
-    cot: int = 60
-    batch_size: int = 8
-    batches: int = 8
-    examples_per_shard: int = 32
-    dtype: str = "float32"
-    method: str = RAW
-    target_len: int | None = None
-
-
-def random_examples(sizes: Sizes, seed: int = 0) -> list[Encoded]:
-    """Random ids, all of one length: no pass has padding to skip."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(count: int) -> list[int]:
-        return torch.randint(0, sizes.vocabulary - 3, (count,), generator=generator).tolist()
-
-    cue = draw(CUE)
-    return [
-        Encoded(f"bench/{i}", draw(sizes.question), draw(sizes.cot), [False] * sizes.cot, cue, draw(ANSWER), 0)
-        for i in range(sizes.batch_size * sizes.batches)
-    ]
+    batches: int
+    examples_per_shard: int
+    dtype: str
+    method: str
+    target_len: int | None
 
 
 def bench(
-    sizes: Sizes, repeats: int, device: str = "cpu", folder: Path | None = None, progress: bool = False
+    sizes: ExtractBenchSizes, repeats: int, device: str = "cpu", folder: Path | None = None, progress: bool = False
 ) -> dict[str, Any]:
-    """The result as plain data; `differences` says where stored and live numbers part, and then nothing is timed."""
-    where = pick_device(device)
-    latent = LatentConfig(num_tokens=0, num_iterations=0)
-    model = random_model(sizes.layers, sizes.width, sizes.heads, sizes.kv_heads, sizes.vocabulary, latent)
-    model = model.to(device=where, dtype=getattr(torch, sizes.dtype)).eval()
-    examples = random_examples(sizes)
-    starts = range(0, len(examples), sizes.batch_size)
+    """The result as plain data; `differences` says where stored and live numbers differ, and then nothing is timed."""
+    if folder is not None and not folder.is_dir():
+        raise ConfigError(f"--folder {folder} is not a folder", "name one that exists")
+    target = pick_device(device)
+    model = sizes.model(LatentConfig(num_tokens=0, num_iterations=0))
+    model = model.to(device=target, dtype=getattr(torch, sizes.dtype)).eval()
+    examples = sizes.examples(sizes.batch_size * sizes.batches, ANSWER)
     batches = [
-        {name: value.to(where) for name, value in Collator(0)(examples[i : i + sizes.batch_size]).items()}
-        for i in starts
+        {name: value.to(target) for name, value in Collator(0)(examples[i : i + sizes.batch_size]).items()}
+        for i in range(0, len(examples), sizes.batch_size)
     ]
     manifest = _manifest(model, sizes, len(examples))
-    tokens = sum(len(one) for one in examples)
+    tokens = sum(map(len, examples))
     with tempfile.TemporaryDirectory(dir=folder, prefix="kava-bench-") as scratch:
         ways = _ways(model, examples, batches, manifest, Path(scratch), sizes.batch_size)
         differences = _differences(ways, model, batches, manifest, Path(scratch), sizes.dtype)
         result: dict[str, Any] = {
-            "hardware": hardware(where),
+            "hardware": hardware(target),
             "sizes": asdict(sizes),
             "tokens": tokens,
             "bytes": int(shard_bytes(manifest, stored_columns(examples, manifest)).sum()),
@@ -100,17 +80,15 @@ def bench(
         }
         if differences:
             return result
-        times = take_turns(ways, repeats, where, progress=progress)
-    result["ways"] = {
-        name: {"title": WAYS[name], **found.facts(), "tokens_per_second": tokens / found.facts()["seconds"]}
-        for name, found in times.items()
-    }
-    result["ratio"] = {name: ratio(found.wall, times["extract"].wall) for name, found in times.items()}
-    result["cpu_ratio"] = {name: ratio(found.cpu, times["extract"].cpu) for name, found in times.items()}
-    return result
+        times = take_turns(ways, repeats, target, progress=progress)
+    result["ways"] = {}
+    for name, title in WAYS.items():
+        facts = times[name].facts()
+        result["ways"][name] = {"title": title, **facts, "tokens_per_second": tokens / facts["seconds"]}
+    return result | ratios(times, "extract")
 
 
-def _manifest(model: Backbone, sizes: Sizes, count: int) -> Manifest:
+def _manifest(model: Backbone, sizes: ExtractBenchSizes, count: int) -> Manifest:
     chosen = sizes.method != RAW
     settings = asdict(make_compressor(sizes.method)) if chosen else {}  # type: ignore[call-overload]
     return Manifest(
@@ -137,7 +115,7 @@ def _ways(model: LatentModel, examples: list[Encoded], batches: list[dict[str, T
 
     @torch.no_grad()
     def forward() -> list[Tensor]:
-        return [twin(input_ids=one, use_cache=False).last_hidden_state for one in ids]
+        return [twin(input_ids=rows, use_cache=False).last_hidden_state for rows in ids]
 
     @torch.no_grad()
     def ours() -> list[Tensor]:

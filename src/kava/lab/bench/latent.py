@@ -1,7 +1,5 @@
-"""`kava bench latent`: one student's three ways to answer, on the same engine and weights.
-
-What a way costs (passes, calls, time, memory) stands beside how often it is right: a fast wrong answer is no gain.
-"""
+"""`kava bench latent`: cost (passes, calls, time, memory) and accuracy of a student's three ways to answer, on the same
+engine and weights."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ Case = tuple[str, int]  # a mode and a batch size
 
 
 def open_student(checkpoint: Path, dtype: str, device: str, base: str | None = None) -> Student:
-    """The student; `dtype` auto leaves its weights as they were trained."""
+    """The student; `dtype` auto keeps the type in which its weights were trained."""
     student = Student.from_pretrained(checkpoint, device, base)
     if dtype != "auto":
         student.model.to(getattr(torch, dtype))
@@ -42,10 +40,8 @@ def bench(
     repeats: int = 3,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """The result as plain data, at batch 1 and `batch_sizes`.
-
-    `equal` false: answers depend on the batch size, `differences` say whose, and nothing is timed.
-    """
+    """The result as plain data, at batch 1 and `batch_sizes`; `differences` says in which modes answers depend on the batch
+    size, and then nothing is timed."""
     recipe, device = student.recipe, student.model.device
     limit = max_new_tokens or recipe.evaluation.max_new_tokens
     examples = sorted(asked.examples, key=lambda example: len(example.question))  # as `Student.answer` groups them
@@ -85,21 +81,21 @@ def _run(student: Student, questions: list[str], mode: str, size: int, limit: in
 
 
 def differences(answers: Mapping[Case, list[Answer]], questions: Sequence[str]) -> list[str]:
-    """A line for each mode and batch size that does not answer as the mode does at batch 1."""
+    """A line for each mode and batch size whose answers differ from those of the mode at batch 1."""
     lines = []
-    for (mode, size), found in answers.items():
-        wrong = [(q, a, b) for q, a, b in zip(questions, found, answers[mode, 1], strict=True) if a != b]
+    for (mode, size), batched in answers.items():
+        wrong = [triple for triple in zip(questions, batched, answers[mode, 1], strict=True) if triple[1] != triple[2]]
         if wrong:
-            question, mine, alone = wrong[0]
+            question, answer, alone = wrong[0]
             lines.append(
                 f"{mode}: {len(wrong)} answers differ between batch {size} and 1, first {question!a}: "
-                f"{mine.text!a} instead of {alone.text!a}"
+                f"{answer.text!a} instead of {alone.text!a}"
             )
     return lines
 
 
 def _peak(student: Student, questions: list[str], case: Case, limit: int, device: torch.device) -> int | None:
-    """Over all batches, one by one: a record of every allocation of a whole run would itself fill the memory."""
+    """The largest peak of all batches, measured one by one: a record of a whole run's allocations would fill the memory."""
     mode, size = case
     parts = [questions[start : start + size] for start in range(0, len(questions), size)]
     peaks = [peak_memory(_run(student, part, mode, size, limit), device) for part in parts]

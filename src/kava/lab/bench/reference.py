@@ -1,5 +1,5 @@
-"""What is measured against: random models of any size, the library's own generation, and attention that keeps its
-logits and probabilities, as older code does."""
+"""References of the benchmarks: random models of any size, the library's own generation, and eager attention that keeps
+its logits and probabilities, as older code does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_model(
 ) -> LatentModel:
     """A LatentModel around an untrained model of a family; its last three tokens are the special ones.
 
-    `std` is that of the weights; with the usual 0.02 a small model's attention is all but even.
+    `std` is the weights' standard deviation; with the usual 0.02 a small model's attention is nearly uniform.
     """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -64,7 +64,7 @@ def random_model(
 
 
 def library_twin(model: LatentModel) -> Any:
-    """The same weights, not copied, in a model of transformers as anybody else uses it: its attention, its cache."""
+    """A plain model of transformers that shares the same weights and uses the library's own attention and cache."""
     lm = model.causal_lm
     shared = {id(part): part for part in (*lm.parameters(), *lm.buffers())}
     twin = copy.deepcopy(lm, shared)
@@ -77,7 +77,7 @@ def library_twin(model: LatentModel) -> Any:
 def library_generate(twin: Any, ids: Tensor, mask: Tensor, eos: int, limit: int) -> list[list[int]]:
     """The tokens that `generate` of transformers adds to each row, greedily, eos included; ids, mask [B, T].
 
-    What the checkpoint itself asks for (sampling, penalties, other end tokens) is left out.
+    The checkpoint's own generation settings (sampling, penalties, other end tokens) are ignored.
     """
     twin.generation_config = GenerationConfig(
         max_new_tokens=limit, do_sample=False, eos_token_id=eos, pad_token_id=eos, use_cache=True
@@ -90,7 +90,7 @@ def library_generate(twin: Any, ids: Tensor, mask: Tensor, eos: int, limit: int)
 
 @dataclass
 class EagerCall(Call):
-    """Also brings back each layer's logits and probabilities [B, H*R, T, T]."""
+    """Also holds each layer's logits and probabilities [B, H*R, T, T]."""
 
     logits: dict[int, Tensor] = field(default_factory=dict)
     probabilities: dict[int, Tensor] = field(default_factory=dict)
@@ -106,7 +106,7 @@ def eager_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T) v with every matrix made, what transformers calls eager."""
+    """softmax(q k^T) v with every matrix materialized, which transformers calls eager."""
     layer = module.layer_idx
     kava_call.queries[layer], kava_call.keys[layer], kava_call.values[layer] = query, key, value
     groups = query.shape[1] // key.shape[1]
@@ -135,7 +135,7 @@ def run_eager(model: LatentModel, embeds: Tensor, positions: Tensor, mask: Tenso
         model.causal_lm.set_attn_implementation(NAME)
     order = range(len(call.keys))
     queries, keys, values, logits = (
-        [found[i] for i in order] for found in (call.queries, call.keys, call.values, call.logits)
+        [by_layer[i] for i in order] for by_layer in (call.queries, call.keys, call.values, call.logits)
     )
     return Pass(out.last_hidden_state, queries, keys, values, tuple(out.hidden_states[1:])), logits
 

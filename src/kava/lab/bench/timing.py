@@ -1,4 +1,4 @@
-"""What every benchmark shares: ways that take turns, a device that is waited for, memory, and the machine's name."""
+"""What every benchmark shares: interleaved timing, waiting for the device, peak memory, and the machine's name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Times:
     cpu: list[float]
 
     def facts(self) -> dict[str, Any]:
-        """The median, the sample standard deviation (null for one round) and every round."""
+        """Median, sample standard deviation (null for one round) and every round, under the keys of the results file."""
         spread = stdev(self.wall) if len(self.wall) > 1 else None
         return {"seconds": median(self.wall), "sd": spread, "cpu_seconds": median(self.cpu), "rounds": self.wall}
 
@@ -44,9 +44,8 @@ def take_turns(
     warmup: int = 1,
     progress: bool = False,
 ) -> dict[Key, Times]:
-    """Rounds in which every way runs once, a different one first each time, so that noise falls on all alike.
-
-    The first `warmup` rounds are not kept. The clock is read when the device has done all it was given.
+    """The times of every way, from rounds in which each runs once and a different one is first, so that noise affects all
+    of them alike. The first `warmup` rounds are not kept; the clock is read when the device has finished.
     """
     names = list(ways)
     times = {name: Times([], []) for name in names}
@@ -63,13 +62,22 @@ def take_turns(
     return times
 
 
-def ratio(mine: list[float], other: list[float]) -> float:
-    """The median over rounds of one way's time to another's in the same round."""
-    return median(a / b for a, b in zip(mine, other, strict=True))
+def ratio(times: list[float], reference: list[float]) -> float:
+    """The median over rounds of one way's time to the reference's in the same round."""
+    return median(a / b for a, b in zip(times, reference, strict=True))
+
+
+def ratios(times: Mapping[str, Times], reference: str) -> dict[str, dict[str, float]]:
+    """Each way's time to that of the way `reference`: `ratio` of clock times, `cpu_ratio` of processor times."""
+    base = times[reference]
+    return {
+        "ratio": {name: ratio(way.wall, base.wall) for name, way in times.items()},
+        "cpu_ratio": {name: ratio(way.cpu, base.cpu) for name, way in times.items()},
+    }
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -77,7 +85,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes of tensors that `run` held at its worst, beyond those there before. None where MEMORY has no entry."""
+    """The peak of bytes in tensors that `run` allocates, or None where MEMORY has no entry."""
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -101,7 +109,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
 
 @contextmanager
 def _no_native_messages() -> Iterator[None]:
-    """The profiler's C++ part writes to stderr whatever its log level."""
+    """Sends file descriptor 2 to nowhere: the profiler's C++ part writes to it whatever its log level."""
     kept = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)
@@ -114,7 +122,7 @@ def _no_native_messages() -> Iterator[None]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The device, processor, threads, torch version and load under which times are taken."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
     cpu = names[0].split(":")[1].strip() if names else platform.processor()
