@@ -1,25 +1,114 @@
-"""The demo's table and picture."""
+"""The program of `kava demo`: train three students, measure them on the test problems, and write table, plot and JSON."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kava import text_table
-from kava.lab.analysis.stats import McNemarTest
+from kava.errors import RunError
+from kava.files import write_json, write_text
+from kava.lab.analysis.stats import McNemarTest, mcnemar
+from kava.lab.plan import job
+from kava.lab.run_local import run_jobs
+
+if TYPE_CHECKING:
+    from kava.data.example import Example
+    from kava.infer.student import Student
 
 Row = Mapping[str, Any]  # name, by_steps {n: {correct, total}}, avg_forward_passes, ms
+Predictions = dict[str, list[dict[str, Any]]]  # by key of STUDENTS, and "cot"
+
+
+class DemoStudent(NamedTuple):
+    """A title for the table, and the settings that differ from the recipe."""
+
+    title: str
+    settings: tuple[str, ...]
+
+
+STUDENTS = {
+    "no_cot": DemoStudent("no-CoT student, same steps", ("latent.num_tokens=0", "loss.alpha2_kv=0")),
+    "no_kv": DemoStudent("latent student, no KV term", ("loss.alpha2_kv=0",)),
+    "kava": DemoStudent("latent student, KV term", ()),
+}
+NOTE = "All three students also keep training the teacher's cross-entropy; passes by the rule 1 + T + generated tokens."
+TIMED = 40  # questions answered one by one for the time per question
+
+
+def run_demo(folder: Path, config: str, seed: int, jobs: int, quiet: bool) -> tuple[dict[str, Any], str]:
+    """Trains and measures; returns the result as data and as text. What is finished in `folder` is not trained again."""
+    runs = {key: folder / key / f"seed_{seed}" for key in STUDENTS}
+    _train(runs, config, seed, jobs or len(STUDENTS), quiet)
+    rows, predictions = _measure(folder, runs, quiet)
+    steps = max(rows[0]["by_steps"])
+    correct = {
+        key: [item["correct"] for item in items if item["num_steps"] == steps] for key, items in predictions.items()
+    }
+    paired = {key: mcnemar(correct["kava"], correct[key]) for key in ("no_cot", "no_kv")}
+    verdicts = [verdict(STUDENTS["kava"].title, STUDENTS[key].title, steps, paired[key]) for key in paired]
+    text = "\n".join([table(rows), "", *verdicts, NOTE])
+    write_text(folder / "table.txt", text + "\n")
+    result = {"seed": seed, "rows": rows, "paired": {key: value._asdict() for key, value in paired.items()}}
+    write_json(folder / "result.json", result)
+    plot(rows, folder / "plot.png")
+    return result, text
+
+
+def _train(runs: Mapping[str, Path], config: str, seed: int, jobs: int, quiet: bool) -> None:
+    """Runs `kava train` for every student, `jobs` of them at a time."""
+    queue = [
+        job(key, config, runs[key], seed, ["logging.report_to=[]", *student.settings], [])
+        for key, student in STUDENTS.items()
+    ]
+    for key, reason in run_jobs(queue, jobs, quiet).items():
+        raise RunError(f"{key}: {reason}", f"the whole output is in {runs[key]}.out")
+
+
+def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], Predictions]:
+    """Every student and the explicit chain of thought on the test problems; writes their predictions."""
+    from kava.data.load import load_examples
+    from kava.evaluation.score import predict, summary
+    from kava.infer.student import Student
+
+    students = {key: Student.from_pretrained(run / "best_checkpoint") for key, run in runs.items()}
+    entries = [("cot", "explicit chain of thought", students["kava"], "cot")]
+    entries += [(key, STUDENTS[key].title, student, "latent") for key, student in students.items()]
+    examples = list(load_examples(students["kava"].recipe.dataset, "test"))
+    rows, predictions = [], {}
+    for key, title, student, mode in entries:
+        if not quiet:
+            print(f"answering {len(examples)} held-out problems: {title}", flush=True)
+        items = predict(student, examples, mode, batch_size=128, progress=not quiet) or []
+        predictions[key] = items
+        rows.append({"name": title, "ms": _milliseconds(student, examples, mode), **summary(items)})
+        write_text(folder / f"predictions_{key}.jsonl", "".join(json.dumps(item) + "\n" for item in items))
+    return rows, predictions
+
+
+def _milliseconds(student: Student, examples: Sequence[Example], mode: str) -> float:
+    """Median time of one question answered alone, over some of the longest problems."""
+    longest = max(len(example.steps) for example in examples)
+    questions = [example.question for example in examples if len(example.steps) == longest][:TIMED]
+    times = []
+    for question in questions:
+        began = time.perf_counter()
+        student.answer([question], mode)
+        times.append(1000 * (time.perf_counter() - began))
+    return median(times)
 
 
 def table(rows: Sequence[Row]) -> str:
     """Accuracy by number of steps, forward passes, milliseconds per question, one line per model."""
     lengths = sorted(rows[0]["by_steps"])
-    header = ["model", *[f"{n} step{'s' if n > 1 else ''}" for n in lengths], "passes", "ms/question"]
-    lines = []
+    header, lines = ["model", *map(_steps, lengths), "passes", "ms/question"], []
     for row in rows:
-        cells = [f"{100 * share(row, n):.1f} %" for n in lengths]
-        lines.append([row["name"], *cells, f"{row['avg_forward_passes']:.1f}", f"{row['ms']:.1f}"])
+        accuracies = [f"{100 * share(row, n):.1f} %" for n in lengths]
+        lines.append([row["name"], *accuracies, f"{row['avg_forward_passes']:.1f}", f"{row['ms']:.1f}"])
     lines.append(["problems", *[str(rows[0]["by_steps"][n]["total"]) for n in lengths], "", ""])
     return text_table.table(lines, header, left=1, foot=1)
 
@@ -38,19 +127,23 @@ def verdict(name: str, other: str, steps: int, paired: McNemarTest) -> str:
 
 
 def share(row: Row, steps: int) -> float:
+    """The share of problems with that many steps that are answered correctly."""
     cell = row["by_steps"][steps]
     return cell["correct"] / cell["total"]
 
 
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count > 1 else ''}"
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy by number of steps beside accuracy of the longest problems against forward passes."""
+    """Left: accuracy by number of steps. Right: accuracy of the longest problems by forward passes."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     lengths = sorted(rows[0]["by_steps"])
-    longest = lengths[-1]
     colours = ["#4d4d4d", "#d95f02", "#7570b3", "#1b9e77"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), constrained_layout=True)
     width = 0.8 / len(rows)
@@ -59,14 +152,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         places = [x + (i - (len(rows) - 1) / 2) * width for x in range(len(lengths))]
         left.bar(places, values, width * 0.92, color=colour, label=row["name"])
         right.scatter(row["avg_forward_passes"], values[-1], s=90, color=colour, label=row["name"], zorder=3)
-    left.set_xticks(range(len(lengths)), [f"{n} step{'s' if n > 1 else ''}" for n in lengths])
-    left.set_ylabel("accuracy, %")
-    left.set_title("accuracy by number of steps")
-    left.set_ylim(0, 105)
-    right.set_xlabel("forward passes per question")
-    right.set_ylabel(f"accuracy on {longest}-step problems, %")
-    right.set_title("accuracy against forward passes")
-    right.set_ylim(0, 105)
+    left.set_xticks(range(len(lengths)), [_steps(n) for n in lengths])
+    left.set(ylabel="accuracy, %", title="accuracy by number of steps", ylim=(0, 105))
+    right.set(xlabel="forward passes per question", ylabel=f"accuracy on {lengths[-1]}-step problems, %")
+    right.set(title="accuracy against forward passes", ylim=(0, 105))
     right.set_xlim(left=0)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
