@@ -142,7 +142,9 @@ def extract(
     kv_method: Annotated[Literal["raw", "rkv", "crop", "uniform"], typer.Option(help="what is stored")] = "raw",
     target_len: Annotated[int, typer.Option(min=1, help="columns kept, unless raw")] = 8,
     repeats: Repeats = 7,
-    folder: Annotated[Path | None, typer.Option(help="on the disk to write to; default: the system's temporary")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="on the disk to write to; default: the system's temporary")
+    ] = None,
     threads: Threads = 0,
     device: Device = "cpu",
     output: Output = None,

@@ -217,7 +217,9 @@ def _counted(decoder: Any) -> Iterator[DecoderCalls]:
     calls = DecoderCalls()
 
     def note(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = next(part for part in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if part is not None)
+        inputs = next(
+            part for part in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if part is not None
+        )
         calls.passes += 1
         calls.tokens += inputs.shape[0] * inputs.shape[1]
 

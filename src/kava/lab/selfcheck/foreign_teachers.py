@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from kava.backbone.load import load_tokenizer
 from kava.config import GeneratorConfig, LatentConfig, ModelConfig
@@ -38,22 +38,9 @@ def unigram() -> Tokenizer:
     return tokenizer
 
 
-def wordpiece() -> Tokenizer:
-    """Lower-cased words in pieces; spaces are lost."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    letters = list("0123456789+-*/=<>.,;:?")
-    trainer = trainers.WordPieceTrainer(vocab_size=150, initial_alphabet=letters, **TRAINER)
-    tokenizer.train_from_iterator(_texts(), trainer)
-    return tokenizer
-
-
 KINDS = {  # tokenizer, family, (layers, width, heads, heads of keys and values)
     "byte_bpe": (byte_bpe, "gpt2", (5, 24, 3, 3)),
     "unigram": (unigram, "qwen2", (3, 32, 4, 2)),
-    "wordpiece": (wordpiece, "llama", (2, 24, 2, 1)),
 }
 
 
