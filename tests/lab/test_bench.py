@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from kava.lab.bench import text as bench_text
 from kava.lab.bench import train as bench_train
 from kava.lab.bench.reference import random_model
 from kava.lab.bench.timing import peak_memory, take_turns
-from kava.lab.bench.train import PccotOrder, TrainBenchSizes, objectives, random_batch
+from kava.lab.bench.train import PccotView, TrainBenchSizes, objectives, random_batch
 from zoo_tokenizers import bos
 
 TOY = ["--layers=2", "--width=32", "--heads=4", "--kv-heads=2", "--vocabulary=64", "--question=7", "--cot=11"]
@@ -244,8 +245,13 @@ def test_result_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_unequal_losses_are_a_failed_check_and_are_not_timed(
     untimed: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = PccotOrder._kv_from
-    monkeypatch.setattr(PccotOrder, "_kv_from", lambda *given: 1.01 * right(*given))
+    right = PccotView._student
+
+    def wrong(self: PccotView, batch: Any) -> Any:
+        student = right(self, batch)
+        return replace(student, values=[1.01 * values for values in student.values])
+
+    monkeypatch.setattr(PccotView, "_student", wrong)
     assert main(["bench", "train", *TOY]) == 1
     assert "pccot: kv is" in capsys.readouterr().out
     assert main(["bench", "train", *TOY, "--quiet"]) == 1

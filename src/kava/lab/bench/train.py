@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kava.backbone.kv import join
+from kava.backbone.kv import Pass, join
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
+from kava.backbone.teacher_forced import cue_states
 from kava.compress import make_compressor
 from kava.compress.importance import masked_softmax
 from kava.config import LatentConfig, LossConfig
@@ -23,13 +24,18 @@ from kava.infer.student import pick_device
 from kava.lab.bench.reference import run_eager
 from kava.lab.bench.sizes import ModelSizes
 from kava.lab.bench.timing import hardware, ratios, take_turns
-from kava.losses import add, kv_loss
-from kava.objective.latent import LatentObjective
-from kava.objective.records import Batch, Result, StudentView, Targets, Teacher
+from kava.losses import add
+from kava.objective.make import latent_objective
+from kava.objective.objective import Objective
+from kava.objective.records import Batch, Step, StudentView, Targets, TeacherView
+from kava.objective.student import LatentSlots
+from kava.objective.targets import OwnTeacher, Target
 from kava.objective.unpacked import read_teacher
+from kava.teachers.base import TeacherWants
 
 ANSWER = 3  # tokens of the answer
 TOLERANCE = 1e-4
+UNLOGGED = Step(log=False)
 
 
 @dataclass(frozen=True)
@@ -40,37 +46,29 @@ class TrainBenchSizes(ModelSizes):
     rounds: int
 
 
-class PccotOrder(LatentObjective):
-    """The same loss in the order of passes of PCCoT's official code: a reference for speed, not a way to train.
+class PccotView(LatentSlots):
+    """Student and teacher in the order of passes of PCCoT's official code: a reference for speed, not a way to train.
 
     Teacher with its attentions kept; pass 0, which reads the question again; T rounds of one pass each; the answer: T + 3
-    passes. Logits are made at every position of teacher and answer, as the models of transformers give them.
+    passes. Every position of teacher and answer is a target (label -100 where it does not count): for batches without
+    padding. `queries` of the teacher hold its attention logits [B, H*R, A, N] instead.
     """
 
-    def forward(self, batch: Batch) -> Result:
-        counts = self.counts(batch)
-        teacher, logits, ce_teacher = self._teacher(batch)
-        student, ce_student = self._student(batch)
-        totals = {
-            "ce_student": ce_student,
-            "ce_teacher": ce_teacher,
-            "codi": self._codi(student, teacher),
-            "kv": self._kv_from(batch, student, teacher, logits),
-        }
-        return Result([self._term(name, total, counts) for name, total in totals.items()], {})
+    def __call__(self, batch: Batch) -> tuple[StudentView, TeacherView]:
+        return self._student(batch), self._teacher(batch)
 
-    def _teacher(self, batch: Batch) -> tuple[Teacher, list[Tensor], Tensor]:
+    def _teacher(self, batch: Batch) -> TeacherView:
         ids, mask = (
             torch.cat([batch[name + end] for name in ("question", "cot", "tail")], dim=1) for end in ("", "_mask")
         )
         out, logits = run_eager(self.model, self.model.embed(ids), positions(mask), causal_mask(mask))
         question, cot = batch["question"].shape[1], batch["cot"].shape[1]
         columns = slice(question, question + cot)
-        teacher = read_teacher(out, batch, ids, mask, question, columns, self.wants)
+        teacher = read_teacher(out, batch, ids, mask, question, columns, self.outputs)
         cot_logits = [layer[:, :, columns.stop :, columns] for layer in logits]
-        return teacher, cot_logits, self._ce_everywhere(out.hidden, ids, question)
+        return replace(teacher, targets=every_position(out.hidden, ids, question), queries=cot_logits)
 
-    def _student(self, batch: Batch) -> tuple[StudentView, Tensor]:
+    def _student(self, batch: Batch) -> StudentView:
         model, num_latents = self.model, self.model.latent.num_tokens
         slots = model.slots(len(batch["question"]))
         ids = torch.cat([batch["question"], slots], dim=1)
@@ -79,7 +77,7 @@ class PccotOrder(LatentObjective):
         bot = batch["question"].shape[1]
         prefix, known = first.kv(slice(0, bot + 1)), mask[:, : bot + 1]
 
-        def run(embeds: Tensor) -> Any:
+        def run(embeds: Tensor) -> Pass:
             real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
             return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix)
 
@@ -88,41 +86,43 @@ class PccotOrder(LatentObjective):
         known = torch.cat([known, torch.ones_like(slots[:, 1:], dtype=torch.bool)], dim=1)
         ids = torch.cat([torch.full_like(slots[:, :1], model.special.eot), batch["tail"]], dim=1)
         mask = torch.cat([torch.ones_like(slots[:, :1], dtype=torch.bool), batch["tail_mask"]], dim=1)
-        out = model.run(
-            model.embed(ids),
-            positions(mask, known.sum(1)),
-            causal_mask(mask, known),
-            join(prefix, last.kv(slice(0, num_latents))),
-            all_layers=True,
-        )
-        assert out.layers is not None
-        rows = torch.arange(len(ids), device=ids.device)
-        cue = torch.stack([layer[rows, 1 + batch["cue_last"]] for layer in out.layers], dim=1)
-        nothing = Targets(out.hidden[:0, 0], ids[:0, 0])
-        return StudentView(nothing, last.keys, last.values, cue), self._ce_everywhere(out.hidden, ids, 1)
+        prefix = join(prefix, last.kv(slice(0, num_latents)))
+        place = positions(mask, known.sum(1))
+        out = model.run(model.embed(ids), place, causal_mask(mask, known), prefix, all_layers=True)
+        cue = cue_states(out, 1 + batch["cue_last"])
+        return StudentView(every_position(out.hidden, ids, 1), last.keys, last.values, cue)
 
-    def _ce_everywhere(self, hidden: Tensor, ids: Tensor, first: int) -> Tensor:
-        """Cross-entropy from the logits of every position, labels before `first` ignored; for batches without padding."""
-        logits, labels = self.model.head(hidden), ids.clone()
-        labels[:, :first] = -100
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="sum")
 
-    def _kv_from(self, batch: Batch, student: StudentView, teacher: Teacher, logits: list[Tensor]) -> Tensor:
-        """The KV term with importance read off the attention logits."""
-        total = student.targets.hidden.new_zeros(())
-        layers = zip(logits, teacher.keys, teacher.values, student.keys, student.values, strict=True)
+def every_position(hidden: Tensor, ids: Tensor, first: int) -> Targets:
+    """All positions with the next token as their label, or -100 where that is before column `first`."""
+    labels = torch.full_like(ids, -100)
+    labels[:, first - 1 : -1] = ids[:, first:]
+    return Targets(hidden.flatten(0, 1), labels.flatten())
+
+
+class PccotTeacher(OwnTeacher):
+    """The student's own teacher mode, with importance read off the attention logits of `PccotView`."""
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
+    ) -> Target:
+        assert own is not None
         weight = batch["tail_answer"][:, None, :, None].float()
-        for cot_logits, key, value, latent_key, latent_value in layers:
-            with torch.no_grad():
-                grouped = cot_logits.unflatten(1, (key.shape[1], -1)).amax(2)
-                attention = masked_softmax(grouped.float(), batch["cot_mask"][:, None, None])
-                score = (attention * weight).sum(2) / weight.sum(2)
-                kept = self.compressor(
-                    key, value, batch["cot_mask"], score, latent_key.shape[2], samples=self._samples(batch)
-                )
-            for latent, target in ((latent_key, kept.keys), (latent_value, kept.values)):
-                total = total + kv_loss(latent, target, kept.kept, self.loss.kv_loss_type) / 2
-        return total
+        importance = []
+        for logits, key in zip(own.queries, own.keys, strict=True):
+            grouped = logits.unflatten(1, (key.shape[1], -1)).amax(2)
+            attention = masked_softmax(grouped.float(), batch["cot_mask"][:, None, None])
+            importance.append((attention * weight).sum(2) / weight.sum(2))
+        target = super().__call__(batch, student, own, replace(wants, importance=False), step)
+        return replace(target, kv=replace(target.kv, importance=importance))
+
+
+class PccotObjective(Objective):
+    """The same loss; the logits of all positions are made at once."""
+
+    def _ce(self, targets: Targets) -> Tensor:
+        return F.cross_entropy(self.model.head(targets.hidden).float(), targets.tokens, reduction="sum")
 
 
 def random_batch(sizes: ModelSizes, device: torch.device) -> Batch:
@@ -131,14 +131,17 @@ def random_batch(sizes: ModelSizes, device: torch.device) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def objectives(model: LatentModel) -> dict[str, tuple[str, int, LatentObjective]]:
+def objectives(model: LatentModel) -> dict[str, tuple[str, int, Objective]]:
     """Each order of passes: its title in the table, its number of passes, and the objective."""
     rounds = model.latent.num_iterations
     loss, compressor = LossConfig(), make_compressor("rkv", lambda_=0.1)
+    packed, unpacked = (latent_objective(model, loss, compressor, packed) for packed in (True, False))
+    view, source = PccotView(model, loss), PccotTeacher(model)
+    pccot = PccotObjective(view, loss, source, packed.compare, packed.distance, packed.aux_terms)
     return {
-        "packed": ("packed (kava's default)", rounds + 1, LatentObjective(model, loss, compressor, packed=True)),
-        "unpacked": ("unpacked", rounds + 2, LatentObjective(model, loss, compressor, packed=False)),
-        "pccot": ("PCCoT's order of passes", rounds + 3, PccotOrder(model, loss, compressor)),
+        "packed": ("packed (kava's default)", rounds + 1, packed),
+        "unpacked": ("unpacked", rounds + 2, unpacked),
+        "pccot": ("PCCoT's order of passes", rounds + 3, pccot),
     }
 
 
@@ -152,8 +155,7 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str = "cpu", progress: b
     orders = objectives(sizes.model(latent).to(target))
     batch, terms = random_batch(sizes, target), {}
     for name, (_, _, objective) in orders.items():
-        objective.watch = False
-        losses = objective(batch).terms
+        losses = objective(batch, UNLOGGED).terms
         terms[name] = {term.name: float(term.value().detach()) for term in losses}
         terms[name]["loss"] = float(add(losses).detach())
     differences = unequal(terms)
@@ -180,10 +182,10 @@ def unequal(terms: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def _step(objective: LatentObjective, batch: Batch) -> Callable[[], None]:
+def _step(objective: Objective, batch: Batch) -> Callable[[], None]:
     def step() -> None:
         objective.zero_grad(set_to_none=True)
-        add(objective(batch).terms).backward()
+        add(objective(batch, UNLOGGED).terms).backward()
 
     return step
 
