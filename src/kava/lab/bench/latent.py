@@ -33,7 +33,7 @@ def open_student(checkpoint: Path, dtype: str, device: str, base: str | None = N
 
 def bench(
     student: Student,
-    asked: Asked,
+    eval_set: Asked,
     batch_sizes: Sequence[int] = (16,),
     max_new_tokens: int | None = None,
     warmup: int = 1,
@@ -44,7 +44,7 @@ def bench(
     size, and then nothing is timed."""
     recipe, device = student.recipe, student.model.device
     limit = max_new_tokens or recipe.evaluation.max_new_tokens
-    examples = sorted(asked.examples, key=lambda example: len(example.question))  # as `Student.answer` groups them
+    examples = sorted(eval_set.examples, key=lambda example: len(example.question))  # as `Student.answer` groups them
     questions = [example.question for example in examples]
     sizes = tuple(dict.fromkeys((1, *batch_sizes)))
     runs = {(mode, size): _run(student, questions, mode, size, limit) for mode in MODES for size in sizes}
@@ -57,10 +57,10 @@ def bench(
         "weight_bytes": sum(weight.numel() * weight.element_size() for weight in student.model.parameters()),
         "num_tokens": recipe.latent.num_tokens,
         "num_iterations": recipe.latent.num_iterations,
-        "dataset": asked.name,
+        "dataset": eval_set.name,
         "questions": len(questions),
-        "set_size": asked.whole,
-        "data_sha256": asked.sha256,
+        "set_size": eval_set.whole,
+        "data_sha256": eval_set.sha256,
         "max_new_tokens": limit,
         "warmup": warmup,
         "repeats": repeats,

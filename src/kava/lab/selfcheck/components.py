@@ -32,13 +32,8 @@ MODES = ("latent", "direct", "cot")
 def check_environment(context: SelfCheckContext) -> str:
     """`kava env`: versions of the packages, and the extractor on this machine."""
     report = context.run_verb("env", exit_codes=(0, 1))
-    faults = [
-        f"{package['name']} {package['problem'] or 'is not installed'}"
-        for package in report["dependencies"]
-        if package["required"] and not package["ok"]
-    ]
-    extractor = next(check for check in report["checks"] if check["name"] == "KV Extractor")
-    faults += [f"KV Extractor: {extractor['detail']}"] if extractor["status"] == "failed" else []
+    failed = [check for check in report["checks"] if check["status"] == "failed" and check["name"] != "Paths"]
+    faults = [f"{check['name']}: {check['detail']}" for check in failed]  # the self-check has a folder of its own
     expect(not faults, "; ".join(faults))
     absent = [package["name"] for package in report["dependencies"] if package["version"] is None]
     installed = versions()

@@ -38,7 +38,7 @@ class SelfCheckContext:
             raise KeyboardInterrupt
         if code not in exit_codes:
             output = errors.getvalue() or out.getvalue()
-            raise RunError(f"kava {' '.join(words)}: exit code {code}, {output[:500]}")
+            raise RunError(f"kava {words[0]}: exit code {code}, {output[:500]}")
         return json.loads(out.getvalue())
 
 
