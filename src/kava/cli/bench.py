@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kava.cli.list_flags import ListFlagCommand
-from kava.cli.student import Base, Checkpoint, stored_recipe
+from kava.cli.student import Base, Checkpoint
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -84,6 +84,8 @@ def latent(
 
     Answers at every batch size are compared first; if they differ, nothing is timed and the exit code is 1.
     """
+    from kava.cli.student import stored_recipe
+
     recipe = stored_recipe(checkpoint)
     _prepare(threads, output)
     from kava.evaluation.eval_sets import load_eval_set
