@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kava.cli.common import show_result
 from kava.cli.list_flags import app_of
-from kava.lab.selfcheck.run import ComponentResult, component_table, real_device, run_components, select
+
+if TYPE_CHECKING:
+    from kava.lab.selfcheck.run import ComponentResult
 
 
 def smoke(
@@ -26,6 +28,7 @@ def smoke(
     A line per component says what was seen; a failing one says why, and the others still run. Exit code 1 if any failed.
     """
     from kava.cli.main import main
+    from kava.lab.selfcheck.run import component_table, real_device, run_components, select
 
     began = time.perf_counter()
     chosen = select(component_table(about), only or [])
