@@ -14,7 +14,7 @@ import yaml
 
 from kava.cli.main import main
 from kava.cluster.driver import alive
-from kava.cluster.jobs import Row, records, rows
+from kava.cluster.jobs import JobRow, records, rows
 
 # `kava` with the real `kava task`, and stand-ins for what it starts: a training makes its best checkpoint, an evaluation
 # its results. Seed 123 breaks while the file `break` is there; a training waits while the file `wait` is there.
@@ -64,7 +64,7 @@ def wait_for(condition, patience: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def finished(record: dict) -> list[Row]:
+def finished(record: dict) -> list[JobRow]:
     """The rows, once no driver is under way any more."""
     wait_for(lambda: not any(alive(job["id"]) for job in record["jobs"]))
     return rows(record)

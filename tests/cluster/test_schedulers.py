@@ -11,7 +11,7 @@ import pytest
 from kava.cluster.detect import find_scheduler, present
 from kava.cluster.presets import PRESETS, preset
 from kava.cluster.schedulers import scheduler_named
-from kava.cluster.site_file import GridEngine, Site
+from kava.cluster.site_file import GridEngineSite, Site
 from kava.cluster.spec import Command, JobSpec, Resources, clock, job_name, parse_mem, parse_time, singles
 from kava.cluster.submit import Submission, adapted
 from kava.errors import ConfigError, RunError
@@ -213,10 +213,10 @@ def test_grid_engine_and_its_own_names():
     with pytest.raises(ConfigError, match="2 nodes with 4 CPUs need the name of a parallel environment") as error:
         scheduler_named("sge").header(spec(resources=asked))
     assert "sge.pe_nodes" in error.value.hint
-    site = Site(sge=GridEngine(pe_nodes="mpi", gpu="ngpus", memory="h_vmem", memory_per_slot=True))
+    site = Site(sge=GridEngineSite(pe_nodes="mpi", gpu="ngpus", memory="h_vmem", memory_per_slot=True))
     lines = scheduler_named("sge", site).header(spec(resources=asked))
     assert {"-pe mpi 8", "-l ngpus=2", "-l h_vmem=2048M"} <= set(lines)
-    bare = Site(sge=GridEngine(pe=None, gpu=None, memory=None))
+    bare = Site(sge=GridEngineSite(pe=None, gpu=None, memory=None))
     lines = scheduler_named("sge", bare).header(spec(resources=Resources(gpus=1, mem=1024)))
     assert not [line for line in lines if line.startswith(("-pe", "-l"))]
 

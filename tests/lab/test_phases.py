@@ -14,7 +14,7 @@ from test_analyze import analyze, deciding, refused, run, words
 from kava.cli.main import main
 from kava.config import Recipe, differing, load_recipe
 from kava.lab.analysis.claims import CLAIMS, Claim, Evidence, MemberComparison, claims_of, judge
-from kava.lab.plan import suites
+from kava.lab.plan import SUITES
 from kava.lab.run_local import Job, run_jobs
 from kava.lab.suites import phases
 
@@ -57,7 +57,7 @@ def test_each_phase_changes_what_it_is_about() -> None:
 
 
 def members(suite: str, config: str) -> dict[str, tuple[Any, Recipe]]:
-    return {one.name: (one, load_recipe(config, one.settings)) for one in suites()[suite].members(load_recipe(config))}
+    return {one.name: (one, load_recipe(config, one.settings)) for one in SUITES[suite].members(load_recipe(config))}
 
 
 @pytest.mark.parametrize("config", SEVERAL)
@@ -140,7 +140,7 @@ def queued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The jobs of `kava suite stages WORDS`, which are not run."""
     seen: list[Job] = []
     monkeypatch.setattr("kava.cli.suite.run_jobs", lambda jobs, *_: seen.extend(jobs) or {})
-    monkeypatch.setattr("kava.cli.suite.find_runs", lambda roots: [])
+    monkeypatch.setattr("kava.lab.suites.record.find_runs", lambda roots: [])
     monkeypatch.chdir(tmp_path)
 
     def run_(*more: str) -> tuple[int, list[Job]]:

@@ -17,7 +17,7 @@ from kava.cli.list_flags import spread
 from kava.cli.main import main
 from kava.config import differing, list_recipes, load_recipe, save_recipe
 from kava.errors import ConfigError
-from kava.lab.plan import chosen, job, suites
+from kava.lab.plan import SUITES, chosen, plan_run
 from kava.lab.run_local import Job, last_line, last_step, run_jobs
 from kava.lab.suites.e1_e5 import MEMBERS
 
@@ -28,7 +28,7 @@ FREE = ("loss.", "rkv.", "latent.")  # all that members of E1 to E5 may touch
 # ---- suites as data
 
 
-@pytest.mark.parametrize("suite", suites().values(), ids=lambda suite: suite.name)
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 @pytest.mark.parametrize("config", PAPER)
 def test_every_member_is_a_recipe_of_its_own(suite, config: str) -> None:
     """Settings without effect are refused by load_recipe, so that each member really differs from the recipe."""
@@ -58,10 +58,10 @@ def test_e1_to_e5_change_the_treatment_of_keys_and_values_only() -> None:
 def test_the_explicit_line_has_members_and_folders_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     base = load_recipe("explicit_embedded")
     for name, folder in (("e1-e5", "explicit"), ("ablations", "explicit_ablations")):
-        suite = suites()[name]
+        suite = SUITES[name]
         assert suite.line(base) == folder != suite.line(load_recipe("embedded"))
         assert {member.mode for member in suite.members(base)} == {"cot"}
-    names = [member.name for member in suites()["e1-e5"].members(base)]
+    names = [member.name for member in SUITES["e1-e5"].members(base)]
     assert names == [member.name for member in MEMBERS if member.name not in ("pause", "no_cot", "full_cot")]
 
 
@@ -96,7 +96,7 @@ def test_a_finished_run_is_not_trained_again_and_another_one_is_not_taken_for_it
     folder.mkdir()
 
     def planned(*settings: str) -> tuple[str, ...]:
-        return job("x", "debug", folder, 7, settings, []).train
+        return plan_run("x", "debug", folder, 7, settings, []).train
 
     assert planned()[:3] == ("train", "--config", "debug")
     save_recipe(load_recipe("debug", ["system.seed=7"]), folder / "recipe.yaml")
@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_trained_again_and_another_one_is_not_taken_for_it
     assert planned() == ()
     assert planned("logging.report_to=[]") == ()
     assert planned("loss.alpha2_kv=3")  # kava train will refuse it, by name
-    assert "--quick_test" in job("x", "debug", folder, 7, (), [], ["--quick_test"]).train
+    assert "--quick_test" in plan_run("x", "debug", folder, 7, (), [], ["--quick_test"]).train
 
 
 # ---- the runner

@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args, show_result
+from kava.cli.common import OVERRIDES, check_flags, show_result
 from kava.cli.list_flags import app_of
+from kava.config import load_recipe
 from kava.errors import ConfigError, RunError
 from kava.lab.analysis.aggregate import accuracy_table, aggregate, missing, write
-from kava.lab.plan import job
+from kava.lab.plan import SEEDS, RunSet, plan_seeds
 from kava.lab.run_local import run_jobs
 
 CONTEXT = OVERRIDES
-SEEDS = (42, 123, 456)
 
 
 def seeds(
@@ -43,40 +43,45 @@ def seeds(
     again it repeats nothing that is finished and continues what was cut off. A seed that fails stops no other one; it is
     missing from the table and the exit code is 1. Settings may follow: training.batch_size=64.
     """
-    settings = check_flags(ctx)
-    recipe = parse_recipe_args(config, settings)
-    numbers = list(dict.fromkeys(seeds or SEEDS))
-    if any("system.seed" in word.replace("-", "_") for word in settings):
-        raise ConfigError("system.seed is set by --seeds", "leave it out")
-    root = output_dir or Path("outputs") / f"{recipe.about.name}_multi_seed"
-    sets = list(dict.fromkeys(datasets or recipe.evaluation.datasets))
-    extra = (["--use_wandb"] if use_wandb else []) + (["--quick_test"] if quick_test else [])
-    folders = {number: root / f"seed_{number}" for number in numbers}
-    evaluation = ["--eval_dataset", *sets, "--missing", *(["--quick_test"] if quick_test else [])]
-    planned = [
-        job(f"seed_{number}", config, folder, number, settings, [evaluation], extra)
-        for number, folder in folders.items()
-    ]
-    planned = [one.without(train=skip_train, evaluate=skip_eval) for one in planned]
-    broken = run_jobs(planned, jobs, quiet)
+    runs = seed_runs(ctx)
+    root = output_dir or Path("outputs") / f"{runs.recipe.about.name}_multi_seed"
+    folders = [root / f"seed_{seed}" for seed in runs.seeds]
+    broken = run_jobs(plan_seeds(runs, root), jobs, quiet)
     for label, reason in broken.items():
         print(f"error: {label}: {reason} (whole output: {root / label}.out)", file=sys.stderr)
-    if not any(path for folder in folders.values() for path in folder.glob("results_*")):
+    if not any(path for folder in folders for path in folder.glob("results_*")):
         if not broken and not skip_eval:
             raise RunError(f"no seed under {root} has results", "leave --skip_train out, or evaluate first")
         if not quiet:
-            print(f"{len(numbers) - len(broken)} of {len(numbers)} seeds went well; nothing is evaluated yet")
+            print(f"{len(folders) - len(broken)} of {len(folders)} seeds went well; nothing is evaluated yet")
         return 1 if broken else 0
-    found = aggregate(list(folders.values()), _short(sets), model_name, config=recipe.about.name)
-    write(found, root / "aggregated_results.json", root / "aggregated_results.yaml")
-    for line in missing(found):
+    result = aggregate(folders, short_names(runs.sets), model_name, config=runs.recipe.about.name)
+    write(result, root / "aggregated_results.json", root / "aggregated_results.yaml")
+    for line in missing(result):
         print(f"warning: {line}", file=sys.stderr)
-    text = f"{accuracy_table(found)}\n\nwrote {root / 'aggregated_results.json'} and .yaml"
-    show_result(found, text, quiet)
+    text = f"{accuracy_table(result)}\n\nwrote {root / 'aggregated_results.json'} and .yaml"
+    show_result(result, text, quiet)
     return 1 if broken else 0
 
 
-def _short(sets: list[str]) -> list[str]:
+def runs_of(ctx: typer.Context) -> RunSet:
+    """What the flags of `kava seeds` or `kava suite` say about all runs."""
+    settings, flags = check_flags(ctx), ctx.params
+    recipe = load_recipe(flags["config"], settings)
+    seeds = list(dict.fromkeys(flags["seeds"] or SEEDS))
+    switches = {name: flags.get(name, False) for name in ("quick_test", "use_wandb", "skip_train", "skip_eval")}
+    return RunSet(recipe, flags["config"], settings, seeds, flags["datasets"] or [], **switches)
+
+
+def seed_runs(ctx: typer.Context) -> RunSet:
+    """The same for `kava seeds`, where no setting may name the seed."""
+    runs = runs_of(ctx)
+    if any("system.seed" in word.replace("-", "_") for word in runs.settings):
+        raise ConfigError("system.seed is set by --seeds", "leave it out")
+    return runs
+
+
+def short_names(sets: list[str]) -> list[str]:
     """The names that results have: gsm8k for openai/gsm8k."""
     from kava.evaluation.eval_sets import short_name
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,16 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kava.cli.common import OVERRIDES, show_result
-from kava.errors import ConfigError, RunError
+from kava.errors import ConfigError
 from kava.registry import nearest
 from kava.text_table import table
 
 if TYPE_CHECKING:
-    from kava.cluster.plan import Base
-    from kava.cluster.schedulers.base import Scheduler
     from kava.cluster.site_file import Site
     from kava.cluster.spec import Resources
-    from kava.cluster.submit import Submission
 
 # Where things lie, for schedulers that do not pass the environment on. No token: scripts are files that others may read.
 CARRIED = (
@@ -76,121 +70,49 @@ def submit(
     file holds what all jobs of a cluster need: scheduler, partition, account, qos, nodes, gpus, cpus, mem, time, setup
     (lines of shell), environment, directives (per scheduler), container, launcher, sge.
     """
-    from kava.cluster.plan import Base, in_one_job
+    from kava.cli.submit_verbs import SubmitRequest, submissions
+    from kava.cluster.detect import find_scheduler
+    from kava.cluster.jobs import refuse_twice
+    from kava.cluster.plan import JobDefaults, in_one_job
+    from kava.cluster.schedulers import scheduler_named
     from kava.cluster.site_file import find_site
+    from kava.cluster.submit import adapted, fresh, preview, submit_all
+    from kava.machine.detect import find_scheduler as scheduler_of_this_job
 
     words = [str(word) for word in ctx.args]
     if verb not in VERB_NAMES:
         kind = "VERB comes first, not" if verb.startswith("-") else "no jobs are made of"
         raise ConfigError(f"kava submit: {kind} {verb!r}", nearest(verb, VERB_NAMES))
-    found = find_site(site, os.environ)
-    given = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "partition": partition, "account": account, "qos": qos}
-    asked = _resources(preset, found, given, mem, time)
-    one = _scheduler(scheduler, found)
+    here = find_site(site, os.environ)
+    sizes = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "partition": partition, "account": account, "qos": qos}
+    resources = _resources(preset, here, sizes, mem, time)
+    target = scheduler_named(
+        scheduler or here.scheduler or scheduler_of_this_job(os.environ) or find_scheduler(os.environ), here
+    )
     common: dict[str, Any] = {
         "log": log,
         "after": tuple(after or ()),
         "signal": signal,
         "requeue": not no_requeue,
-        "environment": _environment(found),
-        "path": "" if found.setup else str(Path(sys.executable).parent),  # without a site file: the same environment
-        "setup": found.setup,
-        "directives": found.directives.get(one.name, ()),
-        "container": found.container,
-        "launcher": found.launcher,
-        "portable": found.portable,
+        "environment": _environment(here),
+        "path": "" if here.setup else str(Path(sys.executable).parent),  # without a site file: the same environment
+        "directives": here.directives_of(target.name),
         "exported": tuple(_exported(text) for text in export or ()),
+        **{name: getattr(here, name) for name in ("setup", "container", "launcher", "portable")},
     }
-    own = [opt for parameter in ctx.command.params for opt in parameter.opts]
-    made = _made(verb, words, Base(asked, name, common), preset or "", shards, own)
-    if one_job:
-        made = [in_one_job(submission) for submission in made]
-    return _submit(made, one, found.portable, dry_run, quiet)
-
-
-def _resources(preset: str | None, site: Site, given: dict[str, Any], mem: str | None, time: str | None) -> Resources:
-    """Flags over the site file over the preset; a preset that was asked for by name goes over the site file's sizes."""
-    from kava.cluster.presets import preset as named
-    from kava.cluster.spec import parse_mem, parse_time
-
-    own = {key: value for key, value in given.items() if value is not None}
-    if mem is not None:
-        own["mem"] = None if mem == "0" else parse_mem(mem)
-    if time is not None:
-        own["time"] = None if time == "0" else parse_time(time)
-    sizes = ("nodes", "gpus", "cpus", "mem", "time") if preset else ()
-    return replace(site.over(named(preset or "single"), keep=sizes), **own)
-
-
-def _environment(site: Site) -> tuple[tuple[str, str], ...]:
-    """What is set here and says where things lie, under what the site file sets."""
-    here = {} if site.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
-    return tuple((here | dict(site.environment)).items())
-
-
-def _scheduler(name: str | None, site: Site) -> Scheduler:
-    from kava.cluster.detect import find_scheduler
-    from kava.cluster.schedulers import scheduler_named
-    from kava.machine.detect import find_scheduler as inside
-
-    return scheduler_named(name or site.scheduler or inside(os.environ) or find_scheduler(os.environ), site)
-
-
-def _exported(text: str) -> tuple[str, str]:
-    name, equals, default = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--export {text}: no default", "write NAME=default")
-    return name, default
-
-
-def _made(verb: str, words: list[str], base: Base, preset: str, shards: int, own: list[str]) -> list[Submission]:
-    """The submissions, every command of theirs checked. `own` are submit's flags, for hints."""
-    from kava.cli.submit_check import check_job
-    from kava.cli.submit_verbs import VERBS, Asked
-    from kava.cluster.plan import SEED
-    from kava.cluster.spec import INDEX
-
-    values = dict(base.common["exported"])
-    for name in (INDEX, SEED):
-        if name not in values and any(f"%{name}%" in word for word in words):
-            raise ConfigError(f"%{name}% is a task's own value", f"write it otherwise, or add --export {name}=...")
-    if "CONFIG" in values:
-        values["CONFIG_NAME"] = values["CONFIG"].rpartition("/")[2].removesuffix(".yaml")
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            made = VERBS[verb](Asked(words, base, values, preset, shards, Path(scratch)))
-        except ConfigError as error:
-            flag = re.fullmatch(r"unknown flag '(--\w+)'", error.message)
-            known = [*own, *re.findall(r"'(--\w+)'", error.hint or "")]
-            close = difflib.get_close_matches(flag[1], known, n=1) if flag else []
-            raise ConfigError(error.message, f"did you mean {close[0]!r}?" if close else error.hint) from error
-        for submission in made:
-            instead = {name: str(Path(scratch) / Path(name).name) for name, _ in submission.files}
-            for spec in submission.jobs:
-                check_job(spec, values, instead)
-    return made
-
-
-def _submit(made: list[Submission], scheduler: Scheduler, portable: bool, dry_run: bool, quiet: bool) -> int:
-    from kava.cluster.submit import adapted, fresh, show
-    from kava.cluster.submit import submit as hand_over
-
-    ready = [adapted(submission if portable else fresh(submission), scheduler) for submission in made]
+    own_flags = [flag for parameter in ctx.command.params for flag in parameter.opts]
+    request = SubmitRequest(words, JobDefaults(resources, name, common), preset or "", shards)
+    planned = submissions(verb, request, own_flags)
+    planned = [in_one_job(submission) for submission in planned] if one_job else planned
+    ready = [adapted(submission if here.portable else fresh(submission), target) for submission in planned]
     for note in dict.fromkeys(note for submission in ready for note in submission.notes):
         print(f"note: {note}", file=sys.stderr)
     if dry_run:
-        print("\n".join(show(submission, scheduler) for submission in ready), end="")
+        print("\n".join(preview(submission, target) for submission in ready), end="")
         return 0
     for submission in ready:
-        _refuse_twice(submission)
-    records = []
-    for submission in ready:
-        try:
-            records.append(hand_over(submission, scheduler, ["kava", *sys.argv[1:]]))
-        except RunError as error:
-            there = ", ".join(record["jobs"][0]["id"] for record in records)
-            more = f" (submitted before it, and kept: {there})" if there else ""
-            raise RunError(f"{error.message}{more}", error.hint) from error
+        refuse_twice(submission)
+    records = submit_all(ready, target, ["kava", *sys.argv[1:]])
     rows = [
         [record["name"], job["label"], job["id"], str(job["tasks"] or 1), ", ".join(job["after"]) or "-", job["script"]]
         for record in records
@@ -201,23 +123,31 @@ def _submit(made: list[Submission], scheduler: Scheduler, portable: bool, dry_ru
     return 0
 
 
-def _refuse_twice(submission: Submission) -> None:
-    """The same jobs again, while the first ones are still there, would only get in each other's way."""
-    from kava.cluster.jobs import records, rows
+def _resources(preset: str | None, site: Site, sizes: dict[str, Any], mem: str | None, time: str | None) -> Resources:
+    """Flags over the site file over the preset; a preset named by its flag goes over the site file's sizes."""
+    from kava.cluster.presets import preset as preset_named
+    from kava.cluster.spec import parse_mem, parse_time
 
-    folder = Path(submission.folder)
-    for record in records([folder.parent] if folder.parent.is_dir() else []):
-        ids = sorted({row.id for row in rows(record) if row.open and record["name"] in _family(submission.name)})
-        if ids:
-            raise RunError(
-                f"{record['folder']}: job {', '.join(ids)} of the same work is not through",
-                f"wait for it, or end it: kava jobs {record['folder']} --cancel",
-            )
+    flags = {key: value for key, value in sizes.items() if value is not None}
+    if mem is not None:
+        flags["mem"] = None if mem == "0" else parse_mem(mem)
+    if time is not None:
+        flags["time"] = None if time == "0" else parse_time(time)
+    keep = ("nodes", "gpus", "cpus", "mem", "time") if preset else ()
+    return replace(site.over(preset_named(preset or "single"), keep), **flags)
 
 
-def _family(name: str) -> list[str]:
-    first = name.rpartition("-")[0] if name.rpartition("-")[2].isdigit() else name
-    return [first, *(f"{first}-{number}" for number in range(2, 100))]
+def _environment(site: Site) -> tuple[tuple[str, str], ...]:
+    """What is set here and says where things lie, under what the site file sets."""
+    here = {} if site.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
+    return tuple((here | site.environment).items())
+
+
+def _exported(text: str) -> tuple[str, str]:
+    name, equals, default = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--export {text}: no default", "write NAME=default")
+    return name, default
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -1,4 +1,4 @@
-"""A command line of `kava`, checked without running it: its flags, and the recipe behind them. A mistake costs seconds."""
+"""A command line of `kava`, checked without running it: its flags and its recipe. A mistake costs seconds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from kava.errors import ConfigError
 
 
 def parsed(verb: str, words: Sequence[str]) -> Any:
-    """The verb's context: its flags and what they left over."""
+    """The verb's context: its flags, and the words that are none of them."""
     command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
     return command.make_context(f"kava {verb}", underscores(words))
 
 
 def check(words: Sequence[str]) -> Recipe | None:
-    """The recipe of a command line that kava would take; any other one is an error."""
+    """The recipe of a command line; one that kava would not take is an error."""
     verb, *rest = words
     context = parsed(verb, rest)
     if verb == "distill":
@@ -36,9 +36,9 @@ def check(words: Sequence[str]) -> Recipe | None:
 
 
 def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
-    """The recipe of a `kava distill`, without what the machine that runs it will decide.
+    """The recipe of a `kava distill`, without the settings that the machine running it will decide.
 
-    `more` are settings that hold where they were not given and do something; those that do are left in it.
+    `more` are settings of a preset; those that the command line sets, or that would do nothing, are removed from it.
     """
     from kava.cli.distill import wish_of
     from kava.cli.distill_table import AUTO, CACHE, WARMUP
@@ -57,13 +57,12 @@ def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
     return recipe
 
 
-def check_job(spec: JobSpec, values: dict[str, str], instead: dict[str, str]) -> None:
+def check_job(spec: JobSpec, values: dict[str, str], replaced: dict[str, str]) -> None:
     """Every command of the job, with the values that its tasks will have; of equal tasks the first.
 
-    `values` are those of exported variables; `instead` are words that stand for others until it is submitted.
+    `values` are those of exported variables; `replaced` names stand-ins for files that are not written yet.
     """
-    tasks = [one.tasks[0] for one in singles(spec)] if spec.array is not None else list(spec.tasks)
+    tasks = [single.tasks[0] for single in singles(spec)] if spec.array is not None else list(spec.tasks)
     for commands in tasks if len(spec.tasks) > 1 or spec.lists else tasks[:1]:
         for command in commands:
-            words = [instead.get(word, filled(word, values)) for word in command.words]
-            check(words[1:])
+            check([replaced.get(word, filled(word, values)) for word in command.words][1:])

@@ -1,62 +1,78 @@
-"""What `kava submit` makes of each verb's command line: the same flags as the verb itself, then jobs (kava/cluster/plan.py)."""
+"""The jobs that `kava submit` makes of a verb's command line, which has the same flags as the verb itself."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import Any
 
-from kava.cli.common import check_flags
-from kava.cli.submit_check import check, distilled, parsed
-from kava.cluster import plan
+from kava.cli.list_flags import spread
+from kava.cli.seeds import runs_of, seed_runs, short_names
+from kava.cli.submit_check import check, check_job, distilled, parsed
+from kava.cluster.plan import JobDefaults
 from kava.cluster.presets import SIZES
-from kava.cluster.spec import Command, filled
+from kava.cluster.spec import INDEX, Command, filled
 from kava.cluster.submit import Submission
-from kava.config import load_recipe
+from kava.config import Recipe
 from kava.errors import ConfigError
-from kava.lab.plan import Member, chosen, job, suite_named
+from kava.lab.plan import SuitePlan, evaluate_words, plan_suite, suite_named, train_words
+from kava.lab.run_local import Job
 
-_FLAG = re.compile(r"--[A-Za-z]")
-_SETTING = re.compile(r"[a-z]\w*(\.\w+)+=.*", re.DOTALL)
+PAPER = ("llama1b_aug", "llama1b_aug_nl", "qwen05b_aug", "qwen05b_aug_nl", "llama3b_aug", "llama3b_aug_nl")
+SEED = "SEED"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A verb's words behind `kava submit VERB`, and what submit's own flags say."""
+class SubmitRequest:
+    """The words after `kava submit VERB`, and what submit's own flags say."""
 
     words: list[str]
-    base: plan.Base
-    values: dict[str, str]  # of the variables that --export names
+    defaults: JobDefaults
     preset: str
     shards: int
-    scratch: Path  # a folder that is gone afterwards
+    values: dict[str, str] = field(default_factory=dict)  # of the variables that --export names
+    scratch: Path = Path()  # a temporary folder
 
     def filled(self, words: Sequence[str]) -> list[str]:
         return [filled(word, self.values) for word in words]
 
 
+def submissions(verb: str, request: SubmitRequest, own_flags: Sequence[str]) -> list[Submission]:
+    """The submissions of a verb, with every command checked. `own_flags` are submit's, for hints."""
+    values = dict(request.defaults.common["exported"])
+    for name in (INDEX, SEED):
+        if name not in values and any(f"%{name}%" in word for word in request.words):
+            raise ConfigError(f"%{name}% is a task's own value", f"write it otherwise, or add --export {name}=...")
+    if "CONFIG" in values:
+        values["CONFIG_NAME"] = values["CONFIG"].rpartition("/")[2].removesuffix(".yaml")
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            planned = VERBS[verb](replace(request, values=values, scratch=Path(scratch)))
+        except ConfigError as error:
+            flag = re.fullmatch(r"unknown flag '(--\w+)'", error.message)
+            known = [*own_flags, *re.findall(r"'(--\w+)'", error.hint or "")]
+            close = difflib.get_close_matches(flag[1], known, n=1) if flag else []
+            raise ConfigError(error.message, f"did you mean {close[0]!r}?" if close else error.hint) from error
+        for submission in planned:
+            written = {name: str(Path(scratch) / Path(name).name) for name, _ in submission.files}
+            for spec in submission.jobs:
+                check_job(spec, values, written)
+    return planned
+
+
 def take(words: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
-    """The values behind a flag, and the words without it. Values end at the next flag or setting."""
-    values: list[str] = []
-    rest: list[str] = []
-    taking = False
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name in flags:
-            taking = not equals
-            values += [value] if equals else []
-        elif taking and not _FLAG.match(word) and not _SETTING.fullmatch(word):
-            values.append(word)
-        else:
-            taking = False
-            rest.append(word)
-    return values, rest
+    """The values of a flag, and the words without it."""
+    glued = spread(words, flags, settings=True)
+    own = [word for word in glued if word.partition("=")[0] in flags]
+    return [word.partition("=")[2] for word in own if "=" in word], [word for word in glued if word not in own]
 
 
-def _one(words: Sequence[str], *flags: str) -> tuple[str | None, list[str]]:
-    """The one value of a flag; more words behind it stay where they are."""
+def _take_one(words: Sequence[str], *flags: str) -> tuple[str | None, list[str]]:
     values, rest = take(words, *flags)
     if len(values) > 1:
         raise ConfigError(f"{flags[0]} takes one value, there are {len(values)}: {' '.join(values)}")
@@ -67,209 +83,156 @@ def _outputs() -> str:
     return os.environ.get("KAVA_OUTPUT_PATH") or "outputs"
 
 
-def _name_of(config: str, name: str) -> str:
-    """How folders are called: by the recipe, which whoever submits by hand may name."""
-    return "%CONFIG_NAME%" if config == "%CONFIG%" else name
+def _name_of(config: str | None, recipe: Recipe) -> str:
+    """How folders are called: by the recipe, which may be a variable of the script."""
+    return "%CONFIG_NAME%" if config == "%CONFIG%" else recipe.about.name or "run"
 
 
-def train(asked: Asked) -> list[Submission]:
-    context = parsed("train", asked.filled(asked.words))
-    recipe = check(["train", *asked.filled(asked.words)])
-    config, _ = _one(asked.words, "--config")
-    seed, _ = _one(asked.words, "--seed")
-    output, rest = _one(asked.words, "--output_dir")
-    quick = "_quick" if context.params["quick_test"] else ""
-    name = _name_of(str(config), (recipe.about.name if recipe else "") or "run")
-    output = output or f"{_outputs()}/{name}_seed_{seed or (recipe.system.seed if recipe else '')}{quick}"
-    words = ["kava", "train", *_resumed(rest), "--output_dir", output]
-    return [plan.alone(asked.base, "train", f"train-{asked.filled([name])[0]}", output, words, spread=True)]
+def train(request: SubmitRequest) -> list[Submission]:
+    recipe = check(["train", *request.filled(request.words)])
+    assert recipe is not None  # --config is required
+    return [_training("train", request, recipe, [])]
 
 
-def distill(asked: Asked) -> list[Submission]:
-    context = parsed("distill", asked.filled(asked.words))
-    more = dict(SIZES.get(asked.preset, {}))
-    recipe = distilled(context, more)
-    config, _ = _one(asked.words, "--config")
-    seed, _ = _one(asked.words, "--seed")
-    output, rest = _one(asked.words, "--output_dir")
-    quick = "_quick" if context.params["quick_test"] else ""
-    name = _name_of(config or "", recipe.about.name or "run")
+def distill(request: SubmitRequest) -> list[Submission]:
+    sizes = dict(SIZES.get(request.preset, {}))
+    recipe = distilled(parsed("distill", request.filled(request.words)), sizes)
+    settings = [f"{key}={value}" for key, value in sizes.items()]
+    note = f"preset {request.preset} sets {' '.join(settings)}"
+    return [replace(_training("distill", request, recipe, settings), notes=(note,) if settings else ())]
+
+
+def _training(verb: str, request: SubmitRequest, recipe: Recipe, settings: list[str]) -> Submission:
+    """One training on all GPUs; a job that is put back into the queue continues it."""
+    config, _ = _take_one(request.words, "--config")
+    seed, _ = _take_one(request.words, "--seed")
+    output, rest = _take_one(request.words, "--output_dir")
+    quick = "_quick" if parsed(verb, request.filled(request.words)).params["quick_test"] else ""
+    name = _name_of(config, recipe)
     output = output or f"{_outputs()}/{name}_seed_{seed or recipe.system.seed}{quick}"
-    words = ["kava", "distill", *_resumed(rest), "--output_dir", output, *(f"{key}={more[key]}" for key in more)]
-    made = plan.alone(asked.base, "distill", f"distill-{asked.filled([name])[0]}", output, words, spread=True)
-    note = f"preset {asked.preset} sets {' '.join(f'{key}={more[key]}' for key in more)}"
-    return [replace(made, notes=(note,) if more else ())]
+    resume = [] if take(rest, "--resume")[0] else ["--resume", "auto"]
+    words = ("kava", verb, *rest, *resume, "--output_dir", output, *settings)
+    job = {"label": verb, "tasks": ((Command(words, spread=True),),)}
+    return request.defaults.submission(verb, output, f"{verb}-{request.filled([name])[0]}", job)
 
 
-def _resumed(words: list[str]) -> list[str]:
-    """A job that is put back into the queue goes on where it was."""
-    return words if take(words, "--resume")[0] else [*words, "--resume", "auto"]
+def evaluate(request: SubmitRequest) -> list[Submission]:
+    parsed("evaluate", request.filled(request.words))
+    checkpoint, _ = _take_one(request.words, "--checkpoint_dir", "--checkpoint")
+    run = PurePath(str(checkpoint))
+    run = run.parent if run.name == "best_checkpoint" else run
+    job = {"label": "evaluate", "tasks": ((Command(("kava", "evaluate", *request.words)),),)}
+    return [request.defaults.submission("evaluate", run.as_posix(), f"evaluate-{run.name}", job)]
 
 
-def evaluate(asked: Asked) -> list[Submission]:
-    parsed("evaluate", asked.filled(asked.words))
-    checkpoint, _ = _one(asked.words, "--checkpoint_dir", "--checkpoint")
-    outputs = PurePath(str(checkpoint))
-    outputs = outputs.parent if outputs.name == "best_checkpoint" else outputs
-    words = ["kava", "evaluate", *asked.words]
-    return [plan.alone(asked.base, "evaluate", f"evaluate-{outputs.name}", outputs.as_posix(), words, spread=False)]
-
-
-def extract(asked: Asked) -> list[Submission]:
-    if take(asked.words, "--shard")[0]:
+def extract(request: SubmitRequest) -> list[Submission]:
+    """An array, a task per share of the shards, and a check of all hashes."""
+    if take(request.words, "--shard")[0]:
         raise ConfigError("kava submit extract gives each task its --shard i/n", "say how many: --shards n")
-    check(["extract", *asked.filled(asked.words)])
-    store, _ = _one(asked.words, "--output_dir")
-    name = PurePath(str(store)).name
-    words, end = ["kava", "extract", *asked.words], ["kava", "extract", "--output_dir", str(store), "--verify"]
-    return [plan.in_shards(asked.base, f"extract-{name}", str(store), asked.shards, words, end)]
+    check(["extract", *request.filled(request.words)])
+    store = str(_take_one(request.words, "--output_dir")[0])
+    words = ("kava", "extract", *request.words, "--shard", f"%{INDEX}%/{request.shards}")
+    write = {"label": "write", "tasks": ((Command(words),),), "array": request.shards}
+    verify = request.defaults.reading("verify", ["write"], ["kava", "extract", "--output_dir", store, "--verify"])
+    return [request.defaults.submission("extract", store, f"extract-{PurePath(store).name}", write, verify)]
 
 
-def seeds(asked: Asked) -> list[Submission]:
-    configs, rest = take(asked.words, "--config")
+def seeds(request: SubmitRequest) -> list[Submission]:
+    configs, rest = take(request.words, "--config")
     if len(configs) > 1 and take(rest, "--output_dir")[0]:
         raise ConfigError("--output_dir is for one recipe", "several go to outputs/<recipe>_multi_seed each")
-    return [_seeds_of(config, rest, asked) for config in configs or plan.PAPER]
+    return [_seeds_of(config, rest, request) for config in configs or PAPER]
 
 
-def _seeds_of(config: str, rest: list[str], asked: Asked) -> Submission:
-    from kava.cli.seeds import SEEDS
-
-    context = parsed("seeds", asked.filled(["--config", config, *rest]))
-    given, settings = context.params, check_flags(context)
-    if given["jobs"] != 1:
+def _seeds_of(config: str, rest: list[str], request: SubmitRequest) -> Submission:
+    """An array, a task per seed (%SEED% in its commands), and the aggregate when all of them went well."""
+    context = parsed("seeds", request.filled(["--config", config, *rest]))
+    if context.params["jobs"] != 1:
         raise ConfigError("--jobs: every seed is a task of its own here", "leave it out")
-    if any("system.seed" in word for word in settings):
-        raise ConfigError("system.seed is set by --seeds", "leave it out")
-    recipe = load_recipe(asked.filled([config])[0], settings)
-    name = _name_of(config, recipe.about.name)
-    root = _one(rest, "--output_dir")[0] or f"{_outputs()}/{name}_multi_seed"
-    numbers = list(dict.fromkeys(given["seeds"] or SEEDS))
-    quick = ["--quick_test"] if given["quick_test"] else []
-    run = f"{root}/seed_%{plan.SEED}%"
-    words = ["kava", "train", "--config", config, "--output_dir", run, "--seed", f"%{plan.SEED}%", "--resume", "auto"]
-    words += [*quick, *(["--use_wandb"] if given["use_wandb"] else []), *settings]
-    sets = ["--eval_dataset", *given["datasets"]] if given["datasets"] else []
-    then = ["kava", "evaluate", "--checkpoint_dir", f"{run}/best_checkpoint", *sets, "--missing", *quick]
-    commands = plan.run_commands([] if given["skip_train"] else words, [] if given["skip_eval"] else then)
-    if not commands:
+    runs, model_name = seed_runs(context), context.params["model_name"]
+    name = _name_of(config, runs.recipe)
+    root = _take_one(rest, "--output_dir")[0] or f"{_outputs()}/{name}_multi_seed"
+    folder = f"{root}/seed_%{SEED}%"
+    job = Job(
+        "train",
+        Path(folder),
+        train_words(config, folder, f"%{SEED}%", [*runs.train_flags, *runs.settings]),
+        (evaluate_words(folder, runs.evaluation(runs.datasets)),),
+    ).without(train=runs.skip_train, evaluate=runs.skip_eval)
+    if not job.commands():
         raise ConfigError("--skip_train and --skip_eval leave nothing to submit", "kava aggregate needs no scheduler")
-    aggregate = ["kava", "aggregate", "--seed_dirs", *(f"{root}/seed_{number}" for number in numbers)]
-    aggregate += ["--config_name", name, *(["--model_name", given["model_name"]] if given["model_name"] else [])]
-    aggregate += ["--datasets", *_short(given["datasets"])] if given["datasets"] else []
-    aggregate += [f"--output_{kind}={root}/aggregated_results.{kind}" for kind in ("json", "yaml")]
-    end = [] if given["skip_eval"] else aggregate
-    return plan.over_seeds(asked.base, asked.filled([name])[0], root, numbers, commands, end)
+    lists = ((SEED, tuple(str(seed) for seed in runs.seeds)),)
+    train = {"label": "train", "tasks": (_commands(job),), "array": len(runs.seeds), "lists": lists}
+    words = ["kava", "aggregate", "--seed_dirs", *(f"{root}/seed_{seed}" for seed in runs.seeds), "--config_name", name]
+    words += ["--model_name", model_name] if model_name else []
+    words += ["--datasets", *short_names(list(runs.datasets))] if runs.datasets else []
+    words += [f"--output_{kind}={root}/aggregated_results.{kind}" for kind in ("json", "yaml")]
+    aggregate = [] if runs.skip_eval else [request.defaults.reading("aggregate", ["train"], words)]
+    return request.defaults.submission("seeds", root, request.filled([name])[0], train, *aggregate)
 
 
-def _short(sets: Sequence[str]) -> list[str]:
-    from kava.evaluation.eval_sets import short_name
-
-    return [short_name(name) for name in sets]
-
-
-def suite(asked: Asked) -> list[Submission]:
-    from kava.cli import suite as verb
-    from kava.cli.seeds import SEEDS
-
-    context = parsed("suite", asked.words)
-    given, settings = context.params, check_flags(context)
-    if given["jobs"] != 1 or given["list_"] or not given["name"]:
+def suite(request: SubmitRequest) -> list[Submission]:
+    """Arrays one after the other, a task per member and seed, and what reads all of them."""
+    context = parsed("suite", request.words)
+    flags = context.params
+    if flags["jobs"] != 1 or flags["list_"] or not flags["name"]:
         raise ConfigError(
             "kava submit suite NAME takes neither --jobs nor --list", "kava suite --list shows the suites"
         )
-    experiment, config = suite_named(given["name"]), given["config"]
-    recipe = load_recipe(config, settings)
-    root = given["output_dir"] / experiment.line(recipe)
-    shared = config
-    files: tuple[tuple[str, str], ...] = ()
-    if (
-        settings
-    ):  # the recipe that members share is written when it is submitted; until then it lies in a scratch folder
-        shared = verb._base(asked.scratch, experiment.name, config, settings)
-        files = ((str(root / f"{experiment.name}.yaml"), Path(shared).read_text(encoding="utf-8")),)
-    members = _Members(
-        root,
-        shared,
-        list(dict.fromkeys(given["seeds"] or SEEDS)),
-        list(dict.fromkeys(given["datasets"] or recipe.evaluation.datasets)),
-        ["--quick_test"] if given["quick_test"] else [],
-        given["skip_train"],
-        given["skip_eval"],
-    )
-    picked = chosen(verb._members(experiment, recipe, config), given["members"] or [])
-    waves, possible, notes = members.waves(picked, recipe.explicit.enabled, bool(given["members"]))
-    if files:
-        waves = [[tuple(_instead(one, shared, files[0][0]) for one in task) for task in wave] for wave in waves]
-    words = ["kava", "suite", experiment.name, "--config", config, "--seeds", *map(str, members.seeds)]
-    words += ["--members", *possible, "--output_dir", str(given["output_dir"]), "--datasets", *members.sets]
-    end = [Command((*words, "--skip_train", "--skip_eval", *members.quick, *settings))]
-    if experiment.name == "e1-e5":
-        end.append(Command(("kava", "analyze", "--output_base", str(root))))
-    title = f"{experiment.name}-{PurePath(config).stem}"
-    made = plan.in_waves(asked.base, title, root.as_posix(), waves, end)
-    return [replace(made, notes=notes, files=files)]
+    runs = runs_of(context)
+    plan = plan_suite(suite_named(flags["name"]), runs, flags["members"] or [], flags["output_dir"], request.scratch)
+    scratch_recipe, recipe_file = request.scratch / f"{plan.suite.name}.yaml", plan.root / f"{plan.suite.name}.yaml"
+    waves, refused = _waves(plan, {str(scratch_recipe): str(recipe_file)})
+    if refused and flags["members"]:
+        raise next(iter(refused.values()))
+    jobs: list[dict[str, Any]] = []
+    for tasks in waves:
+        after = [jobs[-1]["label"]] if jobs else []
+        label = f"train-{chr(ord('a') + len(jobs))}" if jobs else "train"
+        jobs.append({"label": label, "tasks": tuple(tasks), "array": len(tasks), "after": after})
+    possible = [member.name for member in plan.members if member.name not in refused]
+    words = ["kava", "suite", plan.suite.name, "--config", runs.config, "--seeds", *map(str, runs.seeds)]
+    words += ["--members", *possible, "--output_dir", str(flags["output_dir"]), "--datasets", *runs.sets]
+    commands = [[*words, "--skip_train", "--skip_eval", *runs.quick, *runs.settings]]
+    commands += [["kava", "analyze", "--output_base", str(plan.root)]] if plan.suite.name == "e1-e5" else []
+    analyze = request.defaults.reading("analyze", [job["label"] for job in jobs], *commands)
+    title = f"{plan.suite.name}-{PurePath(runs.config).stem}"
+    submission = request.defaults.submission("suite", plan.root.as_posix(), title, *jobs, analyze)
+    notes = tuple(f"left out: {name}: {error.message}" for name, error in refused.items())
+    files = ((str(recipe_file), scratch_recipe.read_text(encoding="utf-8")),) if runs.settings else ()
+    return [replace(submission, notes=notes, files=files)]
 
 
-def _instead(command: Command, old: str, new: str) -> Command:
-    return command._replace(words=tuple(new if word == old else word for word in command.words))
+def _waves(plan: SuitePlan, renamed: dict[str, str]) -> tuple[list[list[tuple[Command, ...]]], dict[str, ConfigError]]:
+    """The tasks that can run at once, wave by wave, in the order of the members; and the members left out, and why."""
+    jobs = {job.label: job for job in plan.jobs}
+    empty = ConfigError("--skip_train and --skip_eval leave nothing to submit")
+    depth: dict[str, int] = {}
+    waves: dict[int, list[tuple[Command, ...]]] = {}
+    refused: dict[str, ConfigError] = {}
+    for member in plan.members:
+        labels = [f"{member.name}/seed_{seed}" for seed in plan.runs.seeds]
+        errors = [
+            plan.refused.get(label) or empty for label in labels if label not in jobs or not jobs[label].commands()
+        ]
+        if errors:
+            refused[member.name] = errors[0]
+            continue
+        depth[member.name] = depth.get(member.after, -1) + 1
+        waves.setdefault(depth[member.name], []).extend(_commands(jobs[label], renamed) for label in labels)
+    return [waves[level] for level in sorted(waves)], refused
 
 
-@dataclass(frozen=True)
-class _Members:
-    """What all runs of a suite have in common."""
-
-    root: Path
-    config: str
-    seeds: list[int]
-    sets: list[str]
-    quick: list[str]
-    skip_train: bool
-    skip_eval: bool
-
-    def waves(
-        self, picked: Sequence[Member], explicit: bool, named: bool
-    ) -> tuple[list[list[tuple[Command, ...]]], list[str], tuple[str, ...]]:
-        """Runs that can go at once, wave by wave; the members that this recipe can have, and why not the others."""
-        depth, notes = {"": -1}, []
-        waves: dict[int, list[tuple[Command, ...]]] = {}
-        names = {one.name for one in picked}
-        possible: list[str] = []
-        for one in picked:
-            level = depth.get(one.after, -1) + 1
-            try:
-                runs = [self._run(one, seed, names, explicit) for seed in self.seeds]
-            except ConfigError as error:
-                if named:
-                    raise
-                notes.append(f"left out: {one.name}: {error.message}")
-                continue
-            depth[one.name] = level
-            waves.setdefault(level, []).extend(runs)
-            possible.append(one.name)
-        return [waves[level] for level in sorted(waves)], possible, tuple(notes)
-
-    def _run(self, one: Member, seed: int, names: set[str], explicit: bool) -> tuple[Command, ...]:
-        from kava.cli import suite as verb
-
-        evaluation = verb._evaluation(one, self.sets, self.quick, explicit)
-        _, start = verb._before_it(one, seed, self.root, names, self.skip_train)
-        settings = [*one.settings, *start]
-        run = job(
-            one.name, self.config, self.root / one.name / f"seed_{seed}", seed, settings, [evaluation], self.quick
-        )
-        run = run.without(self.skip_train, self.skip_eval)
-        commands = plan.run_commands(_kava(run.train), _kava(run.evaluate[0] if run.evaluate else ()))
-        if not commands:
-            raise ConfigError("--skip_train and --skip_eval leave nothing to submit")
-        return commands
+def _commands(job: Job, renamed: dict[str, str] | None = None) -> tuple[Command, ...]:
+    """The job's training on all GPUs, then its evaluations on one."""
+    commands = []
+    for words in job.commands():
+        loud = [(renamed or {}).get(word, word) for word in words if word != "--quiet"]
+        commands.append(Command(("kava", *loud), spread=words is job.train))
+    return tuple(commands)
 
 
-def _kava(words: Sequence[str]) -> list[str]:
-    return ["kava", *(word for word in words if word != "--quiet")] if words else []
-
-
-VERBS: dict[str, Callable[[Asked], list[Submission]]] = {
+VERBS: dict[str, Callable[[SubmitRequest], list[Submission]]] = {
     "train": train,
     "seeds": seeds,
     "suite": suite,

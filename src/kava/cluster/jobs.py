@@ -1,8 +1,9 @@
-"""What became of submitted jobs: jobs.json, the tasks' own status files, and what the scheduler says."""
+"""States of submitted jobs: from jobs.json, the tasks' own status files, and the scheduler."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kava.cluster.schedulers import scheduler_named
 from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
-from kava.cluster.submit import FOLDER, PATIENCE, RECORD, refusal
+from kava.cluster.submit import FOLDER, PATIENCE, RECORD, Submission, refusal
 from kava.cluster.task import OK, REFUSED, REQUEUED, STARTED, read_status
 from kava.errors import DataError, RunError
 from kava.files import write_json
@@ -20,7 +21,7 @@ ENDED = (OK, FAILED, REFUSED)
 DEPTHS = ("", "*/", "*/*/", "*/*/*/")
 
 
-class Row(NamedTuple):
+class JobRow(NamedTuple):
     """One task of one job."""
 
     submission: str
@@ -35,19 +36,19 @@ class Row(NamedTuple):
 
     @property
     def open(self) -> bool:
-        """Whether something may still become of it."""
+        """Whether its state can still change."""
         return self.state in (PENDING, RUNNING, STARTED, REQUEUED)
 
 
 def records(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """The submissions under `folders`, oldest first."""
-    found = []
+    paths: list[Path] = []
     for folder in folders:
         base = Path(folder)
-        places = [base / RECORD, *(path for depth in DEPTHS for path in base.glob(f"{depth}{FOLDER}/*/{RECORD}"))]
-        places += base.glob(f"*/{RECORD}") if base.name == FOLDER else []
-        found += [path for path in places if path.is_file()]
-    return sorted((_record(path) for path in dict.fromkeys(found)), key=lambda record: record["submitted"])
+        paths += [base / RECORD, *(path for depth in DEPTHS for path in base.glob(f"{depth}{FOLDER}/*/{RECORD}"))]
+        paths += base.glob(f"*/{RECORD}") if base.name == FOLDER else []
+    entries = [_record(path) for path in dict.fromkeys(paths) if path.is_file()]
+    return sorted(entries, key=lambda record: (record["submitted"], record["folder"]))
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -58,70 +59,83 @@ def _record(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a record of jobs ({error})", "kava submit writes it") from error
 
 
-def rows(record: dict[str, Any], ask: bool = True) -> list[Row]:
-    """Every task of a submission. `ask`: also what the scheduler says."""
+def rows(record: dict[str, Any], ask: bool = True) -> list[JobRow]:
+    """Every task of a submission. `ask`: the scheduler is asked for the states that status files leave open."""
     scheduler = scheduler_named(record["scheduler"])
-    said = states(scheduler, [job["id"] for job in record["jobs"]]) if ask else None
-    found = []
+    known = states(scheduler, [job["id"] for job in record["jobs"]]) if ask else None
+    tasks_of_jobs = []
     for job in record["jobs"]:
         tasks = range(job["tasks"]) if job["tasks"] is not None else [None]
         for task, file in zip(tasks, job["status"], strict=True):
             status = read_status(Path(file))
-            state, note = _state(status, job["id"], task, said)
+            state, note = _state(status, job["id"], task, known)
             if job.get("cancelled") and (state == UNKNOWN or (state == FAILED and status.get("signal"))):
                 state = CANCELLED
-            found.append(
-                Row(
+            tasks_of_jobs.append(
+                JobRow(
                     record["folder"], job["label"], job["id"], task, state, status.get("exit_code"),
                     status.get("host"), int(status.get("attempt", 0)), note,
                 )
             )  # fmt: skip
-    return found
+    return tasks_of_jobs
 
 
-def _state(status: dict[str, Any], job: str, task: int | None, said: States | None) -> tuple[str, str]:
-    """The task's own word counts where it is final; else the scheduler's. A status of an earlier job counts for nothing."""
+def _state(status: dict[str, Any], job: str, task: int | None, known: States | None) -> tuple[str, str]:
+    """The state and a note: the task's own status file where it is final, else the scheduler's state (`known`; None: it was
+    not asked). A status file of an earlier job does not count."""
     own = status.get("state") if status.get("job") in (job, None) else None
-    notes = status.get("reason") or []
-    again = (said or {}).get((job, task))
-    if own == FAILED and status.get("signal") and again in (PENDING, RUNNING):
-        return again, "was stopped; the scheduler runs it again"
+    if own == FAILED and status.get("signal") and (again := (known or {}).get((job, task))) in (PENDING, RUNNING):
+        return str(again), "was stopped; the scheduler runs it again"
     if own in ENDED:
-        return str(own), notes[0] if notes else ""
-    if said is None:
+        reasons = status.get("reason") or [""]
+        return str(own), reasons[0]
+    if known is None:
         return str(own or UNKNOWN), ""
-    theirs = said.get((job, task), said.get((job, None), UNKNOWN))
+    queued = known.get((job, task), known.get((job, None), UNKNOWN))
     if own == STARTED:
-        here = theirs in (RUNNING, PENDING)
-        return (RUNNING, "") if here else (LOST, f"it said nothing more; the scheduler says {theirs}")
-    if own == REQUEUED and theirs in (PENDING, RUNNING):
-        return theirs, "continues"
-    if own is None and theirs == DONE:
+        lost = queued not in (RUNNING, PENDING)
+        return (LOST, f"it said nothing more; the scheduler says {queued}") if lost else (RUNNING, "")
+    if own == REQUEUED and queued in (PENDING, RUNNING):
+        return queued, "continues"
+    if own is None and queued == DONE:
         return UNKNOWN, "done, says the scheduler, but there is no status file"
-    return (str(own) if own and theirs == UNKNOWN else theirs), ""
+    return (str(own) if own and queued == UNKNOWN else queued), ""
 
 
 def states(scheduler: Scheduler, ids: Sequence[str]) -> States:
-    """What the scheduler says; a later command's word goes over an earlier one's. {}: nothing."""
-    found: States = {}
+    """The scheduler's states; later commands override earlier ones. {}: it says nothing."""
+    known: States = {}
     for words in scheduler.states_commands(ids):
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            process = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
         except (OSError, subprocess.TimeoutExpired):
             continue
-        if done.returncode == 0 or done.stdout.strip():
-            found |= scheduler.parse_states(words, done.stdout)
-    return found
+        if process.returncode == 0 or process.stdout.strip():
+            known |= scheduler.parse_states(words, process.stdout)
+    return known
+
+
+def refuse_twice(submission: Submission) -> None:
+    """An error where jobs of the same work are still open: two of them would write the same files."""
+    folder = Path(submission.folder)
+    first = re.sub(r"-\d+$", "", submission.name)
+    for record in records([folder.parent]):
+        if re.sub(r"-\d+$", "", record["name"]) == first:
+            ids = sorted({row.id for row in rows(record) if row.open})
+            if ids:
+                raise RunError(
+                    f"{record['folder']}: job {', '.join(ids)} of the same work is not through",
+                    f"wait for it, or end it: kava jobs {record['folder']} --cancel",
+                )
 
 
 def cancel(record: dict[str, Any]) -> list[str]:
-    """Ends what is open, last job first: one that waits must not start because another one ended. Returns the ids."""
+    """The ids of the jobs that were ended. Last job first: one that waits must not start because another one ended."""
     scheduler = scheduler_named(record["scheduler"])
-    found = list(reversed(rows(record)))
-    ids = list(dict.fromkeys(row.id for row in found if row.open or row.state == UNKNOWN))
-    in_error = {row.id for row in found if row.state == REFUSED and scheduler.keeps_refused}
+    tasks = list(reversed(rows(record)))
+    in_error = {row.id for row in tasks if row.state == REFUSED and scheduler.keeps_refused}
     ended, refusals = [job for job in in_error if refusal(scheduler.cancel(job)) is None], []
-    for job in ids:
+    for job in dict.fromkeys(row.id for row in tasks if row.open or row.state == UNKNOWN):
         why = refusal(scheduler.cancel(job))
         if why is None:
             ended.append(job)
@@ -134,7 +148,7 @@ def cancel(record: dict[str, Any]) -> list[str]:
 
 
 def _remember(record: dict[str, Any], ended: Sequence[str]) -> None:
-    """jobs.json says what was cancelled: some schedulers forget a job at once that never began."""
+    """Marks cancelled jobs in jobs.json: some schedulers forget a job at once that never began."""
     path = Path(record["folder"]) / RECORD
     kept = json.loads(path.read_text(encoding="utf-8"))
     for job in kept["jobs"]:
@@ -144,8 +158,8 @@ def _remember(record: dict[str, Any], ended: Sequence[str]) -> None:
         write_json(path, kept)
 
 
-def summary(found: Sequence[Row]) -> str:
+def summary(tasks: Sequence[JobRow]) -> str:
     """`3 ok, 1 failed`."""
-    names = [row.state for row in found]
+    names = [row.state for row in tasks]
     order = [OK, RUNNING, STARTED, PENDING, REQUEUED, DONE, FAILED, REFUSED, CANCELLED, LOST, UNKNOWN]
     return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)

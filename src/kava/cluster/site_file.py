@@ -16,24 +16,50 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from kava.cluster.spec import Resources, parse_mem, parse_time
+from kava.config.text import read_file
 from kava.errors import ConfigError
 from kava.registry import nearest
 
 FILE = Path("configs") / "kava_site.yaml"
 VARIABLE = "KAVA_SITE"
-SCHEDULERS = ("slurm", "pbs", "torque", "sge", "lsf", "cobalt", "local")
 RESOURCES = ("nodes", "gpus", "cpus", "mem", "time", "partition", "account", "qos")
+SchedulerName = Literal["slurm", "pbs", "torque", "sge", "lsf", "cobalt", "local"]
+WORDS = {  # what is wrong with a value, by pydantic's kind of error
+    "tuple_type": "is not text",
+    "bool_type": "is not true or false",
+    "dict_type": "is not a mapping",
+    "literal_error": "is not one of them",
+    "model_type": "is not a mapping",
+    "string_type": "is not text",
+}
 
 
-@dataclass(frozen=True)
-class GridEngine:
+def _lines(value: Any) -> tuple[str, ...]:
+    entries = [value] if isinstance(value, str) and value else value or []
+    if not isinstance(entries, list) or not all(isinstance(line, str) for line in entries):
+        raise ValueError(f"{value!r} is not a list of lines", None)
+    return tuple(entries)
+
+
+def _words(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
+Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class GridEngineSite(BaseModel):
     """Names that every Grid Engine gives itself. None: the site has no such resource, nothing is asked for."""
 
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     pe: str | None = "smp"
     pe_nodes: str | None = None
     gpu: str | None = "gpu"
@@ -41,136 +67,97 @@ class GridEngine:
     memory_per_slot: bool = False
 
 
-@dataclass(frozen=True)
-class Site:
-    """What the file says; an absent file is an empty one."""
+class Site(BaseModel):
+    """The file's contents; an absent file is an empty one."""
 
-    path: Path | None = None
-    scheduler: str | None = None
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    setup: tuple[str, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
-    directives: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    container: tuple[str, ...] = ()
-    launcher: tuple[str, ...] = ()
-    sge: GridEngine = field(default_factory=GridEngine)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    scheduler: SchedulerName | None = None
+    nodes: int | None = None
+    gpus: int | None = None
+    cpus: int | None = None
+    mem: int | None = None
+    time: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    setup: Lines = ()
+    environment: dict[str, str] = {}
+    directives: dict[SchedulerName, Lines] = {}
+    container: Words = ()
+    launcher: Words = ()
+    sge: GridEngineSite = GridEngineSite()
     portable: bool = False
 
     def over(self, resources: Resources, keep: tuple[str, ...] = ()) -> Resources:
         """`resources` with the site's values, but for those named in `keep`."""
-        return replace(resources, **{name: value for name, value in self.resources.items() if name not in keep})
+        own = {name: getattr(self, name) for name in RESOURCES if name not in keep}
+        return replace(resources, **{name: value for name, value in own.items() if value is not None})
+
+    def directives_of(self, scheduler: str) -> tuple[str, ...]:
+        return next((lines for name, lines in self.directives.items() if name == scheduler), ())
+
+    @field_validator(*RESOURCES, mode="before")
+    @classmethod
+    def _resource(cls, value: Any, info: ValidationInfo) -> Any:
+        """The value as `Resources` takes it."""
+        name = str(info.field_name)
+        try:
+            if name in ("mem", "time"):
+                value = (parse_mem if name == "mem" else parse_time)(str(value))
+            elif name in ("partition", "account", "qos"):
+                value = str(value)
+            elif not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{name} = {value!r} is not a number")
+            replace(Resources(), **{name: value})
+        except ConfigError as error:
+            raise ValueError(error.message, error.hint) from error
+        return value
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _as_the_file_writes_them(cls, value: Any) -> Any:
+        spelt: dict[Any, str] = {True: "true", False: "false", None: ""}
+        if not isinstance(value, dict):
+            return value
+        return {str(name): spelt[text] if isinstance(text, bool | None) else str(text) for name, text in value.items()}
 
 
-def find_site(given: str | Path | None, environ: Mapping[str, str]) -> Site:
+def find_site(site_flag: str | Path | None, environ: Mapping[str, str]) -> Site:
     """The site file that a flag or KAVA_SITE names, else configs/kava_site.yaml where there is one."""
-    named = given or environ.get(VARIABLE)
+    named = site_flag or environ.get(VARIABLE)
     if not named and not FILE.is_file():
         return Site()
     path = Path(named or FILE).expanduser()
     if not path.is_file():
-        how = "--site" if given else VARIABLE
+        how = "--site" if site_flag else VARIABLE
         raise ConfigError(f"{how} {path}: no such file", f"leave {how} out, or write the file; kava submit --help")
     return read_site(path)
 
 
 def read_site(path: Path) -> Site:
     """The file's contents; a key that does not exist is an error that names the nearest."""
-    from kava.config.text import read_file
-
-    data = read_file(path, str(path))
-    reader = _Reader(path)
-    known = ("scheduler", *RESOURCES, "setup", "environment", "directives", "container", "launcher", "sge", "portable")
-    reader.known(data, known, "")
-    scheduler = reader.text(data, "scheduler")
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise reader.wrong("scheduler", f"{scheduler!r} is not one of them", nearest(scheduler, SCHEDULERS))
-    sge = reader.mapping(data, "sge")
-    reader.known(sge, tuple(GridEngine.__dataclass_fields__), "sge.")
-    for name, value in sge.items():
-        fits = isinstance(value, bool) if name == "memory_per_slot" else value is None or isinstance(value, str)
-        if not fits:
-            raise reader.wrong(f"sge.{name}", f"{value!r} is not {'true or false' if name[-1] == 't' else 'a name'}")
-    directives = reader.mapping(data, "directives")
-    reader.known(directives, SCHEDULERS, "directives.")
-    return Site(
-        path=path,
-        scheduler=scheduler,
-        resources=reader.resources(data),
-        setup=reader.lines(data, "setup"),
-        environment=tuple((str(name), _value(value)) for name, value in reader.mapping(data, "environment").items()),
-        directives={name: reader.lines(directives, name, "directives.") for name in directives},
-        container=tuple(shlex.split(reader.text(data, "container") or "")),
-        launcher=tuple(shlex.split(reader.text(data, "launcher") or "")),
-        sge=GridEngine(**sge),
-        portable=reader.switch(data, "portable"),
-    )
+    data = {str(key): value for key, value in read_file(path, str(path)).items() if value is not None}
+    try:
+        return Site.model_validate(data)
+    except ValidationError as error:
+        first = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise _refusal(first, path) from error
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Values of the kinds that they must have, or an error with file, line and key."""
-
-    path: Path
-
-    def wrong(self, key: str, what: str, hint: str | None = None) -> ConfigError:
-        leaf = key.rpartition(".")[2]
-        lines = self.path.read_text(encoding="utf-8-sig").splitlines()
-        place = next((number for number, line in enumerate(lines, 1) if f"{leaf}:" in line.replace('"', "")), None)
-        return ConfigError(f"{self.path}:{f' line {place}:' if place else ''} {key}: {what}", hint)
-
-    def known(self, data: Mapping[str, Any], names: tuple[str, ...], prefix: str) -> None:
-        for name in data:
-            if name not in names:
-                raise self.wrong(f"{prefix}{name}", "unknown key", nearest(str(name), names))
-
-    def text(self, data: Mapping[str, Any], key: str) -> str | None:
-        value = data.get(key)
-        if value is not None and not isinstance(value, str):
-            raise self.wrong(key, f"{value!r} is not text")
-        return value
-
-    def switch(self, data: Mapping[str, Any], key: str) -> bool:
-        value = data.get(key, False)
-        if not isinstance(value, bool):
-            raise self.wrong(key, f"{value!r} is not true or false")
-        return value
-
-    def mapping(self, data: Mapping[str, Any], key: str) -> dict[str, Any]:
-        value = data.get(key) or {}
-        if not isinstance(value, dict):
-            raise self.wrong(key, f"{value!r} is not a mapping")
-        return value
-
-    def lines(self, data: Mapping[str, Any], key: str, prefix: str = "") -> tuple[str, ...]:
-        value = data.get(key) or []
-        entries = [value] if isinstance(value, str) else value
-        if not isinstance(entries, list) or not all(isinstance(line, str) for line in entries):
-            raise self.wrong(prefix + key, f"{value!r} is not a list of lines")
-        return tuple(entries)
-
-    def resources(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What the file asks for, checked."""
-        found: dict[str, Any] = {}
-        for name in RESOURCES:
-            value = data.get(name)
-            if value is None:
-                continue
-            try:
-                if name in ("mem", "time"):
-                    value = (parse_mem if name == "mem" else parse_time)(str(value))
-                elif name in ("nodes", "gpus", "cpus"):
-                    if not isinstance(value, int) or isinstance(value, bool):
-                        raise ConfigError(f"{name} = {value!r} is not a number")
-                else:
-                    value = str(value)
-                one: dict[str, Any] = {name: value}
-                replace(Resources(), **one)
-            except ConfigError as error:
-                raise self.wrong(name, error.message, error.hint) from error
-            found[name] = value
-        return found
-
-
-def _value(value: Any) -> str:
-    """An environment's value as the file writes it."""
-    return {True: "true", False: "false", None: ""}.get(value, "") if isinstance(value, bool | None) else str(value)
+def _refusal(error: Any, path: Path) -> ConfigError:
+    """The error for one of pydantic's: file, line, key, and what is wrong with the value."""
+    parts = [str(part) for part in error["loc"] if part != "[key]"]
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    numbers = [number for number, line in enumerate(lines, 1) if f"{parts[-1]}:" in line.replace('"', "")]
+    where = f"{path}:{f' line {numbers[0]}:' if numbers else ''} {'.'.join(parts)}"
+    if error["type"] == "extra_forbidden" or error["loc"][-1] == "[key]":
+        known = {"sge": tuple(GridEngineSite.model_fields), "directives": get_args(SchedulerName)}
+        names = known[parts[0]] if len(parts) > 1 else tuple(Site.model_fields)
+        return ConfigError(f"{where}: unknown key", nearest(parts[-1], names))
+    if error["type"] == "value_error":
+        message, hint = error["ctx"]["error"].args
+        return ConfigError(f"{where}: {message}", hint)
+    words = "is not a name" if parts[0] == "sge" and error["type"] == "string_type" else WORDS[error["type"]]
+    misspelt = error["type"] == "literal_error" and isinstance(error["input"], str)
+    hint = nearest(error["input"], get_args(SchedulerName)) if misspelt else None
+    return ConfigError(f"{where}: {error['input']!r} {words}", hint)

@@ -1,11 +1,11 @@
-"""Scripts to disk, jobs to the scheduler, their ids to jobs.json: all of a submission, or nothing of it."""
+"""Write scripts, submit jobs, record their ids in jobs.json: all of a submission, or nothing of it."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,12 +35,12 @@ class Submission:
 
 
 def adapted(submission: Submission, scheduler: Scheduler) -> Submission:
-    """The submission as this scheduler can take it: arrays that it does not have become single jobs."""
+    """The submission for this scheduler: arrays that it does not have become single jobs."""
     jobs: list[JobSpec] = []
     renamed: dict[str, tuple[str, ...]] = {}
     notes = list(submission.notes)
     for spec in submission.jobs:
-        after = tuple(name for one in spec.after for name in renamed.get(one, (one,)))
+        after = tuple(name for label in spec.after for name in renamed.get(label, (label,)))
         spec = replace(spec, after=after)
         if spec.array is not None and (not scheduler.index or spec.array < scheduler.least):
             parts = singles(spec)
@@ -72,11 +72,11 @@ def fresh(submission: Submission) -> Submission:
     return replace(submission, name=f"{submission.name}-{number}", folder=folder, jobs=jobs)
 
 
-def show(submission: Submission, scheduler: Scheduler) -> str:
+def preview(submission: Submission, scheduler: Scheduler) -> str:
     """What would be submitted: the commands, and each script."""
     parts = []
     for spec in submission.jobs:
-        waits = [(f"<{one}>", False) for one in spec.after]
+        waits = [(f"<{label}>", False) for label in spec.after]
         path = _script_file(submission, spec)
         reads = f" < {shlex.quote(str(path))}" if scheduler.reads_script else ""
         command = shlex.join(scheduler.submit(path, spec, waits)) + reads
@@ -84,9 +84,23 @@ def show(submission: Submission, scheduler: Scheduler) -> str:
     return "\n".join(parts)
 
 
+def submit_all(submissions: Sequence[Submission], scheduler: Scheduler, command: Sequence[str]) -> list[dict[str, Any]]:
+    """The records of all submissions. One that is refused ends it; those before it stay."""
+    records: list[dict[str, Any]] = []
+    for submission in submissions:
+        try:
+            records.append(submit(submission, scheduler, command))
+        except RunError as error:
+            kept = ", ".join(record["jobs"][0]["id"] for record in records)
+            more = f" (submitted before it, and kept: {kept})" if kept else ""
+            raise RunError(f"{error.message}{more}", error.hint) from error
+    return records
+
+
 def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str]) -> dict[str, Any]:
-    """Submits in order and returns the record. If one is refused, those before it are cancelled and nothing is kept."""
-    ids: dict[str, tuple[str, bool]] = {}  # label -> id, it is an array
+    """The record of a submission, whose jobs are submitted in order. If one is refused, those before it are cancelled and
+    nothing is kept."""
+    ids: dict[str, tuple[str, bool]] = {}  # label -> id, whether it is an array
     record: dict[str, Any] = {
         "name": submission.name,
         "scheduler": scheduler.name,
@@ -105,49 +119,50 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
             path = _script_file(submission, spec)
             write_text(path, script(spec, scheduler))
             path.chmod(0o755)
-            waits = [ids.get(one, (one, False)) for one in spec.after]
+            waits = [ids.get(label, (label, False)) for label in spec.after]
             words = scheduler.submit(path, spec, waits)
-            if scheduler.hold and not spec.after and any(spec.label in other.after for other in submission.jobs):
-                words[1:1] = scheduler.hold
-            stdin = path.read_text(encoding="utf-8") if scheduler.reads_script else ""
-            job = scheduler.parse_id(run(words, stdin))
+            hold = not spec.after and any(spec.label in other.after for other in submission.jobs)
+            words[1:1] = scheduler.hold if hold else ()
+            job = scheduler.parse_id(run(words, path.read_text(encoding="utf-8") if scheduler.reads_script else ""))
             ids[spec.label] = (job, spec.array is not None)
-            held += [job] if scheduler.hold and words[1:2] == list(scheduler.hold[:1]) else []
-            record["jobs"].append(_entry(spec, job, path, [one for one, _ in waits]))
+            held += [job] if hold and scheduler.hold else []
+            record["jobs"].append(_entry(spec, job, path, [job_id for job_id, _ in waits]))
             write_json(Path(submission.folder) / RECORD, record)
         for job in held:  # only now: a fast first job could end before those that wait for it exist
             run(scheduler.release(job))
     except BaseException:
-        if not [job for job, _ in ids.values() if refusal(scheduler.cancel(job))]:  # else they have to be found again
+        refusals = [refusal(scheduler.cancel(job)) for job, _ in ids.values()]
+        if not any(refusals):  # else somebody has to find the jobs that are left
             shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     return record
 
 
 def run(words: Sequence[str], stdin: str = "") -> str:
-    """What a scheduler's command prints; its own message where it refuses."""
+    """What a scheduler's command prints; where it refuses, its message becomes the error."""
     try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        process = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except FileNotFoundError as error:
         raise RunError(f"{words[0]} is not here", "submit from a login node, or choose --scheduler") from error
     except subprocess.TimeoutExpired as error:
         raise RunError(f"{words[0]} did not answer within {PATIENCE} seconds", "try again; nothing is kept") from error
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "(it says nothing)").replace("\n", "\n    ")
+    if process.returncode:
+        output = (process.stderr.strip() or process.stdout.strip() or "(it says nothing)").replace("\n", "\n    ")
         raise RunError(
-            f"{words[0]} refused with code {done.returncode}:\n    {said}",
+            f"{words[0]} refused with code {process.returncode}:\n    {output}",
             "nothing is submitted; --partition, --account, --qos, --time and the site file say what is asked for",
         )
-    return done.stdout
+    return process.stdout
 
 
 def refusal(words: Sequence[str]) -> str | None:
-    """Why a scheduler's command did not do it; None: it did."""
+    """Why a scheduler's command failed; None if it succeeded."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        process = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return None if done.returncode == 0 else (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+    output = (process.stderr or process.stdout).strip()
+    return None if process.returncode == 0 else output or f"exit code {process.returncode}"
 
 
 def _script_file(submission: Submission, spec: JobSpec) -> Path:
@@ -155,7 +170,6 @@ def _script_file(submission: Submission, spec: JobSpec) -> Path:
 
 
 def _entry(spec: JobSpec, job: str, path: Path, after: list[str]) -> dict[str, Any]:
-    asked: Mapping[str, Any] = {name: value for name, value in vars(spec.resources).items() if value is not None}
     return {
         "label": spec.label,
         "id": job,
@@ -164,5 +178,5 @@ def _entry(spec: JobSpec, job: str, path: Path, after: list[str]) -> dict[str, A
         "after": after,
         "script": str(path),
         "status": spec.status_files(),
-        "resources": dict(asked),
+        "resources": {name: value for name, value in vars(spec.resources).items() if value is not None},
     }

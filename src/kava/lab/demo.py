@@ -13,7 +13,7 @@ from kava import text_table
 from kava.errors import RunError
 from kava.files import write_json, write_text
 from kava.lab.analysis.stats import McNemarTest, mcnemar
-from kava.lab.plan import job
+from kava.lab.plan import plan_run
 from kava.lab.run_local import run_jobs
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run_demo(folder: Path, config: str, seed: int, jobs: int, quiet: bool) -> tu
 def _train(runs: Mapping[str, Path], config: str, seed: int, jobs: int, quiet: bool) -> None:
     """Runs `kava train` for every student, `jobs` of them at a time."""
     queue = [
-        job(key, config, runs[key], seed, ["logging.report_to=[]", *student.settings], [])
+        plan_run(key, config, runs[key], seed, ["logging.report_to=[]", *student.settings], [])
         for key, student in STUDENTS.items()
     ]
     for key, reason in run_jobs(queue, jobs, quiet).items():

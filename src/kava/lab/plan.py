@@ -1,63 +1,80 @@
-"""A member of an experiment, and the experiments by name."""
+"""What to run as data becomes jobs: one run, a recipe over several seeds, an experiment with all its members.
+
+`kava seeds`, `kava suite` and `kava demo` run the jobs on this machine (run_local.py); `kava submit` makes a scheduler's
+jobs of the same ones.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from kava.config import Recipe, differing, load_recipe
-from kava.errors import ConfigError
+from kava.config import Recipe, differing, load_recipe, parse_overrides, recipe_path
+from kava.config.keys import nest
+from kava.config.load import SHIPPED
+from kava.config.text import write_file
+from kava.errors import ConfigError, RunError
 from kava.lab.run_local import Job
+from kava.lab.suites import ablations, e1_e5, phases
+from kava.lab.suites.member import Suite, SuiteMember
 from kava.registry import nearest
 
-
-class Member(NamedTuple):
-    """One student: the name of its folder, what it is, how its recipe differs, how it answers, and the member whose
-    best checkpoint it begins with."""
-
-    name: str
-    title: str
-    settings: tuple[str, ...] = ()
-    mode: str = "latent"
-    after: str = ""
+SEEDS = (42, 123, 456)
+SUITES = {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)}
 
 
 @dataclass(frozen=True)
-class Suite:
-    """`line` names the folder its members belong to (latent, or by the recipe explicit); members may depend on the recipe,
-    and those of `by_layer` on the student's number of layers too. `needs` says what a recipe without members lacks."""
+class RunSet:
+    """What several runs have in common: a recipe with settings, seeds, and the flags of `kava seeds` and `kava suite`."""
 
-    name: str
-    title: str
-    line: Callable[[Recipe], str]
-    members: Callable[[Recipe], tuple[Member, ...]]
-    needs: str = ""
-    by_layer: Callable[[Recipe, int], tuple[Member, ...]] | None = None
+    recipe: Recipe
+    config: str  # the recipe's name or path in commands
+    settings: Sequence[str]
+    seeds: Sequence[int]
+    datasets: Sequence[str] = ()  # none: the recipe's own
+    quick_test: bool = False
+    use_wandb: bool = False
+    skip_train: bool = False
+    skip_eval: bool = False
+
+    @property
+    def sets(self) -> list[str]:
+        return list(dict.fromkeys(self.datasets or self.recipe.evaluation.datasets))
+
+    @property
+    def quick(self) -> list[str]:
+        return ["--quick_test"] if self.quick_test else []
+
+    @property
+    def train_flags(self) -> list[str]:
+        return [*self.quick, *(["--use_wandb"] if self.use_wandb else [])]
+
+    def evaluation(self, sets: Sequence[str]) -> list[str]:
+        """The flags of an evaluation; what is evaluated already stays."""
+        return [*(["--eval_dataset", *sets] if sets else []), "--missing", *self.quick]
 
 
-def line_of(recipe: Recipe) -> str:
-    """The method line of a recipe."""
-    return "explicit" if recipe.explicit.enabled else "latent"
+@dataclass(frozen=True)
+class SuitePlan:
+    """An experiment's members and jobs; `refused` are the jobs that this recipe cannot have, and why."""
 
-
-def suites() -> dict[str, Suite]:
-    """Every experiment by name."""
-    from kava.lab.suites import ablations, e1_e5, phases
-
-    return {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)}
+    suite: Suite
+    runs: RunSet
+    root: Path
+    members: tuple[SuiteMember, ...]
+    jobs: tuple[Job, ...]
+    refused: dict[str, ConfigError]
 
 
 def suite_named(name: str) -> Suite:
-    known = suites()
-    if name not in known:
-        raise ConfigError(f"unknown suite {name!r}", nearest(name, list(known)))
-    return known[name]
+    if name not in SUITES:
+        raise ConfigError(f"unknown suite {name!r}", nearest(name, list(SUITES)))
+    return SUITES[name]
 
 
-def chosen(members: Sequence[Member], names: Sequence[str]) -> tuple[Member, ...]:
+def chosen(members: Sequence[SuiteMember], names: Sequence[str]) -> tuple[SuiteMember, ...]:
     """The members called `names`, in the suite's order; all of them where none is named."""
     known = [member.name for member in members]
     for name in names:
@@ -66,39 +83,133 @@ def chosen(members: Sequence[Member], names: Sequence[str]) -> tuple[Member, ...
     return tuple(member for member in members if not names or member.name in names)
 
 
-def job(
+def suite_members(suite: Suite, runs: RunSet, names: Sequence[str]) -> tuple[SuiteMember, ...]:
+    """The members called `names` of those that the recipe has, with those for the student's number of layers."""
+    members = suite.members(runs.recipe)
+    if not members:
+        raise ConfigError(f"suite {suite.name} has no members for recipe {runs.config}", f"it needs {suite.needs}")
+    if suite.by_layer is not None and runs.recipe.mixture.on:
+        from kava.backbone.sizes import num_layers
+
+        members = (*members, *suite.by_layer(runs.recipe, num_layers(runs.recipe.model)))
+    return chosen(members, names)
+
+
+def plan_run(
     label: str,
     config: str,
     folder: Path,
     seed: int,
     settings: Sequence[str],
     evaluations: Sequence[Sequence[str]],
-    extra: Sequence[str] = (),
+    flags: Sequence[str] = (),
     after: str = "",
 ) -> Job:
-    """One run: train it (what is there is continued), then evaluate its best checkpoint.
+    """One run: train it (an interrupted one is continued, a finished one left out), then evaluate its best checkpoint.
 
-    `after` is the label of the job that has to be through first. The recipe is read now, before anything is started, so
-    that a mistake costs seconds and not a night.
+    `after` is the label of the job that must have succeeded before. The recipe is read now, before anything is started:
+    a mistake costs seconds and not a night.
     """
     recipe = load_recipe(config, [*settings, f"system.seed={seed}"])
-    words = ["train", "--config", config, "--output_dir", str(folder), "--seed", str(seed), "--resume", "auto"]
-    best = str(folder / "best_checkpoint")
-    done = not extra and _finished(folder, recipe)
+    finished = not flags and _is_finished(folder, recipe)
     return Job(
         label=label,
         folder=folder,
-        train=() if done else (*words, "--quiet", *extra, *settings),
-        evaluate=tuple(("evaluate", "--checkpoint_dir", best, "--quiet", *words) for words in evaluations),
-        updates=0 if done else recipe.training.max_steps or 0,
+        train=() if finished else train_words(config, str(folder), str(seed), ["--quiet", *flags, *settings]),
+        evaluate=tuple(evaluate_words(str(folder), ["--quiet", *words]) for words in evaluations),
+        updates=0 if finished else recipe.training.max_steps or 0,
         after=after,
     )
 
 
-def _finished(folder: Path, recipe: Recipe) -> bool:
-    """This very run is through; one with other settings is left to `kava train`, which refuses it."""
+def train_words(config: str, folder: str, seed: str, more: Sequence[str]) -> tuple[str, ...]:
+    return ("train", "--config", config, "--output_dir", folder, "--seed", seed, "--resume", "auto", *more)
+
+
+def evaluate_words(folder: str, more: Sequence[str]) -> tuple[str, ...]:
+    return ("evaluate", "--checkpoint_dir", f"{folder}/best_checkpoint", *more)
+
+
+def _is_finished(folder: Path, recipe: Recipe) -> bool:
+    """Whether this very run is finished; one with other settings is left to `kava train`, which refuses it."""
     meta, stored = folder / "meta.json", folder / "recipe.yaml"
     if not meta.is_file() or not stored.is_file():
         return False
-    done = json.loads(meta.read_text(encoding="utf-8")).get("finished", False)
-    return bool(done) and not differing(load_recipe(stored), recipe)
+    finished = json.loads(meta.read_text(encoding="utf-8")).get("finished", False)
+    return bool(finished) and not differing(load_recipe(stored), recipe)
+
+
+def plan_seeds(runs: RunSet, root: Path) -> list[Job]:
+    """A job per seed."""
+    jobs = [
+        plan_run(
+            f"seed_{seed}", runs.config, root / f"seed_{seed}", seed, runs.settings,
+            [runs.evaluation(runs.sets)], runs.train_flags,
+        )
+        for seed in runs.seeds
+    ]  # fmt: skip
+    return [job.without(train=runs.skip_train, evaluate=runs.skip_eval) for job in jobs]
+
+
+def plan_suite(
+    suite: Suite, runs: RunSet, names: Sequence[str], output_dir: Path, recipe_folder: Path | None = None
+) -> SuitePlan:
+    """A job per seed and member of those called `names`; all members where none is named.
+
+    The recipe with the settings that all members share is written into `recipe_folder`, by default the runs' folder.
+    """
+    members = suite_members(suite, runs, names)
+    root = output_dir / suite.line(runs.recipe)
+    shared = runs.config
+    if runs.settings:
+        shared = str(_write_shared_recipe((recipe_folder or root) / f"{suite.name}.yaml", runs))
+    jobs: list[Job] = []
+    refused: dict[str, ConfigError] = {}
+    for seed in runs.seeds:  # seeds outermost: a run that is stopped early leaves whole comparisons
+        for member in members:
+            label = f"{member.name}/seed_{seed}"
+            try:
+                after, start = _start(member, seed, root, members, runs.skip_train)
+                if after in refused:
+                    raise ConfigError(f"it begins where {after} ends, which broke")
+                job = plan_run(
+                    label, shared, root / label, seed, [*member.settings, *start], [_evaluation(member, runs)],
+                    runs.train_flags, after,
+                )  # fmt: skip
+            except ConfigError as error:
+                refused[label] = error
+                continue
+            jobs.append(job.without(train=runs.skip_train, evaluate=runs.skip_eval))
+    return SuitePlan(suite, runs, root, members, tuple(jobs), refused)
+
+
+def _write_shared_recipe(path: Path, runs: RunSet) -> Path:
+    """A recipe file with the settings that all members share. A member may switch off what they are about, as it may
+    with those of a shipped recipe; on one command line that would be a setting without effect."""
+    about = load_recipe(runs.config).about.model_dump()
+    parent = recipe_path(runs.config)
+    extends = runs.config if parent.parent == SHIPPED else str(parent.resolve())
+    data = {"extends": extends, "about": about, **nest(parse_overrides(runs.settings))}
+    write_file(path, data, "shared by all members")
+    return path
+
+
+def _start(
+    member: SuiteMember, seed: int, root: Path, members: Sequence[SuiteMember], skip_train: bool
+) -> tuple[str, tuple[str, ...]]:
+    """The job that `member` waits for, and the setting that names that job's best checkpoint."""
+    if not member.after:
+        return "", ()
+    best = root / member.after / f"seed_{seed}" / "best_checkpoint"
+    if member.after not in [other.name for other in members] and not skip_train and not best.is_dir():
+        raise RunError(
+            f"{member.name} begins where {member.after} ends, and there is no {best}",
+            f"add {member.after} to --members",
+        )
+    return f"{member.after}/seed_{seed}", (f"training.start_from={best}",)
+
+
+def _evaluation(member: SuiteMember, runs: RunSet) -> list[str]:
+    words = runs.evaluation(runs.sets)
+    words += ["--mode", member.mode] if member.mode != "latent" else []
+    return [*words, "--losses"] if runs.recipe.explicit.enabled or member.mode == "latent" else words

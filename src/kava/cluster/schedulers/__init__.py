@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kava.cluster.schedulers.base import Scheduler
 from kava.cluster.schedulers.cobalt import Cobalt
 from kava.cluster.schedulers.local import Local
@@ -10,11 +12,14 @@ from kava.cluster.schedulers.pbs import Pbs
 from kava.cluster.schedulers.sge import GridEngine
 from kava.cluster.schedulers.slurm import Slurm
 from kava.cluster.schedulers.torque import Torque
-from kava.cluster.site_file import Site
 from kava.errors import ConfigError
 from kava.registry import nearest
 
-SCHEDULERS: dict[str, type[Scheduler]] = {one.name: one for one in (Slurm, Pbs, Torque, GridEngine, Lsf, Cobalt, Local)}
+if TYPE_CHECKING:
+    from kava.cluster.site_file import Site
+
+CLASSES: tuple[type[Scheduler], ...] = (Slurm, Pbs, Torque, GridEngine, Lsf, Cobalt, Local)
+SCHEDULERS = {scheduler.name: scheduler for scheduler in CLASSES}
 
 
 def scheduler_named(name: str, site: Site | None = None) -> Scheduler:

@@ -6,11 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from kava.cluster.site_file import Site
 from kava.cluster.spec import JobSpec
 from kava.errors import RunError
+
+if TYPE_CHECKING:  # `kava task` starts with every job: it loads neither pydantic nor yaml
+    from kava.cluster.site_file import Site
 
 # The states that `kava jobs` shows of what a scheduler says.
 PENDING, RUNNING, DONE, FAILED, CANCELLED, UNKNOWN = "pending", "running", "done", "failed", "cancelled", "unknown"
@@ -35,7 +37,7 @@ class Scheduler(ABC):
     hold: ClassVar[tuple[str, ...]] = ()  # words that submit a job held, until its dependents are there
 
     def __init__(self, site: Site | None = None):
-        self.site = site or Site()
+        self.site = site
 
     @abstractmethod
     def header(self, spec: JobSpec) -> list[str]:

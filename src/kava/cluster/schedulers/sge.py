@@ -23,7 +23,9 @@ class GridEngine(Scheduler):
     keeps_refused = True
 
     def header(self, spec: JobSpec) -> list[str]:
-        asked, site = spec.resources, self.site.sge
+        from kava.cluster.site_file import GridEngineSite
+
+        asked, site = spec.resources, self.site.sge if self.site else GridEngineSite()
         if asked.qos:
             raise ConfigError(
                 "sge has no qos", "name the queue with --partition, or write a directive into the site file"

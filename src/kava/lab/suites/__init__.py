@@ -1,1 +1,1 @@
-"""What to run, as data: an experiment is its members, a member is a recipe's settings. `runner.py` runs them."""
+"""What to run, as data: an experiment is its members, a member is a recipe's settings (`lab/plan.py` makes jobs of them)."""

@@ -7,40 +7,43 @@ the students write their steps, so that pause tokens, no thoughts and the explic
 from __future__ import annotations
 
 from kava.config import Recipe
-from kava.lab.plan import Member, Suite, line_of
+from kava.lab.suites.member import Suite, SuiteMember
 
 NO_KV, NO_CODI = "loss.alpha2_kv=0", "loss.alpha1_codi=0"
 
 MEMBERS = (
-    Member("E0_ce_only", "cross-entropy only", (NO_KV, NO_CODI)),
-    Member("E1_baseline", "no KV term", (NO_KV,)),
-    Member("E2_full_kv", "full KV, resampled in time", ("rkv.method=full",)),
-    Member("E3_right_crop", "the last entries", ("rkv.method=crop",)),
-    Member("E4_rkv", "R-KV, the paper's score", ("rkv.method=rkv",)),
-    Member("E5_shuffled", "control: R-KV, shuffled in time", ("rkv.method=rkv", "rkv.shuffle=time")),
-    Member("steps", "the tokens of each step's result (ours)", ("rkv.method=steps",)),
-    Member("random", "control: random entries", ("rkv.method=random",)),
-    Member("uniform", "control: evenly spaced entries", ("rkv.method=uniform",)),
-    Member("rkv_examples", "control: R-KV of another question", ("rkv.method=rkv", "rkv.shuffle=examples")),
-    Member("steps_examples", "control: steps of another question", ("rkv.method=steps", "rkv.shuffle=examples")),
-    Member("pause", "pause tokens: T = 0, no KV term", ("latent.num_iterations=0", NO_KV)),
-    Member("no_cot", "no thoughts: M = 0", ("latent.num_tokens=0", NO_KV, NO_CODI)),
-    Member("full_cot", "explicit chain of thought", ("loss.student_ce=0", NO_KV, NO_CODI), mode="cot"),
+    SuiteMember("E0_ce_only", "cross-entropy only", (NO_KV, NO_CODI)),
+    SuiteMember("E1_baseline", "no KV term", (NO_KV,)),
+    SuiteMember("E2_full_kv", "full KV, resampled in time", ("rkv.method=full",)),
+    SuiteMember("E3_right_crop", "the last entries", ("rkv.method=crop",)),
+    SuiteMember("E4_rkv", "R-KV, the paper's score", ("rkv.method=rkv",)),
+    SuiteMember("E5_shuffled", "control: R-KV, shuffled in time", ("rkv.method=rkv", "rkv.shuffle=time")),
+    SuiteMember("steps", "the tokens of each step's result (ours)", ("rkv.method=steps",)),
+    SuiteMember("random", "control: random entries", ("rkv.method=random",)),
+    SuiteMember("uniform", "control: evenly spaced entries", ("rkv.method=uniform",)),
+    SuiteMember("rkv_examples", "control: R-KV of another question", ("rkv.method=rkv", "rkv.shuffle=examples")),
+    SuiteMember("steps_examples", "control: steps of another question", ("rkv.method=steps", "rkv.shuffle=examples")),
+    SuiteMember("pause", "pause tokens: T = 0, no KV term", ("latent.num_iterations=0", NO_KV)),
+    SuiteMember("no_cot", "no thoughts: M = 0", ("latent.num_tokens=0", NO_KV, NO_CODI)),
+    SuiteMember("full_cot", "explicit chain of thought", ("loss.student_ce=0", NO_KV, NO_CODI), mode="cot"),
 )
-
-
 LATENT_ONLY = ("pause", "no_cot", "full_cot")
 
 
-def members(recipe: Recipe) -> tuple[Member, ...]:
-    """All that the recipe's line has."""
+def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
+    """The members that the recipe's line has."""
     if not recipe.explicit.enabled:
         return MEMBERS
     return tuple(
-        one._replace(title=one.title.replace(", resampled in time", ""), mode="cot")
-        for one in MEMBERS
-        if one.name not in LATENT_ONLY
+        member._replace(title=member.title.replace(", resampled in time", ""), mode="cot")
+        for member in MEMBERS
+        if member.name not in LATENT_ONLY
     )
 
 
-SUITE = Suite("e1-e5", "E1 to E5 with every control", line_of, members)
+SUITE = Suite(
+    "e1-e5",
+    "E1 to E5 with every control",
+    lambda recipe: "explicit" if recipe.explicit.enabled else "latent",
+    members,
+)

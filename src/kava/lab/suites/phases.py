@@ -1,6 +1,6 @@
 """Several teachers against one and against none: the same data, order, updates, tokens and seeds for all.
 
-phases   what the guide's phases 3 to 5 claim, beside the baselines that they must beat: plain fine-tuning on the same
+phases   what the guide's phases 3 to 5 claim, and the baselines that they must beat: plain fine-tuning on the same
          text (sft), and every teacher alone (single_NAME).
 stages   the guide's fixed -> similarity -> learnable, each begun where the one before ended. The last stage has had three
          times the updates of the first, so fixed weights are continued as often (fixed_2, fixed_3).
@@ -9,9 +9,10 @@ stages   the guide's fixed -> similarity -> learnable, each begun where the one 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from kava.config import Recipe, TeacherSpec
-from kava.lab.plan import Member, Suite
+from kava.lab.suites.member import Suite, SuiteMember, answer_mode
 
 FIXED = ("mixture.fusion=fixed", "mixture.space=kv")
 SIMILARITY = ("mixture.fusion=similarity", "mixture.space=kv")
@@ -22,84 +23,87 @@ RANGES = {"shallow": (0, 12 / 28), "middle": (12 / 28, 24 / 28)}
 ROUTERS = ("mlp", "gate", "attention")
 
 
-def members(recipe: Recipe) -> tuple[Member, ...]:
-    """sft, every teacher alone, and every way to have them together that the recipe's line knows."""
+def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
+    """sft, every teacher alone, and every way of combining them that the recipe's line knows."""
     if not recipe.mixture.on:
         return ()
-    explicit = recipe.explicit.enabled
-    mode = "cot" if explicit else "latent"
-    sample = ("explicit.choose=sample",) if explicit else ()
-    found = [Member("sft", "no teacher: cross-entropy on the same text", ("loss.alpha2_kv=0",), mode)]
-    found += [
-        Member(f"single_{one.label}", f"{one.label} alone", (*only(recipe, [one]), *FIXED), mode)
-        for one in recipe.mixture.teachers
+    mode = answer_mode(recipe)
+    alone = [
+        SuiteMember(f"single_{teacher.label}", f"{teacher.label} alone", (*only(recipe, [teacher]), *FIXED), mode)
+        for teacher in recipe.mixture.teachers
     ]
-    found.append(Member("fixed", "fixed weights", FIXED, mode))
-    if explicit:
-        found.append(Member("similarity", "weights by similarity to prototypes", SIMILARITY, mode))
-    query = () if explicit else ("mixture.query=embedding",)
-    found.append(Member("learnable", "weights from a trained router", (*LEARNABLE, *query), mode))
-    if explicit:
-        found.append(Member("z", "fixed weights, trained codes", (FIXED[0], "mixture.space=z", *sample), mode))
-    return tuple(found)
+    sft = SuiteMember("sft", "no teacher: cross-entropy on the same text", ("loss.alpha2_kv=0",), mode)
+    fixed = SuiteMember("fixed", "fixed weights", FIXED, mode)
+    learnable = SuiteMember("learnable", "weights from a trained router", LEARNABLE, mode)
+    if mode == "latent":
+        settings = (*LEARNABLE, "mixture.query=embedding")
+        return (sft, *alone, fixed, learnable._replace(settings=settings))
+    similarity = SuiteMember("similarity", "weights by similarity to prototypes", SIMILARITY, mode)
+    codes = (FIXED[0], "mixture.space=z", "explicit.choose=sample")
+    return (sft, *alone, fixed, similarity, learnable, SuiteMember("z", "fixed weights, trained codes", codes, mode))
 
 
-def stages(recipe: Recipe) -> tuple[Member, ...]:
+def stages(recipe: Recipe) -> tuple[SuiteMember, ...]:
+    """The guide's three stages, and fixed weights for as long as the second and the third."""
     if not (recipe.mixture.on and recipe.explicit.enabled):
         return ()
     return (
-        Member("fixed", "stage 1: fixed weights", FIXED, "cot"),
-        Member("similarity", "stage 2: by similarity", SIMILARITY, "cot", after="fixed"),
-        Member("learnable", "stage 3: from a trained router", LEARNABLE, "cot", after="similarity"),
-        Member("fixed_2", "control: fixed weights for as long as stage 2", FIXED, "cot", after="fixed"),
-        Member("fixed_3", "control: fixed weights for as long as stage 3", FIXED, "cot", after="fixed_2"),
+        SuiteMember("fixed", "stage 1: fixed weights", FIXED, "cot"),
+        SuiteMember("similarity", "stage 2: by similarity", SIMILARITY, "cot", after="fixed"),
+        SuiteMember("learnable", "stage 3: from a trained router", LEARNABLE, "cot", after="similarity"),
+        SuiteMember("fixed_2", "control: fixed weights for as long as stage 2", FIXED, "cot", after="fixed"),
+        SuiteMember("fixed_3", "control: fixed weights for as long as stage 3", FIXED, "cot", after="fixed_2"),
     )
 
 
-def only(recipe: Recipe, teachers: list[TeacherSpec]) -> tuple[str, ...]:
+def only(recipe: Recipe, teachers: Sequence[TeacherSpec]) -> tuple[str, ...]:
     """Settings that leave these teachers of the recipe, as equals."""
     mixture = recipe.mixture
-    specs = [one.model_dump(mode="json", exclude_defaults=True) | {"name": one.label} for one in teachers]
+    specs = [teacher.model_dump(mode="json", exclude_defaults=True) | {"name": teacher.label} for teacher in teachers]
     settings = [f"mixture.teachers={json.dumps(specs, ensure_ascii=False)}"]
     settings += ["mixture.weights=null"] if mixture.weights is not None else []
     if mixture.layer_map_files:
-        files = [file for one, file in zip(mixture.teachers, mixture.layer_map_files, strict=True) if one in teachers]
+        maps = zip(mixture.teachers, mixture.layer_map_files, strict=True)
+        files = [file for teacher, file in maps if teacher in teachers]
         settings.append(f"mixture.layer_map_files={json.dumps(files, ensure_ascii=False)}")
     return tuple(settings)
 
 
-def ablations(recipe: Recipe) -> list[Member]:
+def parts_alone(recipe: Recipe) -> list[SuiteMember]:
+    """Keys alone, values alone."""
+    parts = [part for part in ("k", "v") if part != recipe.explicit.parts]
+    return [SuiteMember(f"only_{part}", f"only {part}", (f"explicit.parts={part}",)) for part in parts]
+
+
+def ablations(recipe: Recipe) -> list[SuiteMember]:
     """How the teachers are weighed, how many there are, keys or values alone, and how tokens are paired."""
     mixture, explicit = recipe.mixture, recipe.explicit.enabled
-    here = {"learnable": mixture.router}.get(mixture.fusion, mixture.fusion)
-    found = []
-    for name in ("fixed", "similarity", *ROUTERS):
-        settings = [f"mixture.fusion={name}"]
+    current = {"learnable": mixture.router}.get(mixture.fusion, mixture.fusion)
+    changes: list[SuiteMember] = []
+    for name in ("fixed", *(["similarity"] if explicit else []), *ROUTERS):
+        settings: tuple[str, ...] = (f"mixture.fusion={name}",)
         if name in ROUTERS:
-            settings = ["mixture.fusion=learnable", f"mixture.router={name}"]
-            settings += [] if explicit else ["mixture.query=embedding"]
-        if name != here and (explicit or name != "similarity"):
-            found.append((f"routing_{name}", f"weights: {name}", settings))
+            query = () if explicit else ("mixture.query=embedding",)
+            settings = ("mixture.fusion=learnable", f"mixture.router={name}", *query)
+        if name != current:
+            changes.append(SuiteMember(f"routing_{name}", f"weights: {name}", settings))
     for count in range(1, len(mixture.teachers)):
-        first = mixture.teachers[:count]
-        labels = ", ".join(one.label for one in first)
-        found.append((f"teachers_{count}", f"of the teachers only {labels}", [*only(recipe, list(first))]))
-    if mixture.space == "kv" and explicit:
-        parts = [part for part in ("k", "v") if part != recipe.explicit.parts]
-        found += [(f"only_{part}", f"only {part}", [f"explicit.parts={part}"]) for part in parts]
+        teachers = mixture.teachers[:count]
+        labels = ", ".join(teacher.label for teacher in teachers)
+        changes.append(SuiteMember(f"teachers_{count}", f"of the teachers only {labels}", only(recipe, teachers)))
+    changes += parts_alone(recipe) if mixture.space == "kv" and explicit else []
     time = "truncate" if mixture.time == "soft" else "soft"
-    found.append((f"align_{time}", f"tokens paired: {time}", [f"mixture.time={time}"]))
-    mode = "cot" if explicit else "latent"
-    return [Member(name, title, tuple(settings), mode) for name, title, settings in found]
+    changes.append(SuiteMember(f"align_{time}", f"tokens paired: {time}", (f"mixture.time={time}",)))
+    return [member._replace(mode=answer_mode(recipe)) for member in changes]
 
 
-def by_layer(recipe: Recipe, count: int) -> tuple[Member, ...]:
+def by_layer(recipe: Recipe, count: int) -> tuple[SuiteMember, ...]:
     """The KV term on a part of the student's `count` layers."""
     if not (recipe.mixture.on and recipe.explicit.enabled and recipe.explicit.form == "per_layer"):
         return ()
     ranges = {name: (round(a * count), round(b * count) - 1) for name, (a, b) in RANGES.items()}
     return tuple(
-        Member(f"layers_{name}", f"the KV term on layers {a}-{b} of {count}", (f"explicit.layers={a}-{b}",), "cot")
+        SuiteMember(f"layers_{name}", f"the KV term on layers {a}-{b} of {count}", (f"explicit.layers={a}-{b}",), "cot")
         for name, (a, b) in ranges.items()
         if a <= b and recipe.explicit.layers != f"{a}-{b}"
     )

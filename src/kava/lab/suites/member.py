@@ -1,0 +1,38 @@
+"""What an experiment is, as data: its members, each one a recipe's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kava.config import Recipe
+
+
+class SuiteMember(NamedTuple):
+    """One student: the name of its folder, its title, its settings over the recipe, how it answers, and the member whose
+    best checkpoint it starts from."""
+
+    name: str
+    title: str
+    settings: tuple[str, ...] = ()
+    mode: str = "latent"
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`line` names the folder of its members; members depend on the recipe, those of `by_layer` on the student's number of
+    layers too. `needs` says what a recipe without members lacks."""
+
+    name: str
+    title: str
+    line: Callable[[Recipe], str]
+    members: Callable[[Recipe], tuple[SuiteMember, ...]]
+    needs: str = ""
+    by_layer: Callable[[Recipe, int], tuple[SuiteMember, ...]] | None = None
+
+
+def answer_mode(recipe: Recipe) -> str:
+    """How students of the recipe answer: on the explicit line they write their steps."""
+    return "cot" if recipe.explicit.enabled else "latent"
