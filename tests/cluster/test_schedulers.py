@@ -205,7 +205,7 @@ def test_arrays_where_there_are_none():
 @pytest.mark.parametrize("scheduler", ["pbs", "sge", "lsf", "cobalt"])
 def test_qos_where_there_is_none(scheduler: str):
     with pytest.raises(ConfigError, match="has no qos"):
-        scheduler_named(scheduler).header(spec(resources=Resources(qos="high")))
+        scheduler_named(scheduler).directives(spec(resources=Resources(qos="high")))
 
 
 def test_grid_engine_and_its_own_names():

@@ -15,8 +15,7 @@ FIRST_PORT, PORTS = 20000, 20000
 
 def script(spec: JobSpec, scheduler: Scheduler) -> str:
     """The whole script. Its shell becomes `kava task`, so that the scheduler's signals reach it."""
-    directives = [*scheduler.header(spec), *spec.directives] if scheduler.prefix else []
-    lines = ["#!/bin/bash", *(f"{scheduler.prefix} {line}" for line in directives)]
+    lines = ["#!/bin/bash", *scheduler.directives(spec)]
     lines += ["", "set -euo pipefail"]
     lines += [f'cd "${{{scheduler.home}:-$PWD}}"'] if scheduler.home else []
     lines += [f'export PATH={shlex.quote(spec.path)}:"$PATH"'] if spec.path else []
@@ -37,7 +36,7 @@ def script(spec: JobSpec, scheduler: Scheduler) -> str:
 
 
 def _exported(spec: JobSpec) -> list[str]:
-    """Variables that whoever submits by hand may set."""
+    """Variables with a default, which somebody who submits by hand may set."""
     lines = [f"{name}=${{{name}:-{shlex.quote(default)}}}" for name, default in spec.exported]
     if any(name == "CONFIG" for name, _ in spec.exported):  # a path to a recipe names its folder by the file
         lines += ["CONFIG_NAME=${CONFIG##*/}", "CONFIG_NAME=${CONFIG_NAME%.yaml}"]
@@ -49,11 +48,11 @@ def _index(spec: JobSpec, scheduler: Scheduler) -> list[str]:
     if spec.array is None:
         return []
     variable, last = scheduler.index, scheduler.first + spec.array - 1
-    given = f"${{{variable}:-}}"
+    value = f"${{{variable}:-}}"
     below = f"10#${variable} < {scheduler.first} || " if scheduler.first else ""  # 10#: "08" is no octal number
     lines = [
-        f'if ! [[ "{given}" =~ ^[0-9]{{1,9}}$ ]] || (({below}10#${variable} > {last})); then',
-        f'    echo "error: array index {variable}={given} is not one of {scheduler.first} to {last}" >&2',
+        f'if ! [[ "{value}" =~ ^[0-9]{{1,9}}$ ]] || (({below}10#${variable} > {last})); then',
+        f'    echo "error: array index {variable}={value} is not one of {scheduler.first} to {last}" >&2',
         "    exit 2",
         "fi",
         f"{INDEX}=$((10#${variable}{f' - {scheduler.first}' if scheduler.first else ''}))",
@@ -92,18 +91,18 @@ def _task(spec: JobSpec, scheduler: Scheduler, commands: Sequence[Command]) -> l
 
 
 def _command(spec: JobSpec, scheduler: Scheduler, command: Command) -> str:
-    """The command, behind what starts it on every GPU and node."""
-    asked = spec.resources
+    """The command, after what starts it on every GPU and node."""
+    resources = spec.resources
     words = line(command.words, spec.names)
     container = f"{line(spec.container)} " if spec.container else ""
-    if not command.spread or asked.processes == 1:
+    if not command.spread or resources.processes == 1:
         return container + words
-    each = f"--nproc_per_node={max(1, asked.gpus)}"
-    if asked.nodes == 1:
+    each = f"--nproc_per_node={max(1, resources.gpus)}"
+    if resources.nodes == 1:
         return f"{container}torchrun --standalone {each} -m {words}"
     everywhere = line(spec.launcher) if spec.launcher else scheduler.launch(spec)
     meet = f'--rdzv_backend=c10d --rdzv_id="${scheduler.job}" --rdzv_endpoint="$head:$port"'
-    return f"{everywhere} {container}torchrun --nnodes={asked.nodes} {each} {meet} -m {words}"
+    return f"{everywhere} {container}torchrun --nnodes={resources.nodes} {each} {meet} -m {words}"
 
 
 def line(words: Sequence[str], names: Collection[str] = ()) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from kava.cluster.schedulers.base import DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.spec import JobSpec
-from kava.errors import ConfigError
 
 STATES = {
     **dict.fromkeys(("queued", "starting", "dep_hold", "user_hold", "admin_hold", "maxrun_hold"), PENDING),
@@ -22,15 +21,14 @@ class Cobalt(Scheduler):
     prefix = "#COBALT"
     job = "COBALT_JOBID"
     warns = False
+    no_qos = "name the queue with --partition"
 
     def header(self, spec: JobSpec) -> list[str]:
-        asked = spec.resources
-        if asked.qos:
-            raise ConfigError("cobalt has no qos", "name the queue with --partition")
-        lines = [f"--jobname {spec.name}", f"-n {asked.nodes}"]
-        lines += [f"-t {-(-asked.time // 60)}"] if asked.time else []
-        lines += [f"-q {asked.partition}"] if asked.partition else []
-        lines += [f"-A {asked.account}"] if asked.account else []
+        resources = spec.resources
+        lines = [f"--jobname {spec.name}", f"-n {resources.nodes}"]
+        lines += [f"-t {-(-resources.time // 60)}"] if resources.time else []
+        lines += [f"-q {resources.partition}"] if resources.partition else []
+        lines += [f"-A {resources.account}"] if resources.account else []
         return [*lines, f"-O {spec.log}_{spec.name}"]
 
     def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
@@ -45,9 +43,6 @@ class Cobalt(Scheduler):
         return {
             (row[0], None): STATES.get(row[1].lower(), UNKNOWN) for row in rows if len(row) == 2 and row[0].isdigit()
         }
-
-    def cancel(self, job: str) -> list[str]:
-        return ["qdel", job]
 
     def head(self) -> list[str]:
         return ['read -r head <"$COBALT_NODEFILE"']

@@ -6,18 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kava.cluster.schedulers.base import (
-    DONE,
-    FAILED,
-    PENDING,
-    RUNNING,
-    UNKNOWN,
-    Scheduler,
-    States,
-    word_after,
-)
+from kava.cluster.schedulers.base import DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.spec import JobSpec
-from kava.errors import ConfigError
 
 AGAIN = 99  # exit code that puts a job back into the queue
 STATES = {
@@ -36,23 +26,26 @@ class Lsf(Scheduler):
     first = 1
     home = "LS_SUBCWD"
     reads_script = True
+    no_qos = "name the queue with --partition, or write a directive into the site file"
+    id_pattern = r"Job <(\d+)>"
+    kill = "bkill"
 
     def header(self, spec: JobSpec) -> list[str]:
-        asked = spec.resources
-        if asked.qos:
-            raise ConfigError(
-                "lsf has no qos", "name the queue with --partition, or write a directive into the site file"
-            )
+        resources = spec.resources
         array = f"[1-{spec.array}]" if spec.array is not None else ""
-        lines = [f'-J "{spec.name}{array}"', f"-n {asked.nodes * asked.cpus}", f'-R "span[ptile={asked.cpus}]"']
-        lines += [f'-gpu "num={asked.gpus}"'] if asked.gpus else []
-        lines += [f'-R "rusage[mem={asked.mem}MB]"'] if asked.mem else []
-        if asked.time:
-            minutes = -(-asked.time // 60)
+        lines = [
+            f'-J "{spec.name}{array}"',
+            f"-n {resources.nodes * resources.cpus}",
+            f'-R "span[ptile={resources.cpus}]"',
+        ]
+        lines += [f'-gpu "num={resources.gpus}"'] if resources.gpus else []
+        lines += [f'-R "rusage[mem={resources.mem}MB]"'] if resources.mem else []
+        if resources.time:
+            minutes = -(-resources.time // 60)
             lines += [f"-W {minutes // 60}:{minutes % 60:02d}"]
             lines += ["-wa USR1", f"-wt {-(-spec.signal // 60)}"] if spec.requeue else []
-        lines += [f"-q {asked.partition}"] if asked.partition else []
-        lines += [f"-P {asked.account}"] if asked.account else []
+        lines += [f"-q {resources.partition}"] if resources.partition else []
+        lines += [f"-P {resources.account}"] if resources.account else []
         unique = "%J_%I" if spec.array is not None else "%J"
         lines += [f"-o {spec.log}_{unique}.out", f"-e {spec.log}_{unique}.err"]
         return [*lines, *(["-r", f'-Q "{AGAIN}"'] if spec.requeue else ["-rn"])]
@@ -61,31 +54,25 @@ class Lsf(Scheduler):
         wait = ["-w", " && ".join(f"done({job})" for job, _ in after), "-ti"] if after else []
         return ["bsub", *wait]
 
-    def parse_id(self, printed: str) -> str:
-        return word_after(printed, r"Job <(\d+)>", self.name)
-
     def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
         return [["bjobs", "-a", "-json", "-o", "jobid jobindex stat", *ids]]
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
-        found: States = {}
+        states: States = {}
         for row in json.loads(printed or "{}").get("RECORDS", []):
             task = str(row.get("JOBINDEX", ""))
             key = str(row.get("JOBID", "")).partition("[")[0]
             number = int(task) - self.first if task.isdigit() and task != "0" else None
-            found[key, number] = STATES.get(str(row.get("STAT")), UNKNOWN)
-        return found
-
-    def cancel(self, job: str) -> list[str]:
-        return ["bkill", job]
+            states[key, number] = STATES.get(str(row.get("STAT")), UNKNOWN)
+        return states
 
     def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
         return AGAIN
 
     def task_of(self, environ: Mapping[str, str]) -> int | None:
         """The index is 0 in a job that is no array."""
-        found = super().task_of(environ)
-        return None if found == -self.first else found
+        task = super().task_of(environ)
+        return None if task == -self.first else task
 
     def head(self) -> list[str]:
         return [

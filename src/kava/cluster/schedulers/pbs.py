@@ -7,18 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kava.cluster.schedulers.base import (
-    CANCELLED,
-    DONE,
-    FAILED,
-    PENDING,
-    RUNNING,
-    UNKNOWN,
-    Scheduler,
-    States,
-)
+from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.spec import JobSpec, clock
-from kava.errors import ConfigError
 
 STATES = {**dict.fromkeys("QHWTSU", PENDING), **dict.fromkeys("REB", RUNNING), **dict.fromkeys("FXC", DONE)}
 KILLED = 256  # exit codes from here on are signals
@@ -32,29 +22,26 @@ class Pbs(Scheduler):
     least = 2
     home = "PBS_O_WORKDIR"
     warns = False
+    no_qos = "name the queue with --partition, or write a directive into the site file"
     hold = ("-h",)
 
     def header(self, spec: JobSpec) -> list[str]:
-        asked = spec.resources
-        if asked.qos:
-            raise ConfigError(
-                "pbs has no qos", "name the queue with --partition, or write a directive into the site file"
-            )
-        chunk = f"select={asked.nodes}:ncpus={asked.cpus}"
-        chunk += f":ngpus={asked.gpus}" if asked.gpus else ""
-        chunk += f":mem={asked.mem}mb" if asked.mem else ""
+        resources = spec.resources
+        chunk = f"select={resources.nodes}:ncpus={resources.cpus}"
+        chunk += f":ngpus={resources.gpus}" if resources.gpus else ""
+        chunk += f":mem={resources.mem}mb" if resources.mem else ""
         lines = [f"-N {spec.name}", f"-l {chunk}:mpiprocs=1"]
-        lines += ["-l place=scatter"] if asked.nodes > 1 else []
+        lines += ["-l place=scatter"] if resources.nodes > 1 else []
         lines += self._limits(spec)
         lines += [f"-J 0-{spec.array - 1}"] if spec.array is not None else []
         folder = f"{Path(spec.log).parent.as_posix()}/"  # a folder: the files are called by job id, tasks apart
         return [*lines, f"-o {folder}", f"-e {folder}"]
 
     def _limits(self, spec: JobSpec) -> list[str]:
-        asked = spec.resources
-        lines = [f"-l walltime={clock(asked.time)}"] if asked.time else []
-        lines += [f"-q {asked.partition}"] if asked.partition else []
-        lines += [f"-A {asked.account}"] if asked.account else []
+        resources = spec.resources
+        lines = [f"-l walltime={clock(resources.time)}"] if resources.time else []
+        lines += [f"-q {resources.partition}"] if resources.partition else []
+        lines += [f"-A {resources.account}"] if resources.account else []
         return [*lines, f"-r {'y' if spec.requeue else 'n'}"]
 
     def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
@@ -71,20 +58,17 @@ class Pbs(Scheduler):
         return [["qstat", "-x", "-t", "-f", "-F", "json", *ids]]
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
-        found: States = {}
+        states: States = {}
         for name, facts in json.loads(printed or "{}").get("Jobs", {}).items():
             code = facts.get("Exit_status")
-            found[job_and_task(name)] = state_of(facts.get("job_state", ""), None if code is None else int(code))
-        return found
-
-    def cancel(self, job: str) -> list[str]:
-        return ["qdel", job]
+            states[job_and_task(name)] = state_of(facts.get("job_state", ""), None if code is None else int(code))
+        return states
 
     def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
         return ["qrerun", environ.get(self.job, "")]
 
     def id_of(self, environ: Mapping[str, str]) -> str | None:
-        """A task knows itself as 123[2].server, the array is 123[].server."""
+        """The array's id: 123[].server in a task whose own id is 123[2].server."""
         return re.sub(r"\[\d+\]", "[]", environ.get(self.job, "")) or None
 
     def head(self) -> list[str]:
@@ -98,7 +82,7 @@ def job_and_task(name: str) -> tuple[str, int | None]:
 
 
 def state_of(letter: str, code: int | None) -> str:
-    """The letters of qstat; a job that ended is judged by its exit code."""
+    """The state of a letter of qstat; for a job that ended, by its exit code."""
     state = STATES.get(letter[:1], UNKNOWN)
     if state != DONE or not code:
         return state

@@ -1,4 +1,4 @@
-"""Grid Engine, all its descendants. It has no `afterok`: who depends looks at the status files when it starts."""
+"""Grid Engine and its descendants. It has no `afterok`: dependent jobs read the status files when they start."""
 
 from __future__ import annotations
 
@@ -21,33 +21,31 @@ class GridEngine(Scheduler):
     has_afterok = False
     refused = 100  # the job is shown in error and keeps those held that wait for it
     keeps_refused = True
+    no_qos = "name the queue with --partition, or write a directive into the site file"
+    id_pattern = r"(?m)^\s*([^.\s]+).*\s*\Z"  # `-terse` prints 12 or, for an array, 12.1-3:1
 
     def header(self, spec: JobSpec) -> list[str]:
         from kava.cluster.site_file import GridEngineSite
 
-        asked, site = spec.resources, self.site.sge if self.site else GridEngineSite()
-        if asked.qos:
-            raise ConfigError(
-                "sge has no qos", "name the queue with --partition, or write a directive into the site file"
-            )
+        resources, site = spec.resources, self.site.sge if self.site else GridEngineSite()
         lines = [f"-N {spec.name}", "-S /bin/bash", "-cwd"]
-        slots = asked.cpus * asked.nodes
-        pe = site.pe if asked.nodes == 1 else site.pe_nodes
+        slots = resources.cpus * resources.nodes
+        pe = site.pe if resources.nodes == 1 else site.pe_nodes
         if slots > 1 and pe is None:
-            key = "pe" if asked.nodes == 1 else "pe_nodes"
+            key = "pe" if resources.nodes == 1 else "pe_nodes"
             raise ConfigError(
-                f"sge: {asked.nodes} nodes with {asked.cpus} CPUs need the name of a parallel environment",
+                f"sge: {resources.nodes} nodes with {resources.cpus} CPUs need the name of a parallel environment",
                 f"qconf -spl lists them; put sge.{key} into the site file",
             )
         lines += [f"-pe {pe} {slots}"] if slots > 1 else []
-        lines += [f"-l {site.gpu}={asked.gpus}"] if asked.gpus and site.gpu else []
-        if asked.mem and site.memory:
-            lines += [f"-l {site.memory}={asked.mem // (asked.cpus if site.memory_per_slot else 1)}M"]
-        if asked.time:
-            soft = max(60, asked.time - spec.signal)  # USR1; then KILL
-            lines += [f"-l h_rt={clock(asked.time)}", f"-l s_rt={clock(soft)}"]
-        lines += [f"-q {asked.partition}"] if asked.partition else []
-        lines += [f"-P {asked.account}"] if asked.account else []
+        lines += [f"-l {site.gpu}={resources.gpus}"] if resources.gpus and site.gpu else []
+        if resources.mem and site.memory:
+            lines += [f"-l {site.memory}={resources.mem // (resources.cpus if site.memory_per_slot else 1)}M"]
+        if resources.time:
+            soft = max(60, resources.time - spec.signal)  # USR1; then KILL
+            lines += [f"-l h_rt={clock(resources.time)}", f"-l s_rt={clock(soft)}"]
+        lines += [f"-q {resources.partition}"] if resources.partition else []
+        lines += [f"-P {resources.account}"] if resources.account else []
         lines += [f"-t 1-{spec.array}"] if spec.array is not None else []
         unique = "$JOB_ID.$TASK_ID" if spec.array is not None else "$JOB_ID"
         lines += [f"-o {spec.log}_{unique}.out", f"-e {spec.log}_{unique}.err"]
@@ -57,19 +55,12 @@ class GridEngine(Scheduler):
         wait = ["-hold_jid", ",".join(job for job, _ in after)] if after else []
         return ["qsub", "-terse", *wait, str(script)]
 
-    def parse_id(self, printed: str) -> str:
-        """`-terse` prints 12 or, for an array, 12.1-3:1."""
-        return super().parse_id(printed).partition(".")[0]
-
     def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
-        """What has ended, then what is still in the queue: a job put back is in both."""
-        return [*(["qacct", "-j", one] for one in ids), ["qstat"]]
+        """Ended jobs, then those in the queue: a job that was put back is in both."""
+        return [*(["qacct", "-j", job] for job in ids), ["qstat"]]
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
         return _ended(printed) if command[0] == "qacct" else _queued(printed)
-
-    def cancel(self, job: str) -> list[str]:
-        return ["qdel", job]
 
     def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
         return 99  # Grid Engine's own code for "run me again"
@@ -80,7 +71,7 @@ class GridEngine(Scheduler):
 
 def _ended(printed: str) -> States:
     """The blocks of qacct, oldest first; failed 100 is what qdel leaves."""
-    found: States = {}
+    states: States = {}
     for block in re.split(r"(?m)^=+$", printed):
         facts = {words[0]: words[1] for line in block.splitlines() if len(words := line.split()) > 1}
         if "jobnumber" not in facts:
@@ -88,13 +79,13 @@ def _ended(printed: str) -> States:
         task = facts.get("taskid", "")
         fine = facts.get("exit_status") == "0" and facts.get("failed") == "0"
         state = DONE if fine else CANCELLED if facts.get("failed") == "100" else FAILED
-        found[facts["jobnumber"], int(task) - 1 if task.isdigit() else None] = state
-    return found
+        states[facts["jobnumber"], int(task) - 1 if task.isdigit() else None] = state
+    return states
 
 
 def _queued(printed: str) -> States:
     """The lines of qstat: id, priority, name, user, state, two words of time, queue, slots, tasks."""
-    found: States = {}
+    states: States = {}
     for line in printed.splitlines():
         words = line.split()
         if len(words) < 8 or not words[0].isdigit():
@@ -105,15 +96,15 @@ def _queued(printed: str) -> States:
             else PENDING
         )  # fmt: skip
         for task in _tasks(words):
-            found[words[0], task] = state
-    return found
+            states[words[0], task] = state
+    return states
 
 
 def _tasks(words: Sequence[str]) -> list[int | None]:
-    """`1-3:1`, `1,3` or `2` behind the slots, counted from 1; a job that is no array has nothing there."""
+    """The tasks of `1-3:1`, `1,3` or `2` after the slots, counted from 1; a job that is no array has nothing there."""
     text = words[-1] if words[-2].isdigit() and re.fullmatch(r"[\d,:-]+", words[-1]) else ""
-    found: list[int | None] = []
+    tasks: list[int | None] = []
     for part in text.split(",") if text else []:
         first, _, last = part.partition(":")[0].partition("-")
-        found += range(int(first) - 1, int(last or first))
-    return found or [None]
+        tasks += range(int(first) - 1, int(last or first))
+    return tasks or [None]

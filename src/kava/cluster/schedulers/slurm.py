@@ -6,17 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kava.cluster.schedulers.base import (
-    CANCELLED,
-    DONE,
-    FAILED,
-    PENDING,
-    RUNNING,
-    UNKNOWN,
-    Scheduler,
-    States,
-    word_after,
-)
+from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.spec import JobSpec, clock
 
 STATES = {
@@ -34,19 +24,23 @@ class Slurm(Scheduler):
     job = "SLURM_JOB_ID"
     index = "SLURM_ARRAY_TASK_ID"
     home = "SLURM_SUBMIT_DIR"
+    id_pattern = r"(?m)^(\d+)(?:;\S+)?\s*$"  # `--parsable` prints ID or ID;CLUSTER, after what a site's filter may say
+    kill = "scancel"
 
     def header(self, spec: JobSpec) -> list[str]:
-        asked = spec.resources
+        resources = spec.resources
         unique = "%A_%a" if spec.array is not None else "%j"
-        lines = [f"--job-name={spec.name}", f"--nodes={asked.nodes}", "--ntasks-per-node=1"]
-        lines += [f"--gres=gpu:{asked.gpus}"] if asked.gpus else []
-        lines += [f"--cpus-per-task={asked.cpus}"]
+        lines = [f"--job-name={spec.name}", f"--nodes={resources.nodes}", "--ntasks-per-node=1"]
+        lines += [f"--gres=gpu:{resources.gpus}"] if resources.gpus else []
+        lines += [f"--cpus-per-task={resources.cpus}"]
         lines += (
-            [f"--mem={asked.mem // 1024}G" if asked.mem % 1024 == 0 else f"--mem={asked.mem}M"] if asked.mem else []
+            [f"--mem={resources.mem // 1024}G" if resources.mem % 1024 == 0 else f"--mem={resources.mem}M"]
+            if resources.mem
+            else []
         )
-        lines += [f"--time={clock(asked.time)}"] if asked.time else []
+        lines += [f"--time={clock(resources.time)}"] if resources.time else []
         for name in ("partition", "account", "qos"):
-            lines += [f"--{name}={getattr(asked, name)}"] if getattr(asked, name) else []
+            lines += [f"--{name}={getattr(resources, name)}"] if getattr(resources, name) else []
         lines += [f"--array=0-{spec.array - 1}"] if spec.array is not None else []
         lines += [f"--output={spec.log}_{unique}.out", f"--error={spec.log}_{unique}.err", "--open-mode=append"]
         if spec.requeue:
@@ -59,35 +53,28 @@ class Slurm(Scheduler):
         wait = [f"--dependency=afterok:{':'.join(job for job, _ in after)}", "--kill-on-invalid-dep=yes"]
         return ["sbatch", "--parsable", *(wait if after else []), str(script)]
 
-    def parse_id(self, printed: str) -> str:
-        """`--parsable` prints ID or ID;CLUSTER, behind what a site's own filter may say."""
-        return word_after(printed, r"(?m)^(\d+)(?:;\S+)?\s*$", self.name)
-
     def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
         """sacct where there is accounting, else the controller, which forgets a job minutes after its end."""
         listed = ",".join(ids)
         return [
             ["sacct", "-X", "-n", "-P", "-j", listed, "-o", "JobID,State"],
-            *(["scontrol", "--oneliner", "show", "job", one] for one in ids),
+            *(["scontrol", "--oneliner", "show", "job", job] for job in ids),
         ]
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
-        found: States = {}
+        states: States = {}
         for line in printed.splitlines():
             if command[0] == "sacct":
                 job, _, state = line.strip().partition("|")
                 for key in _tasks(job):
-                    found[key] = _state(state)
+                    states[key] = _state(state)
             else:
                 facts = dict(re.findall(r"(\w+)=(\S*)", line))
                 job = facts.get("ArrayJobId") or facts.get("JobId", "")
                 text = f"{job}_[{facts['ArrayTaskId']}]" if "ArrayTaskId" in facts else job
                 for key in _tasks(text):
-                    found[key] = _state(facts.get("JobState", ""))
-        return found
-
-    def cancel(self, job: str) -> list[str]:
-        return ["scancel", job]
+                    states[key] = _state(facts.get("JobState", ""))
+        return states
 
     def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
         return ["scontrol", "requeue", environ.get(self.job, "")]
@@ -103,15 +90,15 @@ class Slurm(Scheduler):
         return "SLURM_JOB_ID"
 
     def launch(self, spec: JobSpec) -> str:
-        asked = spec.resources  # srun does not take over --cpus-per-task by itself
-        nodes = f"--nodes={asked.nodes} --ntasks={asked.nodes} --ntasks-per-node=1"
-        return f"srun {nodes} --cpus-per-task={asked.cpus} --kill-on-bad-exit=1"
+        resources = spec.resources  # srun does not take over --cpus-per-task by itself
+        nodes = f"--nodes={resources.nodes} --ntasks={resources.nodes} --ntasks-per-node=1"
+        return f"srun {nodes} --cpus-per-task={resources.cpus} --kill-on-bad-exit=1"
 
 
 def _state(text: str) -> str:
-    """`CANCELLED by 1000` and `COMPLETED+` as well."""
-    found = re.match(r"[A-Z_]+", text)
-    return STATES.get(found[0], UNKNOWN) if found else UNKNOWN
+    """The state of a word of Slurm's; also of `CANCELLED by 1000` and `COMPLETED+`."""
+    name = re.match(r"[A-Z_]*", text)
+    return STATES.get(name[0], UNKNOWN) if name else UNKNOWN
 
 
 def _tasks(text: str) -> list[tuple[str, int | None]]:
@@ -121,9 +108,9 @@ def _tasks(text: str) -> list[tuple[str, int | None]]:
         return []
     if not tasks:
         return [(job, None)]
-    found: list[tuple[str, int | None]] = []
+    keys: list[tuple[str, int | None]] = []
     for part in tasks.strip("[]").partition("%")[0].split(","):
         first, _, last = part.partition("-")
         if first.isdigit():
-            found += [(job, task) for task in range(int(first), int(last or first) + 1)]
-    return found
+            keys += [(job, task) for task in range(int(first), int(last or first) + 1)]
+    return keys

@@ -15,13 +15,14 @@ class Torque(Pbs):
     name = "torque"
     index = "PBS_ARRAYID"
     least = 1
+    no_qos = ""
 
     def header(self, spec: JobSpec) -> list[str]:
-        asked = spec.resources
-        nodes = f"nodes={asked.nodes}:ppn={asked.cpus}" + (f":gpus={asked.gpus}" if asked.gpus else "")
+        resources = spec.resources
+        nodes = f"nodes={resources.nodes}:ppn={resources.cpus}" + (f":gpus={resources.gpus}" if resources.gpus else "")
         lines = [f"-N {spec.name}", f"-l {nodes}"]
-        lines += [f"-l mem={asked.mem * asked.nodes}mb"] if asked.mem else []  # of the whole job
-        lines += [f"-l qos={asked.qos}"] if asked.qos else []
+        lines += [f"-l mem={resources.mem * resources.nodes}mb"] if resources.mem else []  # of the whole job
+        lines += [f"-l qos={resources.qos}"] if resources.qos else []
         lines += self._limits(spec)
         lines += [f"-t 0-{spec.array - 1}"] if spec.array is not None else []
         return [*lines, f"-o {spec.log}_$PBS_JOBID.out", f"-e {spec.log}_$PBS_JOBID.err"]
@@ -36,9 +37,9 @@ class Torque(Pbs):
         return [["qstat", "-x", "-t", *ids]]
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
-        found: States = {}
+        states: States = {}
         if not printed.strip():
-            return found
+            return states
         try:
             jobs = ElementTree.fromstring(printed)
         except ElementTree.ParseError as error:
@@ -46,5 +47,5 @@ class Torque(Pbs):
         for job in jobs.iter("Job"):
             code = job.findtext("exit_status")
             state = state_of(job.findtext("job_state", ""), None if code is None else int(code))
-            found[job_and_task(job.findtext("Job_Id", ""))] = state
-        return found
+            states[job_and_task(job.findtext("Job_Id", ""))] = state
+        return states
