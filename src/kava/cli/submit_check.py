@@ -46,13 +46,13 @@ def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
 
     wish = wish_of(context)
     open_ = (CACHE, WARMUP)
-    given = {key: text for key, text in with_teachers(wish.asked, wish.config).items() if key not in open_}
-    given = {key: text for key, text in given.items() if text not in AUTO}
-    recipe = load_recipe(wish.config, [f"{key}={text}" for key, text in given.items()])
+    settings = {key: text for key, text in with_teachers(wish.asked, wish.config).items() if key not in open_}
+    settings = {key: text for key, text in settings.items() if text not in AUTO}
+    recipe = load_recipe(wish.config, [f"{key}={text}" for key, text in settings.items()])
     if not recipe.explicit.enabled and not recipe.mixture.on:
         raise ConfigError(f"recipe {wish.config} has no separate teacher", f"kava submit train --config {wish.config}")
     for key in list(more or {}):
-        if key in given or key in wish.asked.given or without_effect(recipe, {key: 1}) is not None:
+        if key in settings or key in wish.asked.given or without_effect(recipe, {key: 1}) is not None:
             del (more or {})[key]
     return recipe
 

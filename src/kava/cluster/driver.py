@@ -21,14 +21,14 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def alive(job: str) -> bool:
-    """Whether a driver with this number is under way."""
+    """Whether a driver with this process id is running."""
     local = Local()
-    done = subprocess.run(local.states_commands([job])[0], capture_output=True, text=True, check=False)
-    return (job, None) in local.parse_states([], done.stdout)
+    process = subprocess.run(local.states_commands([job])[0], capture_output=True, text=True, check=False)
+    return (job, None) in local.parse_states([], process.stdout)
 
 
 def start(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
-    """Starts the driver that does the work, and prints its id."""
+    """Start the driver in the background and print its id."""
     words = [sys.executable, "-m", "kava.cluster.driver", "--work", script, log, tasks, *waits]
     process = subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -38,7 +38,7 @@ def start(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
 
 
 def work(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
-    """Every task in its turn; one that fails stops no other one. The last code that is not 0."""
+    """Run the tasks in order, whatever fails; returns the last exit code that is not 0."""
     while any(alive(job) for job in waits):
         time.sleep(POLL)
     job, worst = str(os.getpid()), 0
@@ -60,7 +60,7 @@ def work(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
 
 
 def cancel(job: str) -> int:
-    """TERM to the driver and what it runs; a training saves a checkpoint first."""
+    """Send TERM to the driver and its tasks; a training saves a checkpoint first."""
     if not alive(job):
         print(f"no job {job} is under way", file=sys.stderr)
         return 1

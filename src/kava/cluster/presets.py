@@ -1,4 +1,4 @@
-"""How much a job asks for, by name. Values: the guides' scripts; flags and the site file overrule them."""
+"""Resources of a job, by name. Values: the guides' scripts; flags and the site file override them."""
 
 from __future__ import annotations
 

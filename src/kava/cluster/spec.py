@@ -1,10 +1,10 @@
-"""What a job is, whatever scheduler runs it: commands, resources, what it waits for. Checked when it is made."""
+"""What a job is on any scheduler: commands, resources, what it waits for. Checked on construction."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from kava.errors import ConfigError
 
@@ -25,7 +25,7 @@ class Command(NamedTuple):
 
 @dataclass(frozen=True)
 class Resources:
-    """What is asked for. gpus, cpus and mem (in MB) are those of one node; time is in seconds; None = not asked for."""
+    """Requested resources. gpus, cpus and mem (in MB) are those of one node; time is in seconds; None = not requested."""
 
     nodes: int = 1
     gpus: int = 0
@@ -65,21 +65,21 @@ class JobSpec:
     tasks: tuple[tuple[Command, ...], ...]
     resources: Resources = field(default_factory=Resources)
     array: int | None = None
-    log: str = "logs/kava"  # begin of the names of what is printed
+    log: str = "logs/kava"  # prefix of the output files' names
     after: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     signal: int = 120  # seconds before the time limit
     requeue: bool = True
-    keep_going: bool = False  # a command that fails stops no later one
+    keep_going: bool = False  # later commands run even where one fails
     environment: tuple[tuple[str, str], ...] = ()
-    path: str = ""  # a folder of programs that goes before all others
+    path: str = ""  # a folder put first on PATH
     setup: tuple[str, ...] = ()
     directives: tuple[str, ...] = ()
     container: tuple[str, ...] = ()
     launcher: tuple[str, ...] = ()
     exported: tuple[tuple[str, str], ...] = ()
     lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    portable: bool = False  # to be submitted by hand: makes its folder itself
+    portable: bool = False  # submitted by hand: the script makes its folder itself
 
     def __post_init__(self) -> None:
         for what, value in (("job name", self.name), ("job label", self.label)):
@@ -110,14 +110,14 @@ class JobSpec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What %NAME% may name in a command or a path."""
+        """The names that %NAME% in a command or a path may have."""
         exported = [name for name, _ in self.exported]
         derived = [f"{name}_NAME" for name in exported if name == "CONFIG"]
         index = [] if self.array is None else [INDEX]
         return (*index, *exported, *derived, *(name for name, _ in self.lists))
 
     def status_file(self, task: int | str | None = None) -> str:
-        """Where task number `task` (None: the job is no array) writes its state."""
+        """The status file of task number `task` (None: the job is no array)."""
         return f"{self.folder}/status-{self.label}{'' if task is None else f'-{task}'}.json"
 
     def status_files(self) -> list[str]:
@@ -132,32 +132,32 @@ def singles(spec: JobSpec) -> list[JobSpec]:
     """An array as jobs of one task each, for a scheduler without arrays (or an array of one)."""
     if spec.array is None:
         raise ValueError(f"{spec.label} is no array")
-    found = []
+    jobs = []
     for task in range(spec.array):
         values = {INDEX: str(task)} | {name: entries[task] for name, entries in spec.lists}
         commands = spec.tasks[task if len(spec.tasks) > 1 else 0]
-        changed = {item.name: getattr(spec, item.name) for item in fields(spec)} | {
+        changed: dict[str, Any] = {
             "label": f"{spec.label}-{task}",
             "name": f"{spec.name}-{task}",
             "array": None,
             "lists": (),
-            "tasks": (tuple(one._replace(words=tuple(filled(w, values) for w in one.words)) for one in commands),),
+            "tasks": (tuple(c._replace(words=tuple(filled(word, values) for word in c.words)) for c in commands),),
         }
-        found.append(JobSpec(**changed))
-    return found
+        jobs.append(replace(spec, **changed))
+    return jobs
 
 
 def filled(word: str, values: dict[str, str]) -> str:
-    """The word with the values of %NAME%; a name without one stays as it is."""
-    return re.sub(r"%(\w+)%", lambda found: values.get(found[1], found[0]), word)
+    """The word with every %NAME% replaced by its value; a name without a value stays as it is."""
+    return re.sub(r"%(\w+)%", lambda match: values.get(match[1], match[0]), word)
 
 
 def parse_mem(text: str) -> int:
     """MB of "64G", "64GB", "512M"."""
-    found = re.fullmatch(r"(\d+)\s*([kmgt])i?b?", str(text).strip().lower())
-    if found is None:
+    amount = re.fullmatch(r"(\d+)\s*([kmgt])i?b?", str(text).strip().lower())
+    if amount is None:
         raise ConfigError(f"mem = {text!r} is not an amount of memory", "write it with its unit: 64G, 512M")
-    return max(1, int(int(found[1]) * _UNITS[found[2]]))
+    return max(1, int(int(amount[1]) * _UNITS[amount[2]]))
 
 
 def parse_time(text: str) -> int:
@@ -165,10 +165,10 @@ def parse_time(text: str) -> int:
     short = re.fullmatch(r"(\d+)\s*([dhm])", str(text).strip().lower())
     if short is not None:
         return int(short[1]) * _PERIODS[short[2]]
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", str(text).strip())
-    if found is None:
+    clock_time = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", str(text).strip())
+    if clock_time is None:
         raise ConfigError(f"time = {text!r} is not a length of time", "write 48:00:00, 2-00:00:00, 48h or 90m")
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in clock_time.groups())
     return days * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
@@ -178,7 +178,7 @@ def clock(seconds: int) -> str:
 
 
 def job_name(*parts: str) -> str:
-    """A name for the queue made of anything."""
+    """A name that every queue accepts, from any text."""
     text = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip("-") for part in parts if part)
     return f"kava-{text}"[:60].rstrip("-")
 

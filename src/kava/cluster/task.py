@@ -1,9 +1,9 @@
-"""What a job's script turns into: runs the commands, says in a file how it went, and passes the scheduler's signals on.
+"""`kava task`, which a job's script becomes: runs commands, writes a status file, passes the scheduler's signals on.
 
     state     started, ok, failed, requeued, or refused (something it needs is not ok)
 
 USR1 (a scheduler's warning before the time limit) and our own clock stop the command, which saves a checkpoint, and put
-the job back into the queue. TERM, INT and USR2 stop it as well: whoever sent them decides whether it runs again.
+the job back into the queue. TERM, INT and USR2 stop it as well; the sender decides whether it runs again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RANGE = re.compile(r"\[(\d+)-(\d+)\](?=\.json$)")
 
 @dataclass
 class Task:
-    """One run of a job's commands. `run` gives the exit code."""
+    """One run of a job's commands. `run` returns the exit code."""
 
     status: Path
     commands: list[list[str]]
@@ -83,35 +83,35 @@ class Task:
         return self._end(FAILED if code else OK, code)
 
     def _all(self) -> int:
-        """The first exit code that is not 0; a stop with commands left is one."""
+        """The first exit code that is not 0; that of SIGTERM where a signal came before the last command."""
         worst = 0
         for words in self.commands:
             if self.signal is not None:
                 return worst or 128 + signal.SIGTERM
-            code = self._one(words)
+            code = self._run_one(words)
             worst = worst or code
             if code and not self.keep_going:
                 break
         return worst
 
-    def _one(self, words: Sequence[str]) -> int:
+    def _run_one(self, words: Sequence[str]) -> int:
         print(f"kava task: {' '.join(words)}", flush=True)
         environment = {name: value for name, value in self.environ.items() if name != "KAVA_PARENT"}
         try:
-            # a session of its own: a signal to the job's group comes to us alone, and is passed on once
+            # in its own session: a signal to the job's process group reaches only this process, which passes it on once
             how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment, "start_new_session": True}
-            self.process = subprocess.Popen(words, **how, preexec_fn=_deaf if os.name == "posix" else None)
+            self.process = subprocess.Popen(words, **how, preexec_fn=_ignore_warnings if os.name == "posix" else None)
         except OSError as error:
             print(f"error: {words[0]} cannot be started: {error.strerror}", file=sys.stderr, flush=True)
             return NOT_FOUND
-        if self.signal is not None:  # it came while the process was being made
+        if self.signal is not None:  # it came while the process was being started
             self._pass_on()
         code = self.process.wait()
         self.process = None
         return 128 - code if code < 0 else code
 
     def _stopped(self, code: int) -> int:
-        """A command that was told to stop: back into the queue if that was a warning, and the scheduler can."""
+        """The exit code after a stop by a signal: requeued if it was a warning and the scheduler can, else failed."""
         if self.signal not in AGAIN or not self.requeue:
             return self._end(
                 FAILED, code, signal=self.signal, reason=[f"stopped by {self.signal}; submit it again to continue"]
@@ -155,59 +155,60 @@ class Task:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        """TERM to the command and all it started: they save and stop."""
+        """Send TERM to the command's process group: they save and stop."""
         process = self.process
         if process is not None and process.poll() is None:
-            with suppress(ProcessLookupError):  # it ended just now
+            with suppress(ProcessLookupError):  # it has just ended
                 os.killpg(process.pid, signal.SIGTERM)
 
 
-def _deaf() -> None:
-    """Grid Engine warns every process of a job, whatever its session: nobody is to die of what only we understand."""
+def _ignore_warnings() -> None:
+    """Grid Engine warns every process of a job in whatever session; the signals must not kill the commands."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def split(words: Sequence[str]) -> list[list[str]]:
-    """Commands between --then."""
-    found: list[list[str]] = [[]]
+    """The commands that --then separates."""
+    commands: list[list[str]] = [[]]
     for word in words:
         if word == THEN:
-            found.append([])
+            commands.append([])
         else:
-            found[-1].append(word)
-    if not all(found):
+            commands[-1].append(word)
+    if not all(commands):
         raise ConfigError("kava task: no command", "kava task --status FILE -- COMMAND [--then COMMAND ...]")
-    return found
+    return commands
 
 
 def needed(words: Sequence[str]) -> list[Path]:
-    """Status files; `status-x-[0-2].json` names three of them."""
-    found = []
+    """The status files that the words name; `status-x-[0-2].json` names three."""
+    files = []
     for word in words:
         span = _RANGE.search(word)
         numbers = range(int(span[1]), int(span[2]) + 1) if span else [None]
-        found += [Path(word if number is None else _RANGE.sub(str(number), word)) for number in numbers]
-    return found
+        files += [Path(word if number is None else _RANGE.sub(str(number), word)) for number in numbers]
+    return files
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """What a task wrote; {} where there is nothing yet."""
+    """The contents of a status file; {} where it is not written yet."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        status = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not a status file ({error})", "remove it and submit the task again") from error
-    return found if isinstance(found, dict) else {}
+    return status if isinstance(status, dict) else {}
 
 
 def _not_ok(path: Path) -> str | None:
-    found = read_status(path)
-    state = found.get("state")
+    """Why a needed task is not ok; None if it is."""
+    status = read_status(path)
+    state = status.get("state")
     if state == OK:
         return None
-    where = f" (job {found['job']})" if found.get("job") else ""
+    where = f" (job {status['job']})" if status.get("job") else ""
     return f"{path} says {state}{where}" if state else f"{path} is not there: that task has not run"
 
 

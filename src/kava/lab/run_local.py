@@ -1,4 +1,4 @@
-"""Runs jobs as processes of their own, some at a time; one that fails stops nothing else and is told at the end."""
+"""Run jobs as processes, some at a time; one that fails stops no other and is reported at the end."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 POLL = 0.3
-TELL_EVERY = 15.0
+SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """Words behind `kava`: a training, then evaluations. `updates` is what the training makes, 0 if unknown; `after` is the
-    label of the job that has to be through first."""
+    """Words after `kava`: a training, then evaluations. `updates` is the number of the training, 0 if unknown; `after` is
+    the label of the job that must have succeeded before."""
 
     label: str
     folder: Path
@@ -34,11 +34,11 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """What its processes print."""
+        """The file with what its processes print."""
         return self.folder.with_name(self.folder.name + ".out")
 
     def without(self, train: bool = False, evaluate: bool = False) -> Job:
-        """The job with a part left out."""
+        """The job without its training or its evaluations."""
         return replace(
             self,
             train=() if train else self.train,
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass
 class _Slot:
-    """A job that is under way, on a device of its own where several are named."""
+    """A running job, on its own device where several are named."""
 
     job: Job
     waiting: list[tuple[str, ...]]
@@ -77,7 +77,7 @@ class _Pool:
                 while len(self.slots) < self.parallel and (job := self._next(queue)) is not None:
                     free = [device for device in devices if device not in [slot.device for slot in self.slots]]
                     self.slots.append(_Slot(job, job.commands(), free[0] if free else None))
-                self.slots = [slot for slot in self.slots if self._goes_on(slot)]
+                self.slots = [slot for slot in self.slots if self._continues(slot)]
                 bar.show([slot.job for slot in self.slots], len(queue))
                 time.sleep(POLL if self.slots else 0)
         finally:
@@ -86,7 +86,7 @@ class _Pool:
         return self.broken
 
     def _next(self, queue: list[Job]) -> Job | None:
-        """Takes out the first job that waits for none under way; one that waited for a broken one is broken too."""
+        """Remove and return the first job that waits for none; a job that waits for a broken one is broken too."""
         for job in [job for job in queue if job.after in self.broken]:
             queue.remove(job)
             self.broken[job.label] = f"it begins where {job.after} ends, which broke"
@@ -97,8 +97,8 @@ class _Pool:
             queue.remove(ready)
         return ready
 
-    def _goes_on(self, slot: _Slot) -> bool:
-        """Starts the job's next process when the last one is through; False when the job is."""
+    def _continues(self, slot: _Slot) -> bool:
+        """Start the job's next process when the last one has ended; False when the job has ended."""
         if slot.process is not None:
             code = slot.process.poll()
             if code is None:
@@ -115,7 +115,7 @@ class _Pool:
         return True
 
     def _stop(self) -> None:
-        """An interrupted training saves a checkpoint before it ends."""
+        """Terminate what runs; a training saves a checkpoint before it ends."""
         running = [slot.process for slot in self.slots if slot.process is not None and slot.process.poll() is None]
         for process in running:
             process.terminate()
@@ -124,16 +124,16 @@ class _Pool:
 
 
 def run_jobs(jobs: Sequence[Job], parallel: int = 1, quiet: bool = False) -> dict[str, str]:
-    """Runs everything and returns what broke: label -> last line of the output."""
+    """Run all jobs; returns those that broke: label -> last line of the output."""
     with _sigterm_as_interrupt():
         return _Pool(jobs, max(1, parallel), quiet).run()
 
 
 def last_line(path: Path) -> str:
-    """What a process said last that is not a hint: its error."""
+    """The last line of an output file that is not a hint: the error."""
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.is_file() else []
-    said = [line.strip() for line in lines if line.strip() and not line.strip().startswith("hint:")]
-    return said[-1] if said else "(no output)"
+    texts = [line.strip() for line in lines if line.strip() and not line.strip().startswith("hint:")]
+    return texts[-1] if texts else "(no output)"
 
 
 def _start(job: Job, words: Sequence[str], parallel: int, device: str | None) -> subprocess.Popen[bytes]:
@@ -151,14 +151,14 @@ def _start(job: Job, words: Sequence[str], parallel: int, device: str | None) ->
 
 
 def _devices() -> list[str]:
-    """Several jobs at once get a GPU each, where the environment names several."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, where there are several: each job gets one."""
     named = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
     return named if len(named) > 1 else []
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the children too, as Ctrl-C does."""
+    """SIGTERM (a scheduler's) becomes KeyboardInterrupt, which ends the children too."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -171,22 +171,22 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 class _Bar:
-    """Updates of all jobs together: a bar on a terminal, a line now and then elsewhere."""
+    """Updates of all jobs together: a bar on a terminal, elsewhere a line every 15 seconds."""
 
     def __init__(self, jobs: Sequence[Job], quiet: bool):
         self.quiet = quiet
         self.live = sys.stderr.isatty() and not quiet
         self.jobs = jobs
         self.steps = {job.label: 0 for job in jobs}
-        self.began = self.told = time.monotonic()
+        self.began = self.printed = time.monotonic()
         total = sum(job.updates for job in jobs) or None
         self.bar = tqdm(total=total, ascii=True, unit="upd", desc="train", disable=not self.live)
 
     def show(self, running: Sequence[Job], waiting: int) -> None:
         now = time.monotonic()
-        if not self.live and (self.quiet or now - self.told < TELL_EVERY):
+        if not self.live and (self.quiet or now - self.printed < SECONDS_BETWEEN_LINES):
             return
-        self.told = now
+        self.printed = now
         self.steps |= {job.label: last_step(job.folder) for job in running}
         done = sum(self.steps.values())
         if self.live:
@@ -202,7 +202,7 @@ class _Bar:
 
 
 def last_step(folder: Path) -> int:
-    """The last update that a run has logged."""
+    """The last update in a run's log."""
     log = folder / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     whole = [line for line in lines[-2:] if line.endswith("}")]

@@ -1,4 +1,4 @@
-"""The machine in one object: what was found, what fits, and what stands in the way.
+"""The machine in one object: its hardware and folders, settings that fit, and what is wrong with it.
 
 adapter = create_environment_adapter()          # prints the report
 config = adapter.get_training_config()          # device, dtype, batch_size, gradient_accumulation_steps, ...
@@ -20,26 +20,26 @@ from kava.machine import autotune
 from kava.machine.checks import Check, check_device, check_packages, check_paths
 from kava.machine.dependencies import Package, find_packages
 from kava.machine.detect import Hardware, System, choose_precision, cpu, find_hardware, find_system, load_torch
-from kava.machine.paths import Place, find_paths, project_root
+from kava.machine.paths import ProjectPath, find_paths, project_root
 from kava.machine.report import check_line, report_text
 from kava.machine.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)
 class EnvironmentAdapter:
-    """What `find_environment` found."""
+    """System, hardware, paths, packages and settings of this machine."""
 
     settings: Settings
     system: System
     hardware: Hardware
-    places: tuple[Place, ...]
+    places: tuple[ProjectPath, ...]
     packages: tuple[Package, ...]
     environ: Mapping[str, str]
     torch_error: str | None
 
     @property
     def precision(self) -> str | None:
-        """bf16, fp16 or fp32; None where torch cannot say."""
+        """bf16, fp16 or fp32; None where torch cannot tell."""
         return None if self.hardware.device == "UNKNOWN" else choose_precision(self.hardware, self.settings)[0]
 
     @property
@@ -51,7 +51,7 @@ class EnvironmentAdapter:
         return report_text(self.system, self.hardware, self.precision, self.places, self.packages)
 
     def checks(self) -> list[Check]:
-        """Device, paths, dependencies. The KV extractor's is `kava env`'s own: it loads a model."""
+        """The checks of device, paths and dependencies. That of the KV extractor loads a model; `kava env` makes it."""
         return [
             check_device(self.hardware, self.settings),
             check_paths(self.places, self.settings),
@@ -59,14 +59,14 @@ class EnvironmentAdapter:
         ]
 
     def recommend(self, device: str | None = None) -> dict[str, Any]:
-        """Settings that fit the device that was found, or `device` in its place; nothing is judged."""
+        """Settings that fit the detected device, or `device`; nothing is refused."""
         hardware = cpu() if device == "cpu" else self.hardware
         installed = {name for name in ("tensorboard", "wandb") if importlib.util.find_spec(name) is not None}
         config = autotune.training_config(self.settings, hardware, self.system.cpu_cores, installed, self.environ)
         return {**config, "paths": self.paths}
 
     def get_training_config(self, device: str | None = None) -> dict[str, Any]:
-        """`recommend` for a run that starts now: raises where the settings say that it must not."""
+        """`recommend` for a run that starts now: raises where the settings forbid it."""
         self._need_torch()
         failed = [f"{check.name}: {check.detail}" for check in self.checks() if check.status == "failed"]
         if failed and self.settings["error_handling.on_incompatible_env"] == "error":
@@ -92,7 +92,7 @@ class EnvironmentAdapter:
         return autotune.recipe_settings(self.get_training_config(device))
 
     def device_for_training(self, explicit: str | None = None) -> str:
-        """cpu, cuda, cuda:1 or mps. "cpu" always works; in place of a GPU it is taken only if the settings allow it."""
+        """cpu, cuda, cuda:1 or mps. "cpu" always works; instead of a GPU the CPU is taken only if the settings allow it."""
         if explicit == "cpu":
             return "cpu"
         self._need_torch()
@@ -116,7 +116,7 @@ class EnvironmentAdapter:
             raise RunError(f"no device to train on: {reason}", "kava env says what is wrong and what to do")
 
     def limit_memory(self) -> None:
-        """Keeps this process within hardware.memory_fraction of its CUDA GPU; more is an out-of-memory error."""
+        """Limit this process to hardware.memory_fraction of its CUDA GPU; more is an out-of-memory error."""
         if self.hardware.torch_device == "cuda":
             rank = self.environ.get("LOCAL_RANK", "")  # torchrun's; where each process sees one GPU, that is its first
             index = int(rank) if rank.isdigit() and int(rank) < self.hardware.gpus else 0
@@ -124,13 +124,13 @@ class EnvironmentAdapter:
             load_torch()[0].cuda.set_per_process_memory_fraction(share, index)
 
     def launch(self) -> str:
-        """What stands before `kava` so that every GPU is used: torchrun's words, or nothing."""
+        """The torchrun words before `kava` that use every GPU, or nothing."""
         several = self.hardware.torch_device == "cuda" and self.hardware.gpus > 1
         strategy = self.settings["hardware.multi_gpu_strategy"]
         return f"torchrun --nproc_per_node {self.hardware.gpus} -m " if several and strategy != "single" else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything found, for programs; what is not known is null."""
+        """All of it for programs; what is not known is null."""
         hardware = self.hardware
         known = hardware.device != "UNKNOWN"
         return {
@@ -155,7 +155,7 @@ class EnvironmentAdapter:
 def find_environment(
     config_path: str | Path | None = None, environ: Mapping[str, str] | None = None, here: Path | None = None
 ) -> EnvironmentAdapter:
-    """Looks at variables, folders, packages and torch; makes and prints nothing."""
+    """The machine as variables, folders, packages and torch show it; creates and prints nothing."""
     environ = dict(os.environ if environ is None else environ)
     here = here or Path.cwd()
     settings = load_settings(config_path, project_root(environ, here))
@@ -180,6 +180,6 @@ def create_environment_adapter(config_path: str | Path | None = None, quiet: boo
 
 
 def say(text: str) -> None:
-    """Prints; what the console's code page cannot show is escaped."""
+    """Print, with characters escaped that the console's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)

@@ -1,7 +1,7 @@
-"""Settings that fit the machine. Rules, not measurements; environment_config.yaml says them too, beside its keys.
+"""Settings that fit the machine. Rules, not measurements; environment_config.yaml repeats them in its comments.
 
 batch         base x 1, 2, 4 from 8, 16, 40 GB on (2, 4, 8); below 8 GB and without a GPU: 1
-accumulation  so many micro-batches that batch x processes x accumulation reaches the target (32), rounded up
+accumulation  micro-batches per update, so that batch x processes x accumulation reaches the target (32), rounded up
 workers       one per CPU core, 8 at most
 checkpointing on for GPUs below 16 GB
 """
@@ -31,7 +31,7 @@ AGGREGATION = {  # method -> explicit.aggregation, explicit.use_all_layers
 def training_config(
     settings: Settings, hardware: Hardware, cpu_cores: int, installed: Collection[str], environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What fits, by the names of the guide. `dtype` is that of frozen weights; trained ones stay float32."""
+    """Settings that fit, under the guide's names. `dtype` is that of frozen weights; trained ones stay float32."""
     precision, _ = choose_precision(hardware, settings)
     batch = batch_size(settings, hardware)
     processes = world_size(environ)
@@ -63,7 +63,7 @@ def training_config(
 
 
 def world_size(environ: Mapping[str, str]) -> int:
-    """How many processes torchrun has started; 1 without it."""
+    """The number of processes that torchrun has started; 1 without torchrun."""
     text = environ.get("WORLD_SIZE") or "1"
     if not text.isdigit() or int(text) == 0:
         raise ConfigError(f"WORLD_SIZE = {text} is not a number of processes", "unset it, or start with torchrun")
@@ -71,7 +71,7 @@ def world_size(environ: Mapping[str, str]) -> int:
 
 
 def at_least(memory: float | None, gigabytes: float) -> bool:
-    """Whether so much memory counts as so many GB."""
+    """Whether `memory` counts as `gigabytes`, with a tolerance."""
     return memory is not None and memory >= gigabytes * (1 - TOLERANCE)
 
 
@@ -81,15 +81,15 @@ def batch_size(settings: Settings, hardware: Hardware) -> int:
     strategy = settings["training.batch_size.strategy"]
     tuned = settings["training.auto_tune"] and settings["training.batch_size.auto_detect"]
     if not tuned or strategy == "fixed":
-        found = base
+        size = base
     elif not hardware.has_gpu:
-        found = 1
+        size = 1
     else:
         times = [factor for gigabytes, factor in STEPS if at_least(hardware.memory, gigabytes)]
-        found = base * times[-1] if times else 1
+        size = base * times[-1] if times else 1
         if strategy == "conservative":
-            found = max(1, found // 2)
-    return min(found, int(settings["training.batch_size.max"]))
+            size = max(1, size // 2)
+    return min(size, int(settings["training.batch_size.max"]))
 
 
 def accumulate(settings: Settings, at_once: int) -> int:
@@ -100,7 +100,7 @@ def accumulate(settings: Settings, at_once: int) -> int:
 
 
 def checkpointing(settings: Settings, hardware: Hardware) -> bool:
-    """On the CPU memory is seldom what is short, and time is."""
+    """On for small GPUs; off on the CPU, where time is scarcer than memory."""
     chosen = settings["training.gradient_checkpointing"]
     if chosen == "auto":
         return hardware.has_gpu and not at_least(hardware.memory, LITTLE_MEMORY)
@@ -108,15 +108,15 @@ def checkpointing(settings: Settings, hardware: Hardware) -> bool:
 
 
 def trackers(settings: Settings, installed: Collection[str], environ: Mapping[str, str]) -> list[str]:
-    """The log writers. wandb alone would ask for a login, so auto takes it only with a key."""
+    """The log writers. wandb asks for a login, so `auto` takes it only where WANDB_API_KEY is set."""
     ready = {"tensorboard": "tensorboard" in installed, "wandb": "wandb" in installed and "WANDB_API_KEY" in environ}
     wanted = {name: settings[f"logging.backends.{name}"] for name in ready}
     return [name for name, choice in wanted.items() if choice is True or (choice == "auto" and ready[name])]
 
 
 def recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A training config in the keys of a recipe, section.key; what a recipe does by itself is left out."""
-    found = {
+    """A training config in a recipe's keys, section.key; what a recipe does by default is left out."""
+    settings = {
         "system.device": config["device"],
         "system.mixed_precision": config["mixed_precision"],
         "system.num_workers": config["num_workers"],
@@ -130,7 +130,7 @@ def recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "training.hf.dataloader_pin_memory": config["pin_memory"],
     }
     if config["num_workers"] > 0:
-        found["training.hf.dataloader_prefetch_factor"] = config["prefetch_factor"]
+        settings["training.hf.dataloader_prefetch_factor"] = config["prefetch_factor"]
     if config["torch_compile"]:
-        found["training.hf.torch_compile"] = True
-    return found
+        settings["training.hf.torch_compile"] = True
+    return settings

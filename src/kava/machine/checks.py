@@ -1,4 +1,4 @@
-"""What was found, judged: a line per check, and what to do about the first that fails."""
+"""Checks of the machine: a line each, and what to do about the first that fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from kava.machine.dependencies import Package
 from kava.machine.detect import Hardware, choose_precision
-from kava.machine.paths import Place
+from kava.machine.paths import ProjectPath
 from kava.machine.settings import Settings
 
 
@@ -23,7 +23,7 @@ class Check:
 
 
 def check_device(hardware: Hardware, settings: Settings) -> Check:
-    """No GPU is never a failure here: whether a run may take the CPU is asked when a run starts."""
+    """No GPU is never a failure here: whether training may take the CPU is decided when it starts."""
     name = "Device"
     if hardware.error is not None:
         fix = 'mend the driver, or hide the GPU: export CUDA_VISIBLE_DEVICES=""'
@@ -40,12 +40,12 @@ def check_device(hardware: Hardware, settings: Settings) -> Check:
     return Check(name, "warning" if note else "ok", note or f"{hardware.device}, {hardware.name}")
 
 
-def check_paths(places: Sequence[Place], settings: Settings) -> Check:
-    wrong = [place for place in places if place.problem]
+def check_paths(paths: Sequence[ProjectPath], settings: Settings) -> Check:
+    wrong = [path for path in paths if path.problem]
     if not wrong:
         return Check("Paths", "ok", "all five can be used")
-    variables = ", ".join(settings[f"paths.env_vars.{place.name}"] for place in wrong)
-    detail = "; ".join(f"{place.name}: {place.path}: {place.problem}" for place in wrong)
+    variables = ", ".join(settings[f"paths.env_vars.{path.name}"] for path in wrong)
+    detail = "; ".join(f"{path.name}: {path.path}: {path.problem}" for path in wrong)
     return Check("Paths", "failed", detail, f"give folders that you may write to: export {variables}")
 
 
@@ -56,7 +56,7 @@ def check_packages(packages: Sequence[Package], torch_error: str | None) -> Chec
     if torch_error is not None and "torch" not in [package.name for package in wrong]:
         return Check(name, "failed", f"torch cannot be imported: {torch_error}", "bash setup.sh")
     if wrong:
-        wanted = " ".join(f"'{one.name}>={one.minimum}'" if one.minimum else one.name for one in wrong)
+        wanted = " ".join(f"'{p.name}>={p.minimum}'" if p.minimum else p.name for p in wrong)
         return Check(name, "failed", _listed(wrong), f"bash setup.sh, or: pip install --upgrade {wanted}")
     odd = [package for package in packages if package.problem]
     if odd:
@@ -66,11 +66,12 @@ def check_packages(packages: Sequence[Package], torch_error: str | None) -> Chec
 
 def _listed(packages: Sequence[Package]) -> str:
     return "; ".join(
-        f"{one.name} {f'{one.version} {one.problem}' if one.version else 'is not installed'}" for one in packages
+        f"{package.name} {f'{package.version} {package.problem}' if package.version else 'is not installed'}"
+        for package in packages
     )
 
 
 def next_step(checks: Sequence[Check], launch: str) -> str:
-    """What to type now; `launch` is what stands before the command where there are several GPUs."""
+    """The command to type next; `launch` goes before it where there are several GPUs."""
     failed = [check for check in checks if check.status == "failed"]
     return next((check.fix for check in failed or checks if check.fix), f"{launch}kava distill")

@@ -1,4 +1,4 @@
-"""Which packages are there and in which version, without importing them: a broken one must not stop the check."""
+"""Installed packages and their versions, without importing them: a broken package must not stop the check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kava.machine.settings import Settings, version_numbers
 
 @dataclass(frozen=True)
 class Package:
-    """`version` is None where it is not installed; `problem` says why an installed one will not do."""
+    """`version` is None where the package is not installed; `problem` says why an installed one is refused."""
 
     name: str
     version: str | None
@@ -25,7 +25,7 @@ class Package:
 
 
 def find_packages(settings: Settings, broken: Mapping[str, str]) -> tuple[Package, ...]:
-    """The required and optional packages of the settings; `broken` says which cannot be imported, and why."""
+    """The required and optional packages of the settings; `broken` maps those that cannot be imported to the reason."""
     required = settings["dependencies.required"]
     names = list(dict.fromkeys([*required, *settings["dependencies.optional"]]))
     return tuple(_package(name, name in required, settings.minimum(name), broken.get(name)) for name in names)
@@ -36,7 +36,7 @@ def _package(name: str, required: bool, minimum: str | None, import_error: str |
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         version = ""
-    if not version:  # also a torn installation, whose metadata says nothing
+    if not version:  # also a damaged installation without metadata
         return Package(name, None, required, minimum)
     problem = None
     if import_error is not None:

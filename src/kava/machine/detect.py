@@ -1,4 +1,4 @@
-"""Where a process runs (from its variables) and on what (from torch, which may be missing or broken)."""
+"""The system a process runs on (from its variables) and its hardware (from torch, which may be missing or broken)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _sge(variables: Mapping[str, str]) -> bool:
     return array or bool(variables.get("JOB_ID") and variables.get("SGE_ROOT"))
 
 
-# In this order, since one scheduler may set another's variables for the sake of old scripts.
+# In this order, since a scheduler may set another one's variables for the sake of old scripts.
 SCHEDULERS = {
     "slurm": _slurm,
     "cobalt": lambda variables: bool(variables.get("COBALT_JOBID")),
@@ -47,7 +47,7 @@ def find_scheduler(environ: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class System:
-    """`type` is hpc, cloud or local; `scheduler` is None but inside a job."""
+    """`type` is hpc, cloud or local; `scheduler` is None outside of a job."""
 
     type: str
     scheduler: str | None
@@ -57,7 +57,7 @@ class System:
 
 
 def find_system(environ: Mapping[str, str], environment_type: str = "auto") -> System:
-    """hpc inside a scheduler's job, else cloud inside Kubernetes, else local; `environment_type` overrules."""
+    """hpc inside a scheduler's job, else cloud inside Kubernetes, else local; `environment_type` overrides it."""
     scheduler = find_scheduler(environ)
     kind = environment_type
     if kind == "auto":
@@ -66,14 +66,14 @@ def find_system(environ: Mapping[str, str], environment_type: str = "auto") -> S
 
 
 def cpu_cores() -> int:
-    """The cores that this process may use: a job's share of its node, where the system tells."""
+    """The CPU cores that this process may use: a job's share of its node, where the system reports it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def load_torch() -> tuple[Any, str | None]:
-    """torch, or None and why not; one that is not installed and one that is broken alike."""
+    """torch, or None and the error of its import (not installed, or broken)."""
     try:
         return importlib.import_module("torch"), None
     except IMPORT_ERRORS as error:
@@ -87,14 +87,14 @@ def first_line(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device a run would take. `device` is CUDA, ROCm, MPS, CPU, or UNKNOWN when torch cannot say."""
+    """The device that a run would use. `device` is CUDA, ROCm, MPS, CPU, or UNKNOWN where torch cannot tell."""
 
     device: str
     name: str
     gpus: int = 0
     memory: float | None = None  # in GB; the GPU's, or of the CPU the machine's
     precisions: tuple[str, ...] = ("fp32",)  # native ones, best first; emulated ones are left out
-    says_precision: bool = True  # False: a GPU that tells nothing about it
+    says_precision: bool = True  # False: the GPU does not report its precisions
     error: str | None = None
     hint: str | None = None
 
@@ -104,12 +104,12 @@ class Hardware:
 
     @property
     def torch_device(self) -> str:
-        """The device in torch's words; AMD's GPUs are "cuda" there."""
+        """The device's name in torch, where AMD's GPUs are "cuda" too."""
         return {"CUDA": "cuda", "ROCm": "cuda", "MPS": "mps"}.get(self.device, "cpu")
 
 
 def find_hardware(torch: Any, look_for_gpu: bool = True, environ: Mapping[str, str] | None = None) -> Hardware:
-    """What torch sees: CUDA or ROCm, else MPS, else the CPU. Driver errors are reported, not hidden."""
+    """The hardware that torch sees: CUDA or ROCm, else MPS, else the CPU. Driver errors are reported, not hidden."""
     if torch is None:
         return Hardware("UNKNOWN", "unknown without torch", precisions=())
     if look_for_gpu and torch.cuda.is_available():
@@ -143,9 +143,9 @@ def _gpu(torch: Any) -> Hardware:
 
 
 def _mps_memory(torch: Any) -> float | None:
-    """What Metal recommends to take at most of the memory it shares with the CPU."""
-    ask = getattr(torch.mps, "recommended_max_memory", None)
-    return ask() / GB if ask is not None else None
+    """The most that Metal recommends to use of the memory shared with the CPU."""
+    recommended = getattr(torch.mps, "recommended_max_memory", None)
+    return recommended() / GB if recommended is not None else None
 
 
 def _machine_memory() -> float | None:
@@ -157,7 +157,7 @@ def _machine_memory() -> float | None:
 
 
 def _why_no_gpu(torch: Any, environ: Mapping[str, str]) -> str | None:
-    """One line for the surprised: a GPU may be there and not be seen."""
+    """Why a GPU that exists is not seen; None without a known reason."""
     if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES hides every GPU"
     if shutil.which("nvidia-smi") and torch.version.cuda is None and not torch.version.hip:
@@ -166,7 +166,7 @@ def _why_no_gpu(torch: Any, environ: Mapping[str, str]) -> str | None:
 
 
 def choose_precision(hardware: Hardware, settings: Settings) -> tuple[str, str | None]:
-    """bf16, fp16 or fp32, and a warning where a wish of the settings could not be met or is slow here."""
+    """bf16, fp16 or fp32, and a warning where the settings ask for one that is missing or slow here."""
     native = hardware.precisions
     if not hardware.has_gpu:
         native = ("fp32",)
@@ -176,14 +176,16 @@ def choose_precision(hardware: Hardware, settings: Settings) -> tuple[str, str |
     options = _table_row(hardware.name, settings) if hardware.has_gpu else None
     if options is None:
         options = native if hardware.says_precision else (settings["hardware.precision.fallback"],)
-    wish = settings["training.mixed_precision.prefer"]
-    if wish == "auto" or wish in options:
-        return (options[0] if wish == "auto" else wish), None
-    return options[0], f"training.mixed_precision.prefer = {wish} is not to be had on {hardware.name}: {options[0]}"
+    preferred = settings["training.mixed_precision.prefer"]
+    if preferred == "auto" or preferred in options:
+        return (options[0] if preferred == "auto" else preferred), None
+    return options[
+        0
+    ], f"training.mixed_precision.prefer = {preferred} is not to be had on {hardware.name}: {options[0]}"
 
 
 def _table_row(name: str, settings: Settings) -> tuple[str, ...] | None:
-    """The precisions that the settings give a GPU of this name; of several rows that fit, the longest name's."""
+    """The precisions that the settings list for a GPU of this name; of several that fit, those of the longest name."""
     table = settings["hardware.precision.supported_dtypes"]
     fitting = [part for part in table if part.lower() in name.lower()]
     if not fitting:

@@ -1,4 +1,4 @@
-"""Where models, data, cache, output and checkpoints lie: a variable, else a cluster's folder, else the project's."""
+"""The folders of models, data, cache, output and checkpoints: a variable, else a cluster's folder, else the project's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kava.errors import ConfigError
 from kava.machine.settings import PATH_NAMES, Settings
 
 ROOT_VARIABLE = "KAVA_PROJECT_ROOT"
-READ_ONLY = ("models", "data")  # may lie in a store that others fill
-BELOW = {"output": "outputs"}  # a path's folder below a cluster's, where it is not called like the path
+READ_ONLY = ("models", "data")  # may be folders that others fill
+BELOW = {"output": "outputs"}  # the folder's name on a cluster, where it differs
 
 
 @dataclass(frozen=True)
-class Place:
-    """One path, what it comes from (a variable, a cluster's folder, "default"), and what is wrong with it."""
+class ProjectPath:
+    """One folder, where its path comes from (a variable, a cluster's folder, "default"), and what is wrong with it."""
 
     name: str
     path: Path
@@ -36,16 +36,16 @@ def project_root(environ: Mapping[str, str], here: Path) -> Path:
     return root
 
 
-def find_paths(settings: Settings, environ: Mapping[str, str], hpc: bool, here: Path) -> tuple[Place, ...]:
-    """The five paths, absolute. Looks, and makes nothing."""
+def find_paths(settings: Settings, environ: Mapping[str, str], hpc: bool, here: Path) -> tuple[ProjectPath, ...]:
+    """The five paths, absolute. Creates nothing."""
     root = project_root(environ, here)
     pattern = _cluster_folder(settings["paths.hpc_patterns"], environ) if hpc else None
-    return tuple(_place(name, settings, environ, pattern, root, here) for name in PATH_NAMES)
+    return tuple(_path(name, settings, environ, pattern, root, here) for name in PATH_NAMES)
 
 
-def _place(
+def _path(
     name: str, settings: Settings, environ: Mapping[str, str], pattern: Path | None, root: Path, here: Path
-) -> Place:
+) -> ProjectPath:
     variable = settings[f"paths.env_vars.{name}"]
     if environ.get(variable):
         path, source = here / Path(environ[variable]).expanduser(), variable
@@ -54,11 +54,11 @@ def _place(
     else:
         path, source = root / Path(settings[f"paths.defaults.{name}"]).expanduser(), "default"
     path = Path(os.path.abspath(path))
-    return Place(name, path, source, problem_of(path, may_be_read_only=name in READ_ONLY))
+    return ProjectPath(name, path, source, problem_of(path, may_be_read_only=name in READ_ONLY))
 
 
 def _cluster_folder(patterns: Sequence[str], environ: Mapping[str, str]) -> Path | None:
-    """The first folder of the patterns that is there and can be written."""
+    """The first folder of the patterns that exists and can be written."""
     user = next((environ[name] for name in ("USER", "LOGNAME", "USERNAME") if environ.get(name)), None)
     for pattern in patterns:
         if user is None and "{username}" in pattern:
@@ -70,7 +70,7 @@ def _cluster_folder(patterns: Sequence[str], environ: Mapping[str, str]) -> Path
 
 
 def problem_of(path: Path, may_be_read_only: bool) -> str | None:
-    """Why a folder cannot be used, or cannot be made; None if it can."""
+    """Why a folder cannot be used or created; None if it can."""
     if os.path.isdir(path):
         if may_be_read_only and os.access(path, os.R_OK | os.X_OK):
             return None

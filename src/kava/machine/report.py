@@ -1,4 +1,4 @@
-"""What was found as text: ASCII but for the names of folders and machines, the same lines on every machine."""
+"""The environment report as text: the same lines on every machine, ASCII but for names of folders and machines."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from kava.machine.checks import Check
 from kava.machine.dependencies import Package
 from kava.machine.detect import Hardware, System
-from kava.machine.paths import Place
+from kava.machine.paths import ProjectPath
 
 RULE = "=" * 70
 MARKS = {"ok": "[OK]", "warning": "[WARNING]", "failed": "[X]", "not run": "[NOT RUN]"}
 
 
 def report_text(
-    system: System, hardware: Hardware, precision: str | None, places: Sequence[Place], packages: Sequence[Package]
+    system: System, hardware: Hardware, precision: str | None, paths: Sequence[ProjectPath], packages: Sequence[Package]
 ) -> str:
     """Four sections: environment, hardware, paths, dependencies."""
     scheduler = [f"   Scheduler: {system.scheduler.upper()}"] if system.scheduler else []
@@ -32,7 +32,7 @@ def report_text(
             *_hardware(hardware, precision),
             "",
             "[Path Configuration]:",
-            *(f"   {place.name}: {place.path}" for place in places),
+            *(f"   {path.name}: {path.path}" for path in paths),
             "",
             "[Dependencies]:",
             *(f"   {_package(package)}" for package in packages),
@@ -55,11 +55,11 @@ def _hardware(hardware: Hardware, precision: str | None) -> list[str]:
 
 
 def _package(package: Package) -> str:
-    said = package.version or "not installed"
+    version = package.version or "not installed"
     if package.problem:
-        said += f": {package.problem}"
+        version += f": {package.problem}"
     optional = "" if package.required or package.ok else " - optional"
-    return f"[{'OK' if package.ok else 'X'}] {package.name} ({said}){optional}"
+    return f"[{'OK' if package.ok else 'X'}] {package.name} ({version}){optional}"
 
 
 def checks_text(checks: Sequence[Check]) -> str:
