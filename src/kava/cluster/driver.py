@@ -14,10 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kava.cluster.schedulers.local import AGAIN, Local
+from kava.cluster.schedulers.local import Local
 
 POLL = 0.2
-STOPPED = 128 + signal.SIGTERM
 
 
 def alive(job: str) -> bool:
@@ -48,8 +47,8 @@ def work(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
         if number is not None:
             environment["KAVA_TASK_INDEX"] = str(number)
         unique = f"{log}_{job}" + ("" if number is None else f"_{number}")
-        code = AGAIN
-        while code == AGAIN:
+        code = Local.requeue_code
+        while code == Local.requeue_code:
             with Path(unique + ".out").open("ab") as out, Path(unique + ".err").open("ab") as err:
                 running = subprocess.Popen(
                     ["bash", script], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment

@@ -29,7 +29,7 @@ def script(spec: JobSpec, scheduler: Scheduler) -> str:
         lines += [f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={spec.signal}"]
     if spread and spec.resources.nodes > 1:
         number = f"{scheduler.number} + {INDEX}" if spec.array is not None else scheduler.number
-        lines += [*scheduler.head(), f"port=$(({FIRST_PORT} + ({number}) % {PORTS}))"]
+        lines += [*scheduler.head, f"port=$(({FIRST_PORT} + ({number}) % {PORTS}))"]
     if spec.portable:
         lines += [f"mkdir -p {quoted(spec.folder, spec.names)}"]
     return "\n".join([*lines, *_body(spec, scheduler)]) + "\n"

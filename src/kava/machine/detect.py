@@ -20,29 +20,24 @@ IMPORT_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, TypeError, 
 ROCM_BF16 = re.compile(r"gfx(908|90a|94\w|95\w|11\w\w|12\w\w)\b")
 
 
-def _slurm(variables: Mapping[str, str]) -> bool:
-    return bool(variables.get("SLURM_JOB_ID") or variables.get("SLURM_JOBID"))
-
-
-def _sge(variables: Mapping[str, str]) -> bool:
-    """SGE_TASK_ID is "undefined" outside of arrays; other programs set JOB_ID as well."""
-    array = variables.get("SGE_TASK_ID", "") not in ("", "undefined")
-    return array or bool(variables.get("JOB_ID") and variables.get("SGE_ROOT"))
-
-
 # In this order, since a scheduler may set another one's variables for the sake of old scripts.
-SCHEDULERS = {
-    "slurm": _slurm,
-    "cobalt": lambda variables: bool(variables.get("COBALT_JOBID")),
-    "pbs": lambda variables: bool(variables.get("PBS_JOBID")),
-    "lsf": lambda variables: bool(variables.get("LSB_JOBID")),
-    "sge": _sge,
+JOB_VARIABLES = {
+    "slurm": ("SLURM_JOB_ID", "SLURM_JOBID"),
+    "cobalt": ("COBALT_JOBID",),
+    "pbs": ("PBS_JOBID",),
+    "lsf": ("LSB_JOBID",),
+    "sge": ("SGE_TASK_ID", "JOB_ID"),
 }
 
 
 def find_scheduler(environ: Mapping[str, str]) -> str | None:
     """The scheduler whose job this process is part of."""
-    return next((name for name, has in SCHEDULERS.items() if has(environ)), None)
+    ids = {name: value for name, value in environ.items() if value}
+    if ids.get("SGE_TASK_ID") == "undefined":  # outside of arrays
+        del ids["SGE_TASK_ID"]
+    if "SGE_ROOT" not in ids:  # other programs set JOB_ID as well
+        ids.pop("JOB_ID", None)
+    return next((name for name, variables in JOB_VARIABLES.items() if any(v in ids for v in variables)), None)
 
 
 @dataclass(frozen=True)

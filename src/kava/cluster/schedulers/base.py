@@ -37,6 +37,8 @@ class Scheduler(ABC):
     reads_script: ClassVar[bool] = False  # the submit command takes the script on its standard input
     refused: ClassVar[int] = 3  # exit code of a job that refuses to run
     keeps_refused: ClassVar[bool] = False  # such a job stays in the queue, in error, until it is cancelled
+    requeue_code: ClassVar[int | None] = None  # exit code that puts a job back into the queue
+    head: ClassVar[tuple[str, ...]]  # shell lines that set `head`, the first node's name
     hold: ClassVar[tuple[str, ...]] = ()  # words that submit a job held, until its dependents are there
 
     def __init__(self, site: Site | None = None):
@@ -82,7 +84,7 @@ class Scheduler(ABC):
 
     def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
         """How a job puts itself back into the queue: a command, an exit code, or None."""
-        return None
+        return self.requeue_code
 
     def task_of(self, environ: Mapping[str, str]) -> int | None:
         """The number of this process's array task, counted from 0."""
@@ -91,10 +93,6 @@ class Scheduler(ABC):
 
     def id_of(self, environ: Mapping[str, str]) -> str | None:
         return environ.get(self.job)
-
-    @abstractmethod
-    def head(self) -> list[str]:
-        """Shell lines that set `head`, the first node's name."""
 
     @property
     def number(self) -> str:

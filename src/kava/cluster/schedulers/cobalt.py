@@ -21,6 +21,7 @@ class Cobalt(Scheduler):
     prefix = "#COBALT"
     job = "COBALT_JOBID"
     warns = False
+    head = ('read -r head <"$COBALT_NODEFILE"',)
     no_qos = "name the queue with --partition"
 
     def header(self, spec: JobSpec) -> list[str]:
@@ -43,9 +44,6 @@ class Cobalt(Scheduler):
         return {
             (row[0], None): STATES.get(row[1].lower(), UNKNOWN) for row in rows if len(row) == 2 and row[0].isdigit()
         }
-
-    def head(self) -> list[str]:
-        return ['read -r head <"$COBALT_NODEFILE"']
 
     def launch(self, spec: JobSpec) -> str:
         return f'mpirun -f "$COBALT_NODEFILE" -n {spec.resources.nodes} -ppn 1'

@@ -9,7 +9,6 @@ from pathlib import Path
 from kava.cluster.schedulers.base import DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.spec import JobSpec
 
-AGAIN = 99  # exit code that puts a job back into the queue
 STATES = {
     **dict.fromkeys(("PEND", "PSUSP", "WAIT", "PROV"), PENDING),
     **dict.fromkeys(("RUN", "USUSP", "SSUSP"), RUNNING),
@@ -26,6 +25,12 @@ class Lsf(Scheduler):
     first = 1
     home = "LS_SUBCWD"
     reads_script = True
+    requeue_code = 99
+    head = (
+        'read -r -a places <<<"$LSB_MCPU_HOSTS"  # host, slots, host, slots, ...',
+        "head=${places[0]}",
+        "hosts=$(printf '%s\\n' \"${places[@]}\" | awk 'NR % 2' | paste -sd ' ')",
+    )
     no_qos = "name the queue with --partition, or write a directive into the site file"
     id_pattern = r"Job <(\d+)>"
     kill = "bkill"
@@ -48,7 +53,7 @@ class Lsf(Scheduler):
         lines += [f"-P {resources.account}"] if resources.account else []
         unique = "%J_%I" if spec.array is not None else "%J"
         lines += [f"-o {spec.log}_{unique}.out", f"-e {spec.log}_{unique}.err"]
-        return [*lines, *(["-r", f'-Q "{AGAIN}"'] if spec.requeue else ["-rn"])]
+        return [*lines, *(["-r", f'-Q "{self.requeue_code}"'] if spec.requeue else ["-rn"])]
 
     def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
         wait = ["-w", " && ".join(f"done({job})" for job, _ in after), "-ti"] if after else []
@@ -66,20 +71,10 @@ class Lsf(Scheduler):
             states[key, number] = STATES.get(str(row.get("STAT")), UNKNOWN)
         return states
 
-    def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
-        return AGAIN
-
     def task_of(self, environ: Mapping[str, str]) -> int | None:
         """The index is 0 in a job that is no array."""
         task = super().task_of(environ)
         return None if task == -self.first else task
-
-    def head(self) -> list[str]:
-        return [
-            'read -r -a places <<<"$LSB_MCPU_HOSTS"  # host, slots, host, slots, ...',
-            "head=${places[0]}",
-            "hosts=$(printf '%s\\n' \"${places[@]}\" | awk 'NR % 2' | paste -sd ' ')",
-        ]
 
     def launch(self, spec: JobSpec) -> str:
         return 'blaunch -z "$hosts"'

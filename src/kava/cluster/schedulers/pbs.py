@@ -24,6 +24,7 @@ class Pbs(Scheduler):
     warns = False
     no_qos = "name the queue with --partition, or write a directive into the site file"
     hold = ("-h",)
+    head = ('read -r head <"$PBS_NODEFILE"',)
 
     def header(self, spec: JobSpec) -> list[str]:
         resources = spec.resources
@@ -70,9 +71,6 @@ class Pbs(Scheduler):
     def id_of(self, environ: Mapping[str, str]) -> str | None:
         """The array's id: 123[].server in a task whose own id is 123[2].server."""
         return re.sub(r"\[\d+\]", "[]", environ.get(self.job, "")) or None
-
-    def head(self) -> list[str]:
-        return ['read -r head <"$PBS_NODEFILE"']
 
 
 def job_and_task(name: str) -> tuple[str, int | None]:

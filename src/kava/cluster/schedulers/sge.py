@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, Scheduler, States
@@ -21,6 +21,8 @@ class GridEngine(Scheduler):
     has_afterok = False
     refused = 100  # the job is shown in error and keeps those held that wait for it
     keeps_refused = True
+    requeue_code = 99
+    head = ('read -r head _ <"$PE_HOSTFILE"',)
     no_qos = "name the queue with --partition, or write a directive into the site file"
     id_pattern = r"(?m)^\s*([^.\s]+).*\s*\Z"  # `-terse` prints 12 or, for an array, 12.1-3:1
 
@@ -61,12 +63,6 @@ class GridEngine(Scheduler):
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
         return _ended(printed) if command[0] == "qacct" else _queued(printed)
-
-    def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
-        return 99  # Grid Engine's own code for "run me again"
-
-    def head(self) -> list[str]:
-        return ['read -r head _ <"$PE_HOSTFILE"']
 
 
 def _ended(printed: str) -> States:

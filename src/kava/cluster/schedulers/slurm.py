@@ -26,6 +26,7 @@ class Slurm(Scheduler):
     home = "SLURM_SUBMIT_DIR"
     id_pattern = r"(?m)^(\d+)(?:;\S+)?\s*$"  # `--parsable` prints ID or ID;CLUSTER, after what a site's filter may say
     kill = "scancel"
+    head = ('read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',)
 
     def header(self, spec: JobSpec) -> list[str]:
         resources = spec.resources
@@ -81,9 +82,6 @@ class Slurm(Scheduler):
 
     def id_of(self, environ: Mapping[str, str]) -> str | None:
         return environ.get("SLURM_ARRAY_JOB_ID") or environ.get(self.job)
-
-    def head(self) -> list[str]:
-        return ['read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")']
 
     @property
     def number(self) -> str:
