@@ -25,10 +25,10 @@ def seeds(
     seeds: Annotated[list[int] | None, typer.Option(help="default: 42 123 456")] = None,
     output_dir: Annotated[Path | None, typer.Option(help="default outputs/<recipe>_multi_seed")] = None,
     datasets: Annotated[list[str] | None, typer.Option(help="default: the recipe's evaluation.datasets")] = None,
-    model_name: Annotated[str | None, typer.Option(help="how tables call the model")] = None,
+    model_name: Annotated[str | None, typer.Option(help="the model's name in tables")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="seeds at once; with several CUDA_VISIBLE_DEVICES, one each")] = 1,
     skip_train: Annotated[
-        bool, typer.Option("--skip_train", "--skip_training", help="evaluate and aggregate what is there")
+        bool, typer.Option("--skip_train", "--skip_training", help="evaluate and aggregate existing runs")
     ] = False,
     skip_eval: Annotated[
         bool, typer.Option("--skip_eval", "--skip_evaluation", help="train (and aggregate what was evaluated)")
@@ -40,7 +40,7 @@ def seeds(
     """Train every seed, evaluate its best checkpoint on every set, and aggregate.
 
     Writes <output_dir>/seed_N/ with results_<set>.yaml, and aggregated_results.json and .yaml beside them. Started
-    again it repeats nothing that is finished and continues what was cut off. A seed that fails stops no other one; it is
+    again it keeps finished runs and continues interrupted ones. A seed that fails stops no other; it is
     missing from the table and the exit code is 1. Settings may follow: training.batch_size=64.
     """
     runs = seed_runs(ctx)

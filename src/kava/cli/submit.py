@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kava.cluster.site_file import Site
     from kava.cluster.spec import Resources
 
-# Where things lie, for schedulers that do not pass the environment on. No token: scripts are files that others may read.
+# Folders and hub settings, for schedulers that do not pass the environment on. No token: others may read the scripts.
 CARRIED = (
     "KAVA_PROJECT_ROOT", "KAVA_MODEL_PATH", "KAVA_DATA_PATH", "KAVA_CACHE_PATH", "KAVA_OUTPUT_PATH", "HF_HOME",
     "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE",
@@ -31,38 +31,43 @@ def submit(
     ctx: typer.Context,
     verb: Annotated[str, typer.Argument(metavar="VERB", help=", ".join(VERB_NAMES) + "; then its own flags")],
     scheduler: Annotated[
-        str | None, typer.Option(help="slurm, pbs, torque, sge, lsf, cobalt or local; default: the one that is here")
+        str | None, typer.Option(help="slurm, pbs, torque, sge, lsf, cobalt or local; default: the one of this machine")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="single (default), multi_gpu, ultra_large, multinode, cpu: how much is asked for")
+        str | None,
+        typer.Option(help="single (default), multi_gpu, ultra_large, multinode, cpu: resources of each task"),
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="nodes of each task")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of each node")] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs of each node")] = None,
-    mem: Annotated[str | None, typer.Option(help="memory of each node: 64G; 0 asks for none")] = None,
+    mem: Annotated[str | None, typer.Option(help="memory of each node: 64G; 0: no request")] = None,
     time: Annotated[str | None, typer.Option(help="time limit of each task: 48:00:00, 48h, 2-00:00:00")] = None,
     partition: Annotated[str | None, typer.Option(help="partition or queue")] = None,
     account: Annotated[str | None, typer.Option(help="account or project")] = None,
     qos: Annotated[str | None, typer.Option(help="quality of service, where the scheduler has it")] = None,
-    shards: Annotated[int, typer.Option(min=1, help="extract: so many tasks")] = 100,
-    one_job: Annotated[bool, typer.Option("--one_job", help="everything in one job, one thing after another")] = False,
-    after: Annotated[list[str] | None, typer.Option(help="ids of jobs that must end well first")] = None,
+    shards: Annotated[int, typer.Option(min=1, help="extract: number of tasks")] = 100,
+    one_job: Annotated[
+        bool, typer.Option("--one_job", help="everything in one job, one command after another")
+    ] = False,
+    after: Annotated[list[str] | None, typer.Option(help="ids of jobs that must succeed first")] = None,
     signal: Annotated[int, typer.Option(min=10, help="seconds before the time limit to save and requeue")] = 120,
-    no_requeue: Annotated[bool, typer.Option("--no_requeue", help="stopped at the time limit: stay stopped")] = False,
+    no_requeue: Annotated[
+        bool, typer.Option("--no_requeue", help="do not requeue jobs stopped at the time limit")
+    ] = False,
     export: Annotated[
-        list[str] | None, typer.Option(help="NAME=default: %NAME% in the words is a variable of the script")
+        list[str] | None, typer.Option(help="NAME=default: %NAME% in the command line becomes a variable of the script")
     ] = None,
     site: Annotated[
         Path | None, typer.Option(help="this cluster's file; default: KAVA_SITE, else configs/kava_site.yaml")
     ] = None,
     name: Annotated[str | None, typer.Option(help="of the submission; default: the verb")] = None,
-    log: Annotated[str, typer.Option(help="begin of the names of what the jobs print")] = "logs/kava",
+    log: Annotated[str, typer.Option(help="prefix of the jobs' output files")] = "logs/kava",
     dry_run: Annotated[bool, typer.Option("--dry_run", help="print the scripts, submit and write nothing")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the record, as JSON")] = False,
 ) -> int:
     """Render, submit and remember: kava submit seeds --config llama1b_aug --partition gpu.
 
-    seeds: per recipe an array over seeds and one aggregate behind it; without --config all six recipes of the paper.
+    seeds: per recipe an array over seeds and one aggregate after it; without --config all six recipes of the paper.
     suite: arrays over members and seeds, then the analysis. extract: an array over --shards, then a check of all hashes.
     train, distill: one job, over all its GPUs and nodes. Several GPUs: torchrun, once per node.
 
@@ -138,9 +143,9 @@ def _resources(preset: str | None, site: Site, sizes: dict[str, Any], mem: str |
 
 
 def _environment(site: Site) -> tuple[tuple[str, str], ...]:
-    """What is set here and says where things lie, under what the site file sets."""
-    here = {} if site.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
-    return tuple((here | site.environment).items())
+    """CARRIED variables of this process, under those of the site file."""
+    carried = {} if site.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
+    return tuple((carried | site.environment).items())
 
 
 def _exported(text: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def suite(
     ),
     datasets: Annotated[list[str] | None, typer.Option(help="default: the recipe's evaluation.datasets")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="runs at once; with several CUDA_VISIBLE_DEVICES, one each")] = 1,
-    skip_train: Annotated[bool, typer.Option("--skip_train", help="evaluate what is there")] = False,
+    skip_train: Annotated[bool, typer.Option("--skip_train", help="evaluate existing runs")] = False,
     skip_eval: Annotated[bool, typer.Option("--skip_eval", help="only train")] = False,
     quick_test: Annotated[bool, typer.Option("--quick_test", help="a few updates and items: does it run?")] = False,
     list_: Annotated[bool, typer.Option("--list", help="print the members and their settings, run nothing")] = False,
@@ -40,10 +40,10 @@ def suite(
 
     e1-e5: no KV term, full KV, right-crop, R-KV, R-KV shuffled in time; and the controls random, uniform, targets of
     another question, pause tokens, no thoughts, explicit chain of thought. ablations: one thing at a time. phases: several
-    teachers, weighed in every way, against each alone and against none. stages: one way of weighing after the other, each
-    begun where the one before ended.
+    teachers with every fusion, against each teacher alone and none. stages: one fusion after the other, each from the
+    checkpoint of the one before.
 
-    Finished runs are kept; a member that breaks stops no other one, is shown as broken, and the exit code is 1. Settings
+    Finished runs are kept; a failed member stops no other; it is shown as broken, and the exit code is 1. Settings
     that follow apply to every member. Then: kava analyze and kava report.
     """
     if not name:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
 from kava.config import show
 from kava.config.text import parse_text
@@ -47,10 +47,16 @@ VERSIONS = Annotated[
 ]
 
 
+def _true(value: bool) -> bool:
+    assert value
+    return value
+
+
 def integer(low: int, high: int) -> Any:
     return Annotated[int, Field(ge=low, le=high, description=f"an integer from {low} to {high}")]
 
 
+TRUE = Annotated[bool, AfterValidator(_true), Field(description="true")]
 TYPES: dict[str, Any] = {
     "environment_type": Literal["auto", "local", "hpc", "cloud"],
     "hardware.gpu_detection.auto_detect": FLAG,
@@ -61,14 +67,14 @@ TYPES: dict[str, Any] = {
     "hardware.precision.auto_detect": FLAG,
     "hardware.precision.fallback": PRECISION,
     "hardware.precision.supported_dtypes": PRECISIONS,
-    "model_dimensions.auto_detect": Annotated[Literal[True], MEASURED],
+    "model_dimensions.auto_detect": Annotated[TRUE, MEASURED],
     "model_dimensions.kv_extraction.method": Literal["cross_layer_aggregation", "weighted", "last_layer"],
-    "model_dimensions.kv_extraction.detect_at_runtime": Annotated[Literal[True], MEASURED],
+    "model_dimensions.kv_extraction.detect_at_runtime": Annotated[TRUE, MEASURED],
     "model_dimensions.projector.initialization": Annotated[Literal["dynamic"], MEASURED],
     "model_dimensions.projector.validate_shapes": Annotated[
         Literal[True], "shapes are always checked; it costs nothing"
     ],
-    "model_dimensions.projector.test_forward_pass": Annotated[Literal[True], "it is always made; it costs nothing"],
+    "model_dimensions.projector.test_forward_pass": Annotated[TRUE, "it is always made; it costs nothing"],
     "model_dimensions.on_dimension_mismatch": Annotated[Literal["auto_adapt"], MEASURED],
     **{f"paths.env_vars.{name}": VARIABLE for name in PATH_NAMES},
     **{f"paths.defaults.{name}": FOLDER for name in PATH_NAMES},
@@ -92,8 +98,8 @@ TYPES: dict[str, Any] = {
     "training.dataloader.prefetch_factor": integer(1, 1024),
     "logging.backends.tensorboard": AUTO_FLAG,
     "logging.backends.wandb": AUTO_FLAG,
-    "logging.console": Annotated[Literal[True], "--quiet of a verb keeps the console still"],
-    "logging.file": Annotated[Literal[True], "a run's log files are always written"],
+    "logging.console": Annotated[TRUE, "--quiet of a verb keeps the console still"],
+    "logging.file": Annotated[TRUE, "a run's log files are always written"],
     "logging.level": Annotated[Literal["INFO"], "there is one level; --quiet leaves warnings only"],
     "error_handling.on_incompatible_env": Literal["adapt", "error"],
     "error_handling.on_dimension_error": Annotated[Literal["auto_fix"], MEASURED],
@@ -105,9 +111,8 @@ REJECTED = {
     "hardware.gpu_detection.allow_growth": "torch takes memory only when it needs it; other libraries have to be told to",
     "logging.backends.mlflow": "there is no MLflow writer; tensorboard, wandb and trackio (logging.report_to) are there",
 }
-EnvironmentFile = create_model(  # type: ignore[call-overload]
-    "EnvironmentFile", __config__=ConfigDict(extra="forbid", strict=True), **{key: (TYPES[key], ...) for key in TYPES}
-)
+REQUIRED: dict[str, Any] = {key: (kind, ...) for key, kind in TYPES.items()}
+EnvironmentFile = create_model("EnvironmentFile", __config__=ConfigDict(extra="forbid", strict=True), **REQUIRED)
 FIELDS = EnvironmentFile.model_fields
 FREE = {
     key: field for key, field in FIELDS.items() if get_origin(field.annotation) is dict
