@@ -20,7 +20,7 @@ from kava.cluster.spec import INDEX, Command, filled
 from kava.cluster.submit import Submission
 from kava.config import Recipe
 from kava.errors import ConfigError
-from kava.lab.plan import SuitePlan, evaluate_words, plan_suite, suite_named, train_words
+from kava.lab.plan import plan_suite, seed_template, suite_named
 from kava.lab.run_local import Job
 
 PAPER = ("llama1b_aug", "llama1b_aug_nl", "qwen05b_aug", "qwen05b_aug_nl", "llama3b_aug", "llama3b_aug_nl")
@@ -152,13 +152,7 @@ def _seeds_of(config: str, rest: list[str], request: SubmitRequest) -> Submissio
     runs, model_name = seed_runs(context), context.params["model_name"]
     name = _name_of(config, runs.recipe)
     root = _take_one(rest, "--output_dir")[0] or f"{_outputs()}/{name}_multi_seed"
-    folder = f"{root}/seed_%{SEED}%"
-    job = Job(
-        "train",
-        Path(folder),
-        train_words(config, folder, f"%{SEED}%", [*runs.train_flags, *runs.settings]),
-        (evaluate_words(folder, runs.evaluation(runs.datasets)),),
-    ).without(train=runs.skip_train, evaluate=runs.skip_eval)
+    job = seed_template(replace(runs, config=config), root, f"%{SEED}%")
     if not job.commands():
         raise ConfigError("--skip_train and --skip_eval leave nothing to submit", "kava aggregate needs no scheduler")
     lists = ((SEED, tuple(str(seed) for seed in runs.seeds)),)
@@ -182,14 +176,15 @@ def suite(request: SubmitRequest) -> list[Submission]:
     runs = runs_of(context)
     plan = plan_suite(suite_named(flags["name"]), runs, flags["members"] or [], flags["output_dir"], request.scratch)
     scratch_recipe, recipe_file = request.scratch / f"{plan.suite.name}.yaml", plan.root / f"{plan.suite.name}.yaml"
-    waves, refused = _waves(plan, {str(scratch_recipe): str(recipe_file)})
+    waves, refused = plan.waves()
     if refused and flags["members"]:
         raise next(iter(refused.values()))
     jobs: list[dict[str, Any]] = []
-    for tasks in waves:
+    for wave in waves:
+        tasks = tuple(_commands(job, {str(scratch_recipe): str(recipe_file)}) for job in wave)
         after = [jobs[-1]["label"]] if jobs else []
         label = f"train-{chr(ord('a') + len(jobs))}" if jobs else "train"
-        jobs.append({"label": label, "tasks": tuple(tasks), "array": len(tasks), "after": after})
+        jobs.append({"label": label, "tasks": tasks, "array": len(tasks), "after": after})
     possible = [member.name for member in plan.members if member.name not in refused]
     words = ["kava", "suite", plan.suite.name, "--config", runs.config, "--seeds", *map(str, runs.seeds)]
     words += ["--members", *possible, "--output_dir", str(flags["output_dir"]), "--datasets", *runs.sets]
@@ -201,26 +196,6 @@ def suite(request: SubmitRequest) -> list[Submission]:
     notes = tuple(f"left out: {name}: {error.message}" for name, error in refused.items())
     files = ((str(recipe_file), scratch_recipe.read_text(encoding="utf-8")),) if runs.settings else ()
     return [replace(submission, notes=notes, files=files)]
-
-
-def _waves(plan: SuitePlan, renamed: dict[str, str]) -> tuple[list[list[tuple[Command, ...]]], dict[str, ConfigError]]:
-    """The tasks that can run at once, wave by wave, in the order of the members; and the members left out, and why."""
-    jobs = {job.label: job for job in plan.jobs}
-    empty = ConfigError("--skip_train and --skip_eval leave nothing to submit")
-    depth: dict[str, int] = {}
-    waves: dict[int, list[tuple[Command, ...]]] = {}
-    refused: dict[str, ConfigError] = {}
-    for member in plan.members:
-        labels = [f"{member.name}/seed_{seed}" for seed in plan.runs.seeds]
-        errors = [
-            plan.refused.get(label) or empty for label in labels if label not in jobs or not jobs[label].commands()
-        ]
-        if errors:
-            refused[member.name] = errors[0]
-            continue
-        depth[member.name] = depth.get(member.after, -1) + 1
-        waves.setdefault(depth[member.name], []).extend(_commands(jobs[label], renamed) for label in labels)
-    return [waves[level] for level in sorted(waves)], refused
 
 
 def _commands(job: Job, renamed: dict[str, str] | None = None) -> tuple[Command, ...]:

@@ -67,6 +67,23 @@ class SuitePlan:
     jobs: tuple[Job, ...]
     refused: dict[str, ConfigError]
 
+    def waves(self) -> tuple[list[list[Job]], dict[str, ConfigError]]:
+        """The jobs that can run at once, wave by wave, in the order of the members; and the members left out, and why."""
+        jobs = {job.label: job for job in self.jobs if job.commands()}
+        empty = ConfigError("--skip_train and --skip_eval leave nothing to submit")
+        depth: dict[str, int] = {}
+        waves: dict[int, list[Job]] = {}
+        left_out: dict[str, ConfigError] = {}
+        for member in self.members:
+            labels = [f"{member.name}/seed_{seed}" for seed in self.runs.seeds]
+            errors = [self.refused.get(label, empty) for label in labels if label not in jobs]
+            if errors:
+                left_out[member.name] = errors[0]
+                continue
+            depth[member.name] = depth.get(member.after, -1) + 1
+            waves.setdefault(depth[member.name], []).extend(jobs[label] for label in labels)
+        return [waves[level] for level in sorted(waves)], left_out
+
 
 def suite_named(name: str) -> Suite:
     if name not in SUITES:
@@ -149,6 +166,14 @@ def plan_seeds(runs: RunSet, root: Path) -> list[Job]:
         for seed in runs.seeds
     ]  # fmt: skip
     return [job.without(train=runs.skip_train, evaluate=runs.skip_eval) for job in jobs]
+
+
+def seed_template(runs: RunSet, root: str, seed: str) -> Job:
+    """The job of a seed that is known when it runs: `seed` stands for it in every command."""
+    folder = f"{root}/seed_{seed}"
+    train = train_words(runs.config, folder, seed, [*runs.train_flags, *runs.settings])
+    evaluation = evaluate_words(folder, runs.evaluation(runs.datasets))
+    return Job(seed, Path(folder), train, (evaluation,)).without(train=runs.skip_train, evaluate=runs.skip_eval)
 
 
 def plan_suite(
