@@ -17,7 +17,7 @@ from kava.data.teacher_texts import TeachersCollator, texts_of
 from kava.errors import DataError
 from kava.losses.cka import cka
 from kava.teachers.base import TeacherWants
-from kava.teachers.layer_similarity import layer_likeness
+from kava.teachers.layer_similarity import layer_similarity
 from kava.teachers.teacher_set import load_teacher_set
 
 TEXT = "She has 16 - 3 = 13 eggs. \u4e2d\u6587"
@@ -88,13 +88,13 @@ def test_likeness_is_the_mean_of_cka_over_keys_and_values() -> None:
     recipe = many.recipe("small", "llama")
     both = load_teacher_set(recipe, many.tokenizer("small"), torch.device("cpu"))
     examples = [one for one in many.examples() if sum(map(len, one.steps[:-1])) > 20][:3]
-    rows = encode_split(examples, both.voices.student, progress=False).encoded
-    collate = TeachersCollator(Collator(0), both.voices, texts_of(examples))
+    rows = encode_split(examples, both.tokenizations.student, progress=False).encoded
+    collate = TeachersCollator(Collator(0), both.tokenizations, texts_of(examples))
     batch = collate(rows[:])
     mine, theirs = both(batch, TeacherWants(rotary=False))
     share = batch["t1.iou"] / batch["t1.iou"].sum(-1, keepdim=True).clamp(min=1e-9)
     mask = batch["cot_mask"] & (batch["t1.iou"].sum(-1) > 0)
-    found, count = layer_likeness(both, [batch])
+    found, count = layer_similarity(both, [batch])
     assert count == 3
     for s in range(2):
         for t in range(3):
@@ -104,10 +104,10 @@ def test_likeness_is_the_mean_of_cka_over_keys_and_values() -> None:
                 right = torch.einsum("bij,bhjd->bihd", share, getattr(theirs, part)[t]).flatten(2)
                 wanted += cka(left, right, mask, unbiased=True).mean().item() / 2
             assert found[s, t].item() == pytest.approx(wanted, abs=1e-4)
-    split, _ = layer_likeness(both, [collate([row]) for row in rows])
+    split, _ = layer_similarity(both, [collate([row]) for row in rows])
     torch.testing.assert_close(split, found, atol=1e-4, rtol=0)
     with pytest.raises(DataError, match="4 matched tokens"):
-        layer_likeness(both, [])
+        layer_similarity(both, [])
 
 
 @pytest.mark.parametrize(

@@ -393,7 +393,7 @@ def company(*teachers: str, more: tuple[str, ...] = ()) -> tuple[Any, Any, Teach
     return (
         kind,
         teachers_,
-        TeachersCollator(Collator(tokenizer.pad_token_id), teachers_.voices, texts_of(examples)),
+        TeachersCollator(Collator(tokenizer.pad_token_id), teachers_.tokenizations, texts_of(examples)),
         encoded,
     )
 

@@ -65,9 +65,9 @@ def test_stored_is_live(root: Path) -> None:
         many.recipe(*(stored_entry(root, name) for name in ("llama", "gpt2", "neox"))), many.tokenizer("small"), CPU
     )
     assert stored.shapes == live().shapes
-    assert [voice.template for voice in stored.voices.each] == [voice.template for voice in live().voices.each]
-    rows = stored.voices.student.encode_batch(many.examples()[:8])
-    collate = TeachersCollator(Collator(0), stored.voices, texts_of(many.examples()))
+    assert [tokenization.template for tokenization in stored.tokenizations.each] == [tokenization.template for tokenization in live().tokenizations.each]
+    rows = stored.tokenizations.student.encode_batch(many.examples()[:8])
+    collate = TeachersCollator(Collator(0), stored.tokenizations, texts_of(many.examples()))
     for part, exact in ((rows[:4], True), (rows[4:8], True), ([rows[6], rows[1]], False)):
         batch = collate(part)
         for i, (a, b) in enumerate(zip(stored(batch, WANTS), live()(batch, WANTS), strict=True)):
@@ -115,8 +115,8 @@ def test_another_tokenizer_than_the_stores(root: Path, tmp_path: Path) -> None:
 
 def test_what_was_not_stored_is_not_made_up(root: Path) -> None:
     stored = load_teacher_set(many.recipe(stored_entry(root, "llama")), many.tokenizer("small"), CPU)
-    rows = stored.voices.student.encode_batch(many.examples()[:2])
-    batch = TeachersCollator(Collator(0), stored.voices, texts_of(many.examples()))(rows)
+    rows = stored.tokenizations.student.encode_batch(many.examples()[:2])
+    batch = TeachersCollator(Collator(0), stored.tokenizations, texts_of(many.examples()))(rows)
     with pytest.raises(ConfigError, match="needs the teacher's importance"):
         stored(batch, TeacherWants(importance=True, rotary=False))
 

@@ -44,11 +44,11 @@ def loaded(*teachers: str, more: tuple[str, ...] = ()) -> TeacherSet:
 
 
 def student_rows(found: TeacherSet) -> list[Encoded]:
-    return found.voices.student.encode_batch(many.examples())
+    return found.tokenizations.student.encode_batch(many.examples())
 
 
 def collator(found: TeacherSet, side: str = "right", **own: Any) -> TeachersCollator:
-    return TeachersCollator(Collator(0, side), found.voices, texts_of(many.examples()), **own)
+    return TeachersCollator(Collator(0, side), found.tokenizations, texts_of(many.examples()), **own)
 
 
 def some(found: TeacherSet) -> list[Encoded]:
@@ -68,19 +68,19 @@ def test_every_teacher_gets_its_own_batch_and_the_matrix(side: str) -> None:
     plain = Collator(0, side)(rows)
     assert all(torch.equal(batch[name], plain[name]) for name in plain)
     texts = texts_of(many.examples())
-    for i, voice in enumerate(found.voices.each):
+    for i, tokenization in enumerate(found.tokenizations.each):
         heard = [replace(texts[row.id]) for row in rows]
         if i == 0:
             heard = [replace(one, question="Think step by step.\n" + one.question) for one in heard]
-        wanted = Collator(voice.pad, side)(voice.encoder.encode_batch(heard))
+        wanted = Collator(tokenization.pad, side)(tokenization.encoder.encode_batch(heard))
         own = view(batch, i)
         assert own.keys() == wanted.keys()
         assert all(torch.equal(own[name], wanted[name]) for name in wanted)
         iou = batch[f"t{i}.iou"]
         assert iou.dtype == torch.float32
         for b, row in enumerate(rows):
-            text = " ".join(voice.encoder.steps(texts[row.id]))
-            spans = [spans_of(text, encoder.tokenizer) for encoder in (found.voices.student, voice.encoder)]
+            text = " ".join(tokenization.encoder.steps(texts[row.id]))
+            spans = [spans_of(text, encoder.tokenizer) for encoder in (found.tokenizations.student, tokenization.encoder)]
             block = iou[b][plain["cot_mask"][b]][:, own["cot_mask"][b]]
             assert torch.equal(block, iou_matrix(*spans))
             assert float(iou[b].sum()) == pytest.approx(float(block.sum()))  # nothing at padding
@@ -116,7 +116,7 @@ def test_memory_changes_nothing_and_is_bounded() -> None:
 
 def test_coverage_is_counted_logged_and_has_a_floor(caplog: pytest.LogCaptureFixture) -> None:
     found = loaded("llama", "gpt2")
-    high = TeacherSet(found.names, found.teachers, replace(found.voices, threshold=0.9), found.rotaries)
+    high = TeacherSet(found.names, found.teachers, replace(found.tokenizations, threshold=0.9), found.rotaries)
     rows, collate = student_rows(found), collator(high)
     with caplog.at_level(logging.INFO):
         shares = collate.check(rows, 0.0)
@@ -134,7 +134,7 @@ def test_coverage_is_counted_logged_and_has_a_floor(caplog: pytest.LogCaptureFix
         collate.check(rows, 0.999)
     assert "mixture.iou_threshold" in str(error.value.hint)
     empty = [replace(row, cot=[], result=[]) for row in rows[:1]]
-    assert TeachersCollator(Collator(0), found.voices, {}).coverage([])["llama"].share is None
+    assert TeachersCollator(Collator(0), found.tokenizations, {}).coverage([])["llama"].share is None
     with pytest.raises(DataError, match="does not give the student's tokens"):
         collate(empty)
 
@@ -143,7 +143,7 @@ def test_texts_that_are_not_there() -> None:
     found = loaded("llama")
     rows = student_rows(found)
     with pytest.raises(DataError, match="text of example chains/train/0 is not there"):
-        TeachersCollator(Collator(0), found.voices, {})(rows[:1])
+        TeachersCollator(Collator(0), found.tokenizations, {})(rows[:1])
     example = many.examples()[0]
     with pytest.raises(DataError, match="two different examples have the id"):
         texts_of([example, replace(example, answer="0")])
@@ -153,12 +153,12 @@ def test_texts_that_are_not_there() -> None:
 
 def test_a_text_beyond_the_last_position_is_refused_before_the_first_step() -> None:
     found = loaded("gpt2", "llama")
-    assert [voice.max_positions for voice in found.voices.each] == [512, None]
+    assert [tokenization.max_positions for tokenization in found.tokenizations.each] == [512, None]
     rows = student_rows(found)
-    lengths = [len(one) for one in found.voices.each[0].encoder.encode_batch(many.examples())]
+    lengths = [len(one) for one in found.tokenizations.each[0].encoder.encode_batch(many.examples())]
     for limit in (max(lengths), max(lengths) - 1, sorted(lengths)[-4]):
-        voices = replace(found.voices, each=(replace(found.voices.each[0], max_positions=limit),))
-        collate = TeachersCollator(Collator(0), voices, texts_of(many.examples()))
+        tokenizations = replace(found.tokenizations, each=(replace(found.tokenizations.each[0], max_positions=limit),))
+        collate = TeachersCollator(Collator(0), tokenizations, texts_of(many.examples()))
         beyond = sum(length > limit for length in lengths)
         if not beyond:
             collate.check(rows, 0.0)
@@ -181,7 +181,7 @@ def alone(kind: str, template: str, row: Encoded) -> tuple[list[Tensor], list[Te
     for layer, module in enumerate(blocks):
         module.register_forward_hook(lambda _m, _i, out, layer=layer: before.update({layer: out.detach()}))
     text = texts_of(many.examples())[row.id]
-    found = loaded(kind).voices.each[0].encoder(replace(text, question=template.replace("{question}", text.question)))
+    found = loaded(kind).tokenizations.each[0].encoder(replace(text, question=template.replace("{question}", text.question)))
     first, last = len(found.question), len(found.question) + len(found.cot)
     ids = torch.tensor([[*found.question, *found.cot, *found.cue, *found.answer, found.eos]])
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_the_same_checkpoint_is_loaded_once_and_reads_with_two_prompts() -> None
     found = loaded(many.entry("llama", name="a"), many.entry("llama", name="b", prompt="direct"), "twin")
     assert found.teachers[0] is found.teachers[1]
     assert found.teachers[0] is not found.teachers[2]
-    assert found.voices.each[0].encoder is found.voices.each[1].encoder
+    assert found.tokenizations.each[0].encoder is found.tokenizations.each[1].encoder
     batch = collator(found)(some(found))
     assert torch.equal(batch["t0.iou"], batch["t1.iou"])
     a, b, c = found(batch, PLAIN)
@@ -364,7 +364,7 @@ def test_one_at_a_time_is_together_bit_for_bit_and_holds_one_model(monkeypatch: 
     assert isinstance(apart.teachers[0], OffloadedTeacher)
     assert apart.teachers[0] is apart.teachers[3]
     assert apart.shapes == together.shapes
-    assert apart.voices.each[1].max_positions == 512
+    assert apart.tokenizations.each[1].max_positions == 512
     batch = collator(together)(some(together))
     for a, b in zip(apart(batch, PLAIN), together(batch, PLAIN), strict=True):
         same(a, b)

@@ -13,7 +13,7 @@ from kava.shapes import at_least_float32
 METHODS = ("concat", "mean", "weighted")
 
 
-class Sizes(Protocol):
+class CacheSizes(Protocol):
     """What is asked of a model's cache."""
 
     @property
@@ -51,7 +51,7 @@ class Aggregator(nn.Module):
         learned = method == "weighted" and use_all_layers and num_layers > 1
         self.register_parameter("weights", nn.Parameter(torch.zeros(num_layers)) if learned else None)
 
-    def dim(self, shape: Sizes) -> int:
+    def dim(self, shape: CacheSizes) -> int:
         """The width of what comes back, for caches of this shape."""
         layer = shape.num_heads * shape.head_size
         return layer * shape.num_layers if self.method == "concat" and self.use_all_layers else layer

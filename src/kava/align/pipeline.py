@@ -13,7 +13,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from kava.align.aggregate import Sizes
+from kava.align.aggregate import CacheSizes
 from kava.align.heads import HeadDimAdapter, head_similarity, match_heads
 from kava.align.layers import Entry, mix
 from kava.align.length import apply_soft_alignment
@@ -32,7 +32,7 @@ class Aligner(nn.Module):
     """
 
     def __init__(
-        self, teacher: Sizes, student: Sizes, layer_map: list[Entry], heads: str = "group_mean", trained: bool = True
+        self, teacher: CacheSizes, student: CacheSizes, layer_map: list[Entry], heads: str = "group_mean", trained: bool = True
     ):
         super().__init__()
         self.teacher, self.student, self.layer_map = teacher, student, layer_map

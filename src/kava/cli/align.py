@@ -102,7 +102,7 @@ def precompute(
     from kava.data.progress import progress_bar
     from kava.data.teacher_texts import TeachersCollator
     from kava.infer.student import pick_device
-    from kava.teachers.layer_similarity import layer_likeness
+    from kava.teachers.layer_similarity import layer_similarity
     from kava.teachers.teacher_set import load_teacher_set
 
     silence_libraries()
@@ -112,10 +112,10 @@ def precompute(
     both = load_teacher_set(recipe, tokenizer, pick_device(device))
     if top_k > both.shapes[1].num_layers:
         raise ConfigError(f"--top_k is {top_k}, the teacher has {both.shapes[1].num_layers} layers", "choose 1 or 2")
-    collate = TeachersCollator(Collator(tokenizer.pad_token_id), both.voices, texts)
+    collate = TeachersCollator(Collator(tokenizer.pad_token_id), both.tokenizations, texts)
     collate.check(rows, floor=0.0)
     starts = progress_bar(range(0, len(rows), batch_size), "batches", not quiet)
-    similarity, count = layer_likeness(both, (collate(rows[start : start + batch_size]) for start in starts))
+    similarity, count = layer_similarity(both, (collate(rows[start : start + batch_size]) for start in starts))
     facts = {"student_model": student_model, "teacher_model": teacher_model, "dataset": name, "num_samples": count}
     layers = write_map(output, similarity, top_k, facts)
     unlike = [layer for layer, row in enumerate(similarity) if not (row > 0).any()]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result
-from kava.config import KEYS, Recipe, Row, explain, list_recipes, load_recipe, save_recipe, show
+from kava.config import KEYS, Recipe, RecipeRow, explain, list_recipes, load_recipe, save_recipe, show
 from kava.config.text import dump_yaml
 from kava.errors import ConfigError
 from kava.registry import nearest
@@ -94,7 +94,7 @@ def _filtered(size: str | None, dataset: str | None) -> list[Recipe]:
     return recipes
 
 
-def _as_data(row: Row) -> dict[str, Any]:
+def _as_data(row: RecipeRow) -> dict[str, Any]:
     return {"value": row.value, "tag": row.tag, "source": row.source, "origin": row.origin}
 
 

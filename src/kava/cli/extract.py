@@ -87,7 +87,7 @@ def extract(
     from kava.infer.student import pick_device
     from kava.teachers import extract as work
     from kava.teachers.request import SPLITS, Request, described, planned, read_source, refuse_too_long
-    from kava.teachers.teacher_set import voice_of
+    from kava.teachers.teacher_set import tokenization_of
 
     silence_libraries()
     spec = _spec(recipe, teacher, own_tokenizer, prompt)
@@ -96,8 +96,8 @@ def extract(
         kv_method, target_len, dtype, with_importance, with_cue, examples_per_shard, asked, with_question, spec
     ).checked(recipe)
     tokenizer = load_tokenizer(locate(recipe.model.name), recipe.model)
-    voice = None if spec is None else voice_of(spec, recipe)
-    source = read_source(recipe, tokenizer, request.splits, progress=not quiet, voice=voice)
+    tokenization = None if spec is None else tokenization_of(spec, recipe)
+    source = read_source(recipe, tokenizer, request.splits, progress=not quiet, tokenization=tokenization)
     plan = planned(request, recipe, len(source.encoded))
     stored = work.stored_columns(source.encoded, plan)
     size = int(work.shard_bytes(plan, stored).sum())
@@ -110,7 +110,7 @@ def extract(
     device = pick_device(recipe.system.device)
     reader = _reader(recipe, spec, tokenizer, device)
     refuse_too_long(source.encoded, reader.max_positions, spec.label if spec else "of the recipe")
-    manifest = described(request, recipe, reader, voice.encoder.tokenizer if voice else tokenizer, source)
+    manifest = described(request, recipe, reader, tokenization.encoder.tokenizer if tokenization else tokenizer, source)
     done = work.extract(reader, device, source.encoded, manifest, output_dir, batch_size, task, progress=not quiet)
     result = {"output_dir": str(output_dir), **_facts(plan, stored, size), **vars(done)}
     left = f", {done.missing} are left to other tasks" if done.missing else "; the store is complete"

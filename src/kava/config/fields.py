@@ -1,7 +1,8 @@
-"""What keys of a recipe are made of: spellings, choices, ranges, and where a default comes from."""
+"""What keys of a recipe are made of: spellings, choices, ranges, where a default comes from, when a value is ignored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
@@ -11,7 +12,6 @@ BUILTIN_DATASETS = ("chains", "chains_nl", "variables", "variables_nl")
 METHODS = ("rkv", "rkv_original", "full", "crop", "random", "uniform", "steps")
 METHOD_ALIASES = {"r-kv": "rkv", "right_crop": "crop", "right": "crop"}
 TABLE_ROW = "Table 6, row "
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def _spelling(table: dict[Any, str]) -> BeforeValidator:
@@ -73,13 +73,30 @@ def _rises(value: tuple[float, float]) -> tuple[float, float]:
 Ramp = Annotated[tuple[float, float], BeforeValidator(as_tuple), AfterValidator(_rises)]
 
 
-def knob(default: Any, tag: str, description: str, source: str = "", **limits: Any) -> Any:
-    """One key of a recipe: its default, how well that default is known, what it does, and its range."""
-    extra: Any = {"tag": tag, "source": source or ("" if tag == "ours" else TABLE_ROW + "Llama-1B AUG")}
+class Idle:
+    """Why a setting would be ignored: `when(recipe)` holds, because of the values of the settings `causes`."""
+
+    def __init__(self, when: Callable[[Any], bool], reason: str, *causes: str):
+        self.when, self.reason, self.causes = when, reason, causes
+
+
+Rules = Idle | tuple[Idle, ...]
+
+
+def knob(default: Any, tag: str, description: str, source: str = "", *, idle: Rules = (), **limits: Any) -> Any:
+    """One key of a recipe: its default, how well that is known, what it does, its range, and when it is ignored."""
+    source = source or ("" if tag == "ours" else TABLE_ROW + "Llama-1B AUG")
+    extra: Any = {"tag": tag, "source": source, "idle": (idle,) if isinstance(idle, Idle) else idle}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
-class Section(BaseModel):
+def section(default: Any, *idle: Idle) -> Any:
+    """A section of keys, all of which are ignored where one of `idle` holds."""
+    extra: Any = {"idle": idle}
+    return Field(default, json_schema_extra=extra)
+
+
+class RecipeSection(BaseModel):
     """Frozen; unknown keys, wrong types, NaN and infinity are errors."""
 
     model_config = ConfigDict(

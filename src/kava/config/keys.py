@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kava.config.fields import METHODS
+from kava.config.fields import METHODS, Idle
 from kava.config.schema import Recipe
 from kava.errors import ConfigError
 
@@ -20,7 +20,7 @@ FREE = "training.hf"  # the one key below which any name is allowed
 _OTHER = {"mixture.teachers": "a list of names or mappings (name, model, prompt, ...)"}
 
 
-class Key(NamedTuple):
+class RecipeKey(NamedTuple):
     """One setting: its default and what `kava.config.schema` says about it."""
 
     name: str
@@ -30,16 +30,25 @@ class Key(NamedTuple):
     tag: str
     source: str
     description: str
+    idle: tuple[Idle, ...]
 
 
-def _walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def _walk(
+    model: type[BaseModel], prefix: str = "", idle: tuple[Idle, ...] = ()
+) -> Iterator[tuple[str, FieldInfo, tuple[Idle, ...]]]:
+    """Every key below a section, its field, and its rules, those of its sections first."""
     for field_name, field in model.model_fields.items():
         name = prefix + (field.alias or field_name)
         kind = field.annotation
+        rules = (*idle, *_extra(field).get("idle", ()))
         if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _walk(kind, name + ".")
+            yield from _walk(kind, name + ".", rules)
         else:
-            yield name, field
+            yield name, field, rules
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
 def _choices(annotation: Any) -> tuple[list[Any], bool]:
@@ -81,13 +90,13 @@ def _describe(name: str, field: FieldInfo) -> str:
     return text + (f" {limits}" if limits else "") + (" or null" if nullable else "")
 
 
-def _table() -> dict[str, Key]:
+def _table() -> dict[str, RecipeKey]:
     defaults = flatten(Recipe().to_dict(), "defaults", None)
     table = {}
-    for name, field in _walk(Recipe):
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    for name, field, idle in _walk(Recipe):
+        extra = _extra(field)
         (kind, *_), _ = _choices(field.annotation)
-        table[name] = Key(
+        table[name] = RecipeKey(
             name,
             defaults.get(name, {}),
             _describe(name, field),
@@ -95,11 +104,12 @@ def _table() -> dict[str, Key]:
             str(extra.get("tag", "ours")),
             str(extra.get("source", "")),
             field.description or "",
+            idle,
         )
     return table
 
 
-def flatten(data: Mapping[str, Any], label: str, known: Mapping[str, Key] | None) -> dict[str, Any]:
+def flatten(data: Mapping[str, Any], label: str, known: Mapping[str, RecipeKey] | None) -> dict[str, Any]:
     """Nested sections as {"training.batch_size": 64, ...}; unknown keys are errors unless `known` is None."""
     flat: dict[str, Any] = {}
 
@@ -162,5 +172,5 @@ def show(value: Any) -> str:
     return str(value)
 
 
-SECTIONS = {name.rpartition(".")[0] for name, _ in _walk(Recipe)}
-KEYS: dict[str, Key] = _table()
+SECTIONS = {name.rpartition(".")[0] for name, *_ in _walk(Recipe)}
+KEYS: dict[str, RecipeKey] = _table()

@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     values: dict[str, Any]
 
 
-class Row(NamedTuple):
+class RecipeRow(NamedTuple):
     """One value of a recipe, for people: `tag` and `source` say how well it is known, `origin` where it was set."""
 
     key: str
@@ -239,7 +239,7 @@ def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], back: set[str], lay
         )
 
 
-def explain(recipe: Recipe) -> list[Row]:
+def explain(recipe: Recipe) -> list[RecipeRow]:
     """Every value of the recipe with its tag, its source and where it was set."""
     rows = []
     for key, value in flatten(recipe.to_dict(), "recipe", None).items():
@@ -250,7 +250,7 @@ def explain(recipe: Recipe) -> list[Row]:
             origin = Origin("default", known.tag, known.source)
         else:
             origin = Origin("given", "ours", "")
-        rows.append(Row(key, value, origin.tag, origin.source, origin.place))
+        rows.append(RecipeRow(key, value, origin.tag, origin.source, origin.place))
     return [row for row in rows if not row.key.startswith("about.")]
 
 

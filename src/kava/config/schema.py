@@ -2,7 +2,7 @@
 
 A field is the only default. Tags say how well a value is known: known (several sources or official code agree),
 noted (one second-hand source), open (the paper's choice is unknown, ours is given), ours.
-TextPass, merging and explaining recipe files is `kava.config`; import the models from there.
+Reading, merging and explaining recipe files is `kava.config`; import the models from there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import PrivateAttr, model_validator
 
+from kava.config import idle
 from kava.config.fields import (
     DISTANCES,
     DistanceLoss,
@@ -20,10 +21,11 @@ from kava.config.fields import (
     Names,
     Optimizer,
     Precision,
+    RecipeSection,
     Scheduler,
-    Section,
     Shuffle,
     knob,
+    section,
 )
 from kava.config.teaching import ExplicitConfig, MixtureConfig, ProjectorConfig, TeacherConfig
 
@@ -67,7 +69,8 @@ HF_OWNED = {
 }
 
 
-class About(Section):
+# fmt: off
+class About(RecipeSection):
     """What a recipe file says about itself; its tag and source hold for the values which that file changes."""
 
     name: str = knob("", "ours", "the recipe's name; empty: the file's")
@@ -76,14 +79,14 @@ class About(Section):
     source: str = knob("", "ours", "where this file's values come from")
 
 
-class ModelConfig(Section):
+class ModelConfig(RecipeSection):
     name: str = knob("kava:embedded", "ours", "hub name, local folder, or kava:embedded (the shipped checkpoint)")
     revision: str | None = knob(None, "ours", "branch, tag or commit on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = knob("float32", "ours", "type the weights are loaded in")
     trust_remote_code: Flag = knob(False, "ours", "run code that comes with the model")
 
 
-class GeneratorConfig(Section):
+class GeneratorConfig(RecipeSection):
     """Read by the built-in data sets only."""
 
     train_size: int = knob(20000, "ours", "training problems", ge=1)
@@ -100,29 +103,29 @@ class GeneratorConfig(Section):
         return self
 
 
-class DatasetConfig(Section):
+class DatasetConfig(RecipeSection):
     name: str = knob("chains", "ours", "hub name, local file or folder, or a built-in set (chains, variables, *_nl)")
-    config: str | None = knob(None, "ours", "the hub data set's configuration, e.g. main")
-    cot_type: Literal["equation", "natural_language"] = knob(
-        "equation", "known", "form of the chain of thought", "the AUG and AUG-NL data sets"
-    )
-    drop_last_step: Flag = knob(
-        True, "noted", "leave the last step out of the chain of thought", "keeping it costs 5 points (56.5 to 51.2)"
-    )
+    config: str | None = knob(None, "ours", "the hub data set's configuration, e.g. main", idle=idle.BUILT_IN)
+    cot_type: Literal["equation", "natural_language"] = knob("equation", "known", "form of the chain of thought",
+        "the AUG and AUG-NL data sets")
+    drop_last_step: Flag = knob(True, "noted", "leave the last step out of the chain of thought",
+        "keeping it costs 5 points (56.5 to 51.2)")
     subset_size: int | None = knob(None, "ours", "use only so many training examples; null = all", ge=1)
-    streaming: Flag = knob(False, "ours", "read training examples while training, never all at once")
+    streaming: Flag = knob(False, "ours", "read training examples while training, never all at once",
+        idle=idle.BUILT_IN)
     max_length: int | None = knob(None, "ours", "skip (and count) examples of more tokens; null = none", ge=8)
-    val_size: int = knob(500, "noted", "examples held out of train where no validation set exists", "the guide", ge=0)
+    val_size: int = knob(500, "noted", "examples held out of train where no validation set exists", "the guide", ge=0,
+        idle=idle.BUILT_IN)
     seed: int = knob(0, "ours", "seed of generated sets, splits and subsets", ge=0)
-    generator: GeneratorConfig = GeneratorConfig()
+    generator: GeneratorConfig = section(GeneratorConfig(), idle.NOT_BUILT_IN)
 
 
-class LatentConfig(Section):
+class LatentConfig(RecipeSection):
     num_tokens: int = knob(24, "known", "M, the number of latents; 0 = none", "PCCoT's official code", ge=0, le=4096)
-    num_iterations: int = knob(
-        3, "known", "T, Jacobi iterations; 0 = pause tokens", "PCCoT's official code", ge=0, le=4096
-    )
-    method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code")
+    num_iterations: int = knob(3, "known", "T, Jacobi iterations; 0 = pause tokens", "PCCoT's official code", ge=0,
+        le=4096, idle=(idle.NO_LATENTS, idle.SEQUENTIAL))
+    method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code",
+        idle=idle.NO_LATENTS)
 
     @property
     def feeds_back(self) -> bool:
@@ -130,51 +133,51 @@ class LatentConfig(Section):
         return self.num_tokens > 0 and (self.method == "sequential" or self.num_iterations > 0)
 
 
-class LossConfig(Section):
+class LossConfig(RecipeSection):
     alpha1_codi: float = knob(10.0, "known", "weight of the hidden-state term at the last cue token", ge=0)
     alpha2_kv: float = knob(1.0, "known", "weight of the key/value term", ge=0)
-    kv_loss_type: KVLoss = knob(
-        "smooth_l1", "known", "distance between keys and values; cosine and after it: the explicit line only"
-    )
-    codi_loss_type: DistanceLoss = knob(
-        "smooth_l1", "open", "distance between hidden states", "parents' code smooth_l1, the paper l1"
-    )
-    layerwise_std: Flag = knob(True, "known", "divide by the teacher's standard deviation of each layer")
-    std_scope: Literal["sample", "batch"] = knob(
-        "sample", "ours", "std per sample (any batch gives the same loss) or, as in the parents' code, per batch"
-    )
-    use_projection: Flag = knob(True, "known", "two-layer MLP + LayerNorm between a hidden state and the next latent")
+    kv_loss_type: KVLoss = knob("smooth_l1", "known",
+        "distance between keys and values; cosine and after it: the explicit line only", idle=(idle.CODES, idle.KV_OFF))
+    codi_loss_type: DistanceLoss = knob("smooth_l1", "open", "distance between hidden states",
+        "parents' code smooth_l1, the paper l1", idle=idle.CODI_OFF)
+    layerwise_std: Flag = knob(True, "known", "divide by the teacher's standard deviation of each layer",
+        idle=(idle.CODES, idle.NO_STD))
+    std_scope: Literal["sample", "batch"] = knob("sample", "ours",
+        "std per sample (any batch gives the same loss) or, as in the parents' code, per batch",
+        idle=(idle.CODES, idle.NO_STD_SCOPE))
+    use_projection: Flag = knob(True, "known", "two-layer MLP + LayerNorm between a hidden state and the next latent",
+        idle=(idle.EXPLICIT, idle.NO_LATENTS, idle.PAUSE_TOKENS))
     student_ce: float = knob(1.0, "known", "weight of the student's cross-entropy", "parents' code", ge=0)
-    teacher_ce: float = knob(1.0, "known", "weight of the teacher's cross-entropy", "parents' code", ge=0)
+    teacher_ce: float = knob(1.0, "known", "weight of the teacher's cross-entropy", "parents' code", ge=0,
+        idle=idle.EXPLICIT)
 
 
-class RkvConfig(Section):
-    lambda_: float = knob(0.1, "known", "weight of importance; redundancy has 1 - lambda", alias="lambda", ge=0, le=1)
+class RkvConfig(RecipeSection):
+    lambda_: float = knob(0.1, "known", "weight of importance; redundancy has 1 - lambda", alias="lambda", ge=0, le=1,
+        idle=idle.NO_SCORE)
     method: Method = knob("rkv", "known", "which entries of the chain of thought are kept", "the paper")
     shuffle: Shuffle = knob("none", "ours", "control: permute targets in time, or take a batch partner's")
-    crop_keep: Literal["last", "first"] = knob("last", "open", "crop: which end is kept", "sources disagree")
-    rotary: Literal["after", "before"] = knob(
-        "after", "open", "keys are taken after rotary embedding (as cached) or before it", "not said in any source"
-    )
-    full_slots: Flag = knob(False, "ours", "full: as many latents as the longest chain of thought, no resampling")
+    crop_keep: Literal["last", "first"] = knob("last", "open", "crop: which end is kept", "sources disagree",
+        idle=idle.NOT_CROP)
+    rotary: Literal["after", "before"] = knob("after", "open",
+        "keys are taken after rotary embedding (as cached) or before it", "not said in any source", idle=idle.EXPLICIT)
+    full_slots: Flag = knob(False, "ours", "full: as many latents as the longest chain of thought, no resampling",
+        idle=(idle.EXPLICIT, idle.NOT_FULL))
 
 
-class LoraConfig(Section):
+class LoraConfig(RecipeSection):
     enabled: Flag = knob(True, "known", "train LoRA matrices; false = train every weight")
-    r: int = knob(128, "known", "rank", ge=1)
-    alpha: float = knob(32, "known", "scale, alpha / r", gt=0)
-    dropout: float = knob(0.1, "known", "dropout on the LoRA path", ge=0, lt=1)
-    target_modules: Names | None = knob(
-        None,
-        "open",
+    r: int = knob(128, "known", "rank", ge=1, idle=idle.ALL_WEIGHTS)
+    alpha: float = knob(32, "known", "scale, alpha / r", gt=0, idle=idle.ALL_WEIGHTS)
+    dropout: float = knob(0.1, "known", "dropout on the LoRA path", ge=0, lt=1, idle=idle.ALL_WEIGHTS)
+    target_modules: Names | None = knob(None, "open",
         "linear layers with LoRA; null = all seven of the family (both parents' code)",
-        "one note says q, k, v, o only: set lora.target_modules=[q_proj,k_proj,v_proj,o_proj]",
-        min_length=1,
-    )
+        "one note says q, k, v, o only: set lora.target_modules=[q_proj,k_proj,v_proj,o_proj]", min_length=1,
+        idle=idle.ALL_WEIGHTS)
 
 
-class TrainingConfig(Section):
-    epochs: int = knob(10, "known", "passes over the training set", ge=1)
+class TrainingConfig(RecipeSection):
+    epochs: int = knob(10, "known", "passes over the training set", ge=1, idle=idle.MAX_STEPS)
     max_steps: int | None = knob(None, "ours", "optimiser updates; null = as epochs say", ge=1)
     batch_size: int = knob(128, "known", "examples per process and micro-batch", ge=1)
     gradient_accumulation_steps: int = knob(1, "noted", "micro-batches per update", "the guide", ge=1)
@@ -182,18 +185,16 @@ class TrainingConfig(Section):
     weight_decay: float = knob(0.1, "known", "AdamW's weight decay", ge=0, le=1)
     optimizer: Optimizer = knob("adamw_torch", "known", "a name that transformers knows")
     lr_scheduler: Scheduler = knob("cosine", "known", "learning-rate schedule")
-    warmup_ratio: float = knob(
-        0.05, "open", "share of the updates spent warming up", "0.05 in the guide, 0.03 in both parents", ge=0, lt=1
-    )
+    warmup_ratio: float = knob(0.05, "open", "share of the updates spent warming up",
+        "0.05 in the guide, 0.03 in both parents", ge=0, lt=1, idle=idle.NO_WARMUP)
     gradient_clipping: float = knob(2.0, "known", "largest gradient norm; 0 = no clipping", ge=0)
     gradient_checkpointing: Flag = knob(False, "ours", "less memory, more time")
-    start_from: str | None = knob(
-        None, "ours", "begin with the weights of this checkpoint (student and adapters), not with the base model's"
-    )
-    packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 2; same losses")
-    on_oom: Literal["error", "reduce_batch"] = knob(
-        "error", "ours", "out of GPU memory: stop, or go on in smaller pieces of the same batch"
-    )
+    start_from: str | None = knob(None, "ours",
+        "begin with the weights of this checkpoint (student and adapters), not with the base model's")
+    packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 2; same losses",
+        idle=idle.EXPLICIT)
+    on_oom: Literal["error", "reduce_batch"] = knob("error", "ours",
+        "out of GPU memory: stop, or go on in smaller pieces of the same batch")
     hf: dict[str, Any] = knob({}, "ours", "any other TrainingArguments field of transformers, by its own name")
 
     @model_validator(mode="after")
@@ -204,38 +205,39 @@ class TrainingConfig(Section):
         return self
 
 
-class SystemConfig(Section):
+class SystemConfig(RecipeSection):
     mixed_precision: Precision = knob("no", "ours", "autocast type")
     num_workers: int = knob(4, "noted", "processes that prepare batches", "the guide", ge=0, le=256)
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "ours", "where to run")
-    sharding: Literal["none", "fsdp2"] = knob(
-        "none", "ours", "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer"
-    )
+    sharding: Literal["none", "fsdp2"] = knob("none", "ours",
+        "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer")
     seed: int = knob(42, "noted", "seed of weights, order, dropout and draws", "the guide: 42, 123, 456", ge=0)
-    gradient_accumulation_steps: int | None = knob(
-        None, "ours", "another place for training.gradient_accumulation_steps (moved there when read)", ge=1
-    )
+    gradient_accumulation_steps: int | None = knob(None, "ours",
+        "another place for training.gradient_accumulation_steps (moved there when read)", ge=1)
 
 
-class LoggingConfig(Section):
+class LoggingConfig(RecipeSection):
     logging_steps: int = knob(50, "noted", "updates between log lines", "the guide", ge=1)
     eval_steps: int = knob(500, "noted", "updates between validations", "the guide", ge=1)
     save_steps: int = knob(1000, "noted", "updates between checkpoints", "the guide", ge=1)
     save_total_limit: int = knob(2, "ours", "checkpoints kept of each kind (step, epoch), the newest", ge=1)
     report_to: Names = knob(("tensorboard",), "noted", "tensorboard, wandb, trackio; [] = none", "the guide")
-    project: str = knob("kava-reproduction", "noted", "project name for wandb and trackio", "the guide")
+    project: str = knob("kava-reproduction", "noted", "project name for wandb and trackio", "the guide",
+        idle=idle.NO_TRACKER)
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(RecipeSection):
     datasets: Names = knob(("gsm8k", "gsm8k-hard", "svamp"), "noted", "sets to evaluate on", "the guide", min_length=1)
     max_new_tokens: int = knob(256, "noted", "longest answer", "Table 6", ge=1)
     temperature: float = knob(0.0, "noted", "0 = greedy", "the guide", ge=0)
-    top_p: float = knob(1.0, "noted", "nucleus sampling, only with temperature above 0", "the guide", gt=0, le=1)
+    top_p: float = knob(1.0, "noted", "nucleus sampling, only with temperature above 0", "the guide", gt=0, le=1,
+        idle=idle.GREEDY)
     batch_size: int = knob(32, "ours", "questions answered at once", ge=1)
-    cue: Literal["given", "generated"] = knob(
-        "given", "known", "the cue before the answer is given, or the model writes it", "PCCoT gives it, CODI does not"
-    )
+    cue: Literal["given", "generated"] = knob("given", "known",
+        "the cue before the answer is given, or the model writes it", "PCCoT gives it, CODI does not")
     validation_size: int | None = knob(None, "ours", "validation examples used during training; null = all", ge=1)
+
+# fmt: on
 
 
 class Origin(NamedTuple):
@@ -246,19 +248,19 @@ class Origin(NamedTuple):
     source: str
 
 
-class Recipe(Section):
-    """A whole run. Conflicts between sections are checked here, settings without effect in `kava.config.effects`."""
+class Recipe(RecipeSection):
+    """A whole run. Conflicts between sections are checked here, ignored settings in `effects.py`."""
 
     about: About = About()
     model: ModelConfig = ModelConfig()
     dataset: DatasetConfig = DatasetConfig()
-    latent: LatentConfig = LatentConfig()
+    latent: LatentConfig = section(LatentConfig(), idle.EXPLICIT)
     loss: LossConfig = LossConfig()
-    rkv: RkvConfig = RkvConfig()
-    explicit: ExplicitConfig = ExplicitConfig()
-    teacher: TeacherConfig = TeacherConfig()
-    projector: ProjectorConfig = ProjectorConfig()
-    mixture: MixtureConfig = MixtureConfig()
+    rkv: RkvConfig = section(RkvConfig(), idle.KV_OFF)
+    explicit: ExplicitConfig = section(ExplicitConfig(), idle.NOT_EXPLICIT)
+    teacher: TeacherConfig = section(TeacherConfig(), idle.NOT_EXPLICIT, idle.MIXTURE, idle.NO_TEACHER_TERM)
+    projector: ProjectorConfig = section(ProjectorConfig(), idle.OWN_TEACHER)
+    mixture: MixtureConfig = section(MixtureConfig(), idle.KV_OFF, idle.ONE_TEACHER)
     lora: LoraConfig = LoraConfig()
     training: TrainingConfig = TrainingConfig()
     system: SystemConfig = SystemConfig()

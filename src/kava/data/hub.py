@@ -56,7 +56,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What of a repository is to be in the cache, and what of that is not there yet."""
 
     repo: Repo
@@ -136,7 +136,7 @@ def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
 # -- from the hub ------------------------------------------------------------------------------------------------------
 
 
-def plan(repo: Repo, config: str | None = None) -> Plan:
+def plan(repo: Repo, config: str | None = None) -> DownloadPlan:
     """Asks the hub what the repository has. `config`: of a data set with a folder of that name, this folder only."""
     from huggingface_hub import HfApi
 
@@ -151,7 +151,7 @@ def plan(repo: Repo, config: str | None = None) -> Plan:
     commit = str(info.sha)
     there = cache() / repo.folder / "snapshots" / commit
     missing = [file for file in files if not (there / file.name).exists()]
-    return Plan(repo, commit, tuple(files), tuple(missing))
+    return DownloadPlan(repo, commit, tuple(files), tuple(missing))
 
 
 def model_files(files: Sequence[File]) -> list[File]:
@@ -174,7 +174,7 @@ def data_files(files: Sequence[File], config: str | None) -> list[File]:
     return kept
 
 
-def fetch(planned: Plan, progress: bool = True) -> Path:
+def fetch(planned: DownloadPlan, progress: bool = True) -> Path:
     """Downloads what is missing and returns the snapshot's folder."""
     from huggingface_hub import hf_hub_download
 

@@ -42,14 +42,14 @@ class TeacherTokenization:
     pad: int = 0
     max_positions: int | None = None
 
-    def hears(self, example: Example) -> Example:
+    def apply_prompt(self, example: Example) -> Example:
         """The example with the prompt around its question."""
         return replace(example, question=self.template.replace("{question}", example.question))
 
 
 @dataclass(frozen=True)
 class TeacherTokenizations:
-    """The student's encoder, the teachers' voices, and how tokens are matched: soft above a threshold, or truncate."""
+    """The student's encoder, the teachers' tokenizations, and how tokens are matched: soft above a threshold, or truncate."""
 
     student: Encoder
     each: tuple[TeacherTokenization, ...]
@@ -92,13 +92,13 @@ def texts_of(examples: Iterable[Example]) -> dict[str, Example]:
     return found
 
 
-def heard(
-    rows: Iterable[Encoded], examples: Iterable[Example], voice: TeacherTokenization, progress: bool = True
+def encode_for_teacher(
+    rows: Iterable[Encoded], examples: Iterable[Example], tokenization: TeacherTokenization, progress: bool = True
 ) -> EncodedSet:
     """The examples of these rows, in their order, as one teacher reads them."""
     texts = texts_of(examples)
-    asked = [voice.hears(texts[one.id]) for one in rows]
-    return voice.encoder.encode_all(asked, progress=progress)
+    asked = [tokenization.apply_prompt(texts[one.id]) for one in rows]
+    return tokenization.encoder.encode_all(asked, progress=progress)
 
 
 def view(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
@@ -116,11 +116,11 @@ class TeachersCollator:
     """
 
     def __init__(
-        self, collate: Collator, voices: TeacherTokenizations, texts: Mapping[str, Example], room: int = REMEMBERED
+        self, collate: Collator, tokenizations: TeacherTokenizations, texts: Mapping[str, Example], room: int = REMEMBERED
     ):
-        self.collate, self.voices, self.texts = collate, voices, texts
+        self.collate, self.tokenizations, self.texts = collate, tokenizations, texts
         self.room = room
-        self._collators = [Collator(voice.pad, collate.padding_side) for voice in voices.each]
+        self._collators = [Collator(tokenization.pad, collate.padding_side) for tokenization in tokenizations.each]
         self._known: OrderedDict[str, _Read] = OrderedDict()
         self._held = 0
 
@@ -173,18 +173,18 @@ class TeachersCollator:
         """Of the first rows, by teacher."""
         from kava.align.tokens import matched
 
-        found: list[list[tuple[str, int, int]]] = [[] for _ in self.voices.each]
+        found: list[list[tuple[str, int, int]]] = [[] for _ in self.tokenizations.each]
         for part in _portions(rows, first):
             for one, read in zip(part, self.read(part), strict=True):
                 if one.cot:
                     for i, iou in enumerate(read.iou):
                         found[i].append((one.id, int(matched(iou).sum()), len(one.cot)))
-        return {voice.name: _coverage(counts) for voice, counts in zip(self.voices.each, found, strict=True)}
+        return {tokenization.name: _coverage(counts) for tokenization, counts in zip(self.tokenizations.each, found, strict=True)}
 
     def example(self, row: Encoded, number: int) -> dict[str, Any]:
         """One text with both tokenizations and their matrix, as plain data for a picture."""
-        text, theirs = self._cot(row.id), self.voices.each[number]
-        sides = (("student", self.voices.student), ("teacher", theirs.encoder))
+        text, theirs = self._cot(row.id), self.tokenizations.each[number]
+        sides = (("student", self.tokenizations.student), ("teacher", theirs.encoder))
         pieces = {
             side: [text[int(start) : ceil(end)] for start, end in _spans(encoder, [text])[0][1]]
             for side, encoder in sides
@@ -192,25 +192,25 @@ class TeachersCollator:
         return {"text": text, **pieces, "iou": self.read([row])[0].iou[number].tolist()}
 
     def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
-        for voice in self.voices.each:
-            if voice.max_positions is None:
+        for tokenization in self.tokenizations.each:
+            if tokenization.max_positions is None:
                 continue
             ids = getattr(rows, "ids", None) or [one.id for one in rows]
-            shown = progress_bar(ids, f"lengths for {voice.name}")
-            lengths = list(self._long(voice, shown, voice.max_positions))
+            shown = progress_bar(ids, f"lengths for {tokenization.name}")
+            lengths = list(self._long(tokenization, shown, tokenization.max_positions))
             if lengths:
                 raise DataError(
-                    f"{len(lengths)} examples need up to {max(lengths)} positions of teacher {voice.name}, which has "
-                    f"{voice.max_positions}",
+                    f"{len(lengths)} examples need up to {max(lengths)} positions of teacher {tokenization.name}, which has "
+                    f"{tokenization.max_positions}",
                     "skip them with dataset.max_length, or take a teacher with a longer context",
                 )
 
-    def _long(self, voice: TeacherTokenization, ids: Iterable[str], limit: int) -> Iterator[int]:
+    def _long(self, tokenization: TeacherTokenization, ids: Iterable[str], limit: int) -> Iterator[int]:
         """Lengths above the limit. A token covers a byte at least, so that few texts have to be tokenized."""
         for key in ids:
-            heard = voice.hears(self._text(key))
+            heard = tokenization.apply_prompt(self._text(key))
             size = sum(len(part.encode()) + 1 for part in (heard.question, *heard.steps, CUE, heard.answer)) + MARGIN
-            if size > limit and (length := len(voice.encoder(heard))) > limit:
+            if size > limit and (length := len(tokenization.encoder(heard))) > limit:
                 yield length
 
     # -- one text ------------------------------------------------------------------------------------------------
@@ -218,14 +218,14 @@ class TeachersCollator:
     def _fresh(self, examples: list[Encoded]) -> list[_Read]:
         texts = [self._text(one.id) for one in examples]
         cots = [self._cot(one.id) for one in examples]
-        mine = _spans(self.voices.student, cots)
+        mine = _spans(self.tokenizations.student, cots)
         encoded, iou = [], []
         known: dict[int, list[Tensor]] = {}  # teachers of one tokenizer differ in their prompts only
-        for voice in self.voices.each:
-            encoded.append(voice.encoder.encode_batch([voice.hears(text) for text in texts]))
-            key = id(voice.encoder)
+        for tokenization in self.tokenizations.each:
+            encoded.append(tokenization.encoder.encode_batch([tokenization.apply_prompt(text) for text in texts]))
+            key = id(tokenization.encoder)
             if key not in known:
-                theirs = _spans(voice.encoder, cots)
+                theirs = _spans(tokenization.encoder, cots)
                 known[key] = [self._iou(a[1], b[1]) for a, b in zip(mine, theirs, strict=True)]
             iou.append(known[key])
         rows = zip(mine, zip(*encoded, strict=True), zip(*iou, strict=True), strict=True)
@@ -234,9 +234,9 @@ class TeachersCollator:
     def _iou(self, student: Sequence[Span], teacher: Sequence[Span]) -> Tensor:
         from kava.align.tokens import iou_matrix, token_by_token
 
-        if self.voices.time == "truncate":
+        if self.tokenizations.time == "truncate":
             return token_by_token(len(student), len(teacher))
-        return iou_matrix(student, teacher, self.voices.threshold)
+        return iou_matrix(student, teacher, self.tokenizations.threshold)
 
     def _text(self, key: str) -> Example:
         try:
@@ -248,7 +248,7 @@ class TeachersCollator:
             ) from None
 
     def _cot(self, key: str) -> str:
-        return STEP_SEPARATOR.join(self.voices.student.steps(self._text(key)))
+        return STEP_SEPARATOR.join(self.tokenizations.student.steps(self._text(key)))
 
     def _remember(self, fresh: Mapping[str, _Read]) -> None:
         for key, read in fresh.items():

@@ -93,7 +93,7 @@ def extract(
         stored = stored_columns(encoded, manifest)
         todo = [k for k in mine if not _whole(folder, manifest, k)]
         _refuse_full_disk(folder, manifest, stored)
-        reader = _Reader(teacher, device, manifest)
+        reader = _TeacherReader(teacher, device, manifest)
         jobs = [(k, start) for k in todo for start in range(0, len(manifest.rows(k)), batch_size)]
         opened: list[ShardWriter] = []
         try:
@@ -123,7 +123,7 @@ def _begin(folder: Path, manifest: Manifest, shard: int, encoded: Rows, stored: 
     return ShardWriter(folder, manifest, shard, entries)
 
 
-class _Reader:
+class _TeacherReader:
     """Batches through the teacher, down to what is stored."""
 
     def __init__(self, teacher: Teacher, device: torch.device, manifest: Manifest):

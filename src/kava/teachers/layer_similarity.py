@@ -20,7 +20,7 @@ FEWEST = 4  # tokens that the unbiased form needs
 
 
 @torch.no_grad()
-def layer_likeness(both: TeacherSet, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, int]:
+def layer_similarity(both: TeacherSet, batches: Iterable[dict[str, Tensor]]) -> tuple[Tensor, int]:
     """[L_s, L_t] the mean over samples of (CKA of keys + CKA of values) / 2, in -1 to 1; and how many samples counted.
 
     both     two models, the student first, that read every batch; their tokens are t0 and t1

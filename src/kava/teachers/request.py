@@ -16,7 +16,7 @@ from kava.config.fields import METHOD_ALIASES
 from kava.data.encode import EncodedSet, Encoder, encode_split
 from kava.data.example import content_hash
 from kava.data.load import ExampleStream, load_examples
-from kava.data.teacher_texts import TeacherTokenization, heard
+from kava.data.teacher_texts import TeacherTokenization, encode_for_teacher
 from kava.errors import ConfigError, DataError
 from kava.provenance import versions
 from kava.teachers.live import shape_of
@@ -114,7 +114,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExtractionData:
     """The examples in the order of the store, and what the manifest says of them."""
 
     encoded: EncodedSet
@@ -126,15 +126,15 @@ def read_source(
     tokenizer: Any,
     splits: Sequence[str],
     progress: bool = True,
-    voice: TeacherTokenization | None = None,
-) -> Source:
+    tokenization: TeacherTokenization | None = None,
+) -> ExtractionData:
     """Training examples that are not too long, then all validation examples.
 
-    Which are too long is said by the student's tokenizer; they come in the tokens of `voice`, where there is one.
+    Which are too long is said by the student's tokenizer; they come in the tokens of `tokenization`, where there is one.
     """
     dataset = recipe.dataset
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
-    reads = encoder if voice is None else voice.encoder
+    reads = encoder if tokenization is None else tokenization.encoder
     whole, hashes = EncodedSet(reads.cue, reads.eos), {}
     counts: dict[str, int] = {}
     for split in splits:
@@ -144,7 +144,7 @@ def read_source(
         examples = load_examples(dataset, split)
         assert not isinstance(examples, ExampleStream)
         found = encode_split(examples, encoder, dataset.max_length if split == "train" else None, progress=progress)
-        for one in found.encoded if voice is None else heard(found.encoded, examples, voice, progress):
+        for one in found.encoded if tokenization is None else encode_for_teacher(found.encoded, examples, tokenization, progress):
             whole.append(one)
         hashes[split], counts[split] = content_hash(examples), len(found.encoded)
     if len(set(whole.ids)) != len(whole):
@@ -153,7 +153,7 @@ def read_source(
         raise DataError(f"data set {dataset.name} has nothing to extract in: {', '.join(splits)}")
     keys = ("name", "config", "cot_type", "drop_last_step", "max_length", "subset_size")
     facts = {key: getattr(dataset, key) for key in keys}
-    return Source(whole, facts | {"examples": counts, "sha256": hashes})
+    return ExtractionData(whole, facts | {"examples": counts, "sha256": hashes})
 
 
 def refuse_too_long(encoded: EncodedSet, most: int | None, name: str) -> None:
@@ -174,7 +174,7 @@ def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
     return _manifest(request, recipe, model, num_examples, dtype)
 
 
-def described(request: Request, recipe: Recipe, teacher: Live, tokenizer: Any, source: Source) -> Manifest:
+def described(request: Request, recipe: Recipe, teacher: Live, tokenizer: Any, source: ExtractionData) -> Manifest:
     """The manifest of a store that this teacher makes of these examples, which `tokenizer` has cut."""
     model = teacher.model
     weight = next(model.parameters())

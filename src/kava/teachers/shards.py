@@ -59,7 +59,7 @@ class Entry:
         return hashlib.sha256(f"{self.id}\n{self.length}\n{self.stored}\n{self.tokens}\n".encode())
 
 
-class Layout(NamedTuple):
+class ShardLayout(NamedTuple):
     """The header, where each tensor [example, part] begins in the file, and the file's size."""
 
     head: bytes
@@ -86,7 +86,7 @@ def parts(manifest: Manifest, stored: int) -> dict[str, tuple[str, tuple[int, ..
     return found
 
 
-def layout(manifest: Manifest, shard: int, entries: Sequence[Entry]) -> Layout:
+def layout(manifest: Manifest, shard: int, entries: Sequence[Entry]) -> ShardLayout:
     """Everything about the file but its tensors. Wide types first, so that each begins at a multiple of its size."""
     facts = {"manifest": manifest.facts(), "examples": [astuple(entry) for entry in entries]}
     header: dict[str, Any] = {"__metadata__": {"kava": json.dumps(facts, separators=(",", ":"))}}
@@ -103,7 +103,7 @@ def layout(manifest: Manifest, shard: int, entries: Sequence[Entry]) -> Layout:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    return Layout(head, starts + len(head), len(head) + at)
+    return ShardLayout(head, starts + len(head), len(head) + at)
 
 
 class ShardWriter:

@@ -30,12 +30,12 @@ from kava.teachers.store import StoredTeacher
 class TeacherSet:
     """`many(batch, wants)`: a list of TeacherKV, teacher i at the columns of t{i}.cot.
 
-    voices: what `TeachersCollator` needs. rotaries: how each rotates its keys, None where it does not.
+    tokenizations: what `TeachersCollator` needs. rotaries: how each rotates its keys, None where it does not.
     """
 
     names: tuple[str, ...]
     teachers: tuple[Teacher, ...]
-    voices: TeacherTokenizations
+    tokenizations: TeacherTokenizations
     rotaries: tuple[Rotary | None, ...]
 
     @property
@@ -56,14 +56,14 @@ def load_teacher_set(recipe: Recipe, student_tokenizer: Any, device: torch.devic
         raise ConfigError(
             f"mixture.rope is {mixture.rope}, but no teacher rotates its keys ({', '.join(names)})", "leave it at auto"
         )
-    each = tuple(voice for _, voice in entries)
-    voices = TeacherTokenizations(made.encoder(student_tokenizer), each, mixture.time, mixture.iou_threshold)
-    return TeacherSet(names, tuple(teacher for teacher, _ in entries), voices, rotaries)
+    each = tuple(tokenization for _, tokenization in entries)
+    tokenizations = TeacherTokenizations(made.encoder(student_tokenizer), each, mixture.time, mixture.iou_threshold)
+    return TeacherSet(names, tuple(teacher for teacher, _ in entries), tokenizations, rotaries)
 
 
-def voice_of(spec: TeacherSpec, recipe: Recipe) -> TeacherTokenization:
+def tokenization_of(spec: TeacherSpec, recipe: Recipe) -> TeacherTokenization:
     """How a teacher reads, without its weights."""
-    return _Maker(recipe, torch.device("cpu")).voice(spec, foreign_model(spec, recipe.model))
+    return _Maker(recipe, torch.device("cpu")).tokenization(spec, foreign_model(spec, recipe.model))
 
 
 def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> Live:
@@ -80,7 +80,7 @@ def live(model: Backbone) -> Live:
 
 
 class _Maker:
-    """Entries of mixture.teachers to teachers and their voices; what two entries have in common is made once."""
+    """Entries of mixture.teachers to teachers and their tokenizations; what two entries have in common is made once."""
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
@@ -91,18 +91,18 @@ class _Maker:
         if spec.store is not None:
             return self._stored(spec, StoredTeacher(spec.store))
         model = foreign_model(spec, self.recipe.model)
-        voice = self.voice(spec, model)
+        tokenization = self.tokenization(spec, model)
         key = (model, spec.dtype, spec.quantization)
         teacher = self._teachers.get(key) or self._live(spec)
         self._teachers[key] = teacher
         ends = (teacher.max_positions, None if teacher.rotary is None else teacher.rotary.limit)
-        return teacher, replace(voice, max_positions=min((end for end in ends if end is not None), default=None))
+        return teacher, replace(tokenization, max_positions=min((end for end in ends if end is not None), default=None))
 
     def encoder(self, tokenizer: Any) -> Encoder:
         dataset = self.recipe.dataset
         return Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
 
-    def voice(self, spec: TeacherSpec, model: ModelConfig) -> TeacherTokenization:
+    def tokenization(self, spec: TeacherSpec, model: ModelConfig) -> TeacherTokenization:
         if model not in self._encoders:
             tokenizer = load_tokenizer(locate(model.name), model)
             try:
@@ -130,13 +130,13 @@ class _Maker:
             revision=spec.revision or made_by["revision"],
             trust_remote_code=spec.trust_remote_code,
         )
-        voice = self.voice(spec, model)
-        if problem := _differs(spec, stored.manifest, self.recipe.mixture.rope, voice):
+        tokenization = self.tokenization(spec, model)
+        if problem := _differs(spec, stored.manifest, self.recipe.mixture.rope, tokenization):
             raise ConfigError(f"teacher {spec.label}: the store {stored.folder} {problem[0]}", problem[1])
-        return stored, voice
+        return stored, tokenization
 
 
-def _differs(spec: TeacherSpec, manifest: Manifest, rope: str, voice: TeacherTokenization) -> tuple[str, str] | None:
+def _differs(spec: TeacherSpec, manifest: Manifest, rope: str, tokenization: TeacherTokenization) -> tuple[str, str] | None:
     """What an entry says otherwise than its store, and what to do."""
     made_by = manifest.teacher
     again = "extract again into another folder"
@@ -150,7 +150,7 @@ def _differs(spec: TeacherSpec, manifest: Manifest, rope: str, voice: TeacherTok
         )
     if made_by.get("rope", "auto") != rope:
         return f"was made with mixture.rope={made_by.get('rope')}, not {rope}", "set the same, or " + again
-    if manifest.tokenizer != tokenizer_hash(voice.encoder.tokenizer):
+    if manifest.tokenizer != tokenizer_hash(tokenization.encoder.tokenizer):
         return f"was made with another tokenizer than that of {spec.model or name}", again
     for key, default in (("dtype", "float32"), ("quantization", "none"), ("revision", None)):
         given = getattr(spec, key)

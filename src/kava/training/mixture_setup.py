@@ -42,7 +42,7 @@ class TeacherSetup:
         self.recipe = recipe
         self.teachers: TeacherSet = load_teacher_set(recipe, tokenizer, device)
         texts = texts_of([*data.examples, *data.validation])
-        self.collate = TeachersCollator(Collator(tokenizer.pad_token_id), self.teachers.voices, texts)
+        self.collate = TeachersCollator(Collator(tokenizer.pad_token_id), self.teachers.tokenizations, texts)
         self.coverage: dict[str, Coverage] = {}
         self.example: dict[str, Any] = {}
 
