@@ -1,13 +1,13 @@
-"""The one reader of answers, used for data, inference and evaluation alike. Level 0: text in, number out.
+"""Reads the final number of an answer text; used by data, inference and evaluation alike. Level 0: no torch.
 
-    strict    the number right behind the last "The answer is:" or "####", or the first one inside the last \\boxed{}
+    strict    the number right after the last "The answer is:" or "####", or the first one inside the last \\boxed{}
     flexible  the strict one, or else the last number of the text
 
 Both give the number in plain form: no currency, no thousands separators ("-$1,234.50" -> "-1234.50", "50 %" -> "50%").
 
-What the documents leave open, decided here (ours): a clock time or ratio (12:30) is no number; a minus behind a number,
-a bracket or glued to a word is an operator or a hyphen ("4-2" ends in 2, "GPT-2" in 2); a sign that stands apart from
-its number counts only at the beginning or behind = : ( ("= - 3"); at the start of a line it is a bullet.
+What the documents leave open, decided here (ours): a clock time or ratio (12:30) is no number; a minus after a number,
+a bracket or a letter is an operator or a hyphen ("4-2" ends in 2, "GPT-2" in 2); a sign separated from its number by a
+space counts only at the beginning or after = : ( ("= - 3"); at the start of a line it is a bullet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LATEX = (
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile("\u2212"), "-"),
 )
-_LONGEST = 400  # digits; a model that repeats itself writes longer ones, and none of them is an answer
+_MAX_DIGITS = 400  # longer numbers come from a model that repeats itself
 _RELATIVE, _ABSOLUTE = Fraction(1, 10**6), Fraction(1, 1000)
 
 
@@ -59,7 +59,7 @@ def flexible(text: str) -> str | None:
 def number(text: str | None) -> Fraction | None:
     """The value of the first number in a text: 1,234  -3  $5.00  3/4  50 %  1e3; None where there is none."""
     word = next((word for _, word in _numbers(_plain(text or ""))), None)
-    if word is None or len(word) > _LONGEST:
+    if word is None or len(word) > _MAX_DIGITS:
         return None
     top, _, bottom = word.rstrip("%").partition("/")
     if bottom and not Fraction(bottom):
@@ -68,15 +68,15 @@ def number(text: str | None) -> Fraction | None:
     return value / 100 if word.endswith("%") else value
 
 
-def equal(given: str | None, gold: str | None) -> bool:
-    """The same number. Decimals may differ by 1e-6 of their size and by 1e-3 at most (ours), whole numbers not at all.
+def equal(answer: str | None, gold: str | None) -> bool:
+    """True for the same number. Decimals may differ by 1e-6 of their size and by 1e-3 at most (ours), whole numbers not at all.
 
-    50 % equals 0.5 and also 50: the sets ask for percentages and leave the sign out (ours).
+    50 % equals 0.5 and also 50: the datasets ask for percentages and leave the sign out (ours).
     """
-    left, right = number(given), number(gold)
+    left, right = number(answer), number(gold)
     if left is None or right is None:
         return False
-    left_percent, right_percent = (str(text).rstrip().endswith(("%", "percent")) for text in (given, gold))
+    left_percent, right_percent = (str(text).rstrip().endswith(("%", "percent")) for text in (answer, gold))
     if left_percent != right_percent:
         return _near(left, right) or _near(left * (100 if left_percent else 1), right * (100 if right_percent else 1))
     return _near(left, right)
@@ -87,14 +87,14 @@ def _near(left: Fraction, right: Fraction) -> bool:
 
 
 def _plain(text: str) -> str:
-    """The text with LaTeX's ways of writing a number, and the typographic minus, undone."""
+    """The text with LaTeX number notation and the typographic minus replaced by plain characters."""
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
     return text
 
 
 def _numbers(text: str) -> Iterator[tuple[int, str]]:
-    """Where each number starts, and the number in plain form."""
+    """Start position and plain form of each number."""
     for match in _NUMBER.finditer(text):
         if match["clock"]:
             continue
@@ -105,7 +105,7 @@ def _numbers(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _is_sign(before: str, gap: str) -> bool:
-    """Is a minus behind `before` a sign (True), or an operator, a hyphen or a bullet?"""
+    """True if a minus after the text `before` is a sign; False for an operator, a hyphen or a bullet."""
     if gap:
         return not before.strip() or before.rstrip(" ")[-1] in "=:("
     last = before.rstrip()[-1:]

@@ -1,4 +1,4 @@
-"""A user's mistake is one of these: what is wrong, and what to do. The command line prints both and exits with 2."""
+"""Errors that a user can fix: what is wrong, and what to do. The command line prints both and exits with 2."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ class ConfigError(KavaError):
 
 
 class DataError(KavaError):
-    """A data set, a file of examples, a tokenizer that cannot give spans."""
+    """A dataset, a file of examples, a tokenizer without character offsets."""
 
 
 class ModelError(KavaError):
-    """A model family, a checkpoint of the wrong kind, weights that do not fit."""
+    """An unsupported model family, a checkpoint of the wrong kind, weights that do not fit."""
 
 
 class CheckpointError(KavaError):
-    """A run or student folder that is torn, missing or of another make."""
+    """A run or student folder that is corrupt, missing or of another format."""
 
 
 class RunError(KavaError):
     """A run that had to stop: non-finite loss, an occupied output folder, a full disk."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Writing so that a kill, a full disk or a second reader never sees half a file. Level 0: no torch."""
+"""Atomic writing: after a kill or a full disk no reader finds half a file. Level 0: no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a partial file beside the target, then renames it over the target."""
+    """Writes a temporary file in the same folder, then renames it to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
@@ -46,7 +46,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Gives a folder to fill; it takes the place of `path` when the block ends well, and vanishes when it does not."""
+    """Yields a temporary folder; it replaces `path` when the block succeeds and is deleted when the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=PARTIAL))
@@ -60,7 +60,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Renames `source` to `target`; an old `target` is moved aside first and deleted last."""
+    """Renames `source` to `target`; an old `target` is renamed first and deleted last."""
     old = target.parent / f"{PARTIAL}old-{target.name}"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -71,9 +71,9 @@ def replace_folder(source: Path, target: Path) -> None:
 
 @contextmanager
 def sole_owner(path: str | Path, patience: float = 0.0) -> Iterator[None]:
-    """Holds the lock file `path` while the block runs; the system frees it when the process ends, however it ends.
+    """Holds the lock file `path` while the block runs; the system frees it even if the process is killed.
 
-    `patience` is how many seconds to wait for a process that holds it.
+    `patience`: seconds to wait for another process that holds it.
     """
     with open(path, "a", encoding="utf-8") as file:
         until = time.monotonic() + patience
@@ -105,7 +105,7 @@ def _lock(handle: int) -> bool:
 
 
 def sweep(folder: str | Path) -> None:
-    """Removes what a killed process left half written in `folder`, and puts back a folder it had moved aside."""
+    """Removes partial files that a killed process left in `folder`, and restores a folder it had renamed."""
     folder = Path(folder)
     for left in folder.glob(PARTIAL + "*"):
         name = left.name.removeprefix(PARTIAL + "old-")
@@ -118,7 +118,7 @@ def sweep(folder: str | Path) -> None:
 
 
 def usual_mode(path: str | Path) -> None:
-    """Gives a file that was made private (by tempfile, by safetensors) the rights that any new file has."""
+    """Gives a file that tempfile or safetensors made private the permissions of any new file."""
     os.chmod(path, 0o666 & ~_umask())
 
 

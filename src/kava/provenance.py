@@ -1,4 +1,4 @@
-"""Which code, versions and machine made a file: what meta.json and every results file say. Level 0: no torch."""
+"""Code revision, package versions and machine, as meta.json and results files record them. Level 0: no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy
 
 
 def versions() -> dict[str, str | None]:
-    """kava, Python and the libraries that can move a number; null where one is not installed."""
+    """Versions of kava, Python and the libraries that can change a number; null if not installed."""
     return {
         "kava": kava.__version__,
         "python": platform.python_version(),
@@ -36,13 +36,13 @@ def surroundings() -> dict[str, Any]:
 
 
 def _program() -> str:
-    """`kava` however it was started; a script by its name: where a program lies says nothing about a run."""
+    """`kava` for every way to start it, else the script's name without its folder."""
     name = Path(sys.argv[0]).stem
     return "kava" if name in ("__main__", "main", "kava") else name
 
 
 def revision() -> str | None:
-    """The revision of the source tree, with "+changes" where it was edited; None outside a checkout."""
+    """The git revision of the source tree, with "+changes" if files are modified; None outside a checkout."""
     head = _git("rev-parse", "HEAD")
     if head is None:
         return None
@@ -50,9 +50,10 @@ def revision() -> str | None:
 
 
 def _git(*words: str) -> str | None:
-    here = Path(__file__).parent
     try:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Names in a recipe become classes here: a short name from a table, or "package.module:Name" from anywhere."""
+"""Classes by the names that a recipe writes: a short name from a table, or "package.module:Name" from anywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kava.errors import ConfigError
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    """A hint that names the closest known word, or lists them all."""
+    """A hint with the closest known word, or with all of them."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
 
@@ -27,7 +27,7 @@ def lookup(table: Mapping[str, type], name: str, kind: str) -> type:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{kind} {name!r}: cannot import {module_name!r} ({error})", "check PYTHONPATH") from error
-    found: Any = getattr(module, attribute, None)
-    if not isinstance(found, type):
+    attribute_value: Any = getattr(module, attribute, None)
+    if not isinstance(attribute_value, type):
         raise ConfigError(f"{kind} {name!r}: {module_name!r} has no class {attribute!r}")
-    return found
+    return attribute_value

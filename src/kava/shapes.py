@@ -1,4 +1,4 @@
-"""The letters that tensor shapes are written in, at every interface of the package.
+"""The letters of tensor shapes, the same in every file of the package.
 
 B batch   T tokens   N chain-of-thought tokens   A answer-part tokens (cue, answer, eos)   M latents, or kept entries
 L layers  H key/value heads   R query heads per key/value head   D head size   E model width   V vocabulary   S teachers
@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or better: softmaxes, norms and losses are not taken in half precision."""
+    """The tensor in float32 or better: softmaxes, norms and losses are not computed in half precision."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 import zoo_tokenizers as zoo
-from kava.data.cards import card, shipped_card, write_card
+from kava.data.cards import card, shipped_card
 from kava.data.encode import EncodedStream, Encoder
 from kava.data.example import Example, content_hash
 from kava.data.load import load_examples, load_file
 from kava.data.places import open_set
 from kava.data.rows import number_text, plain_number, sentences
 from kava.data.sources import SOURCES, known_source
-from kava.data.stream import stream_dataset
+from kava.data.stream import EncodedIterable
 from kava.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -391,7 +391,7 @@ def test_loader_workers_share_a_stream(tmp_path, workers):
 
     path = write(tmp_path / "own.jsonl", rows(23))
     stream = load_examples(section(path, streaming=True, val_size=0), "train")
-    loader = DataLoader(stream_dataset(stream, Encoder(zoo.byte_level())), None, num_workers=workers)
+    loader = DataLoader(EncodedIterable(stream, Encoder(zoo.byte_level())), None, num_workers=workers)
     assert sorted(e.id for e in loader) == sorted(f"own/train/{i}" for i in range(23))
 
 
@@ -457,15 +457,6 @@ def test_content_hash_sees_content_only():
     assert content_hash([a]) == content_hash([b])
     for other in (Example("0", "A?", ("st",), "1"), Example("0", "A?", ("s",), "t1"), Example("0", "A?s", ("t",), "1")):
         assert content_hash([a]) != content_hash([other])
-
-
-def test_written_cards(tmp_path):
-    cards = {"train": {"examples": 3, "share": 0.25}, "test": {"examples": 2, "share": None}}
-    assert json.loads(write_card(tmp_path / "deep/card.json", cards, "My set").read_text())["splits"] == cards
-    text = write_card(tmp_path / "card.md", cards, "My set").read_text()
-    assert "| examples | 3 | 2 |" in text
-    assert "| share | 0.25 | - |" in text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["card.md", "deep"]
 
 
 @pytest.mark.parametrize("name", ["chains", *(s.name for s in SOURCES)])

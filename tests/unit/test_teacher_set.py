@@ -29,7 +29,7 @@ from kava.data.load import ExampleStream
 from kava.data.teacher_texts import TeachersCollator, texts_of, view
 from kava.errors import ConfigError, DataError, KavaError, ModelError
 from kava.teachers.base import TeacherKV, TeacherWants
-from kava.teachers.offloaded import OffloadedTeacher, _visiting
+from kava.teachers.offloaded import OffloadedTeacher, _on_device
 from kava.teachers.teacher_set import TeacherSet, live, load_teacher_set
 
 CPU = torch.device("cpu")
@@ -80,7 +80,9 @@ def test_every_teacher_gets_its_own_batch_and_the_matrix(side: str) -> None:
         assert iou.dtype == torch.float32
         for b, row in enumerate(rows):
             text = " ".join(tokenization.encoder.steps(texts[row.id]))
-            spans = [spans_of(text, encoder.tokenizer) for encoder in (found.tokenizations.student, tokenization.encoder)]
+            spans = [
+                spans_of(text, encoder.tokenizer) for encoder in (found.tokenizations.student, tokenization.encoder)
+            ]
             block = iou[b][plain["cot_mask"][b]][:, own["cot_mask"][b]]
             assert torch.equal(block, iou_matrix(*spans))
             assert float(iou[b].sum()) == pytest.approx(float(block.sum()))  # nothing at padding
@@ -108,9 +110,9 @@ def test_memory_changes_nothing_and_is_bounded() -> None:
         a, b = small(rows[start : start + 6]), large(rows[start : start + 6])
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
-        assert small._held == sum(read.size for read in small._known.values()) <= 2000
+        assert small._cached == sum(read.size for read in small._cache.values()) <= 2000
     again = pickle.loads(pickle.dumps(large))
-    assert not again._known
+    assert not again._cache
     assert torch.equal(again(rows[:3])["t1.iou"], large(rows[:3])["t1.iou"])
 
 
@@ -181,7 +183,11 @@ def alone(kind: str, template: str, row: Encoded) -> tuple[list[Tensor], list[Te
     for layer, module in enumerate(blocks):
         module.register_forward_hook(lambda _m, _i, out, layer=layer: before.update({layer: out.detach()}))
     text = texts_of(many.examples())[row.id]
-    found = loaded(kind).tokenizations.each[0].encoder(replace(text, question=template.replace("{question}", text.question)))
+    found = (
+        loaded(kind)
+        .tokenizations.each[0]
+        .encoder(replace(text, question=template.replace("{question}", text.question)))
+    )
     first, last = len(found.question), len(found.question) + len(found.cot)
     ids = torch.tensor([[*found.question, *found.cot, *found.cue, *found.answer, found.eos]])
     with torch.no_grad():
@@ -375,7 +381,7 @@ def test_one_at_a_time_is_together_bit_for_bit_and_holds_one_model(monkeypatch: 
 def test_weights_that_visit_a_device_go_home() -> None:
     model = load_foreign(TeacherSpec(model=many.folder("gpt2")), ModelConfig(name=""), CPU)  # its head is its embedding
     before = {name: (part, part.clone()) for name, part in model.named_parameters()}
-    with _visiting(model, torch.device("meta")):
+    with _on_device(model, torch.device("meta")):
         assert all(part.device.type == "meta" for part in (*model.parameters(), *model.buffers()))
         assert model.causal_lm.lm_head.weight is model.decoder.wte.weight
         assert len(list(model.parameters())) == len(before)

@@ -1,4 +1,4 @@
-"""Teachers' keys and values to the student's shape; torch only."""
+"""Converts teachers' keys and values to the student's shape; torch only."""
 
 from __future__ import annotations
 

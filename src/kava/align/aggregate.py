@@ -14,7 +14,7 @@ METHODS = ("concat", "mean", "weighted")
 
 
 class CacheSizes(Protocol):
-    """What is asked of a model's cache."""
+    """Sizes of a model's KV cache."""
 
     @property
     def num_layers(self) -> int: ...
@@ -52,7 +52,7 @@ class Aggregator(nn.Module):
         self.register_parameter("weights", nn.Parameter(torch.zeros(num_layers)) if learned else None)
 
     def dim(self, shape: CacheSizes) -> int:
-        """The width of what comes back, for caches of this shape."""
+        """Width of the output for caches of this shape."""
         layer = shape.num_heads * shape.head_size
         return layer * shape.num_layers if self.method == "concat" and self.use_all_layers else layer
 
@@ -62,8 +62,8 @@ class Aggregator(nn.Module):
         if not self.use_all_layers or len(layers) == 1:
             return flatten_heads(layers[-1])
         self._check(layers)
-        home = layers[0].device  # a model spread over devices leaves its cache spread, too
-        flat = [flatten_heads(layer).to(home) for layer in layers]
+        device = layers[0].device  # a model spread over devices has its cache on several
+        flat = [flatten_heads(layer).to(device) for layer in layers]
         if self.method == "concat":
             return torch.cat(flat, dim=-1)
         stack = torch.stack([at_least_float32(layer) for layer in flat])  # [L, B, T, H*D]
@@ -81,8 +81,8 @@ class Aggregator(nn.Module):
             )
         sizes = sorted({(layer.shape[1], layer.shape[3]) for layer in layers})
         if len(sizes) > 1 and self.method != "concat":
-            named = ", ".join(f"{heads} x {size}" for heads, size in sizes)
+            text = ", ".join(f"{heads} x {size}" for heads, size in sizes)
             raise ModelError(
-                f"layers of unequal size (heads x head size: {named}) have no {self.method}",
+                f"layers of unequal size (heads x head size: {text}) have no {self.method}",
                 "use the aggregation method concat, or the last layer alone",
             )

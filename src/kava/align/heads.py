@@ -1,4 +1,4 @@
-"""From a teacher layer's heads and head size to the student's."""
+"""Maps the heads and head size of a teacher layer to the student's."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ KINDS = ("group_mean", "conv", "matched")
 
 
 def overlap_map(num_to: int, num_from: int) -> Tensor:
-    """[num_to, num_from], rows summing to 1: row i averages what lies in [i F/T, (i+1) F/T), by overlap.
+    """[num_to, num_from] with rows summing to 1: row i averages the interval [i F/T, (i+1) F/T), weighted by overlap.
 
-    F = k T: the mean of k neighbours. T = k F: neighbours repeated (0, 0, 1, 1), as grouped attention has them. F = T: identity.
+    F = k T: the mean of k neighbours. T = k F: neighbours repeated (0, 0, 1, 1), as in grouped attention. F = T: identity.
     """
     if num_to < 1 or num_from < 1:
         raise ConfigError(f"no map from {num_from} to {num_to} heads (or dimensions)")
-    # in units of 1 / (T F), so that everything is whole until the last division
+    # in units of 1 / (T F): integers until the last division
     low = torch.arange(num_to)[:, None] * num_from
     start = torch.arange(num_from)[None, :] * num_to
     shared = torch.minimum(low + num_from, start + num_to) - torch.maximum(low, start)
@@ -26,7 +26,7 @@ def overlap_map(num_to: int, num_from: int) -> Tensor:
 
 
 def head_similarity(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """[H_s, H_t] Pearson correlation of what heads attend to over the real tokens, summed over samples.
+    """[H_s, H_t] Pearson correlation of the heads' attention over the real tokens, summed over samples.
 
     student [B, H_s, N] and teacher [B, H_t, N] at the same tokens; mask [B, N]. Sums of several batches may be added.
     """
@@ -34,26 +34,26 @@ def head_similarity(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bin,bjn->ij", left, right)
 
 
-def _standard(looked: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and norm 1 over the real tokens; 0 where nothing varies."""
+def _standard(attention: Tensor, mask: Tensor) -> Tensor:
+    """[B, H, N] with mean 0 and norm 1 over the real tokens; 0 where nothing varies."""
     real = mask[:, None, :]
     count = real.sum(2, keepdim=True).clamp(min=1)
-    looked = at_least_float32(looked).masked_fill(~real, 0.0)
-    looked = (looked - looked.sum(2, keepdim=True) / count).masked_fill(~real, 0.0)
-    norm = looked.norm(dim=2, keepdim=True)
-    return looked / torch.where(norm > 0, norm, 1.0)
+    attention = at_least_float32(attention).masked_fill(~real, 0.0)
+    attention = (attention - attention.sum(2, keepdim=True) / count).masked_fill(~real, 0.0)
+    norm = attention.norm(dim=2, keepdim=True)
+    return attention / torch.where(norm > 0, norm, 1.0)
 
 
 def match_heads(similarity: Tensor) -> Tensor:
     """[H_s, H_t] rows summing to 1, from similarities [H_s, H_t].
 
-    Every teacher head goes to the student head it is most like; a student head averages those that came to it, and one
-    that got none takes the teacher head that is most like it. So no teacher head is left out.
+    Every teacher head is assigned to its most similar student head; a student head averages those assigned to it, and
+    a student head without any takes its most similar teacher head. So no teacher head is left out.
     """
     shares = torch.zeros_like(similarity, dtype=torch.float64)
     shares[similarity.argmax(0), torch.arange(similarity.shape[1], device=similarity.device)] = 1.0
-    alone = (shares.sum(1) == 0).nonzero().flatten()
-    shares[alone, similarity[alone].argmax(1)] = 1.0
+    unassigned = (shares.sum(1) == 0).nonzero().flatten()
+    shares[unassigned, similarity[unassigned].argmax(1)] = 1.0
     return shares / shares.sum(1, keepdim=True)
 
 
@@ -62,8 +62,8 @@ class HeadDimAdapter(nn.Module):
 
         y = gain * (M (x W^T + b)) + shift      W [D_s, D_t] for all heads, M [H_s, H_t], gain and shift [H_s, D_s]
 
-    `heads` says what M is: group_mean (fixed: means of neighbours, or neighbours repeated), conv (trained, from there),
-    matched (fixed, given to `set_shares`; group_mean until then). Sizes that agree start as the identity. Otherwise W
+    `heads` selects M: group_mean (fixed: means of neighbours, or neighbours repeated), conv (trained, starts as
+    group_mean), matched (fixed by `set_shares`; group_mean until then). Equal sizes start as the identity. Otherwise W
     starts as the same kind of average over neighbouring dimensions, which keeps the two halves of a rotary pair apart
     (`init_identity` False: random orthogonal).
     """
@@ -102,7 +102,7 @@ class HeadDimAdapter(nn.Module):
 
     @property
     def fixed_shares(self) -> Tensor:
-        """[H_s, H_t] what mixes heads where nothing may be trained: importance."""
+        """[H_s, H_t] head mixing without trained weights, as importance needs it."""
         if self.heads == "conv":
             return overlap_map(self.gives[0], self.takes[0]).to(self.shares)
         return self.shares
@@ -113,14 +113,14 @@ class HeadDimAdapter(nn.Module):
                 f"an adapter for {self.takes[0]} heads of size {self.takes[1]} was given {entries.shape[1]} of "
                 f"{entries.shape[3]}"
             )
-        with torch.autocast(entries.device.type, enabled=False):  # a target's last digits are part of the target
+        with torch.autocast(entries.device.type, enabled=False):  # targets keep full precision
             sized = self.size(entries.to(self.size.weight.dtype))
             mixed = torch.einsum("st,btnd->bsnd", self.shares.to(sized.dtype), sized)
             return mixed * self.gain[:, None] + self.shift[:, None]
 
     @torch.no_grad()
     def set_shares(self, shares: Tensor) -> None:
-        """From now on heads are mixed so: [H_s, H_t] of `match_heads`."""
+        """Sets M to the shares [H_s, H_t] of `match_heads`."""
         if self.heads != "matched" or shares.shape != self.shares.shape:
             raise ModelError(
                 f"head shares {list(shares.shape)} were given to a {self.heads} adapter of {list(self.shares.shape)}"
@@ -129,6 +129,6 @@ class HeadDimAdapter(nn.Module):
 
     @torch.no_grad()
     def rescale(self, gain: Tensor, shift: Tensor) -> None:
-        """From now on gives gain * (what it gave) + shift; both [H_s, D_s]."""
+        """Changes the output y to gain * y + shift; both [H_s, D_s]."""
         self.gain.mul_(gain.to(self.gain))
         self.shift.mul_(gain.to(self.shift)).add_(shift.to(self.shift))

@@ -1,4 +1,4 @@
-"""Which teacher layers a student layer is compared with."""
+"""Layer maps: which teacher layers each student layer is compared with."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kava.shapes import at_least_float32
 
 STRATEGIES = ("ratio", "blend", "uniform", "skip")
 
-EQUAL = 1e-6  # layers whose CKA is less than this from 1 are the same
+EQUAL = 1e-6  # a CKA closer to 1 than this means equal layers
 WRITES = "kava align precompute writes one for a pair of models"
 
 Entry = list[tuple[int, float]]  # teacher layers with weights that sum to 1
 
 
 def layer_map(num_student: int, num_teacher: int, strategy: str = "ratio") -> list[Entry]:
-    """For each student layer s its teacher layers.
+    """The teacher layers of each student layer s, with weights.
 
     ratio    t = s (L_t - 1) / (L_s - 1), between two layers the two weighted by nearness: first to first, last to last.
-             Every teacher layer has a part in it where L_t <= 2 L_s - 2; `unused` names the others
-    blend    the same t, but every teacher layer has a part in its nearest student layers: weight 1 at t, falling to 0
-             one step of t away; equal to ratio where L_t <= L_s
+             Every teacher layer is used if L_t <= 2 L_s - 2; `unused` lists the others
+    blend    the same t, but every teacher layer contributes to its nearest student layers: weight 1 at t, falling to
+             0 one step of t away; equal to ratio if L_t <= L_s
     uniform  the same t, rounded to the nearest layer (a half upwards)
     skip     t = s * floor(L_t / L_s): the lower layers, evenly; the top ones may stay unused
 
-    A student of one layer is given the teacher's last one (skip: the first).
+    A student of one layer gets the teacher's last one (skip: the first).
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown layer map {strategy!r}", "known: " + ", ".join(STRATEGIES))
@@ -55,45 +55,45 @@ def layer_map(num_student: int, num_teacher: int, strategy: str = "ratio") -> li
     return [_between(layer * span, steps) for layer in range(num_student)]
 
 
-def _around(place: int, steps: int, span: int) -> Entry:
-    """All layers less than span / steps away from place / steps, by nearness."""
-    near = [(layer, span - abs(layer * steps - place)) for layer in range(span + 1)]
+def _around(center: int, steps: int, span: int) -> Entry:
+    """All layers closer than span / steps to center / steps, weighted by nearness."""
+    near = [(layer, span - abs(layer * steps - center)) for layer in range(span + 1)]
     total = sum(weight for _, weight in near if weight > 0)
     return [(layer, weight / total) for layer, weight in near if weight > 0]
 
 
-def _between(place: int, steps: int) -> Entry:
-    """The layers around place / steps; whole numbers until the last division, so that the ends are exact."""
-    below, rest = divmod(place, steps)
+def _between(center: int, steps: int) -> Entry:
+    """The one or two layers next to center / steps; integers until the last division, so that the ends are exact."""
+    below, rest = divmod(center, steps)
     return [(below, 1 - rest / steps), (below + 1, rest / steps)] if rest else [(below, 1.0)]
 
 
 def cka_map(similarity: Tensor, top_k: int = 2) -> list[Entry]:
-    """For each student layer its `top_k` most alike teacher layers, from similarities [L_s, L_t] (CKA, at most 1).
+    """The `top_k` most similar teacher layers of each student layer, from similarities c [L_s, L_t] (CKA, at most 1).
 
-    Weights are in proportion to c / (1 - c), so that the nearer c is to 1, the more it counts, and an equal layer
-    (c = 1) is taken alone. Layers that are not alike (c <= 0) have no part, unless none is: then the least unlike.
+    Weights are proportional to c / (1 - c), and an equal layer (c = 1) is used alone. Layers with c <= 0 are left out;
+    if all are, the most similar one is used.
     """
     if not 1 <= top_k <= similarity.shape[1]:
         raise ConfigError(f"top_k is {top_k}, the teacher has {similarity.shape[1]} layers", "choose 1 or 2")
-    found = []
+    layers: list[Entry] = []
     for row in similarity.double().tolist():
         best = sorted(range(len(row)), key=lambda t: (-row[t], t))[:top_k]
         if not 0 < row[best[0]] < 1 - EQUAL:
-            found.append([(best[0], 1.0)])
+            layers.append([(best[0], 1.0)])
             continue
         odds = {t: row[t] / (1 - row[t]) for t in sorted(best) if row[t] > 0}
-        found.append([(t, weight / sum(odds.values())) for t, weight in odds.items()])
-    return found
+        layers.append([(t, weight / sum(odds.values())) for t, weight in odds.items()])
+    return layers
 
 
 def unused(layers: list[Entry], num_teacher: int) -> list[int]:
-    """Teacher layers that have no part in a map."""
+    """Teacher layers that a map does not use."""
     return sorted(set(range(num_teacher)) - {layer for entry in layers for layer, _ in entry})
 
 
 def write_map(path: str | Path, similarity: Tensor, top_k: int, facts: Mapping[str, Any] | None = None) -> list[Entry]:
-    """The map of `cka_map`, written with what it was made of (and `facts`) as JSON for `read_map`."""
+    """Writes the map of `cka_map` with its similarities and `facts` as JSON for `read_map`, and returns it."""
     layers = cka_map(similarity, top_k)
     document = {
         **(facts or {}),
@@ -108,7 +108,7 @@ def write_map(path: str | Path, similarity: Tensor, top_k: int, facts: Mapping[s
 
 
 def read_map(path: str | Path, num_student: int, num_teacher: int) -> list[Entry]:
-    """The layer map in a file of `write_map`, which must be for models of these sizes."""
+    """The layer map in a file of `write_map`; it must be for models of these sizes."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
         sizes = int(document["student_num_layers"]), int(document["teacher_num_layers"])
@@ -140,7 +140,7 @@ def _check_entry(entry: Entry, num_teacher: int, where: str) -> None:
 
 
 def mix(layers: Sequence[Tensor] | Mapping[int, Tensor], entry: Entry) -> Tensor:
-    """sum_i weight_i * layers[i], in float32 or better; a single layer comes back as it is."""
+    """sum_i weight_i * layers[i], computed in float32 or better; a single layer is returned unchanged."""
     if len(entry) == 1:
         return layers[entry[0][0]]
     first = layers[entry[0][0]]

@@ -1,4 +1,4 @@
-"""Texts of different numbers of tokens: padded and masked, or carried over token by token; never cut unless told to."""
+"""Sequences of different lengths: padded and masked, or mapped token by token; truncated only by `truncate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kava.errors import ModelError
 
 
 def create_attention_mask(lengths: Tensor, n: int | None = None) -> Tensor:
-    """[B, n] bool, True for the first `lengths[b]` columns; n is the longest if it is not given."""
+    """[B, n] bool, True for the first `lengths[b]` columns; n defaults to the longest."""
     longest = int(lengths.max()) if lengths.numel() else 0
     width = longest if n is None else n
     if longest > width:
@@ -19,7 +19,7 @@ def create_attention_mask(lengths: Tensor, n: int | None = None) -> Tensor:
 
 
 def pad_to_length(kv: Tensor, n: int, dim: int = 2) -> tuple[Tensor, Tensor]:
-    """kv [B, ..., T, ...] with zeros behind its T tokens up to n, and the mask [B, n] of the real ones."""
+    """kv [B, ..., T, ...] zero-padded to n tokens on the right, and the mask [B, n] of the real ones."""
     length = kv.shape[dim]
     if length > n:
         raise ModelError(f"{length} tokens do not fit into {n}", "pad to the longer one; truncate() cuts, by that name")
@@ -31,17 +31,17 @@ def pad_to_length(kv: Tensor, n: int, dim: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def apply_mask_to_kv(kv: Tensor, mask: Tensor, dim: int = 2) -> Tensor:
-    """kv with zeros at the tokens of `dim` that are not real; mask [B, T]."""
+    """kv with zeros at padding tokens of `dim`; mask [B, T]."""
     shape = [1] * kv.dim()
     shape[0], shape[dim] = mask.shape
     return kv.masked_fill(~mask.view(shape), 0)
 
 
 def apply_soft_alignment(kv: Tensor, weights: Tensor, dim: int = 2) -> Tensor:
-    """sum_j weights[b, i, j] kv[b, .., j, ..]: what teacher tokens j of `dim` hold, carried to student tokens i.
+    """sum_j weights[b, i, j] kv[b, .., j, ..]: the entries of teacher tokens j of `dim`, mapped to student tokens i.
 
-    kv has three dimensions or more; weights [B, N_s, N_t], or [N_s, N_t] for all samples. Computed in the better of both
-    types.
+    kv has three dimensions or more; weights [B, N_s, N_t], or [N_s, N_t] for all samples. Computed in the wider of the
+    two types.
     """
     work = torch.promote_types(kv.dtype, weights.dtype)
     front = kv.to(work).movedim(dim, 1)
@@ -57,14 +57,15 @@ def truncate(kv: Tensor, n: int, dim: int = 2) -> Tensor:
 def align_sequence_lengths(
     teacher: Tensor, student: Tensor, weights: Tensor | None = None, dim: int = 2
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both with the same number of tokens, and their masks [B, N].
+    """Teacher and student with the same number of tokens, and their masks [B, N].
 
-    Without weights the shorter one is padded. With weights [B, N_s, N_t] the teacher is carried to the student's tokens;
-    its mask then says which of these have a partner.
+    Without weights the shorter one is padded. With weights [B, N_s, N_t] the teacher is mapped to the student's tokens;
+    its mask is then True for the matched ones.
     """
     if weights is None:
         n = max(teacher.shape[dim], student.shape[dim])
-        (theirs, their_mask), (mine, my_mask) = (pad_to_length(part, n, dim) for part in (teacher, student))
-        return theirs, mine, their_mask, my_mask
-    found = matched(weights).expand(student.shape[0], -1)
-    return apply_soft_alignment(teacher, weights, dim), student, found, torch.ones_like(found)
+        teacher, teacher_mask = pad_to_length(teacher, n, dim)
+        student, student_mask = pad_to_length(student, n, dim)
+        return teacher, student, teacher_mask, student_mask
+    teacher_mask = matched(weights).expand(student.shape[0], -1)
+    return apply_soft_alignment(teacher, weights, dim), student, teacher_mask, torch.ones_like(teacher_mask)

@@ -1,9 +1,11 @@
-"""From the teacher's width to the student's, or the other way round; one map for keys and one for values."""
+"""Projections between the teacher's and the student's width: one map for keys and one for values."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ FILE = "projector.safetensors"
 
 
 class KVDimensionProjector(nn.Module):
-    """Teacher entries [..., d_t] -> [..., d_s], for each teacher one branch for keys and one for values:
+    """Teacher entries [..., d_t] -> [..., d_s]: per teacher one branch for keys and one for values,
 
         LayerNorm(d_t) -> Linear(d_t, r d_t) -> SiLU -> Dropout -> Linear(r d_t, d_s)
 
     2 (2 d_t + r d_t^2 + r d_t + r d_t d_s + d_s) parameters for each teacher. `adapters[name]["K"]` and `["V"]` are the
-    branches of a teacher; with one teacher they are also `adapter_K` and `adapter_V`. Sizes are known at once, so that
-    an optimiser made afterwards sees every weight. Not trainable means frozen, and without dropout.
+    branches of a teacher; with one teacher they are also `adapter_K` and `adapter_V`. All weights exist from the start,
+    so that an optimiser sees them. Not trainable means frozen, and without dropout.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class KVDimensionProjector(nn.Module):
         self.adapters = nn.ModuleDict()
         for name, width in self.teacher_dims.items():
             hidden = _size(int(mlp_ratio * width), f"mlp_ratio {mlp_ratio} times the teacher's width {width}")
-            branches = {part: _branch(width, hidden, self.student_dim, dropout) for part in ("K", "V")}
+            branches = {part: _branch(width, hidden, self.student_dim, dropout) for part in "KV"}
             self.adapters[name] = nn.ModuleDict(branches)
         initialise(self, init_method)
         self.requires_grad_(trainable)
@@ -74,7 +76,7 @@ class KVDimensionProjector(nn.Module):
         return super().train(mode and self.trainable)
 
     def forward(self, keys: Tensor, values: Tensor, teacher: str | None = None) -> tuple[Tensor, Tensor]:
-        """Both projected; `teacher` may be left out where there is one only."""
+        """Projected keys and values; `teacher` may be omitted if there is only one."""
         branches = self._branches(teacher)
         width = self.teacher_dims[self._name(teacher)]
         for what, entries in (("keys", keys), ("values", values)):
@@ -89,24 +91,24 @@ class KVDimensionProjector(nn.Module):
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """One pass of zeros through every branch, without dropout and so without a draw."""
+        """Checks every branch with a pass of zeros, in evaluation mode so that nothing is drawn."""
         was = self.training
         self.eval()
         for name, width in self.teacher_dims.items():
             weight = _weight(self.adapters[name])
             probe = torch.zeros(1, 2, width, dtype=weight.dtype, device=weight.device)
             for part, out in zip("KV", self(probe, probe, name), strict=True):
-                wanted = (1, 2, self.student_dim)
-                if tuple(out.shape) != wanted or not (out.is_meta or bool(out.isfinite().all())):
+                expected = (1, 2, self.student_dim)
+                if tuple(out.shape) != expected or not (out.is_meta or bool(out.isfinite().all())):
                     raise ModelError(
-                        f"adapter_{part} of teacher {name!r} gives {tuple(out.shape)}, not finite {wanted}"
+                        f"adapter_{part} of teacher {name!r} gives {tuple(out.shape)}, not finite {expected}"
                     )
         self.train(was)
 
     @torch.no_grad()
     def rescale(self, part: str, gain: Tensor, shift: Tensor) -> None:
-        """From now on the branch K or V of the only teacher gives gain * (what it gave) + shift, dimension by dimension."""
-        last: nn.Linear = self._branches(None)[part][-1]  # type: ignore[index,assignment]
+        """Changes the output y of the branch "k" or "v" of the only teacher to gain * y + shift, per dimension."""
+        last: nn.Linear = self._branches(None)[part.upper()][-1]  # type: ignore[index,assignment]
         last.weight.mul_(gain.to(last.weight)[:, None])
         last.bias.mul_(gain.to(last.bias)).add_(shift.to(last.bias))
 
@@ -114,7 +116,7 @@ class KVDimensionProjector(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
     def text(self) -> str:
-        """What was built, in lines."""
+        """Sizes, parameters, device and dtype, in lines."""
         weight = _weight(self)
         sizes = ", ".join(str(width) for width in self.teacher_dims.values())
         return "\n".join(
@@ -129,7 +131,7 @@ class KVDimensionProjector(nn.Module):
         )
 
     def save(self, path: str | Path) -> Path:
-        """Writes weights and settings into one file (in a folder: projector.safetensors), whole or not at all."""
+        """Writes weights and settings atomically into one file (in a folder: projector.safetensors)."""
         path = _file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f"{PARTIAL}{path.name}"
@@ -143,11 +145,12 @@ class KVDimensionProjector(nn.Module):
         return path
 
     def load(self, path: str | Path) -> None:
-        """Copies saved weights in: names and shapes must be exactly these."""
+        """Loads saved weights; names and shapes must match exactly."""
         self._fill(_file(path), assign=False)
 
     def _fill(self, path: Path, assign: bool) -> None:
-        saved = _read(path)
+        with _readable(path):
+            saved = load_file(path)
         own = self.state_dict()
         wrong = sorted(set(own) ^ set(saved)) or [n for n in own if own[n].shape != saved[n].shape]
         if wrong:
@@ -159,9 +162,9 @@ class KVDimensionProjector(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> KVDimensionProjector:
-        """The projector as it was saved, in evaluation mode."""
+        """The saved projector, in evaluation mode."""
         path = _file(path)
-        with torch.device("meta"):  # no weights are drawn only to be replaced
+        with torch.device("meta"):  # draws no weights
             projector = cls(**_settings(path))
         projector._fill(path, assign=True)
         return projector.eval()
@@ -181,7 +184,7 @@ class KVDimensionProjector(nn.Module):
 class StudentProjector(nn.Module):
     """Student entries [..., d_s] -> [..., d_t]: `num` pairs of Linear maps, `K[i]` and `V[i]`.
 
-    The target stays what the teacher gives, so that there is nothing to collapse.
+    The target is the teacher's output itself, so that it cannot collapse.
     """
 
     def __init__(
@@ -198,7 +201,7 @@ class StudentProjector(nn.Module):
         self.requires_grad_(trainable)
 
     def forward(self, keys: Tensor, values: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
-        """Both through map number `index`."""
+        """Keys and values through map number `index`."""
         for what, entries in (("keys", keys), ("values", values)):
             if entries.shape[-1] != self.student_dim:
                 raise ModelError(f"the projector takes {what} of width {self.student_dim}, not {entries.shape[-1]}")
@@ -222,7 +225,7 @@ def initialise(module: nn.Module, method: str) -> None:
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
-    """Any of its weights: all have one type and one place."""
+    """Any weight: all have the same dtype and device."""
     return next(module.parameters())
 
 
@@ -254,19 +257,18 @@ def _file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / FILE
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A CheckpointError for a file that cannot be read inside the block."""
     try:
-        return load_file(path)
+        yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})", "give the file that projector.save wrote") from error
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})", "give the file that projector.save wrote") from error
+    with _readable(path), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
     if "projector" not in metadata:
         raise CheckpointError(f"{path}: holds no projector's settings", "give the file that projector.save wrote")
     return json.loads(metadata["projector"])

@@ -1,9 +1,9 @@
-"""The rotary embedding as arithmetic: angles, turning keys, turning them back; half-split layout, as transformers has it.
+"""Rotary embedding: angles, rotation of keys and its inverse; half-split layout, as in transformers.
 
-    turned = k cos + rot(k) sin        rot(k) = [-second half, first half]
-    k = (turned cos - rot(turned) sin) / (cos^2 + sin^2)
+    rotated = k cos + rot(k) sin        rot(k) = [-second half, first half]
+    k = (rotated cos - rot(rotated) sin) / (cos^2 + sin^2)
 
-Dimensions i and i + r/2 are a pair; dimensions from r on are not turned (partial rotary).
+Dimensions i and i + r/2 are a pair; dimensions from r on are not rotated (partial rotary).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ METHODS = ("none", "linear", "ntk", "dynamic")
 
 @dataclass(frozen=True)
 class Rotary:
-    """A model's frequencies [r/2], and the factor its cosines and sines are multiplied with.
+    """A model's frequencies [r/2], and the factor of its cosines and sines.
 
-    limit  where the frequencies hold only for texts of so many tokens (dynamic, longrope); None: for all
+    limit  number of tokens up to which the frequencies hold (dynamic, longrope); None: no limit
     """
 
     inv_freq: Tensor
@@ -31,7 +31,7 @@ class Rotary:
     limit: int | None = None
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [B, 1, T, r] at positions [B, T], whole numbers or not; float32 or better."""
+        """cos and sin [B, 1, T, r] at positions [B, T], integer or fractional; float32 or better."""
         if self.limit is not None and positions.numel() and float(positions.max()) > self.limit - 1:
             raise ModelError(
                 f"position {float(positions.max()):g} was asked of a rotary embedding whose frequencies change beyond "
@@ -40,20 +40,20 @@ class Rotary:
                 "dynamic or longrope scaling",
             )
         angle = positions[:, None, :, None] * at_least_float32(self.inv_freq.to(positions.device))
-        both = torch.cat([angle, angle], dim=-1)
-        return both.cos() * self.factor, both.sin() * self.factor
+        angles = torch.cat([angle, angle], dim=-1)
+        return angles.cos() * self.factor, angles.sin() * self.factor
 
 
 def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Keys [B, H, T, D] turned by cos and sin [B, 1, T, r]; computed in the better of their types, given back in the keys'."""
+    """Keys [B, H, T, D] rotated by cos and sin [B, 1, T, r]; computed in the wider type, returned in that of the keys."""
     head, tail, cos, sin = _split(keys, cos, sin)
-    return _joined(head * cos + _turned(head) * sin, tail, keys)
+    return _joined(head * cos + _rot(head) * sin, tail, keys)
 
 
 def unrotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Keys as they were before `rotate`; with a factor (cos^2 + sin^2 = factor^2), too."""
+    """Inverse of `rotate`, also with a factor (cos^2 + sin^2 = factor^2)."""
     head, tail, cos, sin = _split(keys, cos, sin)
-    return _joined((head * cos - _turned(head) * sin) / (cos.square() + sin.square()), tail, keys)
+    return _joined((head * cos - _rot(head) * sin) / (cos.square() + sin.square()), tail, keys)
 
 
 def _split(keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -64,7 +64,7 @@ def _split(keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tens
     return keys[..., :width].to(work), keys[..., width:], cos.to(work), sin.to(work)
 
 
-def _turned(head: Tensor) -> Tensor:
+def _rot(head: Tensor) -> Tensor:
     first, second = head.chunk(2, dim=-1)
     return torch.cat([-second, first], dim=-1)
 
@@ -83,17 +83,17 @@ def scaled(
     exponent: float | None = None,
     factor: float = 1.0,
 ) -> Rotary:
-    """The frequencies base^(-2i/size) of a model made for `teacher_len` tokens, scaled for texts of `student_len`.
+    """The frequencies base^(-2i/size) of a model for `teacher_len` tokens, scaled for texts of `student_len`.
 
     With s = student_len / teacher_len:
 
-    none     as they are
+    none     unchanged
     linear   frequencies / s
     ntk      base s^e
-    dynamic  base (f s - (f - 1))^e where s > 1, otherwise as they are: transformers' rule, f being its `factor`
+    dynamic  base (f s - (f - 1))^e if s > 1, else unchanged: transformers' rule, f being its `factor`
 
-    e is size / (size - 2), so that the slowest frequency is divided by s exactly; `exponent` puts another in its place
-    (2/3 is seen in older texts). s = 1 changes nothing.
+    e is size / (size - 2), so that the slowest frequency is divided by s exactly; `exponent` replaces it (older texts
+    use 2/3). s = 1 changes nothing.
     """
     if method not in METHODS:
         raise ConfigError(f"unknown rotary scaling {method!r}", "known: " + ", ".join(METHODS))

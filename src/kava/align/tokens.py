@@ -1,12 +1,12 @@
-"""Which tokens of two tokenizers cover the same characters of a text.
+"""Alignment of two tokenizations of one text by the characters that their tokens cover.
 
-A token is a span [start, end) of the text in characters, with fractions where several tokens share a character (bytes of
+A token is a span [start, end) of the text in characters, with fractions if several tokens share a character (bytes of
 a CJK character, pieces of a ligature). Student and teacher read the same text, so their spans can be compared:
 
     IoU(i, j) = |overlap of spans i and j| / |union|, and 0 below a threshold
 
-The tokens' parts of the pipeline are made of this [N_s, N_t] matrix: `normalised` (rows sum to 1) carries keys and values,
-`spread` (columns sum to 1) carries importance, `matched` says which student tokens have any partner.
+From this [N_s, N_t] matrix `normalised` (rows sum to 1) maps keys and values, `spread` (columns sum to 1) maps
+importance, and `matched` marks the student tokens with a partner.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch import Tensor
 from kava.errors import ConfigError, ModelError
 
 Span = tuple[float, float]
-TINY = 1e-9  # less than any share of a character: what rounding leaves
-SPACES = ("\u2581", "\u0120")  # the marks for a space, of unigram and of byte-level tokens
+TINY = 1e-9  # rounding error; less than any share of a character
+SPACES = ("\u2581", "\u0120")  # space marks of unigram and of byte-level tokens
 
 
 def char_spans(text: str, offsets: Sequence[tuple[int, int]], tokens: Sequence[str] | None = None) -> list[Span]:
     """One span per token of `text`; from the tokens themselves where they spell it byte by byte, else from the offsets.
 
-    A byte-level token has its share of a character's bytes. Offsets know less, so with them
+    A byte-level token covers its share of a character's bytes. Offsets are less exact; with them
 
-    - k tokens that cover one character have it in equal shares, in their order;
-    - white space that no token covers belongs to the token behind it, as byte-level and most unigram tokens have it;
-    - special tokens, and a lone mark for a space that the text does not have, cover nothing.
+    - k tokens that cover one character get equal shares of it, in their order;
+    - white space that no token covers belongs to the next token, as in byte-level and most unigram tokenizers;
+    - special tokens, and a single space mark without a space in the text, cover nothing.
 
-    `tokens` are the tokens' own strings, without which neither bytes nor marks can be told.
+    `tokens` are the tokens' strings; without them neither bytes nor space marks are recognised.
     """
     exact = None if tokens is None else _byte_spans(text, tokens)
     if exact is not None:
@@ -48,14 +48,14 @@ def char_spans(text: str, offsets: Sequence[tuple[int, int]], tokens: Sequence[s
 
 
 def _byte_spans(text: str, tokens: Sequence[str]) -> list[Span] | None:
-    """Spans of byte-level tokens, whose letters stand for bytes; None if these are not the text's own."""
+    """Spans of byte-level tokens, whose letters stand for bytes; None if the bytes are not those of the text."""
     letters = "".join(tokens)
     if not BYTES.keys() >= set(letters):
         return None
     spelt, whole = bytes(BYTES[letter] for letter in letters), text.encode()
     if spelt not in (whole, b" " + whole):
         return None
-    ends = [0.0] * (len(spelt) - len(whole))  # a space put before the text is nobody's
+    ends = [0.0] * (len(spelt) - len(whole))  # an added leading space belongs to no token
     for number, character in enumerate(text):
         size = len(character.encode())
         ends += [number + part / size for part in range(size)]
@@ -65,7 +65,7 @@ def _byte_spans(text: str, tokens: Sequence[str]) -> list[Span] | None:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level tokens write for each byte: itself where it is printable, else one from U+0100 on."""
+    """The letter of byte-level tokens for each byte: itself if printable, else one from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
@@ -75,7 +75,7 @@ BYTES = _byte_letters()
 
 
 def _place(text: str, start: int, end: int, token: str) -> tuple[int, int]:
-    """The offset, checked; empty for a space's mark that stands for no space."""
+    """The checked offset; empty for a space mark without a space in the text."""
     if not 0 <= start <= end <= len(text):
         raise ModelError(f"a token's offset is ({start}, {end}) in a text of {len(text)} characters")
     covered = text[start:end]
@@ -111,7 +111,7 @@ def _must_be_fast(tokenizer: Any) -> None:
 
 
 def compute_iou(left: Span, right: Span) -> float:
-    """Overlap over union of two spans; 0 where either is empty."""
+    """Overlap over union of two spans; 0 if either is empty."""
     overlap = min(left[1], right[1]) - max(left[0], right[0])
     if overlap <= TINY:
         return 0.0
@@ -119,26 +119,26 @@ def compute_iou(left: Span, right: Span) -> float:
 
 
 def iou_matrix(student: Sequence[Span], teacher: Sequence[Span], threshold: float = 0.1) -> Tensor:
-    """[N_s, N_t] float32: the IoU of every pair, 0 where it is below the threshold."""
-    mine, theirs = (torch.tensor(list(side), dtype=torch.float64).view(-1, 2) for side in (student, teacher))
-    overlap = torch.minimum(mine[:, None, 1], theirs[None, :, 1]) - torch.maximum(mine[:, None, 0], theirs[None, :, 0])
+    """[N_s, N_t] float32: the IoU of every pair, 0 below the threshold."""
+    rows, columns = (torch.tensor(list(side), dtype=torch.float64).view(-1, 2) for side in (student, teacher))
+    overlap = torch.minimum(rows[:, None, 1], columns[:, 1]) - torch.maximum(rows[:, None, 0], columns[:, 0])
     overlap = torch.where(overlap > TINY, overlap, 0.0)
-    union = (mine[:, 1] - mine[:, 0])[:, None] + (theirs[:, 1] - theirs[:, 0])[None, :] - overlap
+    union = (rows[:, 1] - rows[:, 0])[:, None] + (columns[:, 1] - columns[:, 0]) - overlap
     iou = overlap / torch.where(overlap > 0, union, 1.0)
     return torch.where(iou >= threshold - TINY, iou, 0.0).float()
 
 
 def token_by_token(num_student: int, num_teacher: int) -> Tensor:
-    """[N_s, N_t] float32: 1 at (j, j) up to the shorter length. This cuts the longer text's end off."""
+    """[N_s, N_t] float32: 1 at (j, j) up to the shorter length. This truncates the longer text."""
     return torch.eye(num_student, num_teacher)
 
 
 def build_char_align_matrix(
     text: Any, teacher_tok: Any, student_tok: Any, normalize: bool = True, min_threshold: float = 0.1
 ) -> Tensor:
-    """[N_s, N_t] of one text; rows sum to 1 if `normalize`, and a row of zeros is a student token without a partner.
+    """[N_s, N_t] of one text; rows sum to 1 if `normalize`, and a row of zeros is an unmatched student token.
 
-    The order (student_tok, teacher_tok, text) is understood, too.
+    The order (student_tok, teacher_tok, text) is accepted, too.
     """
     if isinstance(student_tok, str) and not isinstance(text, str):
         text, student_tok = student_tok, text
@@ -154,7 +154,7 @@ def normalised(iou: Tensor) -> Tensor:
 
 
 def spread(iou: Tensor) -> Tensor:
-    """[..., N_s, N_t] with columns that sum to 1: how what a teacher token has is shared out; unmatched columns stay 0."""
+    """[..., N_s, N_t] with columns that sum to 1, to distribute a teacher token's mass; unmatched columns stay 0."""
     return _divided(iou, -2)
 
 
@@ -164,13 +164,13 @@ def _divided(iou: Tensor, dim: int) -> Tensor:
 
 
 def matched(iou: Tensor) -> Tensor:
-    """[..., N_s] bool: student tokens that some teacher token covers."""
+    """[..., N_s] bool: student tokens with a teacher token."""
     return (iou > 0).any(-1)
 
 
 def coverage(iou: Tensor, mask: Tensor | None = None) -> float:
-    """Share of the real student tokens that are matched; 1 where there is none. iou [..., N_s, N_t]; mask [..., N_s]."""
-    found = matched(iou)
-    real = torch.ones_like(found) if mask is None else mask
+    """Share of the real student tokens that are matched; 1 if there are none. iou [..., N_s, N_t]; mask [..., N_s]."""
+    has_partner = matched(iou)
+    real = torch.ones_like(has_partner) if mask is None else mask
     count = int(real.sum())
-    return int((found & real).sum()) / count if count else 1.0
+    return int((has_partner & real).sum()) / count if count else 1.0

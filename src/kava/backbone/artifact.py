@@ -1,4 +1,4 @@
-"""A student's folder: everything that was trained, what it is, and its tokenizer. Loading is strict.
+"""Saves and loads a student: trained weights, recipe and tokenizer in one folder. Loading is strict.
 
 kava.json            method, versions, names of the trained weights, fingerprint of the frozen ones
 recipe.yaml          every setting of the run that made it
@@ -33,13 +33,13 @@ FORMAT = 1
 
 
 def save_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: str | Path, **facts: Any) -> None:
-    """Writes the folder whole or not at all; `facts` (step, accuracy, ...) go into kava.json."""
+    """Writes the folder atomically; `facts` (step, accuracy, ...) go into kava.json."""
     with new_folder(folder) as partial:
         write_student(model, tokenizer, recipe, partial, **facts)
 
 
 def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, **facts: Any) -> None:
-    """The same into a folder that exists already."""
+    """Like `save_student`, into an existing folder."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.trained().items()}
     save_file(weights, folder / WEIGHTS)
@@ -59,7 +59,7 @@ def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Pa
 
 
 def save_plain(model: LatentModel, tokenizer: Any, folder: Path) -> None:
-    """The student as transformers has it, adapters merged: AutoModelForCausalLM.from_pretrained(folder). Merges in place."""
+    """Saves the student for AutoModelForCausalLM.from_pretrained(folder), adapters merged. Merges in place."""
     lm = model.backbone
     if hasattr(lm, "merge_and_unload"):
         lm = lm.merge_and_unload()
@@ -88,7 +88,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
 
 
 def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentModel, Any, Recipe]:
-    """The model as it was saved. With LoRA the base model is loaded too, from where the recipe says or from `base`."""
+    """The saved model, its tokenizer and recipe. With LoRA the base model is loaded too, from the recipe or from `base`."""
     folder = Path(folder)
     card = read_card(folder)
     recipe = load_recipe(folder / RECIPE)
@@ -112,7 +112,7 @@ def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentMod
 
 @torch.no_grad()
 def load_weights(model: LatentModel, folder: str | Path) -> None:
-    """Copies the saved weights in: names and shapes must be exactly those of the trained parameters."""
+    """Loads the saved weights; names and shapes must match the trained parameters exactly."""
     path = Path(folder) / WEIGHTS
     try:
         saved = load_file(path)
@@ -132,7 +132,7 @@ def load_weights(model: LatentModel, folder: str | Path) -> None:
 
 
 def fingerprint(model: Backbone) -> str:
-    """A hash of name, shape and first values of every frozen weight: another base is noticed, a reload is not."""
+    """A hash of name, shape and first values of every frozen weight; it differs for another base model."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         if not weight.requires_grad:

@@ -1,7 +1,7 @@
-"""The one attention function: takes a KV prefix, shows this pass's queries, keys and values to whoever asked.
+"""The one attention function: attends to a KV prefix and records this pass's queries, keys and values.
 
-It is registered with transformers under the name "kava" and reached through a keyword of the decoder's forward. That
-works with gradient checkpointing, LoRA and DDP, where a cache comes back empty and hooks fire twice.
+It is registered with transformers under the name "kava" and gets its `Call` through a keyword of the decoder's
+forward. That works with gradient checkpointing, LoRA and DDP, where caches stay empty and hooks fire twice.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 NAME = "kava"
-SLOT = "_kava_call"  # where a family whose decoder drops keywords finds the call (GPT-2 before transformers 5)
+SLOT = "_kava_call"  # attribute with the call, for decoders that drop keywords (GPT-2 before transformers 5)
 
 KV = list[tuple[Tensor, Tensor]]  # per layer: keys, values [B, H, T, D]
 
 
 @dataclass
 class Call:
-    """What one forward pass hands to every attention layer, and what it brings back. Rotary is already applied."""
+    """Input and output of every attention layer in one forward pass; keys and queries are already rotated."""
 
     prefix: KV | None = None
     queries: dict[int, Tensor] = field(default_factory=dict)
@@ -42,12 +42,12 @@ def kava_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q [prefix k, k]^T) [prefix v, v] under a bool mask whose every row has a True."""
+    """softmax(q [prefix k, k]^T) [prefix v, v] under a bool mask with a True in every row."""
     layer = module.layer_idx
     call = kava_call if kava_call is not None else getattr(module, SLOT, None)
     if call is None:
         raise RuntimeError("the 'kava' attention was reached without its call; run the decoder through run_decoder()")
-    if layer not in call.keys:  # checkpointing recomputes the layer: keep the first, which is in the graph
+    if layer not in call.keys:  # checkpointing recomputes the layer: keep the first result, which is in the graph
         call.queries[layer], call.keys[layer], call.values[layer] = query, key, value
     if call.prefix is not None:
         prefix_key, prefix_value = call.prefix[layer]

@@ -1,7 +1,4 @@
-"""A model that was downloaded before: taken from the hub's cache as it lies there, without asking whether there is a newer.
-
-Data sets are found in the same way. `kava assets fetch` brings the newest; a node without a network waits for nobody.
-"""
+"""Downloaded models, found in the hub's cache without a network; `kava assets fetch` updates them."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def cached(name: str, revision: str | None) -> Path | None:
-    """The folder of a model's configuration, tokenizer and weights in the hub's cache; None if a part is not there."""
+    """The snapshot folder of a model in the hub's cache; None if config, tokenizer or weights are missing."""
     if Path(name).exists():
         return None
     try:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:  # a path, and nothing is there: whoever loads it says so
+    except HFValidationError:  # a path that does not exist: loading it fails with a clear error
         return None
     if not isinstance(config, str):
         return None
@@ -32,8 +29,8 @@ def cached(name: str, revision: str | None) -> Path | None:
 
 
 def weights_problem(folder: Path) -> str | None:
-    """Why the weights in a model's folder cannot be loaded, looking at names and headers; None if they can."""
-    for name in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks
+    """Why the weights in a model's folder cannot be loaded, judged by file names and headers; None if they can."""
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             return _files_problem(folder, [name])
@@ -54,7 +51,7 @@ def _files_problem(folder: Path, names: Sequence[str]) -> str | None:
         if not name.endswith(".safetensors"):
             continue
         try:
-            with safe_open(folder / name, framework="np") as file:  # its header says how long it has to be
+            with safe_open(folder / name, framework="np") as file:  # checks the length in its header
                 file.keys()
         except (SafetensorError, OSError) as error:
             return f"{name} is torn ({error})"

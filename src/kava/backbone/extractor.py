@@ -1,4 +1,4 @@
-"""Keys and values out of any model's cache, and the sizes that they really have."""
+"""Reads keys and values from any model's cache and reports their sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kava.errors import ConfigError, ModelError
 
 
 class KVVectors(NamedTuple):
-    """keys, values [B, T, dim]."""
+    """Keys and values [B, T, dim]."""
 
     keys: Tensor
     values: Tensor
@@ -29,10 +29,10 @@ class KVVectors(NamedTuple):
 
 @dataclass(frozen=True)
 class KVReport:
-    """A cache's sizes as they were found; of layers that differ, `num_heads`, `head_dim` and `layer_dim` are the first's.
+    """Measured sizes of a cache; if layers differ, `num_heads`, `head_dim` and `layer_dim` are those of the first.
 
-    `total_dim` sums heads x head size over all layers: the width of a concat. `config_dim` is what the model's config
-    calls its hidden size, None where no model was asked. `layers_consistent`: keys and values of all layers alike.
+    `total_dim` sums heads x head size over all layers: the width of a concat. `config_dim`: the hidden size in the
+    model's config, None without a model. `layers_consistent`: keys and values of all layers have one shape.
     """
 
     num_layers: int
@@ -66,8 +66,8 @@ class KVReport:
 
 
 class KVExtractor(nn.Module):
-    """Reads caches into one vector per token. With the method weighted it holds one trained set of layer weights for
-    each model name, made when that model is first read or announced by `aggregator`: before the optimiser."""
+    """Reduces caches to one vector per token. The method weighted has one trained set of layer weights per model name,
+    created by the first call of `extract_kv` or `aggregator`, which must come before the optimiser is made."""
 
     def __init__(self, aggregation_method: str = "concat", use_all_layers: bool = True):
         super().__init__()
@@ -76,7 +76,7 @@ class KVExtractor(nn.Module):
         self.aggregators = nn.ModuleDict()
 
     def extract_kv(self, past_key_values: Any, model_name: str = "model", debug: bool = False) -> KVVectors:
-        """Keys and values [B, T, dim] of a cache; gradients pass. `debug` prints the sizes."""
+        """Keys and values [B, T, dim] of a cache, with gradients. `debug` prints the sizes."""
         layers = read_cache(past_key_values)
         if debug:
             print(structure(layers).text(model_name))
@@ -84,42 +84,42 @@ class KVExtractor(nn.Module):
         return KVVectors(aggregator([k for k, _ in layers]), aggregator([v for _, v in layers]))
 
     def aggregator(self, model_name: str, num_layers: int) -> Aggregator:
-        """The one that belongs to a model."""
+        """The aggregator of a model."""
         if self.method != "weighted":
             return Aggregator(self.method, num_layers, self.use_all_layers)
         key = "of_" + model_name.replace(".", "_")  # a module's name has no dot
         if key not in self.aggregators:
             self.aggregators[key] = Aggregator(self.method, num_layers, self.use_all_layers)
-        made = self.aggregators[key]
-        if made.num_layers != num_layers:
+        aggregator = self.aggregators[key]
+        if aggregator.num_layers != num_layers:
             raise ModelError(
-                f"{model_name!r} had {made.num_layers} layers before and has {num_layers} now",
+                f"{model_name!r} had {aggregator.num_layers} layers before and has {num_layers} now",
                 "give every model a model_name of its own",
             )
-        return made  # type: ignore[return-value]
+        return aggregator  # type: ignore[return-value]
 
 
 def create_kv_extractor(aggregation_method: str = "concat", use_all_layers: bool = True) -> KVExtractor:
-    """concat, mean or weighted over all layers, or the last layer alone."""
+    """An extractor with concat, mean or weighted over all layers, or of the last layer alone."""
     return KVExtractor(aggregation_method, use_all_layers)
 
 
 def probe(model: Any, length: int = 32) -> KVReport:
-    """The sizes of the cache that one random (1, `length`) batch leaves; the model stays as it was."""
+    """The sizes of a model's cache, measured with one random (1, `length`) batch; the model is not changed."""
     if length < 1:
         raise ConfigError(f"a probe needs at least one token, got length={length}")
     embedding = model.get_input_embeddings().weight
     ids = torch.randint(0, embedding.shape[0], (1, length), generator=torch.Generator().manual_seed(0))
     ids = ids.to(embedding.device)
     with _at_rest(model), torch.no_grad():
-        # a cache of our own: the one that a model with sliding windows makes forgets the first tokens
+        # an explicit cache: the default one of sliding-window models drops the first tokens
         cache = model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
     config = model.config.get_text_config()
     return structure(read_cache(cache), getattr(config, "hidden_size", None))
 
 
 def structure(layers: KV, config_dim: int | None = None) -> KVReport:
-    """The sizes of keys and values per layer."""
+    """The sizes of per-layer keys and values."""
     first = layers[0][0]
     batch, heads, tokens, size = first.shape
     return KVReport(
@@ -139,7 +139,7 @@ def structure(layers: KV, config_dim: int | None = None) -> KVReport:
 
 @contextmanager
 def _at_rest(model: Any) -> Iterator[None]:
-    """Evaluation mode, and attention that needs no call of ours, while the block runs."""
+    """Puts a model into evaluation mode, with attention that needs no `Call`, while the block runs."""
     training = [module for module in model.modules() if module.training]
     ours = model.config._attn_implementation == NAME
     model.eval()
@@ -155,7 +155,7 @@ def _at_rest(model: Any) -> Iterator[None]:
 
 
 def read_cache(past_key_values: Any) -> KV:
-    """Per layer keys and values [B, H, T, D]: of a cache with layers, of tuples, or of what yields tuples (k, v, ...)."""
+    """Keys and values [B, H, T, D] per layer, of a cache with layers or an iterable of tuples (k, v, ...)."""
     name = type(past_key_values).__name__
     inner = getattr(past_key_values, "self_attention_cache", past_key_values)  # encoder-decoder models have two
     if hasattr(inner, "layers"):
@@ -176,13 +176,13 @@ def read_cache(past_key_values: Any) -> KV:
 
 def _read_layer(layer: Any, index: int, cache: str) -> tuple[Tensor, Tensor]:
     keys, values = _read_pair((getattr(layer, "keys", None), getattr(layer, "values", None)), index, cache, layer)
-    seen, held = int(layer.get_seq_length()), keys.shape[2]
-    if seen > held:
+    length, held = int(layer.get_seq_length()), keys.shape[2]
+    if length > held:
         raise ModelError(
-            f"layer {index} of the {cache} ({type(layer).__name__}) shows {held} of its {seen} tokens",
+            f"layer {index} of the {cache} ({type(layer).__name__}) shows {held} of its {length} tokens",
             "run the model with past_key_values=DynamicCache(): no sliding window, no quantised cache",
         )
-    return keys[:, :, :seen], values[:, :, :seen]  # a cache of fixed size ends in empty places
+    return keys[:, :, :length], values[:, :, :length]  # a cache of fixed size ends in empty slots
 
 
 def _read_pair(pair: Any, index: int, cache: str, layer: Any = None) -> tuple[Tensor, Tensor]:

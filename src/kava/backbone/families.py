@@ -1,4 +1,4 @@
-"""The model families whose attention is known well enough to be read: one row each."""
+"""Supported model families, one row each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def known(config: Any) -> bool:
-    """Whether `family_of` takes a model; another one can still be a teacher (`foreign.py`)."""
+    """True for a supported family; other models can still be teachers (`foreign.py`)."""
     try:
         family_of(config, "")
     except ModelError:
@@ -47,7 +47,7 @@ def known(config: Any) -> bool:
 
 
 def family_of(config: Any, where: str) -> Family:
-    """The family of a transformers config, or a refusal that says why."""
+    """The family of a transformers config; a ModelError explains why a model is not supported."""
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES:
         raise ModelError(

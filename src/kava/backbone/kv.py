@@ -1,4 +1,4 @@
-"""One forward pass of a decoder over a KV prefix, and what it leaves behind."""
+"""One forward pass of a decoder over a KV prefix, and its queries, keys, values and hidden states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kava.backbone.families import Family
 @dataclass(frozen=True)
 class Pass:
     """hidden [B, T, E] after the final norm; per layer queries [B, H*R, T, D], keys and values [B, H, T, D] of this
-    pass's own tokens; `layers` the hidden states behind layers 1..L (the last one normed), if asked for."""
+    pass's own tokens; `layers` the hidden states after layers 1..L (the last one normed), if requested."""
 
     hidden: Tensor
     queries: list[Tensor]
@@ -25,7 +25,7 @@ class Pass:
     layers: tuple[Tensor, ...] | None = None
 
     def kv(self, columns: slice) -> KV:
-        """Keys and values of some of this pass's tokens, as a prefix for a later one."""
+        """Keys and values of a range of this pass's tokens, as a prefix for a later pass."""
         return [(k[:, :, columns], v[:, :, columns]) for k, v in zip(self.keys, self.values, strict=True)]
 
 
@@ -66,14 +66,14 @@ def run_decoder(
 
 
 def keywords_arrive(family: Family) -> bool:
-    """GPT-2 before transformers 5 does not pass its keywords on to attention."""
+    """False for GPT-2 before transformers 5, which does not pass keywords on to attention."""
     import transformers
 
     return family.name != "gpt2" or int(transformers.__version__.split(".")[0]) >= 5
 
 
 def join(*parts: KV) -> KV:
-    """Prefixes one behind the other."""
+    """Concatenates prefixes along the tokens."""
     return [
         (torch.cat([k for k, _ in layer], dim=2), torch.cat([v for _, v in layer], dim=2))
         for layer in zip(*parts, strict=True)
@@ -81,6 +81,6 @@ def join(*parts: KV) -> KV:
 
 
 def unrotate(keys: Tensor, decoder: Any, positions: Tensor) -> Tensor:
-    """Keys [B, H, T, D] as they were before the decoder's rotary embedding turned them at `positions` [B, T]."""
+    """Keys [B, H, T, D] without the decoder's rotation at `positions` [B, T]."""
     cos, sin = (part.unsqueeze(1) for part in decoder.rotary_emb(keys, positions))
     return rope.unrotate(keys, cos, sin)

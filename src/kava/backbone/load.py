@@ -1,4 +1,4 @@
-"""From a recipe to a model and its tokenizer: the only place where pretrained weights come in."""
+"""Loads models and tokenizers for a recipe; the only place where pretrained weights are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
-from kava.errors import ConfigError, ModelError
+from kava.errors import ConfigError, ModelError, first_line
 
 PROBES = (
     "3+4=7; 12 - 5 is 7.",
@@ -28,14 +28,12 @@ PROBES = (
     "\u4e2d\u6587 \U0001f600",
 )  # tokenizers of one vocabulary may still split otherwise
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
-
-
-# The shipped checkpoint's tokenizer and kind, smaller and untrained: a student for the explicit line without a download.
+# The tokenizer and family of the shipped checkpoint, smaller and untrained: a student for the explicit line.
 BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head": 4, "n_layer": 2})}
 
 
 def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
-    """A fast tokenizer, or a refusal: spans come from its offsets."""
+    """A fast tokenizer (spans need its offsets); a slow one is refused."""
     tokenizer = _fetch(AutoTokenizer, source, model, "tokenizer")
     if not tokenizer.is_fast:
         raise ModelError(
@@ -45,19 +43,19 @@ def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{source}: the tokenizer has no end-of-text token", "set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked everywhere, so any real token serves
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked everywhere, so any token will do
     return tokenizer
 
 
 def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
-    """The model to train, from its base checkpoint: special tokens first, then LoRA, then the projection."""
+    """The model to train and its tokenizer, from the base checkpoint: special tokens, then LoRA, then the projection."""
     source = locate(recipe.model.name)
     tokenizer = load_tokenizer(source, recipe.model)
     config = _fetch(AutoConfig, source, recipe.model, "config.json")
     family = family_of(config, recipe.model.name)
     if recipe.model.name in BLANK:
         config.update(BLANK[recipe.model.name][1])
-        with torch.random.fork_rng():  # the seed's weights, whatever was drawn before
+        with torch.random.fork_rng():  # weights depend on the seed alone
             torch.manual_seed(recipe.system.seed)
             lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
     else:
@@ -66,7 +64,7 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
 
 
 def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentModel:
-    """Puts special tokens, adapters and projection around a causal LM."""
+    """Adds special tokens, LoRA and the projection to a causal LM."""
     if recipe.training.gradient_checkpointing and not keywords_arrive(family):
         raise ModelError(
             f"training.gradient_checkpointing cannot be used with {family.name} on this transformers (before 5): a "
@@ -88,12 +86,12 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
 
 
 def teacher_model(recipe: Recipe) -> ModelConfig:
-    """Where the explicit line's teacher comes from: the model named, or the student's own base."""
+    """The model of the explicit line's teacher."""
     return foreign_model(spec_of(recipe), recipe.model)
 
 
 def spec_of(recipe: Recipe) -> TeacherSpec:
-    """The section teacher as an entry of a mixture would say it."""
+    """The section teacher as an entry of mixture.teachers."""
     teacher = recipe.teacher
     return TeacherSpec(
         model=teacher.name,
@@ -105,7 +103,7 @@ def spec_of(recipe: Recipe) -> TeacherSpec:
 
 
 def foreign_model(spec: TeacherSpec, student: ModelConfig) -> ModelConfig:
-    """Where a mixture's teacher comes from: the model named, or the student's own base."""
+    """The model of a mixture's teacher: the named one, or the student's base."""
     own = spec.model is None
     return ModelConfig(
         name=spec.model or student.name,
@@ -115,7 +113,7 @@ def foreign_model(spec: TeacherSpec, student: ModelConfig) -> ModelConfig:
 
 
 def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbone:
-    """The explicit line's frozen teacher on its device; it must read the same token ids as the student's tokenizer."""
+    """The explicit line's frozen teacher on its device; its tokenizer must give the same ids as the student's."""
     settings, model = recipe.teacher, teacher_model(recipe)
     source = _teaching(model, "set teacher.name")
     _same_tokens(load_tokenizer(source, model), tokenizer, model.name, recipe.model.name)
@@ -134,9 +132,9 @@ def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbo
 def load_foreign(
     spec: TeacherSpec, student: ModelConfig, device: torch.device, rope: str = "auto", student_len: int | None = None
 ) -> Backbone:
-    """A mixture's frozen teacher on its device: of a family we know, or of any other that leaves a cache (`Foreign`).
+    """A mixture's frozen teacher on its device: of a supported family, or any other with a KV cache (`Foreign`).
 
-    rope: its rotary embedding is scaled to `student_len` before it reads; auto leaves it as the checkpoint has it.
+    rope: scaling of its rotary embedding to `student_len`; auto: as in the checkpoint.
     """
     model = foreign_model(spec, student)
     source = _teaching(model, "name another model in mixture.teachers")
@@ -148,7 +146,7 @@ def load_foreign(
 
 
 def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: torch.device, **extra: Any) -> Any:
-    """A causal LM that only reads, on its device."""
+    """A frozen causal LM on its device, in evaluation mode."""
     extra = {"dtype": _dtype(settings.dtype), **extra}
     if settings.quantization != "none":
         extra["quantization_config"] = quantization_config(settings.quantization, device)
@@ -164,7 +162,7 @@ def _read_by_attention(lm: Any, family: Family) -> Backbone:
 
 
 def _teaching(model: ModelConfig, instead: str) -> str | Path:
-    """Where a teacher's files are."""
+    """Where a teacher's files are; refuses an untrained model."""
     if model.name in BLANK:
         raise ModelError(
             f"{model.name} is a student's start, not a model that could teach",
@@ -174,11 +172,15 @@ def _teaching(model: ModelConfig, instead: str) -> str | Path:
 
 
 def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: str) -> None:
-    """Refuses a pair whose token ids mean different things; what the student has added is its own."""
-    own = {token.content for token in student.added_tokens_decoder.values()}
-    mine = {token: index for token, index in student.get_vocab().items() if token not in own}
-    theirs = {token: index for token, index in teacher.get_vocab().items() if token not in own}
-    if mine != theirs or any(teacher(text)["input_ids"] != student(text)["input_ids"] for text in PROBES):
+    """Refuses a pair of different tokenizers; tokens that the student has added do not count."""
+    added = {token.content for token in student.added_tokens_decoder.values()}
+    vocabularies = [
+        {token: index for token, index in tokenizer.get_vocab().items() if token not in added}
+        for tokenizer in (student, teacher)
+    ]
+    if vocabularies[0] != vocabularies[1] or any(
+        teacher(text)["input_ids"] != student(text)["input_ids"] for text in PROBES
+    ):
         raise ModelError(
             f"teacher {teacher_name!r} and student {student_name!r} have different tokenizers, so the same text gives them "
             "other tokens",
@@ -199,11 +201,12 @@ def locate(name: str) -> str | Path:
 
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:
     folder = cached(source, model.revision) if isinstance(source, str) else None
-    given = {"revision": None if folder else model.revision, "trust_remote_code": model.trust_remote_code, **extra}
+    revision = None if folder else model.revision
     try:
-        return kind.from_pretrained(folder or source, **given)
+        return kind.from_pretrained(
+            folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra
+        )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"model {str(source)!r} comes with code of its own, which is not run unasked",
@@ -211,7 +214,7 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
                 "of mixture.teachers)",
             ) from error
         raise ModelError(
-            f"cannot load the {what} of model {str(source)!r}: {reason}",
+            f"cannot load the {what} of model {str(source)!r}: {first_line(error)}",
             "give a local folder as model.name, set HF_HOME to a cache that holds the model, or check network and login",
         ) from error
 

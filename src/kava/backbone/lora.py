@@ -1,4 +1,4 @@
-"""LoRA around the backbone. Of the embedding exactly the three new rows are trained, if there are any."""
+"""LoRA on the backbone. Of the embedding only the rows of special tokens are trained, if there are any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kava.errors import ConfigError
 
 
 def add_lora(lm: Any, family: Family, special: SpecialTokens | None, lora: LoraConfig) -> Any:
-    """A PeftModel. The projection is not in it: it stays outside, fully trained."""
+    """The model with LoRA, a PeftModel. The projection is not part of it and is trained in full."""
     import peft
 
     names = list(lora.target_modules or family.linear)

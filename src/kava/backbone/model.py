@@ -1,6 +1,6 @@
-"""A causal language model whose layers can be read, and the student made of one: special tokens and a projection.
+"""A causal language model that returns its keys and values, and the student made of it with special tokens and projection.
 
-On the latent line the same weights are the teacher; on the explicit line student and teacher are two such models.
+On the latent line one model is teacher and student; on the explicit line they are two models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kava.latents import iterate, make_projection, start, unroll
 
 
 class Backbone(nn.Module):
-    """Runs passes and shows what they leave behind. `backbone`: a causal LM of transformers, or a PeftModel around one."""
+    """Runs passes and returns their hidden states, keys and values. `backbone`: a causal LM of transformers, or a PeftModel."""
 
     def __init__(self, backbone: Any, family: Family):
         super().__init__()
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model itself, adapters in place."""
+        """The transformers model, with LoRA layers in place."""
         return self.backbone.get_base_model() if hasattr(self.backbone, "get_base_model") else self.backbone
 
     @property
@@ -58,12 +58,12 @@ class Backbone(nn.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """The longest sequence that learned positions can count; rotary ones have no hard end."""
+        """The longest sequence with learned positions; None for rotary ones, which have no hard limit."""
         return None if self.family.rotary else self.config.max_position_embeddings
 
     @property
     def scale(self) -> float:
-        """What attention multiplies q.k with."""
+        """The factor of q.k in attention."""
         return self.head_size**-0.5
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ class Backbone(nn.Module):
         return run_decoder(self.decoder, self.family, embeds, positions, mask, prefix, all_layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Every parameter that training may change, by name: what a student's folder holds."""
+        """Every trained parameter by name, as saved in a student's folder."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
 
 class LatentModel(Backbone):
-    """Makes latents; knows nothing of losses or text. `special` None: a student of the explicit line, which has none."""
+    """The student: a backbone that makes latents. `special` None: a student of the explicit line, without latents."""
 
     def __init__(
         self, backbone: Any, family: Family, special: SpecialTokens | None, latent: LatentConfig, use_projection: bool
@@ -92,10 +92,9 @@ class LatentModel(Backbone):
         self._special = special
         self.latent = latent
         weight = next(self.backbone.parameters())
-        projection = make_projection(
-            self.config.hidden_size, use_projection and self.feeds_back
-        )  # nothing trains in vain
-        self.project = projection.to(device=weight.device, dtype=_at_least_float32(weight.dtype))
+        projection = make_projection(self.config.hidden_size, use_projection and self.feeds_back)
+        dtype = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype
+        self.project = projection.to(device=weight.device, dtype=dtype)
 
     @property
     def special(self) -> SpecialTokens:
@@ -107,11 +106,10 @@ class LatentModel(Backbone):
 
     @property
     def rounds(self) -> int:
-        """Passes that the method counts between the first one and the answer: T, or M when decoded in sequence."""
-        latent = self.latent
-        return (
-            0 if not self.feeds_back else latent.num_tokens if latent.method == "sequential" else latent.num_iterations
-        )
+        """Latent passes between the first pass and the answer: T, or M if decoded sequentially."""
+        if not self.feeds_back:
+            return 0
+        return self.latent.num_tokens if self.latent.method == "sequential" else self.latent.num_iterations
 
     def slots(self, batch: int, bot: bool = True) -> Tensor:
         """[B, 1 + M] ids of <bot> and the latent slots."""
@@ -123,7 +121,7 @@ class LatentModel(Backbone):
         return self.latent.feeds_back
 
     def think(self, hidden: Tensor, run: Any) -> Tensor:
-        """Input embeddings [B, M, E] of the latents' last pass.
+        """Input embeddings [B, M, E] of the latents in their last pass.
 
         hidden [B, 1 + M, E] at <bot> and the slots after pass 0; run(embeds) -> hidden states on the [Q, <bot>] prefix.
         """
@@ -135,7 +133,3 @@ class LatentModel(Backbone):
         if self.latent.method == "sequential":
             return unroll(project(hidden[:, :1]), run, project, self.latent.num_tokens)
         return iterate(start(hidden, project), run, project, self.latent.num_iterations - 1)
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.itemsize < 4 else dtype

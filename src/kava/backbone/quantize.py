@@ -14,9 +14,9 @@ KINDS = ("none", "nf4", "int8")
 
 
 def quantization_config(kind: str, device: str | torch.device | None = None) -> Any:
-    """What from_pretrained(quantization_config=...) takes; None for "none". `device`: where the model will run.
+    """The argument of from_pretrained(quantization_config=...); None for "none". `device`: where the model will run.
 
-    nf4: 4-bit NormalFloat with double quantisation, computed in what the device is good at. int8: LLM.int8().
+    nf4: 4-bit NormalFloat with double quantisation, computed in `compute_dtype`. int8: LLM.int8().
     """
     if kind not in KINDS:
         raise ConfigError(f"unknown quantization {kind!r}", "known: " + ", ".join(KINDS))
@@ -32,7 +32,7 @@ def quantization_config(kind: str, device: str | torch.device | None = None) -> 
     from transformers import BitsAndBytesConfig
 
     if kind == "int8":
-        # it says at every product that it casts its input, which is what was asked for
+        # silence its warning, at every product, that the input is cast
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -45,7 +45,7 @@ def quantization_config(kind: str, device: str | torch.device | None = None) -> 
 
 def compute_dtype(device: str | torch.device | None = None) -> torch.dtype:
     """bfloat16 on a GPU that has it (compute capability 8 and above), float16 on an older one, float32 elsewhere."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type != "cuda":
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type != "cuda":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(place)[0] >= 8 else torch.float16
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16

@@ -1,4 +1,4 @@
-"""A model's own rotary embedding, read out of its decoder."""
+"""Reads the rotary embedding of a model's decoder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def rotary_of(model: Backbone) -> Rotary | None:
 
 @torch.no_grad()
 def read_rotary(embedding: Any, where: str) -> Rotary:
-    """A transformers rotary embedding as numbers. Its layout (half-split) is not in it: `where` must be known to have it."""
+    """A transformers rotary embedding as a `Rotary`; the half-split layout is assumed."""
     limit = _limit(embedding)
-    # where frequencies depend on the length, a text read before may have changed the current ones
+    # length-dependent frequencies: an earlier text may have changed the current ones
     name = "inv_freq" if limit is None else "original_inv_freq"
     inv_freq = getattr(embedding, name, None)
     if inv_freq is None:
@@ -32,7 +32,7 @@ def read_rotary(embedding: Any, where: str) -> Rotary:
 
 
 def _limit(embedding: Any) -> int | None:
-    """The number of tokens up to which the first frequencies hold, where they depend on the length."""
+    """The number of tokens up to which length-dependent frequencies keep their first values; None for others."""
     kind = getattr(embedding, "rope_type", "default")
     if kind == "longrope":
         config = embedding.config

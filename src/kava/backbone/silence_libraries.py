@@ -1,4 +1,4 @@
-"""What the libraries below would print to the console and nobody can use."""
+"""Silence third-party warnings and progress bars."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import warnings
 
 
 def silence_libraries() -> None:
-    """No weight-loading bars (they are not ASCII), no advice, no warning about a name that peft still reads.
+    """Turns off weight-loading bars (not ASCII), advice, and a deprecation warning that peft triggers.
 
-    Nor the hub's line for each of many retries: where it cannot be reached, one error says so at the end.
+    The hub's log of every retry too: if it cannot be reached, one error says so at the end.
     """
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""A model's sizes from its config.json alone, where loading weights would be a waste."""
+"""A model's sizes from its config.json, without loading weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kava.config import ModelConfig
 
 
 def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
-    """Knows its sizes and nothing else. `any_family`: those of a family that is read through its cache, as it says."""
+    """A model with sizes but no weights. `any_family`: also for families read through their cache, by their config."""
     config = _fetch(AutoConfig, locate(model.name), model, "config.json")
     if model.name in BLANK:
         config.update(BLANK[model.name][1])
@@ -23,7 +23,7 @@ def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
 
 
 def stored_dtype(model: Backbone) -> str:
-    """The type that the checkpoint's weights were saved in; float32 where its config does not say."""
+    """The dtype of a checkpoint's weights by its config; float32 if it has none."""
     dtype = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or "float32"
     return str(dtype).removeprefix("torch.")
 

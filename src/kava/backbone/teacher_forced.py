@@ -1,4 +1,4 @@
-"""One pass over a whole text: question, chain of thought, cue, answer. What teachers and explicit students do."""
+"""One teacher-forced pass over question, chain of thought, cue and answer, by teachers and explicit students."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kava.backbone.model import Backbone
 
 @dataclass(frozen=True)
 class TextPass:
-    """The pass over [question | cot | tail], its ids and mask [B, T], and where the parts stand."""
+    """The pass over [question | cot | tail], its ids and mask [B, T], and the columns of the parts."""
 
     out: Pass
     ids: Tensor
@@ -25,7 +25,7 @@ class TextPass:
 
 
 def teacher_forced_pass(model: Backbone, batch: dict[str, Tensor], all_layers: bool = False) -> TextPass:
-    """Teacher forcing over a batch of data/collate.py; padding may stand on either side of each part."""
+    """Teacher forcing over a batch of data/collate.py; each part may be padded on either side."""
     parts = ("question", "cot", "tail")
     ids = torch.cat([batch[name] for name in parts], dim=1)
     mask = torch.cat([batch[f"{name}_mask"] for name in parts], dim=1)
@@ -42,6 +42,6 @@ def teacher_forced_pass(model: Backbone, batch: dict[str, Tensor], all_layers: b
 
 
 def cue_states(out: Pass, column: Tensor) -> Tensor:
-    """[B, L, E] hidden states behind each layer at one column per sample."""
+    """[B, L, E] hidden states after each layer at one column per sample."""
     assert out.layers is not None
     return torch.stack([pick(layer, column) for layer in out.layers], dim=1)

@@ -29,7 +29,7 @@ class SpecialTokens:
 
 
 def add_special_tokens(tokenizer: Any) -> SpecialTokens:
-    """Adds what is missing and returns the ids; a second call changes nothing."""
+    """Adds the missing special tokens and returns the ids; a second call changes nothing."""
     tokenizer.add_special_tokens({"additional_special_tokens": list(NAMES)}, **_keep_others(tokenizer))
     return SpecialTokens(*(tokenizer.convert_tokens_to_ids(name) for name in NAMES))
 
@@ -45,10 +45,10 @@ def _keep_others(tokenizer: Any) -> dict[str, bool]:
 
 @torch.no_grad()
 def make_room(model: Any, special: SpecialTokens) -> None:
-    """Gives the special tokens rows of their own: the mean of the other rows plus a little noise of their own.
+    """Initialises the embedding rows of the special tokens: the mean of the other rows plus a little noise.
 
-    Deterministic, because rows that are not trained (an untied output head under LoRA) are not saved either. Never
-    shrinks: many checkpoints have more rows than their tokenizer has tokens.
+    Deterministic, because untrained rows (an untied output head under LoRA) are not saved. Never shrinks: many
+    checkpoints have more rows than their tokenizer has tokens.
     """
     rows = model.get_input_embeddings().weight.shape[0]
     if max(special.ids) >= rows:
@@ -66,7 +66,7 @@ def make_room(model: Any, special: SpecialTokens) -> None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Its files, in words that transformers 4.57 knows as well: 5 has a class and a key of its own."""
+    """Saves the tokenizer so that transformers 4.57 can load it, too: 5 renamed a class and a key."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -74,6 +74,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    # else 4.57 hands out token_type_ids, which GPT-2 takes for tokens to add to the embedding
+    # otherwise 4.57 returns token_type_ids, which GPT-2 adds to the embedding
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     write_json(path, config)

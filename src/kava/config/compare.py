@@ -1,4 +1,4 @@
-"""Are two recipes the same run?"""
+"""Compares two recipes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ FREE_TO_CHANGE = ("about.", "logging.", "evaluation.", "system.num_workers", "sy
 
 
 def differing(before: Recipe, now: Recipe) -> list[str]:
-    """A line for each setting that changes what is learnt and is not the same."""
+    """A line for each different setting that changes what is learnt."""
     old, new = ({row.key: row.value for row in explain(recipe)} for recipe in (before, now))
-    counted = ("latent.num_tokens",) if now.rkv.full_slots else ()  # M was read off the data, not set
+    counted = ("latent.num_tokens",) if now.rkv.full_slots else ()  # M was taken from the data, not set
     keys = [key for key in {**old, **new} if not key.startswith((*FREE_TO_CHANGE, *counted))]
-    pairs = [
-        (key, old.get(key, "not set"), new.get(key, "not set")) for key in keys
-    ]  # below training.hf any key may be
+    pairs = [(key, old.get(key, "not set"), new.get(key, "not set")) for key in keys]  # training.hf has free keys
     return [f"{key} was {was}, is {has}" for key, was, has in pairs if was != has]

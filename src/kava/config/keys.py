@@ -1,4 +1,4 @@
-"""Dotted keys ("training.batch_size"): the table of all of them, nested data to and from flat, help for wrong ones."""
+"""Dotted keys ("training.batch_size"): their table, nested data to and from flat, errors for unknown ones."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from kava.config.fields import METHODS, Idle
 from kava.config.schema import Recipe
 from kava.errors import ConfigError
 
-FREE = "training.hf"  # the one key below which any name is allowed
-
-
+FREE = "training.hf"  # any name is allowed below this key
 _OTHER = {"mixture.teachers": "a list of names or mappings (name, model, prompt, ...)"}
 
 
 class RecipeKey(NamedTuple):
-    """One setting: its default and what `kava.config.schema` says about it."""
+    """One setting: its default and the description of its field."""
 
     name: str
     default: Any
-    kind: str  # what values are allowed, in words
+    kind: str  # the allowed values, in words
     is_text: bool  # a plain string: the command line's characters are taken as they are
     tag: str
     source: str
@@ -61,13 +59,13 @@ def _choices(annotation: Any) -> tuple[list[Any], bool]:
 
 def _limits(field: FieldInfo) -> str:
     words = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    found = [f"{sign} {getattr(rule, name)}" for rule in field.metadata for name, sign in words.items()
-             if getattr(rule, name, None) is not None]  # fmt: skip
-    return " and ".join(found)
+    limits = [f"{sign} {getattr(rule, name)}" for rule in field.metadata for name, sign in words.items()
+              if getattr(rule, name, None) is not None]  # fmt: skip
+    return " and ".join(limits)
 
 
 def _describe(name: str, field: FieldInfo) -> str:
-    """What the key allows, e.g. "an integer >= 1 or null"."""
+    """The values that a key allows, e.g. "an integer >= 1 or null"."""
     (kind, *_), nullable = _choices(field.annotation)
     if get_origin(kind) is Literal:
         text = "one of " + ", ".join(str(choice) for choice in get_args(kind))
@@ -75,17 +73,9 @@ def _describe(name: str, field: FieldInfo) -> str:
         text = f"one of {', '.join(METHODS)}, or package.module:Name"
     else:
         plain = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-        text = (
-            plain.get(kind)
-            or _OTHER.get(name)
-            or (
-                "a mapping"
-                if get_origin(kind) is dict
-                else "a list of numbers"
-                if get_args(kind)[:1] == (float,)
-                else "a list of names"
-            )
-        )
+        numbers = get_args(kind)[:1] == (float,)
+        container = "a mapping" if get_origin(kind) is dict else f"a list of {'numbers' if numbers else 'names'}"
+        text = plain.get(kind) or _OTHER.get(name) or container
     limits = _limits(field)
     return text + (f" {limits}" if limits else "") + (" or null" if nullable else "")
 
@@ -148,7 +138,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unknown_key(name: str, label: str) -> ConfigError:
-    """The error for a key that does not exist, naming the nearest one that does."""
+    """The error for an unknown key, with the nearest known one."""
     if name in SECTIONS:
         inside = next(key for key in KEYS if key.startswith(name + "."))
         return ConfigError(f"{label}: {name!r} is a section, not a key", f"name one of its keys, such as {inside}")
@@ -160,7 +150,7 @@ def unknown_key(name: str, label: str) -> ConfigError:
 
 
 def show(value: Any) -> str:
-    """A value as a recipe would write it, on one line."""
+    """A value in the notation of a recipe, on one line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Recipe files and overrides become one checked `Recipe` that remembers where every value was set."""
+"""Merges recipe files and overrides into one checked `Recipe` that records where every value was set."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TWINS = ("system.gradient_accumulation_steps", "training.gradient_accumulation_
 
 
 class Layer(NamedTuple):
-    """One file's settings, or the command line's."""
+    """The settings of one file, or of the command line."""
 
     label: str
     values: dict[str, Any]
 
 
 class RecipeRow(NamedTuple):
-    """One value of a recipe, for people: `tag` and `source` say how well it is known, `origin` where it was set."""
+    """One value of a recipe: `tag` and `source` tell how well it is known, `origin` where it was set."""
 
     key: str
     value: Any
@@ -60,21 +60,19 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
             if value != values.get(key, _default(key)):
                 changed[key], origins[key] = place, origin
             values[key] = value
-    # what a parent says about itself is not inherited
+    # a parent's section about is not inherited
     own = {key: value for layer in layers[-2 if overrides else -1 :] for key, value in layer.values.items()}
     values = {key: value for key, value in values.items() if not key.startswith("about.") or key in own}
     values["about.name"] = name
     recipe = _validated(values, layers, origins)
-    back = {
-        key for key in changed if key in values and values[key] == _default(key)
-    }  # a way back may idle; it is still a cause
+    back = {key for key in changed if key in values and values[key] == _default(key)}  # judged as causes only
     _refuse_idle(recipe, changed, back, layers)
     recipe._origins.update({**_row_of_the_table(layers), **origins})
     return recipe
 
 
 def _row_of_the_table(layers: Sequence[Layer]) -> dict[str, Origin]:
-    """Defaults are known for one row of Table 6; under another row's recipe they are as noted as that row."""
+    """Defaults are known for one row of Table 6; in a recipe of another row they have that row's tag."""
     rows = [layer.values for layer in layers if str(layer.values.get("about.source", "")).startswith(TABLE_ROW)]
     if not rows or rows[-1]["about.tag"] == "known":
         return {}
@@ -84,7 +82,7 @@ def _row_of_the_table(layers: Sequence[Layer]) -> dict[str, Origin]:
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """`section.key=value`, `--section.key value` and `--section.key=value`, values read as YAML."""
-    found: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     queue = list(words)
     while queue:
         word = queue.pop(0)
@@ -100,8 +98,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             if not queue or queue[0].startswith("--"):
                 raise ConfigError(f"{COMMAND_LINE}: {name} has no value", f"write {name}=VALUE")
             text = queue.pop(0)
-        found[name] = _parse_value(name, text)
-    return flatten(nest(found), COMMAND_LINE, KEYS)
+        overrides[name] = _parse_value(name, text)
+    return flatten(nest(overrides), COMMAND_LINE, KEYS)
 
 
 def _unknown_flag(word: str) -> ConfigError:
@@ -143,13 +141,13 @@ def recipe_path(name_or_path: str | Path) -> Path:
 def _layers(name_or_path: str | Path) -> list[Layer]:
     """The file and its parents, oldest first."""
     layers: list[Layer] = []
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     path: Path | None = recipe_path(name_or_path)
     while path is not None:
         label = path.name if path.parent == SHIPPED else str(path)
-        if path.resolve() in seen:
+        if path.resolve() in visited:
             raise ConfigError(f"{label}: extends itself through its parents")
-        seen.add(path.resolve())
+        visited.add(path.resolve())
         data = read_file(path, label)
         parent = data.pop("extends", None)
         layers.insert(0, Layer(label, flatten(data, label, KEYS)))
@@ -168,7 +166,7 @@ def _parent(name: str, child: Path, label: str) -> Path:
 
 
 def _one_accumulation(layer: Layer) -> dict[str, Any]:
-    """The layer's values with system.gradient_accumulation_steps moved to its one home under training."""
+    """The layer's values with system.gradient_accumulation_steps moved to its place under training."""
     values = dict(layer.values)
     twin = values.pop(_TWINS[0], None)
     if twin is None:
@@ -199,7 +197,7 @@ def _validated(values: Mapping[str, Any], layers: Sequence[Layer], origins: Mapp
 
 
 def _inside(error: Any) -> str | None:
-    """What is wrong within a value that has parts of its own: two shares, an entry of a list of teachers."""
+    """The error inside a value with parts: two shares, an entry of a list of teachers."""
     path = [str(part) for part in error["loc"][2:] if not isinstance(part, int)]
     if error["type"] == "extra_forbidden":
         return f"unknown key {path[-1]!r}, " + nearest(path[-1], sorted(TeacherSpec.model_fields))
@@ -210,7 +208,7 @@ def _inside(error: Any) -> str | None:
 
 
 def _near(key: str, values: Mapping[str, Any]) -> str | None:
-    """For a misspelt choice: the nearest one."""
+    """A hint with the nearest choice for a misspelt one."""
     options = KEYS[key].kind.removeprefix("one of ").split(", ") if key in KEYS else []
     value = values.get(key)
     close = difflib.get_close_matches(value, options, n=1) if isinstance(value, str) else []
@@ -228,12 +226,12 @@ def _public_name(loc: Sequence[int | str]) -> str:
 
 
 def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], back: set[str], layers: Sequence[Layer]) -> None:
-    """Raise for a setting without effect. A file that lists (nearly) every key is a saved run, judged when it was made."""
+    """Refuses settings without effect. A file that lists (nearly) every key is a saved run, which is not judged again."""
     complete = {place for place, layer in enumerate(layers) if _is_saved_run(layer.values)}
     judged = {key: place for key, place in changed.items() if place not in complete}
-    found = without_effect(recipe, judged, back)
-    if found is not None:
-        key, reason = found
+    ignored = without_effect(recipe, judged, back)
+    if ignored is not None:
+        key, reason = ignored
         raise ConfigError(
             f"{layers[changed[key]].label}: {key} has no effect here: {reason}", f"leave {key} out, or change the other"
         )
@@ -255,14 +253,14 @@ def explain(recipe: Recipe) -> list[RecipeRow]:
 
 
 def _is_saved_run(values: Mapping[str, Any]) -> bool:
-    """Nearly every key of the sections that make up a run; a later version may have added some since it was written."""
+    """True if nearly every key of a run's sections is listed; later versions may have added some."""
     named = {key.partition(".")[0] for key in values}
-    wanted = {key for key in KEYS if key.partition(".")[0] in named} - {FREE}
-    return {"latent", "loss", "rkv", "lora", "training"} <= named and len(wanted & set(values)) >= 0.8 * len(wanted)
+    expected = {key for key in KEYS if key.partition(".")[0] in named} - {FREE}
+    return {"latent", "loss", "rkv", "lora", "training"} <= named and len(expected & set(values)) >= 0.8 * len(expected)
 
 
 def save_recipe(recipe: Recipe, path: str | Path, header: str = "") -> Path:
-    """Write every value of the recipe; the file loads again as an equal recipe. YAML, or JSON by the suffix."""
+    """Writes every value of the recipe; the file loads as an equal recipe. YAML, or JSON by the suffix."""
     target = Path(path)
     write_file(target, recipe.to_dict(), header or f"recipe {recipe.about.name}, every value written out")
     return target

@@ -1,4 +1,4 @@
-"""The sections about separate teachers: the explicit line, one teacher, a mixture of several, what is between the sizes."""
+"""The sections about separate teachers: the explicit line, one teacher, a mixture of several, the projector."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TeacherConfig(RecipeSection):
     trust_remote_code: Flag = knob(False, "ours", "run code that comes with the teacher", idle=idle.STORED)
 
 
-TAKEN = ("start", "mean_predictor", "unexplained", "unexplained_start")  # eval_kv_<teacher> stands beside these
+RESERVED = ("start", "mean_predictor", "unexplained", "unexplained_start")  # eval_kv_<name> are other metrics
 
 
 class TeacherSpec(RecipeSection):
@@ -94,7 +94,7 @@ class TeacherSpec(RecipeSection):
 
     @property
     def label(self) -> str:
-        """What the teacher is called in logs, tables and files."""
+        """The teacher's name in logs, tables and files."""
         return self.name or (self.model or "own").rstrip("/").rpartition("/")[2]
 
     @property
@@ -107,7 +107,7 @@ def _as_specs(value: Any) -> Any:
     if isinstance(value, str):
         value = [value]
     if isinstance(value, list | tuple):
-        return tuple({"model": one} if isinstance(one, str) else one for one in value)
+        return tuple({"model": entry} if isinstance(entry, str) else entry for entry in value)
     return value
 
 
@@ -188,7 +188,7 @@ class MixtureConfig(RecipeSection):
                 raise ValueError(
                     f"two teachers are called {label!r}; give them a name: {{name: {label}_2, model: ...}}"
                 )
-            if label in TAKEN:
+            if label in RESERVED:
                 raise ValueError(f"a teacher cannot be called {label!r}, which names a number of the log")
             if not re.fullmatch(r"[A-Za-z0-9_.-]+", label):
                 raise ValueError(f"a teacher is called {label!r}; letters, digits, _ . - only")
@@ -208,7 +208,7 @@ class MixtureConfig(RecipeSection):
 
 
 class ProjectorConfig(RecipeSection):
-    """Between a teacher and a student of other sizes; of a mixture the adapters, which always stand on the teachers' side."""
+    """The projection between teacher and student sizes; for a mixture, the adapters on the teachers' side."""
 
     direction: Literal["none", "teacher_to_student", "student_to_teacher"] = knob("none", "noted",
         "which side is projected; none = sizes must be equal", "the guide: teacher_to_student", idle=idle.NO_PROJECTION)

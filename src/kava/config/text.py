@@ -1,6 +1,6 @@
-"""YAML and JSON text to plain data and back. Numbers and booleans as YAML 1.2 has them; a repeated key is an error.
+"""Converts YAML and JSON text to plain data and back, with the numbers and booleans of YAML 1.2; repeated keys are errors.
 
-PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight and keeps the last of two equal keys in silence.
+PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight, and silently keeps the last of two equal keys.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        names = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
+            if key_node.value in names:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} appears twice", key_node.start_mark
                 )
-            seen.add(key_node.value)
+            names.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -44,16 +44,16 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in data:
             raise ValueError(f"key {key!r} appears twice")
-        found[key] = value
-    return found
+        data[key] = value
+    return data
 
 
 def parse_text(text: str, label: str, as_json: bool = False) -> Any:
-    """The data that YAML (or JSON) `text` holds; `label` names it in errors."""
+    """The data in YAML (or JSON) `text`; `label` names it in errors."""
     try:
         if as_json:
             return json.loads(text, object_pairs_hook=_unique)
@@ -85,7 +85,7 @@ def dump_yaml(data: Mapping[str, Any]) -> str:
 
 
 def write_file(path: Path, data: Mapping[str, Any], header: str = "") -> None:
-    """Write JSON where the suffix is .json, else YAML with `header` as its comment."""
+    """Writes JSON for the suffix .json, else YAML with `header` as its comment."""
     if path.suffix.lower() == ".json":
         text = json.dumps(data, indent=2) + "\n"
     else:

@@ -1,12 +1,9 @@
-"""Data cards: what a set holds, counted, so that a number in a table can be traced to the rows behind it."""
+"""Data cards: counts of a dataset's rows, so that numbers in a table can be traced to their data."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from kava.data.encode import Encoded, EncodedSet
@@ -25,8 +22,8 @@ def card(
     """Counts of one split. `keep` is M; `other` is the split whose questions must not be here (test, for train).
 
     share_cot_below_keep: share with N_C < M, N_C = 0 included.  share_no_result: share with N_C > 0 of which no token
-    carries a step's result.  shared_questions: questions that also stand in `other`; null where none was given.
-    Shares are null where nothing was counted.
+    carries a step's result.  shared_questions: questions that are also in `other`; null without `other`.
+    Shares are null if nothing was counted.
     """
     lengths = [len(e.cot) for e in encoded] if not isinstance(encoded, EncodedSet) else encoded.lengths("cot").tolist()
     with_cot = [e for e in encoded if e.cot]
@@ -45,22 +42,8 @@ def card(
     }
 
 
-def write_card(path: str | os.PathLike[str], cards: Mapping[str, Mapping[str, Any]], title: str) -> Path:
-    """Writes the cards of several splits, {"train": card(...), ...}: JSON, or a Markdown table for a name in .md."""
-    path = Path(path)
-    if path.suffix == ".md":
-        content = _markdown(cards, title)
-    else:
-        content = json.dumps({"title": title, "splits": cards}, indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    os.replace(part, path)
-    return path
-
-
 def shipped_card(name: str) -> str:
-    """The Markdown card that comes with the package for a built-in set or a source known by name."""
+    """The Markdown card that the package ships for a built-in dataset or a known source."""
     source = known_source(name)
     stem = "built-in" if source is None else source.name
     if source is None and name not in BUILT_IN:
@@ -74,15 +57,3 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _questions(examples: Iterable[Example]) -> set[str]:
     return {" ".join(e.question.lower().split()) for e in examples}
-
-
-def _markdown(cards: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    names = list(cards)
-    lines = [f"# {title}", "", "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for key in dict.fromkeys(key for one in cards.values() for key in one):
-        lines.append(f"| {key} | " + " | ".join(_cell(cards[name].get(key)) for name in names) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

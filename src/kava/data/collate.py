@@ -1,4 +1,4 @@
-"""Encoded examples to one batch of tensors; each segment is padded on its own, the masks say what is real."""
+"""Collates encoded examples into a batch of tensors; each segment is padded separately, masks are True for real tokens."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Collator:
     """`Collator(pad_token_id)(list of Encoded) -> batch`, a dict of tensors:
 
     question [B, Q] long, question_mask [B, Q] bool
-    cot [B, N] long, cot_mask [B, N], cot_result [B, N] bool      N = 0 columns where no example has a CoT
+    cot [B, N] long, cot_mask [B, N], cot_result [B, N] bool      N = 0 if no example has a CoT
     tail [B, A] = cue + answer + eos, tail_mask [B, A], tail_answer [B, A] bool = the answer tokens only
-    cue_last [B] long = column of the last cue token in tail      (where the CODI term is taken)
+    cue_last [B] long = column of the last cue token in tail      (the position of the CODI term)
     example_id [B] long = stable 63-bit hash of Encoded.id        (seeds the draws of random compressors)
     """
 

@@ -1,9 +1,9 @@
-"""Text to token ids, with every span known by construction: each segment is tokenized alone.
+"""Encodes text as token ids; each segment is tokenized separately, so that its span is known.
 
     question = [bos] + ids(question + "\\n")     cot = ids(" ".join(steps))     tail = ids(cue) + ids(answer) + [eos]
 
 PCCoT's format (known); the separators, a newline after the question and one space between steps, are [open].
-`transformers` is not imported: any fast tokenizer object will do.
+`transformers` is not imported; any fast tokenizer works.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Encoded:
 
 
 class EncodedSet(Sequence[Encoded]):
-    """A list of `Encoded` kept in flat buffers (4 bytes a token), so that 385,620 rows fit into some 150 MB."""
+    """A list of `Encoded` in flat buffers (4 bytes per token): 385,620 rows take about 150 MB."""
 
     SEGMENTS = ("question", "cot", "answer")
 
@@ -66,7 +66,7 @@ class EncodedSet(Sequence[Encoded]):
         self._result.extend(encoded.result)
 
     def lengths(self, segment: str) -> np.ndarray:
-        """[rows] number of tokens of "question", "cot" or "answer" in each row."""
+        """[rows] number of tokens in "question", "cot" or "answer"."""
         return np.diff(np.asarray(self._ends[segment]))
 
     def __len__(self) -> int:
@@ -119,13 +119,13 @@ class Encoder:
         questions = self._ids([example.question + QUESTION_END for example in examples])
         answers = self._ids([example.answer.strip() for example in examples])
         cots = self.tokenizer(
-            [STEP_SEPARATOR.join(one) for one in steps], add_special_tokens=False, return_offsets_mapping=True
+            [STEP_SEPARATOR.join(parts) for parts in steps], add_special_tokens=False, return_offsets_mapping=True
         )
         rows = zip(examples, steps, questions, answers, cots["input_ids"], cots["offset_mapping"], strict=True)
         return [self._row(*row) for row in rows]
 
     def encode_all(self, examples: Iterable[Example], batch_size: int = 1000, progress: bool = True) -> EncodedSet:
-        """All examples, in order, without any length limit (`encode_split` has one)."""
+        """All examples, in order, without a length limit (see `encode_split`)."""
         return encode_split(examples, self, batch_size=batch_size, progress=progress).encoded
 
     def _row(self, example: Example, steps: Sequence[str], question: list[int], answer: list[int],
@@ -146,7 +146,7 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSplit:
-    """What `encode_split` returns: the examples that fit, and how many were longer than `max_length`."""
+    """The result of `encode_split`: the examples that fit, and the number of those longer than `max_length`."""
 
     encoded: EncodedSet
     skipped: int
@@ -163,10 +163,10 @@ def encode_split(
     """Encodes a split; examples of more than `max_length` tokens (question .. eos) are skipped, counted, logged."""
     encoded = EncodedSet(encoder.cue, encoder.eos)
     total = 0
-    for one in _encode(progress_bar(examples, "encode", progress), encoder, batch_size):
+    for row in _encode(progress_bar(examples, "encode", progress), encoder, batch_size):
         total += 1
-        if max_length is None or len(one) <= max_length:
-            encoded.append(one)
+        if max_length is None or len(row) <= max_length:
+            encoded.append(row)
     skipped = total - len(encoded)
     if skipped:
         log.warning("%d of %d examples are longer than %s tokens and are skipped", skipped, total, max_length)
@@ -179,7 +179,7 @@ def encode_split(
 
 
 class EncodedStream:
-    """The same for a stream of examples: an iterable that encodes as it goes. `skipped` counts the last pass."""
+    """Like `encode_split` for a stream: an iterable that encodes on the fly. `skipped` counts the last pass."""
 
     def __init__(
         self, examples: Iterable[Example], encoder: Encoder, max_length: int | None = None, batch_size: int = 256
@@ -190,9 +190,9 @@ class EncodedStream:
 
     def __iter__(self) -> Iterator[Encoded]:
         self.skipped = 0
-        for one in _encode(self.examples, self.encoder, self.batch_size):
-            if self.max_length is None or len(one) <= self.max_length:
-                yield one
+        for row in _encode(self.examples, self.encoder, self.batch_size):
+            if self.max_length is None or len(row) <= self.max_length:
+                yield row
             else:
                 self.skipped += 1
         if self.skipped:
@@ -221,7 +221,7 @@ def _eos(tokenizer: Any) -> int:
 
 
 def _bos_prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text: nothing, or its bos token."""
+    """The tokens that the tokenizer puts before every text: none, or its bos token."""
     prefix = list(tokenizer("")["input_ids"])
     if prefix and prefix != [getattr(tokenizer, "bos_token_id", None)]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""One problem as text: what every source yields and the encoder reads."""
+"""One problem as text, the common form of all data sources."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Example:
 
 
 def stable_hash(text: str, salt: str = "") -> int:
-    """A 63-bit non-negative integer that is the same in every process (Python's own `hash` is not)."""
+    """A 63-bit non-negative hash that is the same in every process (unlike Python's `hash`)."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=salt.encode("utf-8")[:16]).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def content_hash(examples: Iterable[Example]) -> str:
-    """sha256 over question, steps and answer in order; ids and the place they were read from do not count."""
+    """sha256 over question, steps and answer in order, without ids."""
     digest = hashlib.sha256()
     for example in examples:
         for part in (example.question, *example.steps, example.answer):

@@ -1,4 +1,4 @@
-"""A training set as a file of one object per line, prompt and target, for programs and nodes that have no hub."""
+"""Exports a training set as JSON lines (prompt, target) for programs and nodes without access to the hub."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def export_name(name: str, config: str | None) -> str:
 
 
 def export_train(name: str, config: str | None, path: Path, progress: bool = True) -> int:
-    """Writes every training row of a set to `path` and returns their number; a row that cannot be read stops it.
+    """Writes every training row of a set to `path` and returns their number; an unreadable row is an error.
 
-    target is the worked solution that ends in "#### answer", as in GSM8K. A row that lists its steps keeps the list as
-    well, so that reading the file gives the same questions, steps and answers.
+    target is the worked solution that ends in "#### answer", as in GSM8K. A row with a list of steps keeps it, so that
+    the file gives the same questions, steps and answers.
     """
     opened = open_set(name, config)
     rows = opened.splits.get("train", None if opened.source.whole_is_test else opened.whole)
@@ -36,12 +36,12 @@ def export_train(name: str, config: str | None, path: Path, progress: bool = Tru
     lines = []
     for where, row in progress_bar(rows, f"export {name}", progress):
         question, steps, answer = opened.source.parse(row, where, cot_type)
-        made: dict[str, Any] = {"prompt": question, "target": answer}
+        record: dict[str, Any] = {"prompt": question, "target": answer}
         if row.get("steps") is not None:
-            made |= {"target": "\n".join([*steps, f"#### {answer}"]), "steps": steps}
+            record |= {"target": "\n".join([*steps, f"#### {answer}"]), "steps": steps}
         else:
-            made["target"] = next((row[n].strip() for n in ANSWER if "####" in str(row.get(n))), answer)
-        lines.append(json.dumps(made, ensure_ascii=False) + "\n")
+            record["target"] = next((row[n].strip() for n in ANSWER if "####" in str(row.get(n))), answer)
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     if not lines:
         raise DataError(f"data set {name} ({opened.place}): the train split is empty", "look at its file")
     write_text(path, "".join(lines))
@@ -49,6 +49,6 @@ def export_train(name: str, config: str | None, path: Path, progress: bool = Tru
 
 
 def published(name: str) -> int | None:
-    """How many training rows a set known by name was published with."""
+    """The published number of training rows of a known source."""
     source = known_source(name) or known_source(Path(name).name)
     return None if source is None else PUBLISHED.get(source.name)

@@ -1,4 +1,4 @@
-"""Built-in data: seeded multi-step arithmetic modulo m, of mixed length, needing no file and no network.
+"""Built-in data: seeded multi-step arithmetic modulo m, of mixed length; needs no file and no network.
 
     chains        "3+4*2-1?"                        left to right    steps "3+4=2" "2*2=4" "4-1=3"    answer "3"
     variables     "a=3;b=a+4;c=b*2;c?"                               steps "3+4=2" "2*2=4"            answer "4"
@@ -6,9 +6,9 @@
     variables_nl  "a is 3. b is a plus 4. ... What is c?"            steps "3 plus 4 is 2." ...
 
 (values for m = 5). A problem is a start value and k pairs (operation, operand): m * (3 m)^k of them with k steps.
-Splits are disjoint by construction: a hash of the problem itself, not of the seed, says which split it belongs to
-(80 % train, 5 % validation, 15 % test), and it is the same for all four forms. Lengths are mixed on purpose: with
-one fixed length nothing is learned (ours, small experiments).
+Splits are disjoint by construction: a hash of the problem, independent of the seed and the same for all four forms,
+determines its split (80 % train, 5 % validation, 15 % test). Lengths are mixed on purpose: with one fixed length nothing
+is learned (ours, small experiments).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Problem:
     modulus: int
 
     def values(self) -> list[int]:
-        """start and the value after each step."""
+        """The start value and the value after each step."""
         values = [self.start]
         for operation, operand in self.pairs:
             a = values[-1]
@@ -118,7 +118,7 @@ class Generator:
         return range(self.config.min_steps, self.config.max_steps + 1)
 
     def split(self, split: str) -> list[Example]:
-        """Train: drawn with replacement, lengths uniform. Held out: distinct problems, lengths as even as exist."""
+        """Train: drawn with replacement, lengths uniform. Held out: distinct problems, lengths as even as possible."""
         if split == "train":
             return self._train()
         size = {"validation": self.config.val_size, "test": self.config.test_size}[split]
@@ -156,7 +156,7 @@ class Generator:
         return examples
 
     def _counts(self, split: str, size: int) -> dict[int, int]:
-        """How many problems of each length; what short lengths cannot give is asked of the longer ones."""
+        """The number of problems of each length; what short lengths lack is taken from longer ones."""
         counts: dict[int, int] = {}
         left = size
         for done, steps in enumerate(self.lengths):
@@ -177,7 +177,7 @@ class Generator:
         return m * (len(OPERATIONS) * m) ** steps
 
     def _plenty(self, split: str, total: int) -> int:
-        """How many problems may be drawn by rejection: half of what is expected to exist."""
+        """The most problems drawn by rejection: half of the expected number."""
         return total * len(SHARES[split]) // 200
 
     def _members(self, split: str, steps: int) -> tuple[int, ...]:
@@ -201,13 +201,13 @@ class Generator:
 
 
 def split_of(problem: Problem) -> str:
-    """Its split's name: a hash of the chain alone decides, so no seed and no size can make splits overlap."""
+    """The split of a problem, by a hash of its chain alone: splits never overlap, whatever the seed and sizes."""
     bucket = stable_hash(problem.chain(), "kava-built-in") % 100
     return next(split for split, buckets in SHARES.items() if bucket in buckets)
 
 
 def problem_number(modulus: int, steps: int, index: int) -> Problem:
-    """Problem `index` of that length, 0 <= index < m * (3 m)^steps: the mixed-radix digits of the index."""
+    """Problem number `index` of a length, 0 <= index < m * (3 m)^steps: the mixed-radix digits of the index."""
     pairs = []
     for _ in range(steps):
         index, operand = divmod(index, modulus)
@@ -219,7 +219,7 @@ def problem_number(modulus: int, steps: int, index: int) -> Problem:
 @cache
 def members(modulus: int, steps: int) -> dict[str, tuple[int, ...]]:
     """The indices of all problems of one length, by split."""
-    found: dict[str, list[int]] = {split: [] for split in SHARES}
+    by_split: dict[str, list[int]] = {split: [] for split in SHARES}
     for i in range(modulus * (len(OPERATIONS) * modulus) ** steps):
-        found[split_of(problem_number(modulus, steps, i))].append(i)
-    return {split: tuple(indices) for split, indices in found.items()}
+        by_split[split_of(problem_number(modulus, steps, i))].append(i)
+    return {split: tuple(indices) for split, indices in by_split.items()}

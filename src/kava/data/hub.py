@@ -1,9 +1,9 @@
-"""The hub's cache: bringing repositories into it, and saying offline which are there and whole.
+"""The hub's cache: downloading repositories into it, and checking offline which are complete.
 
     <HF_HUB_CACHE, else HF_HOME/hub>/models--ORG--NAME/{refs/main, snapshots/<commit>/...}, datasets--ORG--NAME alike
 
-`fetch` asks HF_ENDPOINT, downloads what loading needs and nothing else, and moves the branch's name to the new commit
-last of all, so that a download that was cut off leaves what was there before. Started again it goes on.
+`fetch` downloads from HF_ENDPOINT only the files that loading needs, and updates the branch's ref last, so that an
+interrupted download leaves the old revision usable. Started again it continues.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ from kava.data.generator import BUILT_IN
 from kava.data.places import hub_id_of, local_places
 from kava.data.shared_store import STORES
 from kava.data.sources import OWN, known_source
-from kava.errors import DataError, KavaError, ModelError, RunError
+from kava.errors import DataError, KavaError, ModelError, RunError, first_line
 
 DEFAULT_CACHE = Path("~/.cache/huggingface/hub")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
-_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")  # configuration, tokenizer; code is not run unasked
+_BESIDE = (
+    ".json",
+    ".txt",
+    ".model",
+    ".jinja",
+    ".tiktoken",
+    ".py",
+)  # configuration, tokenizer, code
 _PART = re.compile(r"(?P<stem>.+-)(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>\..+)")
 
 
@@ -57,7 +64,7 @@ class File:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What of a repository is to be in the cache, and what of that is not there yet."""
+    """The files of a repository that the cache needs, and those still missing."""
 
     repo: Repo
     commit: str
@@ -80,55 +87,55 @@ def cache() -> Path:
 
 
 def snapshot(repo: Repo) -> Path | None:
-    """The folder with the files of a repository's revision, as the cache has it."""
+    """The cache's folder with the files of a repository's revision, or None."""
     store = cache() / repo.folder
     name = store / "refs" / repo.revision
     commit = name.read_text(encoding="utf-8").strip() if name.is_file() else repo.revision
-    found = store / "snapshots" / commit
-    return found if found.is_dir() else None
+    folder = store / "snapshots" / commit
+    return folder if folder.is_dir() else None
 
 
 def elsewhere(repo: Repo) -> Path | None:
     """Another cache on this machine that has the repository."""
-    named = [Path(os.environ[name]) / part for name in STORES if os.environ.get(name) for part in ("", "hub")]
-    for place in (*named, Path("cache"), DEFAULT_CACHE):
-        found = place.expanduser().resolve()
-        if found != cache().resolve() and (found / repo.folder / "snapshots").is_dir():
-            return found
+    configured = [Path(os.environ[name]) / part for name in STORES if os.environ.get(name) for part in ("", "hub")]
+    for path in (*configured, Path("cache"), DEFAULT_CACHE):
+        other = path.expanduser().resolve()
+        if other != cache().resolve() and (other / repo.folder / "snapshots").is_dir():
+            return other
     return None
 
 
 def absent(repo: Repo) -> str:
-    """That a repository is not in the cache, and where it is instead."""
+    """A message that a repository is not in the cache, and in which other cache it is."""
     other = elsewhere(repo)
     where = f"; there is one in {other}: export HF_HUB_CACHE={other}" if other else ""
     return f"not in the hub's cache {cache()}{where}"
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """The files that others of the folder say should be there: every part of x-00001-of-00004."""
+    """Missing parts of sharded files: those of x-00001-of-00004 that the folder lacks."""
     lacking = []
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.exists()}
     for name in sorted(names):
-        if found := _PART.fullmatch(name):
-            count = int(found["count"])
-            every = (f"{found['stem']}{i:05d}-of-{count:05d}{found['rest']}" for i in range(count + 1))
-            first = 0 if f"{found['stem']}00000-of-{count:05d}{found['rest']}" in names else 1
+        if match := _PART.fullmatch(name):
+            count = int(match["count"])
+            every = [f"{match['stem']}{i:05d}-of-{count:05d}{match['rest']}" for i in range(count + 1)]
+            first = 0 if every[0] in names else 1
             lacking += [part for i, part in enumerate(every) if first <= i < first + count and part not in names]
     return list(dict.fromkeys(lacking))
 
 
 def model_repo(name: str, revision: str | None) -> Repo | None:
-    """What a model is on the hub; None where it is shipped or a folder."""
+    """The hub repository of a model; None if it is shipped or a folder."""
     path = name.startswith((".", "/", "~", "kava:")) or name.count("/") > 1 or Path(name).is_dir()
     return None if path else Repo(name, "model", revision or "main")
 
 
 def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
-    """What a data set is on the hub, and which configuration; None where it is built in, a path or in ./datasets."""
+    """The hub repository and configuration of a dataset; None if it is built in, a path or in ./datasets."""
     source = known_source(name) or OWN
     hub_id = hub_id_of(name, source)
-    if name in BUILT_IN or hub_id is None or any(place.exists() for place in local_places(name, source)):
+    if name in BUILT_IN or hub_id is None or any(path.exists() for path in local_places(name, source)):
         return None
     return Repo(hub_id, "dataset"), config or source.config
 
@@ -137,25 +144,25 @@ def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
 
 
 def plan(repo: Repo, config: str | None = None) -> DownloadPlan:
-    """Asks the hub what the repository has. `config`: of a data set with a folder of that name, this folder only."""
+    """The download plan of a repository, from the hub. `config`: only this folder of a dataset, if it exists."""
     from huggingface_hub import HfApi
 
-    with _asking(repo):
+    with _hub_errors(repo):
         ask = HfApi().model_info if repo.kind == "model" else HfApi().dataset_info
         info = ask(repo.name, revision=repo.revision, files_metadata=True)
-    every = [File(one.rfilename, one.size or 0) for one in info.siblings or []]
+    every = [File(entry.rfilename, entry.size or 0) for entry in info.siblings or []]
     files = model_files(every) if repo.kind == "model" else data_files(every, config)
     if not files:
         what = "weights that can be loaded (safetensors)" if repo.kind == "model" else "files"
         raise repo.error(f"{repo.kind} {repo.name} has no {what} on the hub", "check the name")
     commit = str(info.sha)
-    there = cache() / repo.folder / "snapshots" / commit
-    missing = [file for file in files if not (there / file.name).exists()]
+    folder = cache() / repo.folder / "snapshots" / commit
+    missing = [file for file in files if not (folder / file.name).exists()]
     return DownloadPlan(repo, commit, tuple(files), tuple(missing))
 
 
 def model_files(files: Sequence[File]) -> list[File]:
-    """What transformers loads: one form of the weights, configuration and tokenizer, no copies for other programs."""
+    """The files that transformers loads: one format of the weights, configuration and tokenizer."""
     top = [file for file in files if "/" not in file.name]
     weights = [file for pattern in (_WEIGHTS, _PICKLED) for file in top if pattern.fullmatch(file.name)]
     if not weights:
@@ -167,7 +174,7 @@ def model_files(files: Sequence[File]) -> list[File]:
 
 
 def data_files(files: Sequence[File], config: str | None) -> list[File]:
-    """All of them, or one configuration's folder and what lies above it."""
+    """All files, or one configuration's folder and the files above it."""
     kept = [file for file in files if not file.name.rpartition("/")[2].startswith(".")]
     if config is not None and any(file.name.startswith(config + "/") for file in kept):
         return [file for file in kept if "/" not in file.name or file.name.startswith(config + "/")]
@@ -175,7 +182,7 @@ def data_files(files: Sequence[File], config: str | None) -> list[File]:
 
 
 def fetch(planned: DownloadPlan, progress: bool = True) -> Path:
-    """Downloads what is missing and returns the snapshot's folder."""
+    """Downloads the missing files and returns the snapshot's folder."""
     from huggingface_hub import hf_hub_download
 
     repo = planned.repo
@@ -186,17 +193,17 @@ def fetch(planned: DownloadPlan, progress: bool = True) -> Path:
             f"{repo.kind} {repo.name} needs {planned.bytes / 1e9:.1f} GB more, {cache()} has {free / 1e9:.1f} GB",
             "choose another --cache_dir",
         )
-    given: dict[str, Any] = {"repo_type": repo.kind, **_bars(hf_hub_download, progress)}
-    with _asking(repo):
+    options: dict[str, Any] = {"repo_type": repo.kind, **_bars(hf_hub_download, progress)}
+    with _hub_errors(repo):
         for file in planned.files:
-            hf_hub_download(repo.name, file.name, revision=planned.commit, **given)
+            hf_hub_download(repo.name, file.name, revision=planned.commit, **options)
         if repo.revision != planned.commit:
-            hf_hub_download(repo.name, planned.files[0].name, revision=repo.revision, **given)
+            hf_hub_download(repo.name, planned.files[0].name, revision=repo.revision, **options)
     return cache() / repo.folder / "snapshots" / planned.commit
 
 
 def _bars(download: Callable[..., Any], progress: bool) -> dict[str, Any]:
-    """The hub's bars in ASCII, or none. Before its version 1 the library takes none of ours and draws its own."""
+    """Arguments for ASCII progress bars, or none; before huggingface_hub 1 the bars cannot be replaced."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import tqdm as hub_tqdm
 
@@ -205,38 +212,37 @@ def _bars(download: Callable[..., Any], progress: bool) -> dict[str, Any]:
         return {}
 
     class Bar(hub_tqdm):  # type: ignore[misc, valid-type]
-        def __init__(self, *given: Any, **named: Any):
-            super().__init__(*given, **{**named, "ascii": True, "delay": 1.0})
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **{**options, "ascii": True, "delay": 1.0})
 
     return {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(download).parameters else {}
 
 
 @contextmanager
-def _asking(repo: Repo) -> Iterator[None]:
-    """What goes wrong between here and the hub, in one line."""
+def _hub_errors(repo: Repo) -> Iterator[None]:
+    """Turns errors of the hub and the network into a one-line error."""
     from huggingface_hub import constants, errors
 
-    network = getattr(errors, "HTTPError", OSError)  # of the http library that this version is built on
-    shown = f"{repo.kind} {repo.name}" + ("" if repo.revision == "main" else f" ({repo.revision})")
+    network = getattr(errors, "HTTPError", OSError)  # of the HTTP library of this version
+    label = f"{repo.kind} {repo.name}" + ("" if repo.revision == "main" else f" ({repo.revision})")
     try:
         yield
     except errors.GatedRepoError as error:
         raise repo.error(
-            f"{shown} is gated: its licence has to be accepted, and the hub has to know who asks",
+            f"{label} is gated: its licence has to be accepted, and the hub has to know who asks",
             "accept it on the model's page, then: hf auth login",
         ) from error
     except errors.RepositoryNotFoundError as error:
         hint = "check the name; a private one needs: hf auth login"
-        raise repo.error(f"{constants.ENDPOINT} has no {shown}", hint) from error
+        raise repo.error(f"{constants.ENDPOINT} has no {label}", hint) from error
     except errors.RevisionNotFoundError as error:
         raise repo.error(f"{repo.kind} {repo.name} has no revision {repo.revision}", "check its name") from error
     except errors.OfflineModeIsEnabled as error:
-        raise repo.error(f"{shown}: {absent(repo)}", "HF_HUB_OFFLINE is set: unset it where a network is") from error
+        raise repo.error(f"{label}: {absent(repo)}", "HF_HUB_OFFLINE is set: unset it where a network is") from error
     except (OSError, ValueError, network) as error:
         if isinstance(error, OSError) and error.errno is not None and error.errno != errno.ECONNREFUSED:
-            raise  # the disk's, not the hub's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise  # an error of the disk, not of the hub
         raise repo.error(
-            f"{shown} cannot be fetched from {constants.ENDPOINT}: {reason}",
+            f"{label} cannot be fetched from {constants.ENDPOINT}: {first_line(error)}",
             "fetch where a network is (a login node), through a mirror (HF_ENDPOINT) or a proxy (https_proxy)",
         ) from error

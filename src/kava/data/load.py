@@ -1,8 +1,8 @@
-"""`load_examples(dataset, split)`: from the recipe's dataset section to examples.
+"""`load_examples(dataset, split)`: the examples of a recipe's dataset section.
 
-Validation is a set's own, or rows held out of train: those whose question has the smallest hash for dataset.seed; all
-rows with these questions leave train. It never comes from test, and test never from train. Streaming holds out the
-same rows, which costs one extra pass over the questions.
+Validation is the dataset's own split, or rows held out of train: those whose question has the smallest hash for
+dataset.seed; all rows with these questions leave train. It never comes from test, nor test from train. Streaming holds
+out the same rows, which costs one extra pass over the questions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load_examples(dataset: DatasetConfig, split: str) -> Sequence[Example] | Exa
 
 
 def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
-    """Every row of one .jsonl or .json file, whatever it is meant for (evaluation on a file given by hand)."""
+    """Every row of one .jsonl or .json file, as for evaluation on the user's file."""
     path = Path(path).expanduser()
     if not path.is_file() or path.suffix not in JSON_SUFFIXES:
         what = "is not a .jsonl or .json file" if path.exists() else "does not exist"
@@ -54,9 +54,9 @@ def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
 
 
 class ExampleStream(Iterable[Example]):
-    """Training rows read from the start at every pass; held-out questions left out, the first `subset_size` only.
+    """Training rows, read from the start at every pass, without held-out questions; the first `subset_size` only.
 
-    A subset of a stream is its beginning: choosing at random would mean reading all of it.
+    A subset of a stream is its beginning, since a random choice would need all of it.
     """
 
     def __init__(self, rows: Rows, source: Source, dataset: DatasetConfig, prefix: str, held_out: frozenset[int]):
@@ -83,15 +83,15 @@ def _from_rows(opened: Opened, dataset: DatasetConfig, split: str) -> Sequence[E
         examples = _parse(rows, opened.source, dataset.cot_type, prefix)
         held_out = _held_out(examples, dataset) if carve and dataset.val_size else frozenset[int]()
         return ExampleStream(rows, opened.source, dataset, prefix, held_out)
-    shown = progress_bar(_parse(rows, opened.source, dataset.cot_type, prefix), f"read {prefix}")
-    all_rows = _not_empty(list(shown), dataset.name, split)
+    bar = progress_bar(_parse(rows, opened.source, dataset.cot_type, prefix), f"read {prefix}")
+    all_rows = _not_empty(list(bar), dataset.name, split)
     if carve:
         all_rows = _carved(all_rows, dataset, split)
     return _subset(all_rows, dataset, split)
 
 
 def _rows_of(opened: Opened, name: str, split: str) -> tuple[Rows, str]:
-    """The raw rows of train or test, and the beginning of their ids."""
+    """The raw rows of a split, and the prefix of their ids."""
     short = _short(opened, name)
     if split in opened.splits:
         return opened.splits[split], f"{short}/{split}"
@@ -119,7 +119,7 @@ def _key(example: Example, seed: int) -> int:
 
 
 def _held_out(examples: Iterable[Example], dataset: DatasetConfig) -> frozenset[int]:
-    """The hashes of the questions that make up validation: the smallest ones, at most a tenth of all questions."""
+    """The hashes of the validation questions: the smallest ones, at most a tenth of all."""
     keys = {_key(example, dataset.seed) for example in examples}
     count = min(dataset.val_size, max(1, len(keys) // 10)) if len(keys) > 1 else 0
     if count < dataset.val_size:
@@ -139,7 +139,7 @@ def _carved(examples: list[Example], dataset: DatasetConfig, split: str) -> list
     held_out = _held_out(examples, dataset)
     if split == "train":
         return [e for e in examples if _key(e, dataset.seed) not in held_out]
-    first: dict[int, Example] = {}  # a question that occurs twice is asked once
+    first: dict[int, Example] = {}  # a repeated question is kept once
     for example in examples:
         key = _key(example, dataset.seed)
         if key in held_out:

@@ -1,7 +1,7 @@
-"""Where a data set may lie, and opening it there: a file, a folder, `save_to_disk`, the hub's cache, the hub.
+"""Finds and opens datasets: a file, a folder, `save_to_disk`, the hub's cache, the hub.
 
-`open_set(name)` answers with the rows of each split. A set that is nowhere is an error that lists every place that was
-looked at; another set never stands in for it. `datasets` and `huggingface_hub` are imported only when needed.
+`open_set(name)` returns the rows of each split. A dataset that is not found is an error that lists every place searched;
+it is never replaced by another one. `datasets` and `huggingface_hub` are imported only when needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from kava.data.generator import BUILT_IN
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, SOURCES, Source, known_source
-from kava.errors import DataError
+from kava.errors import DataError, first_line
 from kava.registry import nearest
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class Opened:
-    """A data set that was found: its source, the place, and its splits; `whole` where it has no splits."""
+    """An opened dataset: its source, place and splits; `whole` if it has no splits."""
 
     source: Source
     place: str
@@ -40,28 +40,28 @@ class Opened:
 
 
 def open_set(name: str, config: str | None = None, streaming: bool = False) -> Opened:
-    """Looks at: the path `name`; ./datasets/<name>; the hub's cache; the hub. The first that is there is used."""
+    """Opens the first of: the path `name`; ./datasets/<name>; the hub's cache; the hub."""
     path = Path(name).expanduser()
     source = known_source(name) or (known_source(path.name) if path.exists() else None) or OWN
-    looked: list[str] = []
+    searched: list[str] = []
     for place in local_places(name, source):
         if place.exists():
             log.info("data set %s: read from %s", name, place)
             return _open_local(place, source, config, streaming)
-        looked.append(str(place))
+        searched.append(str(place))
     hub_id = hub_id_of(name, source)
     if hub_id is not None:
         cached = _hub_cache(hub_id)
         if cached is not None:
             log.info("data set %s: read from the hub's cache, %s", name, cached)
             return _open_local(cached, source, config, streaming, label=hub_id)
-        looked.append(f"the hub's cache ({hub_id})")
-        return _open_hub(hub_id, source, config, streaming, looked)
+        searched.append(f"the hub's cache ({hub_id})")
+        return _open_hub(hub_id, source, config, streaming, searched)
     if _looks_like_path(name):
         raise DataError(f"data set {name}: there is no such file or folder", f"looked for {path.absolute()}")
     known = [*BUILT_IN, *(n for s in SOURCES for n in s.names)]
     raise DataError(
-        f"data set {name!r} was not found; looked at: {', '.join(looked)}",
+        f"data set {name!r} was not found; looked at: {', '.join(searched)}",
         f"give a path to a .jsonl file or a folder, or a hub id with its owner; {nearest(name, known)}",
     )
 
@@ -71,19 +71,19 @@ def _looks_like_path(name: str) -> bool:
 
 
 def local_places(name: str, source: Source) -> list[Path]:
-    """The path itself; then, unless it is meant as a path, ./datasets/ under every name the set has."""
+    """The path `name`; then, unless it is written as a path, ./datasets/ under every name of the dataset."""
     path = Path(name).expanduser()
     if _looks_like_path(name):
         return [path]
     names = dict.fromkeys([name, name.rpartition("/")[2], *(source.names if known_source(name) else ())])
     places = [path]
-    for one in names:
-        places += [DATASETS / one, DATASETS / f"{one}.jsonl"]
+    for alias in names:
+        places += [DATASETS / alias, DATASETS / f"{alias}.jsonl"]
     return places
 
 
 def hub_id_of(name: str, source: Source) -> str | None:
-    """What the hub calls a set; None for a path and for a name without an owner that is not known."""
+    """A dataset's name on the hub; None for a path and for an unknown name without an owner."""
     if known_source(name) is not None:
         return source.hub_id
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not _looks_like_path(name) else None
@@ -94,9 +94,9 @@ def _open_local(place: Path, source: Source, config: str | None, streaming: bool
         if place.suffix not in JSON_SUFFIXES:
             raise DataError(f"{place}: files of the kind {place.suffix!r} are not read", "use .jsonl, or a folder")
         return Opened(source, str(place), {}, JsonRows(place))
-    shown = label or str(place)
+    label = label or str(place)
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
-        return _opened(_load(shown, "load_from_disk", str(place)), source, str(place), shown)
+        return _opened(_load(label, "load_from_disk", str(place)), source, str(place), label)
     inner = place / (config or source.config or "main")
     folders = [inner, place] if inner.is_dir() else [place]
     for folder in folders:
@@ -106,10 +106,10 @@ def _open_local(place: Path, source: Source, config: str | None, streaming: bool
         single = [f for f in sorted(folder.iterdir()) if f.suffix in JSON_SUFFIXES and "dataset_info" not in f.name]
         if len(single) == 1 and not any(folder.glob("*.parquet")):
             return Opened(source, str(single[0]), {}, JsonRows(single[0]))
-    # A sub-folder called like the configuration is opened itself: from above, all configurations would be mixed.
+    # A sub-folder named after the configuration is opened directly; its parent would mix all configurations.
     names = (config,) if config is not None and folders[0] == place else ()
-    table = _load(shown, "load_dataset", str(folders[0]), *names, streaming=streaming)
-    return _opened(table, source, str(folders[0]), shown)
+    table = _load(label, "load_dataset", str(folders[0]), *names, streaming=streaming)
+    return _opened(table, source, str(folders[0]), label)
 
 
 def _split_files(folder: Path) -> dict[str, Rows]:
@@ -137,7 +137,7 @@ def _hub_cache(hub_id: str) -> Path | None:
     return snapshot if has_rows else None
 
 
-def _open_hub(hub_id: str, source: Source, config: str | None, streaming: bool, looked: list[str]) -> Opened:
+def _open_hub(hub_id: str, source: Source, config: str | None, streaming: bool, searched: list[str]) -> Opened:
     log.info("data set %s: asking the Hugging Face hub", hub_id)
     try:
         table = _load(hub_id, "load_dataset", hub_id, config or source.config, streaming=streaming)
@@ -145,34 +145,33 @@ def _open_hub(hub_id: str, source: Source, config: str | None, streaming: bool, 
         if error.hint is not None:  # no `datasets` package
             raise
         raise DataError(
-            f"{error.message}; looked at: {', '.join(looked)} and the Hugging Face hub",
+            f"{error.message}; looked at: {', '.join(searched)} and the Hugging Face hub",
             f"with a network: check the name; without: put the set under {DATASETS / hub_id} (train.jsonl, ...)",
         ) from error
     return _opened(table, source, hub_id, hub_id)
 
 
-def _load(shown: str, function: str, *args: Any, **options: Any) -> Any:
-    """One call of the `datasets` package, its failures in one line."""
+def _load(label: str, function: str, *args: Any, **options: Any) -> Any:
+    """Calls a function of the `datasets` package; its failures become one-line errors."""
     try:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"data set {shown}: the package `datasets` is needed to read it", "pip install 'datasets>=4'"
+            f"data set {label}: the package `datasets` is needed to read it", "pip install 'datasets>=4'"
         ) from error
     try:
         return getattr(datasets, function)(*args, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"data set {shown} cannot be loaded ({reason})") from error
+        raise DataError(f"data set {label} cannot be loaded ({first_line(error)})") from error
 
 
-def _opened(table: Any, source: Source, place: str, shown: str) -> Opened:
-    """A Dataset or a dictionary of them, with the splits under our names."""
+def _opened(table: Any, source: Source, place: str, label: str) -> Opened:
+    """A Dataset or a dictionary of them, with the splits under standard names."""
     if not isinstance(table, Mapping):
-        return Opened(source, place, {}, TableRows(table, shown))
+        return Opened(source, place, {}, TableRows(table, label))
     splits: dict[str, Rows] = {}
     for name, rows in table.items():
-        splits[SPLIT_WORDS.get(str(name), str(name))] = TableRows(rows, f"{shown} {name}")
+        splits[SPLIT_WORDS.get(str(name), str(name))] = TableRows(rows, f"{label} {name}")
     if source.whole_is_test and len(splits) == 1:  # the hub calls the only part of an evaluation set "train"
         return Opened(source, place, {}, next(iter(splits.values())))
     return Opened(source, place, splits)

@@ -1,4 +1,4 @@
-"""One ASCII progress bar for everything that reads or encodes many rows."""
+"""ASCII progress bars for reading and encoding rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows before they are examples: reading JSON lines with their line numbers, and fields with clear complaints."""
+"""Raw rows: JSON lines with line numbers, tables, and checked access to fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from kava.errors import DataError
 
 Row = Mapping[str, Any]
-# (question, steps, answer), from (row, where it stands, cot_type)
+# (question, steps, answer), from (row, its position, cot_type)
 Parts = tuple[str, tuple[str, ...], str]
 
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|approx|No|a\.m|p\.m|e\.g|i\.e)\.$")
@@ -21,7 +21,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 class Rows(Protocol):
-    """Rows that can be walked through again and again, each with the words that say where it stands."""
+    """Rows that can be iterated repeatedly, each with a text that names its position."""
 
     def __iter__(self) -> Iterator[tuple[str, Row]]: ...
 
@@ -39,7 +39,7 @@ class JsonRows:
             raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
 
     def _lines(self) -> Iterator[tuple[str, Row]]:
-        # Bytes, because only "\n" ends a line of JSON; text mode would also split at a lone "\r".
+        # bytes, because only "\n" ends a line of JSON; text mode would also split at a lone "\r"
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -72,9 +72,9 @@ def _json(raw: bytes, where: str) -> Any:
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        position = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise DataError(
-            f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {place}", "one JSON object per line"
+            f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {position}", "one JSON object per line"
         ) from error
 
 
@@ -85,12 +85,14 @@ def _object(row: Any, where: str) -> Row:
 
 
 def present(row: Row, names: Sequence[str], where: str) -> str:
-    """The one of `names` that the row has."""
+    """The first of `names` that the row has."""
     for name in names:
         if row.get(name) is not None:
             return name
-    wanted = " or ".join(repr(name) for name in names)
-    raise DataError(f"{where}: field {wanted} is missing", f"the row has: {', '.join(map(str, row)) or 'nothing'}")
+    alternatives = " or ".join(repr(name) for name in names)
+    raise DataError(
+        f"{where}: field {alternatives} is missing", f"the row has: {', '.join(map(str, row)) or 'nothing'}"
+    )
 
 
 def text(row: Row, names: Sequence[str], where: str) -> str:
@@ -132,7 +134,7 @@ def plain_number(value: str) -> str:
 
 
 def sentences(value: str) -> tuple[str, ...]:
-    """Lines if there are several, otherwise sentences; a full stop behind Mr, Dr, .. ends none."""
+    """Lines if there are several, otherwise sentences; the full stop of Mr., Dr., .. does not end one."""
     lines = [line.strip() for line in value.splitlines() if line.strip()]
     if len(lines) > 1:
         return tuple(lines)
@@ -146,13 +148,13 @@ def sentences(value: str) -> tuple[str, ...]:
 
 
 def equations(value: str) -> tuple[str, ...]:
-    """Equation steps written as one string: the <<..>> parts, or what stands between ";" and line ends."""
+    """Equation steps written as one string: the <<..>> parts, or the parts between ";" and line ends."""
     marked = re.findall(r"<<.*?>>", value)
     return tuple(marked) or tuple(part.strip() for part in re.split(r"[;\n]", value) if part.strip())
 
 
 def step_list(row: Row, name: str, where: str, cot_type: str) -> tuple[str, ...]:
-    """The steps: a list of texts, or one text that is split. White space alone is no step; an empty list is fine."""
+    """The steps: a list of texts, or one text that is split. Blank steps are dropped; an empty list is valid."""
     value = row[name]
     if isinstance(value, str):
         return equations(value) if cot_type == "equation" else sentences(value)

@@ -1,4 +1,4 @@
-"""Where the hub's cache is, settled before any library of the hub is imported, since they read it only then."""
+"""The location of the hub's cache, set before any library of the hub is imported, since they read it only then."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kava.errors import ConfigError
 
 HUB_CACHE = "HF_HUB_CACHE"
 CACHES = (HUB_CACHE, "HF_DATASETS_CACHE")
-STORES = ("HF_HOME", "TRANSFORMERS_CACHE")  # the second: what transformers 4 kept its models in
+STORES = ("HF_HOME", "TRANSFORMERS_CACHE")  # the second: the model cache of transformers 4
 
 
 def take_shared_store(environ: MutableMapping[str, str]) -> None:
-    """Sets HF_HUB_CACHE to the folder that one of STORES names, where models--ORG--NAME lie in that folder itself.
+    """Sets HF_HUB_CACHE to the folder named by a variable of STORES, if models--ORG--NAME are directly in it.
 
-    The hub's library looks into its sub-folder `hub` only. Where that is there, or HF_HUB_CACHE is set, nothing changes.
+    The hub's library searches only its sub-folder `hub`. If that exists, or HF_HUB_CACHE is set, nothing changes.
     """
     if environ.get(HUB_CACHE) or environ.get("HUGGINGFACE_HUB_CACHE"):
         return

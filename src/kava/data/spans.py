@@ -1,4 +1,4 @@
-"""Where a step's result stands in its text: the characters that the `steps` compressor anchors on.
+"""Character spans of the steps' results, which the `steps` compressor keeps.
 
 Equation step "<<16-3-4=9>>": after the last "=", up to ">>" or the end.  Sentence: its last number.  [ours]
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-# A minus belongs to the number only where it cannot be the operator of "10-5".
+# a minus belongs to the number only if it cannot be the operator of "10-5"
 NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])-?\.\d+")
 
 Span = tuple[int, int]
 
 
 def equation_result(step: str) -> Span | None:
-    """[start, end) of the result in an equation step, None where there is no "=" or nothing behind it."""
+    """[start, end) of the result in an equation step; None without "=" or with nothing after it."""
     equals = step.rfind("=")
     if equals < 0:
         return None
@@ -27,9 +27,9 @@ def equation_result(step: str) -> Span | None:
 
 
 def sentence_result(step: str) -> Span | None:
-    """[start, end) of the last number of a sentence, None where it has none."""
-    found = list(NUMBER.finditer(step))
-    return found[-1].span() if found else None
+    """[start, end) of the last number of a sentence; None if it has none."""
+    numbers = list(NUMBER.finditer(step))
+    return numbers[-1].span() if numbers else None
 
 
 RESULT_OF = {"equation": equation_result, "natural_language": sentence_result}
@@ -47,7 +47,7 @@ def result_spans(steps: Sequence[str], cot_type: str) -> list[Span]:
 
 
 def overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """For each token: does it share a character with one of the spans? Both lists are in text order."""
+    """True for each token that shares a character with a span; both lists are in text order."""
     flags = [False] * len(offsets)
     first = 0
     for j, (start, end) in enumerate(offsets):

@@ -1,4 +1,4 @@
-"""Several teachers' keys and values, all in the student's shape, become one target; torch only."""
+"""Fusion of several teachers' keys and values, all in the student's shape, into one target; torch only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the weights do over time: their means, their entropy, and whether one teacher has taken everything."""
+"""Statistics of fusion weights over time: means, entropy, and collapse onto one teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Sums = tuple[Tensor, Tensor]  # mean weights per layer [L, S], entropy []; each 
 
 
 def annealed(start: float, step: float, epoch: float, floor: float = 0.5) -> float:
-    """max(floor, start - step * epoch); a start below the floor stays what it is."""
+    """max(floor, start - step * epoch); a start below the floor is unchanged."""
     return min(start, max(floor, start - step * epoch))
 
 
@@ -32,7 +32,7 @@ class Window:
 
 
 class Collapse:
-    """Collects weights and, at the end of a window, says what they were. A mixture of one never alarms."""
+    """Collects weights and summarises them per window. A mixture of one teacher never alarms."""
 
     def __init__(self, alarm: float = 0.95):
         if not 0 < alarm <= 1:
@@ -45,15 +45,15 @@ class Collapse:
     def add(self, weights: Tensor, kept: Tensor | None = None) -> None:
         """weights [B, L or 1, N or 1, S]; kept [B, N]: the real tokens, read where weights differ by token."""
         weights = weights.detach().cpu().double()
-        both = torch.cat([weights, torch.special.entr(weights).sum(-1, keepdim=True)], dim=-1)
-        each = _over_tokens(both, None if kept is None else kept.cpu())
+        with_entropy = torch.cat([weights, torch.special.entr(weights).sum(-1, keepdim=True)], dim=-1)
+        each = _over_tokens(with_entropy, None if kept is None else kept.cpu())
         new = each[..., :-1].sum(0), each[..., -1].mean(1).sum()
         old = self._sums
         self._sums = new if old is None else (old[0] + new[0], old[1] + new[1])
         self._samples += len(each)
 
     def close(self) -> Window | None:
-        """What was collected since the last call; None where that is nothing."""
+        """Statistics of the weights since the last call; None if there were none."""
         sums, samples = self._sums, self._samples
         self._sums, self._samples = None, 0
         if sums is None or not samples:
@@ -67,7 +67,7 @@ class Collapse:
             by_layer=by_layer.tolist(),
             entropy=float(sums[1] / samples),
             collapsed=top if several and mean[top] > self.alarm else None,
-            unused=[number for number, one in enumerate(mean) if several and one < 1 - self.alarm],
+            unused=[number for number, weight in enumerate(mean) if several and weight < 1 - self.alarm],
         )
 
 

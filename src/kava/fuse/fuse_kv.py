@@ -1,4 +1,4 @@
-"""Several teachers' entries become one: a weighted mean over the teachers that have an entry there."""
+"""Weighted means of several teachers' entries, over the teachers that have an entry at each token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kava.shapes import at_least_float32
 def shares(weights: Tensor, present: Tensor | None = None) -> Tensor:
     """[B, N, S] w_i p_i / sum_j w_j p_j: the weights over the teachers that have an entry at each token.
 
-    0 for everyone where nobody with a weight is present. weights [B or 1, N or 1, S]; present [B, N, S].
+    All 0 at tokens where no teacher with a weight is present. weights [B or 1, N or 1, S]; present [B, N, S].
     """
     weights = at_least_float32(weights)
     if present is not None:
@@ -29,8 +29,8 @@ def fuse(parts: Sequence[Tensor], weights: Tensor, present: Tensor | None = None
     """sum_i a_i x_i with a = `shares(weights, present)`: of one layer, keys and values apart, with the same weights.
 
     Parts [B, ..., N, D], one per teacher, already in the student's shape; weights [B or 1, N or 1, S]; present
-    [B, N, S], None: all. What stands at a token where a teacher is not present is never read. One teacher comes back
-    as it is; where nobody is present the result is 0.
+    [B, N, S], None: all. Entries of a teacher that is not present are ignored. One teacher is returned unchanged; where
+    none is present the result is 0.
     """
     if len(parts) != weights.shape[-1]:
         raise ModelError(f"{len(parts)} teachers to fuse, but weights for {weights.shape[-1]}")
@@ -46,21 +46,21 @@ def fuse(parts: Sequence[Tensor], weights: Tensor, present: Tensor | None = None
     for number, part in enumerate(parts):
         part = at_least_float32(part)
         if present is not None:
-            here = present[..., number]
-            part = part.masked_fill(~here.view(here.shape[0], *middle, here.shape[1], 1), 0.0)
-        one = share[..., number]
-        total = total + one.view(one.shape[0], *middle, one.shape[1], 1) * part
+            exists = present[..., number]
+            part = part.masked_fill(~exists.view(exists.shape[0], *middle, exists.shape[1], 1), 0.0)
+        weight = share[..., number]
+        total = total + weight.view(weight.shape[0], *middle, weight.shape[1], 1) * part
     return total.to(first.dtype)
 
 
 def fuse_kvs_fixed(
     parts: Sequence[Tensor], weights: Sequence[float] | None = None, present: Tensor | None = None
 ) -> Tensor:
-    """`fuse` with the same weights everywhere; they are scaled to sum to 1, and are equal where none are given."""
-    given = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
-    if min(given, default=0.0) < 0 or sum(given) <= 0:
-        raise ConfigError(f"fusion weights {given} must be >= 0, and one of them above 0")
-    row = torch.tensor(given, dtype=torch.float64, device=parts[0].device)
+    """`fuse` with the same weights everywhere, scaled to sum to 1; equal weights by default."""
+    values = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+    if min(values, default=0.0) < 0 or sum(values) <= 0:
+        raise ConfigError(f"fusion weights {values} must be >= 0, and one of them above 0")
+    row = torch.tensor(values, dtype=torch.float64, device=parts[0].device)
     return fuse(parts, (row / row.sum()).to(at_least_float32(parts[0]).dtype)[None, None], present)
 
 
@@ -72,7 +72,7 @@ def fuse_kvs_similarity(
     metric: str = "cosine",
     present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fuse` by how close the query [B, d] is to each teacher's prototype [S, d] or [S, C, d]; and the weights [B, S]."""
+    """`fuse` by similarity of the query [B, d] to each teacher's prototype [S, d] or [S, C, d], and the weights [B, S]."""
     weights = compute_routing_weights(query, prototypes, temperature, metric)
     return fuse(parts, weights[:, None], present), weights
 
@@ -84,6 +84,6 @@ def fuse_kvs_learnable(
     temperature: float = 1.0,
     present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`fuse` by a router that reads the query [B, d] or [B, N, d]; and its weights [B, S] or [B, N, S]."""
+    """`fuse` by a router's weights for the query [B, d] or [B, N, d], and these weights [B, S] or [B, N, S]."""
     weights = router(query, temperature)
     return fuse(parts, weights[:, None] if query.dim() == 2 else weights, present), weights

@@ -1,4 +1,4 @@
-"""Who weighs the teachers: fixed numbers, similarity to prototypes, or a trained router. One call for all three."""
+"""Ways to weight the teachers, with one call: fixed weights, similarity to prototypes, or a trained router."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kava.shapes import at_least_float32
 
 @dataclass(frozen=True)
 class Query:
-    """What is looked at, of the question only: an answer that chose its own teachers would leak into the target.
+    """Routing input, from the question only: weights that depended on the answer would leak it into the target.
 
     hidden [B, d] the student's state (or embedding) of the question; tokens [B, N, d] its states at the CoT columns;
     values [B, L, H*D] the mean of its values over the question, per layer.
@@ -38,7 +38,7 @@ class Fusion(nn.Module):
 
 
 class Fixed(Fusion):
-    """The same weights for everything; the temperature does nothing. [1, 1, 1, S]"""
+    """The same weights [1, 1, 1, S] for every input; the temperature is ignored."""
 
     weights: Tensor
 
@@ -73,7 +73,7 @@ class Similar(Fusion):
         self.register_buffer("prototypes", at_least_float32(prototypes.detach().clone()))
 
     def forward(self, query: Query, temperature: float = 1.0) -> Tensor:
-        values = _given(query.values, "values")
+        values = _required(query.values, "values")
         if values.shape[1:] != (self.prototypes.shape[1], self.prototypes.shape[3]):
             raise ModelError(
                 f"prototypes of {self.prototypes.shape[1]} layers x {self.prototypes.shape[3]}, "
@@ -88,7 +88,7 @@ class Similar(Fusion):
 class Learnable(Fusion):
     """A `LearnableRouter` on the question, or with `per_token` on each CoT token; `layers` sets of weights, or one.
 
-    What it reads is first brought to mean 0 and variance 1: hidden states of large models have a few huge entries  [ours].
+    Its input is normalised to mean 0 and variance 1: hidden states of large models have a few huge entries  [ours].
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class Learnable(Fusion):
         self.router = LearnableRouter(hidden, num_teachers, router, num_layers, dropout, num_outputs=layers)
 
     def forward(self, query: Query, temperature: float = 1.0) -> Tensor:
-        seen = _given(query.tokens, "tokens") if self.per_token else _given(query.hidden, "hidden")[:, None]
-        seen = functional.layer_norm(at_least_float32(seen), seen.shape[-1:])
-        return self.router(seen, temperature).transpose(1, 2)  # [B, N or 1, L or 1, S] -> [B, L or 1, N or 1, S]
+        states = _required(query.tokens, "tokens") if self.per_token else _required(query.hidden, "hidden")[:, None]
+        states = functional.layer_norm(at_least_float32(states), states.shape[-1:])
+        return self.router(states, temperature).transpose(1, 2)  # [B, N or 1, L or 1, S] -> [B, L or 1, N or 1, S]
 
 
-def _given(part: Tensor | None, name: str) -> Tensor:
+def _required(part: Tensor | None, name: str) -> Tensor:
     if part is None:
         raise ModelError(f"this fusion looks at the question's {name}, and the query has none")
     return part

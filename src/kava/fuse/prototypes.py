@@ -1,4 +1,4 @@
-"""What stands for a teacher - one vector, or a few - and how close a question is to it."""
+"""Prototypes of teachers (one vector each, or a few) and the similarity of a question to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compute_teacher_prototype(
     num_clusters: int = 8,
     seed: int = 0,
 ) -> Tensor:
-    """What stands for a teacher, from its vectors of a corpus [B, T, d]: [d]; of kmeans [K, d]. Layers [L, B, T, d] stay.
+    """A teacher's prototype from its vectors of a corpus [B, T, d]: [d], kmeans [K, d]. [L, B, T, d] gives one per layer.
 
     mean    over all real tokens          cls     over the first real token of each text
     max     per dimension over them       kmeans  K centres of them
@@ -67,14 +67,14 @@ def kmeans(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
             break
         nearest = new
         for number in range(num_clusters):
-            mine = work[nearest == number]
-            # a centre that lost all its points goes to the point farthest from every centre
-            centres[number] = mine.mean(0) if len(mine) else work[distance.min(1).values.argmax()]
+            members = work[nearest == number]
+            # an empty cluster restarts at the point farthest from every centre
+            centres[number] = members.mean(0) if len(members) else work[distance.min(1).values.argmax()]
     return centres.to(points)
 
 
 def _start(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next centre is drawn with the square of its distance to those before."""
+    """k-means++: each next centre is drawn in proportion to its squared distance from the previous ones."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     for _ in range(count - 1):
         square = torch.cdist(points, points[chosen]).min(1).values.square()
@@ -84,9 +84,9 @@ def _start(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def layered_similarity(query: Tensor, prototypes: Tensor, metric: str = "cosine") -> Tensor:
-    """[B, L, S]: to the closest of each teacher's centres, layer by layer. query [B, L, d]; prototypes [S, L, C, d].
+    """[B, L, S] similarity to the closest centre of each teacher, layer by layer. query [B, L, d]; prototypes [S, L, C, d].
 
-    cosine  q.p / |q||p|, 0 where one of them is 0      dot  q.p      l2 (euclidean)  -|q - p|
+    cosine  q.p / |q||p|, 0 if one of them is 0      dot  q.p      l2 (euclidean)  -|q - p|
     """
     metric = ALIASES.get(metric, metric)
     if metric not in METRICS:

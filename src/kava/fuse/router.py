@@ -1,4 +1,4 @@
-"""A trained router: from a look at the question to a weight for every teacher."""
+"""A trained router: from a representation of the question to a weight for every teacher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LearnableRouter(nn.Module):
     gate       one Linear(d, S)
     attention  q(query) . k(e_i) / sqrt(d), with a trained vector e_i for every teacher
 
-    `num_outputs` asks for that many sets of weights (one per student layer): [..., num_outputs, S]. The last linear layer
+    `num_outputs`: number of sets of weights (one per student layer): [..., num_outputs, S]. The last linear layer
     of mlp and gate starts at 0, so that they begin with equal weights; attention begins close to them  [ours].
     """
 

@@ -1,4 +1,4 @@
-"""How latent slots get their input embeddings; pure functions around a `run` that the backbone supplies."""
+"""Input embeddings of the latent slots; pure functions of a `run` that the backbone supplies."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Latents by Jacobi iteration (PCCoT): all M slots at once, T rounds.
+"""Latents by Jacobi iteration (PCCoT): all M slots in parallel, T rounds.
 
     pass 0   run [Q, <bot>, <latent> x M];  e_1 = prj(h(<bot>)),  e_i = prj(h(latent i-1))
     t = 1..T run the M embeddings, causal inside the block; then e_1 stays, e_i = prj(h_{i-1})          [known]
 
-The update after round T is never used, so the inputs of the last round are what T - 1 rounds leave behind. After t
-rounds the first t latents are exact; T >= M gives what sequential decoding gives.
+The update after round T is not used, so the inputs of the last round are the result of T - 1 rounds. After t rounds
+the first t latents are exact; T >= M equals sequential decoding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""prj: from a hidden state back to an input embedding."""
+"""prj: the map from a hidden state to an input embedding."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Projection(nn.Module):
 
 
 def make_projection(width: int, use_projection: bool) -> nn.Module:
-    """`loss.use_projection` off leaves the hidden state as it is."""
+    """The projection, or the identity without `loss.use_projection`."""
     return Projection(width) if use_projection else nn.Identity()
 
 
 @torch.no_grad()
 def residual(before: Tensor, after: Tensor) -> Tensor:
-    """||after - before|| / ||before||: what the last Jacobi round still changed."""
+    """||after - before|| / ||before||: the relative change in the last Jacobi round."""
     return (after - before).norm() / before.norm().clamp(min=1e-12)

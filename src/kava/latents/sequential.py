@@ -1,4 +1,4 @@
-"""Latents one after another (CODI, Coconut): the oracle for Jacobi, and an option."""
+"""Latents decoded sequentially (CODI, Coconut); the reference for Jacobi iteration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terms of the loss and how they add up; pure functions of tensors."""
+"""The terms of the loss; pure functions of tensors."""
 
 from __future__ import annotations
 

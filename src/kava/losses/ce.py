@@ -1,4 +1,4 @@
-"""Cross-entropy, only where there are targets."""
+"""Cross-entropy at the positions that have targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kava.shapes import at_least_float32
 def cross_entropy(hidden: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor], chunk: int = 4096) -> Tensor:
     """sum_i -log p(target_i | hidden_i); hidden [n, E], targets [n].
 
-    More than `chunk` targets go through the head in pieces whose logits are made again in the backward pass: with a
+    More than `chunk` targets go through the head in pieces whose logits are recomputed in the backward pass: with a
     vocabulary of 150,000 the logits of a large batch would be the largest tensor of the step.
     """
 

@@ -1,4 +1,4 @@
-"""Linear centred kernel alignment: whether two sets of vectors are arranged alike, whatever their widths."""
+"""Linear centred kernel alignment (CKA): similarity of two sets of vectors of any widths."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def cka(left: Tensor, right: Tensor, mask: Tensor, unbiased: bool = False) -> Te
     """[B] linear CKA of each sample over its real tokens; CKA(X, X) = 1. left [B, N, p]; right [B, N, q]; mask [B, N].
 
     <K, L> / (|K| |L|) of the centred Gram matrices K = X X^T, L = Y Y^T, an N x N product without p or q squared.
-    biased: rows centred. unbiased: diagonal 0 and U-centred, which takes away what few tokens in many dimensions
-    have in common by chance; it may be negative. 0 with fewer than two tokens (unbiased four), or no variation.
+    biased: rows centred. unbiased: diagonal 0 and U-centred, which corrects for the chance similarity of few tokens in
+    many dimensions; it may be negative. 0 with fewer than two tokens (unbiased four), or without variation.
     """
-    grams = [_gram(part, mask, unbiased) for part in (left, right)]
+    grams = [centred_gram(part, mask, unbiased) for part in (left, right)]
     inner = (grams[0] * grams[1]).sum((1, 2))
     norms = [gram.square().sum((1, 2)) for gram in grams]
     square = norms[0] * norms[1]
@@ -23,13 +23,13 @@ def cka(left: Tensor, right: Tensor, mask: Tensor, unbiased: bool = False) -> Te
     return torch.where(counted, inner / torch.where(counted, square, 1.0).sqrt(), 0.0)
 
 
-def _gram(vectors: Tensor, mask: Tensor, unbiased: bool) -> Tensor:
-    """[B, N, N] centred, 0 outside the real tokens."""
+def centred_gram(vectors: Tensor, mask: Tensor, unbiased: bool) -> Tensor:
+    """[B, N, N] centred Gram matrix, 0 outside the real tokens."""
     count = mask.sum(1)[:, None, None]
     real = mask[..., None]
     vectors = at_least_float32(vectors).masked_fill(~real, 0.0)
     vectors = (vectors - vectors.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~real, 0.0)
-    scale = vectors.square().sum((1, 2), keepdim=True)  # CKA knows no scale; squares of squares would overflow
+    scale = vectors.square().sum((1, 2), keepdim=True)  # CKA ignores the scale, and fourth powers would overflow
     gram = vectors @ vectors.transpose(1, 2) / torch.where(scale > 0, scale, 1.0)
     if not unbiased:
         return gram

@@ -1,4 +1,4 @@
-"""Losses of direction and length: how a vector points, apart from how long it is."""
+"""Losses of direction and length: the direction of a vector apart from its length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def direction_loss(
     detach: bool = True,
     weight: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One layer's sum over the kept slots and heads, and what is logged beside it. Keys and values apart.
+    """One layer's sum over the kept slots and heads, and the metrics to log. Keys and values apart.
 
     cosine    1 - cos(s, t)
     mercator  1 - cos(s, t) + beta (log |s| - log |t|)^2
@@ -29,34 +29,34 @@ def direction_loss(
 
     Unlike in the other distances an entry counts 1, not D. student, teacher [B, H, M, D]; kept [B, H, M]; `weight`
     [B, H, M] of each entry. The metrics are sums over the kept entries, too, unweighted and without gradient. `detach`
-    False lets the gradient into a target that is trained.
+    False: the gradient reaches the target, which is trained, too.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown direction loss {kind!r}, known: {KINDS}")
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach() if detach else teacher)
     cosine = cosines(student, teacher)
-    long, wide = (part.norm(dim=-1).clamp(min=TINY) for part in (student, teacher))
-    magnitude = (long.log() - wide.log()).square()
+    student_norm, teacher_norm = (part.norm(dim=-1).clamp(min=TINY) for part in (student, teacher))
+    magnitude = (student_norm.log() - teacher_norm.log()).square()
     each = 1 - cosine
     if kind != "cosine":
         each = each + beta * magnitude
     if kind == "hybrid":
         each = (1 - mse) * each + mse * (student - teacher).square().mean(-1)
-    seen = {
+    logged = {
         "cos_sim": cosine,
         "dir_loss": 1 - cosine,
         "mag_loss": magnitude,
-        "s_magnitude": long,
-        "t_magnitude": wide,
-        "mag_ratio": long / wide,
+        "s_magnitude": student_norm,
+        "t_magnitude": teacher_norm,
+        "mag_ratio": student_norm / teacher_norm,
         "aligned": (cosine > ALIGNED).to(cosine.dtype),
     }
-    metrics = {name: part.detach().masked_fill(~kept, 0.0).sum() for name, part in seen.items()}
+    metrics = {name: part.detach().masked_fill(~kept, 0.0).sum() for name, part in logged.items()}
     return (each if weight is None else each * weight).masked_fill(~kept, 0.0).sum(), metrics
 
 
 def cosines(left: Tensor, right: Tensor) -> Tensor:
-    """cos over the last axis; 0, and without a gradient, where a vector is 0."""
+    """cos over the last axis; 0 without gradient if a vector is 0."""
     return (unit(left) * unit(right)).sum(-1)
 
 

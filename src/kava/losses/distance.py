@@ -1,4 +1,4 @@
-"""The distances that the two distillation losses share, with the parents' standard deviation."""
+"""Elementwise distances of the KV and CODI terms, and the standard deviation that scales them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = ("smooth_l1", "mse", "l1")
 def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -> Tensor:
     """Elementwise |s - t|, (s - t)^2 or smooth L1 (beta 1), in float32 or better.
 
-    The teacher gets no gradient, unless `detach` is False: then it is a projection that is trained.
+    The teacher gets no gradient unless `detach` is False, for a projection that is trained.
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach() if detach else teacher)
     if kind == "smooth_l1":
@@ -27,7 +27,7 @@ def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -
 
 
 def masked_std(teacher: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The unbiased standard deviation over `dims` of the True elements, keepdim; 1 where fewer than two are True."""
+    """Unbiased standard deviation over `dims` of the True elements, keepdim; 1 if fewer than two are True."""
     teacher = at_least_float32(teacher.detach())
     weight = mask.expand_as(teacher).to(teacher.dtype)
     count = weight.sum(dims, keepdim=True)

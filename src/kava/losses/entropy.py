@@ -1,4 +1,4 @@
-"""The entropy of fusion weights, and a push towards more of it or less."""
+"""The entropy of fusion weights, and the term that raises or lowers it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def entropy_of(weights: Tensor) -> Tensor:
 def entropy_term(weights: Tensor, target: str, kept: Tensor | None = None) -> Tensor:
     """sum_b of the mean over layers and tokens of  ln S - H (diverse)  or  H (specialized).
 
-    weights [B, L or 1, N or 1, S]; kept [B, N] the real tokens, read where weights differ by token; a sample without
+    weights [B, L or 1, N or 1, S]; kept [B, N] the real tokens, used if weights differ by token; a sample without
     any counts 0. Divide by the number of samples.
     """
     if target not in TARGETS:

@@ -1,4 +1,4 @@
-"""The guard against a projector that satisfies the loss by giving every entry the same vector."""
+"""The guard against a collapsed projector, which minimises the loss by mapping every entry to the same vector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kava.shapes import at_least_float32
 
 
 def variance_guard(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
-    """sum_b mean_d relu(1 - std_{b,d} / reference_d): 0 where a sample's kept entries vary as much as the reference.
+    """sum_b mean_d relu(1 - std_{b,d} / reference_d): 0 if a sample's kept entries vary as much as the reference.
 
     std is the unbiased one over the kept entries of a sample; a sample with fewer than two counts 0, and so does a
     dimension whose reference is 0. projected [B, M, d]; kept [B, M]; reference [d], no gradient.
@@ -19,13 +19,13 @@ def variance_guard(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor
 
 
 def variation(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
-    """sum_b mean_d std_{b,d} / reference_d, over the same samples and dimensions: what the guard keeps from falling."""
+    """sum_b mean_d std_{b,d} / reference_d, over the same samples and dimensions: the ratio that the guard keeps up."""
     ratio, counted = _ratio(projected, kept, reference)
     return ratio.masked_fill(~counted, 0.0).mean(1).sum()
 
 
 def _ratio(projected: Tensor, kept: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """std_{b,d} / reference_d [B, d], and where it means anything."""
+    """std_{b,d} / reference_d [B, d], and where it is defined."""
     projected, reference = at_least_float32(projected), at_least_float32(reference.detach())
     real = kept[..., None]
     count = kept.sum(1)[:, None]
@@ -33,5 +33,5 @@ def _ratio(projected: Tensor, kept: Tensor, reference: Tensor) -> tuple[Tensor, 
     mean = entries.sum(1, keepdim=True) / count[..., None].clamp(min=1)
     square = ((entries - mean).masked_fill(~real, 0.0)).square().sum(1)  # [B, d]
     tiny = torch.finfo(projected.dtype).tiny
-    std = (square / (count - 1).clamp(min=1)).clamp(min=tiny).sqrt()  # the root's slope at 0 is infinite
+    std = (square / (count - 1).clamp(min=1)).clamp(min=tiny).sqrt()  # the gradient of the root at 0 is infinite
     return std / torch.where(reference > 0, reference, 1.0), (count > 1) & (reference > 0)

@@ -1,4 +1,4 @@
-"""The KV term: each latent's keys and values against the teacher entry it is paired with."""
+"""The KV term: the distance of each latent's keys and values to the paired teacher entry."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def kv_loss(
     L_KV = 1/2 (mean_K + mean_V), each a mean over valid slots x layers x heads x D; the paper's 1/M is inside
     the mean [open: scale]. `std`: one per layer, K and V apart, over this sample's kept slots, heads and D  [ours: per
     sample, so that batches change nothing], or over the whole batch (`std_scope` batch, as the parents do).
-    student, teacher [B, H, M, D]; kept [B, H, M]; `weight` [B, H, M] of each entry, with a mean of 1. `detach` False: the
-    target is a projection that is trained, too.
+    student, teacher [B, H, M, D]; kept [B, H, M]; `weight` [B, H, M] of each entry, with a mean of 1. `detach` False:
+    the target is a projection that is trained, too.
     """
     real = kept[..., None]
     dims = (1, 2, 3) if std_scope == "sample" else (0, 1, 2, 3)

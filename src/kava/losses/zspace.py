@@ -1,4 +1,4 @@
-"""The distance of codes: student and teachers are compared in a trained common space, not entry by entry."""
+"""Distances of codes: student and teachers are compared in a trained common space, not entry by entry."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 from kava.losses.direction import cosines
 from kava.shapes import at_least_float32
 
-LEAST = {"mse": 1, "cosine": 1, "barlow": 2}  # tokens that a sample must have to count
+LEAST = {"mse": 1, "cosine": 1, "barlow": 2}  # of a sample that counts
 OFF = 0.005  # barlow: weight of the entries off the diagonal
-SOFT = 1e-5  # barlow: added to variances; a code that does not vary correlates with nothing
+SOFT = 1e-5  # barlow: added to variances; a constant code has correlation 0
 
 
 def z_loss(student: Tensor, target: Tensor, kept: Tensor, kind: str = "mse") -> Tensor:
-    """One layer's sum over samples; divide by `z_counted(kept, kind).sum()` x layers. Gradient goes into both sides.
+    """One layer's sum over samples; divide by `z_counted(kept, kind).sum()` x layers. The gradient reaches both sides.
 
     mse     mean over tokens and z of (s - t)^2
     cosine  mean over tokens of 1 - cos(s, t)
     barlow  (sum_i (1 - C_ii)^2 + 0.005 sum_{i != j} C_ij^2) / z,  C the correlation of s_i and t_j over the tokens of
-            this sample - not of the batch, so that batches change nothing. With fewer tokens than z, C cannot be
+            this sample, not of the batch, so that batches change nothing. With fewer tokens than z, C cannot be
             diagonal: the second sum then has a floor above 0
 
     student, target [B, N, z]; kept [B, N].

@@ -1,4 +1,4 @@
-"""Work done beside the main thread: in order, few jobs at a time, errors brought back."""
+"""A background thread that runs jobs in order with a bounded queue and re-raises their errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 class Background:
     """`with Background() as later: later(job, ...)` runs jobs one after the other in a thread.
 
-    At most `ahead` jobs wait; then `later` waits too. A job's error is raised by the next call, or at the end of the
-    block, and the jobs behind it are dropped.
+    At most `ahead` jobs are queued; then `later` blocks. A job's error is raised by the next call, or at the end of the
+    block, and the jobs after it are dropped.
     """
 
     def __init__(self, ahead: int = 2):
@@ -45,7 +45,7 @@ class Background:
 class Sent:
     """Tensors on their way to the host; `arrive`, called in another thread, waits for them.
 
-    On CUDA they travel on a stream of their own, so that the next pass does not wait for the copy.
+    On CUDA they are copied on a separate stream, so that the next pass does not wait for the copy.
     """
 
     def __init__(self, tensors: dict[str, Tensor], streams: dict[torch.device, Any]):
@@ -66,5 +66,5 @@ class Sent:
             self._stream.wait_event(self._ready)
             for name, tensor in tensors.items():
                 host[name].copy_(tensor, non_blocking=True)
-        self._stream.synchronize()  # only now may the tensors' memory be used again
+        self._stream.synchronize()  # the tensors' memory may be reused only now
         return host

@@ -1,4 +1,4 @@
-"""What a separate teacher shows of a batch, live or from a folder: one call, one record."""
+"""The interface of separate teachers, live or stored: one call per batch returns one record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Batch = dict[str, Tensor]  # of data/collate.py
 
 @dataclass(frozen=True)
 class KVShape:
-    """The sizes of a model's cache, and its width."""
+    """The sizes of a model's cache, and its hidden size."""
 
     num_layers: int
     num_heads: int
@@ -29,10 +29,10 @@ class KVShape:
 
 @dataclass(frozen=True)
 class TeacherWants:
-    """What the loss needs beside keys and values; what is not wanted is not computed.
+    """What the loss needs beside keys and values; nothing else is computed.
 
-    rotary: keys as a cache holds them; False: as they were before the rotary embedding (a mixture aligns them first).
-    question: the values of the question, their mean or the first token's, by which a teacher is compared with prototypes.
+    rotary: keys as in a cache; False: before the rotary embedding (a mixture aligns them first).
+    question: pooled values of the question, mean or first token, to compare a teacher with its prototypes.
     """
 
     importance: bool = False
@@ -45,9 +45,9 @@ class TeacherWants:
 class TeacherKV:
     """keys and values per layer [B, H, N, D] at the batch's CoT columns; no gradient anywhere.
 
-    importance per layer [B, H, N]; cue [B, L, E] hidden states behind layers 1..L at the last cue token; `only` [B, N]
-    the columns that a store has kept (None: all of them); question [B, L, H*D] values of the real tokens of the
-    question, a prompt around it included: their mean, or the first one's.
+    importance per layer [B, H, N]; cue [B, L, E] hidden states after layers 1..L at the last cue token; `only` [B, N]
+    the columns that a store has kept (None: all); question [B, L, H*D] values of the real tokens of the question, with
+    its prompt: their mean, or those of the first token.
     """
 
     keys: list[Tensor]
@@ -59,7 +59,7 @@ class TeacherKV:
 
 
 class Teacher(Protocol):
-    """Live (`live.py`) or from a folder (`store.py`): the loss does not know which."""
+    """A teacher, live (`live.py`) or stored (`store.py`); the loss treats both alike."""
 
     @property
     def shape(self) -> KVShape: ...

@@ -1,7 +1,7 @@
-"""`kava extract`: a data set through a teacher into a store, shard by shard; what is there already is kept.
+"""`kava extract`: writes a teacher's keys and values for a dataset into a store, shard by shard; existing shards are kept.
 
-A shard's bytes follow from the manifest and the batch size alone: a run that is killed and started again leaves what an
-undisturbed one leaves. The teacher's passes go on while a thread copies, hashes and writes.
+A shard's bytes depend only on the manifest and the batch size: a run that is killed and restarted writes the same files
+as an uninterrupted one. A background thread copies, hashes and writes during the teacher's passes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from kava.teachers.shards import SIZE, Entry, Shard, ShardWriter, Torn, parts, s
 from kava.teachers.store import INDEX, missing_shards, write_index
 
 Rows = Sequence[Encoded]
-PATIENCE = 60.0  # seconds that tasks which start together wait for each other
+PATIENCE = 60.0  # seconds that tasks wait for each other when they start together
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a call has done: shards written and left as they were, those of other tasks still missing, bytes written."""
+    """Result of `extract`: shards written, shards kept, shards of other tasks still missing, bytes written."""
 
     written: int
     kept: int
@@ -49,26 +49,26 @@ class Done:
 
 
 def stored_columns(encoded: Rows, manifest: Manifest, chunk: int = 1024) -> np.ndarray:
-    """How many columns of each example are stored; known before any pass."""
+    """The number of stored columns of each example, known before any pass."""
     compressor, keep = manifest.compressor, manifest.target_len
-    found = []
+    counts = []
     for start in range(0, len(encoded), chunk):
         rows = encoded[start : start + chunk]
-        length = np.array([len(one.cot) for one in rows])
+        length = np.array([len(row.cot) for row in rows])
         if compressor is not None and keep is not None:
             mask = np.arange(max(length.max(), 1)) < length[:, None]
             result = np.zeros_like(mask)
-            result[mask] = list(chain.from_iterable(one.result for one in rows))
+            result[mask] = list(chain.from_iterable(row.result for row in rows))
             samples = Samples(torch.zeros(len(rows), dtype=torch.long), torch.from_numpy(result))
             length = compressor.count(torch.from_numpy(mask), keep, samples).numpy()
-        found.append(length)
-    return np.concatenate(found)
+        counts.append(length)
+    return np.concatenate(counts)
 
 
 def shard_bytes(manifest: Manifest, stored: np.ndarray) -> np.ndarray:
-    """Bytes of tensors in each shard: per example 2 L H D T numbers, and what goes with them. Headers not counted."""
-    one, none = (_example_bytes(manifest, count) for count in (1, 0))
-    each = none + (one - none) * stored.astype(np.int64)
+    """Bytes of tensors in each shard, without headers: per example 2 L H D T numbers, and its other tensors."""
+    with_column, without = (_example_bytes(manifest, count) for count in (1, 0))
+    each = without + (with_column - without) * stored.astype(np.int64)
     return np.add.reduceat(each, range(0, len(each), manifest.examples_per_shard))
 
 
@@ -86,12 +86,12 @@ def extract(
     task: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> Done:
-    """Writes the shards k with k % n == i of `task` = (i, n) that are not there yet; the last task adds the index."""
+    """Writes the missing shards k with k % n == i of `task` = (i, n); the last task adds the index."""
     folder = Path(folder)
-    mine = range(task[0], manifest.num_shards, task[1])
-    with _claimed(folder, manifest, task, mine):
+    own_shards = range(task[0], manifest.num_shards, task[1])
+    with _claimed(folder, manifest, task, own_shards):
         stored = stored_columns(encoded, manifest)
-        todo = [k for k in mine if not _whole(folder, manifest, k)]
+        todo = [k for k in own_shards if not _is_complete(folder, manifest, k)]
         _refuse_full_disk(folder, manifest, stored)
         reader = _TeacherReader(teacher, device, manifest)
         jobs = [(k, start) for k in todo for start in range(0, len(manifest.rows(k)), batch_size)]
@@ -100,7 +100,7 @@ def extract(
             with Background() as later:
                 for k, start in progress_bar(jobs, f"extract (batches of {batch_size})", progress):
                     if start == 0:
-                        opened = [one for one in opened if not one.finished]
+                        opened = [writer for writer in opened if not writer.finished]
                         opened.append(_begin(folder, manifest, k, encoded, stored))
                     part = [encoded[n] for n in manifest.rows(k)[start : start + batch_size]]
                     later(_store, opened[-1], start, reader(part))
@@ -113,27 +113,27 @@ def extract(
         if not missing and (todo or not (folder / INDEX).is_file()):
             write_index(folder, manifest)
     written = sum((folder / shard_name(manifest, k)).stat().st_size for k in todo)
-    return Done(len(todo), len(mine) - len(todo), len(missing), written)
+    return Done(len(todo), len(own_shards) - len(todo), len(missing), written)
 
 
 def _begin(folder: Path, manifest: Manifest, shard: int, encoded: Rows, stored: np.ndarray) -> ShardWriter:
-    places = manifest.rows(shard)
-    pairs = zip((encoded[n] for n in places), stored[places.start : places.stop].tolist(), strict=True)
-    entries = [Entry(one.id, len(one.cot), count, encoded_hash(one)) for one, count in pairs]
+    rows = manifest.rows(shard)
+    pairs = zip((encoded[n] for n in rows), stored[rows.start : rows.stop].tolist(), strict=True)
+    entries = [Entry(row.id, len(row.cot), count, encoded_hash(row)) for row, count in pairs]
     return ShardWriter(folder, manifest, shard, entries)
 
 
 class _TeacherReader:
-    """Batches through the teacher, down to what is stored."""
+    """Runs batches through the teacher and selects what is stored."""
 
     def __init__(self, teacher: Teacher, device: torch.device, manifest: Manifest):
         self.teacher, self.device, self.manifest = teacher, device, manifest
         self.compressor, self.keep = manifest.compressor, manifest.target_len
-        looks = self.compressor is not None and self.compressor.needs_importance
+        scored = self.compressor is not None and self.compressor.needs_importance
         self.wants = TeacherWants(
-            manifest.with_importance or looks, manifest.with_cue, question="mean" if manifest.with_question else ""
+            manifest.with_importance or scored, manifest.with_cue, question="mean" if manifest.with_question else ""
         )
-        self.collate = Collator(pad_token_id=0)  # to the right; a pad is never looked at
+        self.collate = Collator(pad_token_id=0)  # right padding, which is masked
         self._streams: dict[torch.device, Any] = {}
 
     @torch.no_grad()
@@ -141,35 +141,35 @@ class _TeacherReader:
         """k, v [B, L, H, C, D], importance [B, L, H, C], columns [B, C], cue [B, L, E], question [B, L, H*D], sound [B];
         C as wide as needed."""
         batch = {name: value.to(self.device) for name, value in self.collate(rows).items()}
-        seen = self.teacher(batch, self.wants)
+        teacher = self.teacher(batch, self.wants)
         manifest, mask = self.manifest, batch["cot_mask"]
         dtype = getattr(torch, manifest.dtype)
-        found = {"k": torch.stack(seen.keys, 1), "v": torch.stack(seen.values, 1)}
-        if manifest.with_importance and seen.importance is not None:
-            found["importance"] = torch.stack(seen.importance, 1)[..., None]
+        tensors = {"k": torch.stack(teacher.keys, 1), "v": torch.stack(teacher.values, 1)}
+        if manifest.with_importance and teacher.importance is not None:
+            tensors["importance"] = torch.stack(teacher.importance, 1)[..., None]
         if self.compressor is None:
             columns, real = torch.arange(mask.shape[1], device=mask.device).expand_as(mask), mask
         else:
-            columns, real = self._choose(batch, seen)
-            found = {name: _at(entries, columns, real) for name, entries in found.items()}
-        out = {name: entries.to(dtype) for name, entries in found.items() if name != "importance"}
-        if "importance" in found:
-            out["importance"] = found["importance"][..., 0].float()
-        if manifest.with_cue and seen.cue is not None:
-            out["cue"] = seen.cue.to(dtype)
-        if manifest.with_question and seen.question is not None:
-            out["question"] = seen.question.to(dtype)
-        # one pass over the numbers: a sum is not finite where one of them is not
+            columns, real = self._choose(batch, teacher)
+            tensors = {name: _at(entries, columns, real) for name, entries in tensors.items()}
+        out = {name: entries.to(dtype) for name, entries in tensors.items() if name != "importance"}
+        if "importance" in tensors:
+            out["importance"] = tensors["importance"][..., 0].float()
+        if manifest.with_cue and teacher.cue is not None:
+            out["cue"] = teacher.cue.to(dtype)
+        if manifest.with_question and teacher.question is not None:
+            out["question"] = teacher.question.to(dtype)
+        # a sum is not finite if one of its numbers is not
         sound = torch.stack([part.flatten(1).sum(1, dtype=torch.float32) for part in out.values()]).sum(0).isfinite()
         return Sent({**out, "columns": columns.int(), "sound": sound}, self._streams)
 
-    def _choose(self, batch: dict[str, Tensor], seen: TeacherKV) -> tuple[Tensor, Tensor]:
+    def _choose(self, batch: dict[str, Tensor], teacher: TeacherKV) -> tuple[Tensor, Tensor]:
         assert self.compressor is not None
         assert self.keep is not None
         samples = Samples(batch["example_id"], batch["cot_result"])
-        looked = seen.importance if self.compressor.needs_importance else None
+        importance = teacher.importance if self.compressor.needs_importance else None
         index, kept = self.compressor.choose(
-            seen.keys, seen.values, looked, batch["cot_mask"], self.keep, samples, per="sample"
+            teacher.keys, teacher.values, importance, batch["cot_mask"], self.keep, samples, per="sample"
         )
         return index[:, 0], kept[:, 0]
 
@@ -182,13 +182,13 @@ def _at(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
 
 
 def _store(writer: ShardWriter, start: int, sent: Sent) -> None:
-    """Cuts a batch into examples and writes them; runs beside the next pass."""
+    """Splits a batch into examples and writes them; runs during the next pass."""
     host = sent.arrive()
     sound = host.pop("sound").tolist()
     arrays = {name: _array(tensor) for name, tensor in host.items()}
-    for b, fine in enumerate(sound):
+    for b, is_finite in enumerate(sound):
         entry = writer.entries[start + b]
-        if not fine:
+        if not is_finite:
             raise RunError(
                 f"example {entry.id}: the teacher's keys, values or hidden states are not finite in {writer.manifest.dtype}",
                 "store them as bfloat16 or float32 (--dtype), or look at the teacher's weights",
@@ -197,22 +197,22 @@ def _store(writer: ShardWriter, start: int, sent: Sent) -> None:
 
 
 def _cut(name: str, array: np.ndarray, count: int) -> np.ndarray:
-    """The stored columns: of [.., C, D], of [.., C]; cue and question have none."""
+    """The stored columns of [.., C, D] or [.., C]; cue and question have no columns."""
     if name in ("cue", "question"):
         return array
     return array[..., :count, :] if name in ("k", "v") else array[..., :count]
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """numpy knows no bfloat16: two bytes are two bytes."""
+    """The tensor as numpy; two-byte types as int16, since numpy has no bfloat16."""
     return (tensor.view(torch.int16) if tensor.dtype.itemsize == 2 else tensor).numpy()
 
 
 @contextmanager
-def _claimed(folder: Path, manifest: Manifest, task: tuple[int, int], mine: range) -> Iterator[None]:
-    """The folder with its manifest, for this task alone; what a killed one left half written is gone.
+def _claimed(folder: Path, manifest: Manifest, task: tuple[int, int], own_shards: range) -> Iterator[None]:
+    """Locks the folder for this task, writes or checks its manifest, and removes partial files.
 
-    Other tasks may be at work in it: only leftovers of this task's own shards are removed.
+    Other tasks may be running: only partial files of this task's own shards are removed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,7 +220,7 @@ def _claimed(folder: Path, manifest: Manifest, task: tuple[int, int], mine: rang
         raise RunError(f"cannot make the folder {folder}: {error.strerror}", "choose another --output_dir") from error
     with sole_owner(folder / f".lock-{task[0]}-of-{task[1]}"):
         with sole_owner(folder / ".lock", PATIENCE):
-            own = {shard_name(manifest, k) for k in mine}
+            own = {shard_name(manifest, k) for k in own_shards}
             for left in folder.glob(PARTIAL + "*"):
                 name = left.name.removeprefix(PARTIAL)
                 if name.rpartition("-")[0] in own or not name.startswith("kv-"):
@@ -237,15 +237,15 @@ def _write_or_compare(folder: Path, manifest: Manifest) -> None:
                 "use the settings it was begun with, or another --output_dir",
             )
         return
-    ours = {shard_name(manifest, k) for k in range(manifest.num_shards)} | {INDEX}
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in ours and not path.name.startswith("."))
-    if strange:
-        raise RunError(f"{folder} holds other files, such as {strange[0]}", "choose another --output_dir")
+    known = {shard_name(manifest, k) for k in range(manifest.num_shards)} | {INDEX}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known and not path.name.startswith("."))
+    if others:
+        raise RunError(f"{folder} holds other files, such as {others[0]}", "choose another --output_dir")
     write_json(folder / MANIFEST, manifest.facts() | {"versions": manifest.versions})
 
 
-def _whole(folder: Path, manifest: Manifest, shard: int) -> bool:
-    """There and whole by header and size. A shard of another store is refused."""
+def _is_complete(folder: Path, manifest: Manifest, shard: int) -> bool:
+    """True for an existing shard whose header and size are right. A shard of another store is refused."""
     path = folder / shard_name(manifest, shard)
     if not path.is_file():
         return False

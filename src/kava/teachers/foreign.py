@@ -1,4 +1,4 @@
-"""A teacher of a family that is read through its cache alone (`backbone/foreign.py`)."""
+"""A live teacher of any model family, read through its cache (`backbone/foreign.py`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kava.teachers.live import before_rotary, pooled_values, shape_of
 
 
 class ForeignTeacher:
-    """Keys and values only: queries and hidden states are not in a cache."""
+    """Gives keys and values only; queries and hidden states are not in a cache."""
 
     def __init__(self, model: Foreign):
         self.model = model.eval().requires_grad_(False)
@@ -35,24 +35,22 @@ class ForeignTeacher:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
         self._refuse(wants)
-        home = batch["question"].device
-        here = {name: value.to(self.model.device) for name, value in batch.items()}
-        ids, mask = (torch.cat([here[p + end] for p in ("question", "cot", "tail")], dim=1) for end in ("", "_mask"))
-        order = (
-            (~mask).int().argsort(dim=1, stable=True)
-        )  # real tokens to the left: no family minds padding behind them
-        found = self.model.read(ids.gather(1, order), mask.gather(1, order))
-        place = positions(mask)
-        first, last = here["question"].shape[1], here["question"].shape[1] + here["cot"].shape[1]
-        own = place[:, first:last]
-        keys, values = ([part.to(home) for part in parts] for parts in _at(found, own))
-        asked = None
+        device = batch["question"].device
+        batch = {name: value.to(self.model.device) for name, value in batch.items()}
+        ids, mask = (torch.cat([batch[p + end] for p in ("question", "cot", "tail")], dim=1) for end in ("", "_mask"))
+        order = (~mask).int().argsort(dim=1, stable=True)  # real tokens first: every family ignores right padding
+        cache = self.model.read(ids.gather(1, order), mask.gather(1, order))
+        position = positions(mask)
+        first, last = batch["question"].shape[1], batch["question"].shape[1] + batch["cot"].shape[1]
+        cot = position[:, first:last]
+        keys, values = ([part.to(device) for part in parts] for parts in _at(cache, cot))
+        question = None
         if wants.question:
-            _, told = _at(found, place[:, :first])
-            asked = pooled_values(told, here["question_mask"], wants.question).to(home)
+            _, question_values = _at(cache, position[:, :first])
+            question = pooled_values(question_values, batch["question_mask"], wants.question).to(device)
         if not wants.rotary:
-            keys = before_rotary(keys, self.rotary, own.to(home))
-        return TeacherKV(keys, values, question=asked)
+            keys = before_rotary(keys, self.rotary, cot.to(device))
+        return TeacherKV(keys, values, question=question)
 
     def _refuse(self, wants: TeacherWants) -> None:
         name = f"{self.model.where} (family {self.model.family.name})"
@@ -66,10 +64,10 @@ class ForeignTeacher:
             raise ConfigError(f"{name} shows no hidden states at the cue", "set loss.alpha1_codi=0")
 
 
-def _at(found: KV, column: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _at(cache: KV, column: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Keys and values [B, H, T, D] at column [B, N] -> [B, H, N, D]."""
 
     def pick(part: Tensor) -> Tensor:
         return part.gather(2, column[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3]))
 
-    return [pick(keys) for keys, _ in found], [pick(values) for _, values in found]
+    return [pick(keys) for keys, _ in cache], [pick(values) for _, values in cache]

@@ -1,4 +1,4 @@
-"""What a teacher store holds: written once as manifest.json, repeated in every shard, and compared field by field."""
+"""The description of a teacher store: manifest.json, repeated in every shard and compared field by field."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from kava.teachers.base import KVShape
 
 MANIFEST = "manifest.json"
 SCHEMA = 2
-ADDED = ("own_tokenizer", "prompt", "rotary", "with_question")  # by schema 2
+NEW_IN_2 = ("own_tokenizer", "prompt", "rotary", "with_question")  # fields
 RAW = "raw"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Two stores may be mixed when everything but `versions` is equal.
+    """The contents of a store; shards fit together if everything but `versions` is equal.
 
     teacher: name, revision, quantization and dtype of the model, and `weights`, a hash of all of them.
     method: raw (every CoT column) or the compressor that chose `target_len` columns per sample, with its settings.
-    data: the recipe's dataset keys that decide what is read, the splits, and the hash of their text.
-    own_tokenizer: the teacher of a mixture, which has read its own tokens with `prompt` around the question; `rotary` is
-    how its keys are rotated (inv_freq, factor, limit), None where its positions are learned.
+    data: the recipe's dataset keys that select examples, the splits, and the hash of their text.
+    own_tokenizer: a teacher of a mixture, with its own tokens and `prompt` around the question; `rotary`: the rotary
+    embedding of its keys (inv_freq, factor, limit), None with learned positions.
     """
 
     teacher: dict[str, Any]
@@ -59,47 +59,47 @@ class Manifest:
 
     @property
     def compressor(self) -> Compressor | None:
-        """What chooses the stored columns; None: all are stored."""
+        """The compressor that chose the stored columns; None: all are stored."""
         return None if self.method == RAW else make_compressor(self.method, **self.settings)
 
     def rows(self, shard: int) -> range:
-        """The positions, in the data set's order, of the examples in a shard."""
+        """The positions in the dataset of the examples in a shard."""
         first = shard * self.examples_per_shard
         return range(first, min(first + self.examples_per_shard, self.num_examples))
 
     def facts(self) -> dict[str, Any]:
-        """What is compared, as plain data: everything but the versions of the moment."""
-        absent = {"versions", *(ADDED if self.schema == 1 else ())}
+        """The compared fields as plain data: all but the versions."""
+        absent = {"versions", *(NEW_IN_2 if self.schema == 1 else ())}
         return {name: value for name, value in asdict(self).items() if name not in absent}
 
     def first_difference(self, other: Manifest) -> str | None:
-        """The first field that is not the same, with both values: "teacher.weights is ... here, ... there"."""
+        """The first different field with its two values: "teacher.weights is ... here, ... there"."""
         return _first_difference(self.facts(), other.facts())
 
 
-def _first_difference(mine: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> str | None:
-    for name in [*mine, *(name for name in theirs if name not in mine)]:
-        a, b = mine.get(name), theirs.get(name)
+def _first_difference(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> str | None:
+    for name in [*left, *(name for name in right if name not in left)]:
+        a, b = left.get(name), right.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            if found := _first_difference(a, b, f"{prefix}{name}."):
-                return found
+            if difference := _first_difference(a, b, f"{prefix}{name}."):
+                return difference
         elif a != b:
             return f"{prefix}{name} is {a!r} here, {b!r} there"
     return None
 
 
-def from_facts(found: Any, where: Path) -> Manifest:
-    """The manifest that plain data describes, or a refusal."""
-    schema = found.get("schema") if isinstance(found, dict) else None
+def from_facts(facts: Any, where: Path) -> Manifest:
+    """The manifest from plain data; a CheckpointError if it is not one."""
+    schema = facts.get("schema") if isinstance(facts, dict) else None
     if schema not in (1, SCHEMA):
         raise CheckpointError(
             f"{where}: teacher store of schema {schema!r}, this version reads up to {SCHEMA}", "update kava"
         )
-    names = {one.name for one in fields(Manifest)} - set(ADDED if schema == 1 else ())
-    if missing := sorted(names - {"versions"} - set(found)) + sorted(set(found) - names):
+    names = {field.name for field in fields(Manifest)} - set(NEW_IN_2 if schema == 1 else ())
+    if missing := sorted(names - {"versions"} - set(facts)) + sorted(set(facts) - names):
         raise CheckpointError(f"{where}: fields missing or unknown: {', '.join(missing)}", "the file is damaged")
     try:
-        return Manifest(**(found | {"shape": KVShape(**found["shape"])}))
+        return Manifest(**(facts | {"shape": KVShape(**facts["shape"])}))
     except TypeError as error:
         raise CheckpointError(f"{where}: not a manifest ({error})", "the file is damaged") from error
 
@@ -109,31 +109,31 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a teacher store: it has no {MANIFEST}", "make one with kava extract")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(
             f"{path}: not readable as JSON ({error})", "delete it and start kava extract again: whole shards are kept"
         ) from error
-    return from_facts(found, path)
+    return from_facts(facts, path)
 
 
 def plain(rotary: Rotary) -> dict[str, Any]:
-    """A rotary embedding as it is written in a manifest."""
+    """A rotary embedding as plain data for a manifest."""
     return {"inv_freq": rotary.inv_freq.tolist(), "factor": rotary.factor, "limit": rotary.limit}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Which tokens there are, and how some texts are split into them."""
+    """A hash of the vocabulary and of the tokens of some texts."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     split = [list(tokenizer(text)["input_ids"]) for text in PROBES]
     return hashlib.sha256(json.dumps([vocabulary, split]).encode()).hexdigest()
 
 
 def tokens_hash(question: Iterable[int], cot: Iterable[int], tail: Iterable[int]) -> str:
-    """Of the ids that the teacher read: 16 hexadecimal digits."""
+    """A hash of the ids that the teacher read, 16 hexadecimal digits."""
     text = "|".join(" ".join(map(str, part)) for part in (question, cot, tail))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def encoded_hash(one: Encoded) -> str:
-    return tokens_hash(one.question, one.cot, [*one.cue, *one.answer, one.eos])
+def encoded_hash(row: Encoded) -> str:
+    return tokens_hash(row.question, row.cot, [*row.cue, *row.answer, row.eos])

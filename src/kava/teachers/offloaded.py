@@ -1,7 +1,7 @@
-"""Teachers that take turns on a device: the weights of one that does not read are elsewhere.
+"""Teachers that are on the device only during their own passes.
 
-On a GPU they rest in host memory (pinned, so that they come quickly) and are never copied back: they are frozen. On a CPU
-they rest on the disk and are read again for every pass, so that memory holds the student and one teacher.
+With a GPU their weights stay in pinned host memory and are never copied back, since they are frozen. On a CPU they are
+loaded from disk for every pass, so that memory holds the student and one teacher.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Live = LiveTeacher | ForeignTeacher
 
 
 class OffloadedTeacher:
-    """A live teacher in the same words. `load(device)` makes it; what is known of it stays when its weights go."""
+    """A live teacher whose weights are off the device between passes; `load(device)` loads it."""
 
     def __init__(self, load: Callable[[torch.device], Live], device: torch.device):
         self._load, self._device = load, device
@@ -36,25 +36,25 @@ class OffloadedTeacher:
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
         if self._kept is None:
             return self._load(self._device)(batch, wants)
-        with _visiting(self._kept.model, self._device):
+        with _on_device(self._kept.model, self._device):
             return self._kept(batch, wants)
 
 
 @contextmanager
-def _visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model's weights on the device while the block runs; those that two layers share stay one."""
-    tables: list[dict[str, Any]] = [table for one in model.modules() for table in (one._parameters, one._buffers)]
-    home = [(table, dict(table)) for table in tables]
+def _on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts the model's weights on the device while the block runs; shared weights stay shared."""
+    tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+    originals = [(table, dict(table)) for table in tables]
     moved: dict[int, Tensor] = {}
     try:
-        for table, parts in home:
+        for table, parts in originals:
             for name, part in parts.items():
                 if part is not None:
                     if id(part) not in moved:
-                        there = part.data.to(device, non_blocking=True)
-                        moved[id(part)] = nn.Parameter(there, False) if isinstance(part, nn.Parameter) else there
+                        copy = part.data.to(device, non_blocking=True)
+                        moved[id(part)] = nn.Parameter(copy, False) if isinstance(part, nn.Parameter) else copy
                     table[name] = moved[id(part)]
         yield
     finally:
-        for table, parts in home:
+        for table, parts in originals:
             table.update(parts)

@@ -1,4 +1,4 @@
-"""From a recipe and the flags of `kava extract` to what is read and what is stored."""
+"""The request of `kava extract`, the examples that it reads, and the manifest of its store."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Request:
-    """What to store. `dtype` None: the type of the teacher's weights.
+    """What to store. `dtype` None: the dtype of the teacher's weights.
 
-    spec: a teacher of a mixture, which reads its own tokens; None: the recipe's one teacher with the student's tokens.
+    spec: a teacher of a mixture, with its own tokens; None: the recipe's one teacher with the student's tokens.
     """
 
     method: str = RAW
@@ -45,7 +45,7 @@ class Request:
     spec: TeacherSpec | None = None
 
     def checked(self, recipe: Recipe) -> Request:
-        """The request with names and defaults filled in, or a refusal."""
+        """The request with names and defaults filled in; invalid ones are refused."""
         method = METHOD_ALIASES.get(self.method.lower(), self.method)
         method = RAW if method == "full" else method
         if method == "random":
@@ -71,12 +71,12 @@ class Request:
         self._check_spec(method)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"unknown --dtype {self.dtype!r}", f"one of: {', '.join(DTYPES)}")
-        if strange := [name for name in self.splits if name not in SPLITS]:
-            raise ConfigError(f"unknown split {strange[0]!r}", f"--splits takes {' '.join(SPLITS)}")
+        if unknown := [name for name in self.splits if name not in SPLITS]:
+            raise ConfigError(f"unknown split {unknown[0]!r}", f"--splits takes {' '.join(SPLITS)}")
         target_len = None if method == RAW else self.target_len or recipe.explicit.target_len
         splits = tuple(name for name in SPLITS if name in self.splits)
-        looked = self.with_importance or (method != RAW and _compressor(method, recipe).needs_importance)
-        return replace(self, method=method, target_len=target_len, with_importance=looked, splits=splits)
+        importance = self.with_importance or (method != RAW and _compressor(method, recipe).needs_importance)
+        return replace(self, method=method, target_len=target_len, with_importance=importance, splits=splits)
 
     def _check_spec(self, method: str) -> None:
         if self.spec is None:
@@ -99,23 +99,23 @@ class Request:
             )
 
     def lacks(self, recipe: Recipe) -> list[str]:
-        """The flags without which a store of this (checked) request cannot serve the recipe itself."""
+        """The missing flags without which the store cannot serve the recipe itself."""
         explicit, loss = recipe.explicit, recipe.loss
         if not explicit.enabled:
             return []
-        looks = explicit.attention_weighted or explicit.gamma_kl > 0 or loss.kv_loss_type == "structural"
+        importance = explicit.attention_weighted or explicit.gamma_kl > 0 or loss.kv_loss_type == "structural"
         if recipe.rkv.method != "full":
-            looks = looks or _compressor(recipe.rkv.method, recipe).needs_importance
-        found = ["--with_importance"] if looks and loss.alpha2_kv > 0 and not self.with_importance else []
+            importance = importance or _compressor(recipe.rkv.method, recipe).needs_importance
+        flags = ["--with_importance"] if importance and loss.alpha2_kv > 0 and not self.with_importance else []
         if recipe.mixture.on:
             similar = recipe.mixture.fusion == "similarity" and not self.with_question
-            return found + (["--with_question"] if similar else [])
-        return found + (["--with_cue"] if loss.alpha1_codi > 0 and not self.with_cue else [])
+            return flags + (["--with_question"] if similar else [])
+        return flags + (["--with_cue"] if loss.alpha1_codi > 0 and not self.with_cue else [])
 
 
 @dataclass(frozen=True)
 class ExtractionData:
-    """The examples in the order of the store, and what the manifest says of them."""
+    """The examples in the order of the store, and their description in the manifest."""
 
     encoded: EncodedSet
     facts: dict[str, Any]
@@ -128,14 +128,14 @@ def read_source(
     progress: bool = True,
     tokenization: TeacherTokenization | None = None,
 ) -> ExtractionData:
-    """Training examples that are not too long, then all validation examples.
+    """Training examples within the length limit, then all validation examples.
 
-    Which are too long is said by the student's tokenizer; they come in the tokens of `tokenization`, where there is one.
+    Lengths are those of the student's tokens; the examples are returned in the tokens of `tokenization`, if given.
     """
     dataset = recipe.dataset
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
-    reads = encoder if tokenization is None else tokenization.encoder
-    whole, hashes = EncodedSet(reads.cue, reads.eos), {}
+    used = encoder if tokenization is None else tokenization.encoder
+    whole, hashes = EncodedSet(used.cue, used.eos), {}
     counts: dict[str, int] = {}
     for split in splits:
         held_out = dataset.generator.val_size if dataset.name in BUILTIN_DATASETS else dataset.val_size
@@ -143,10 +143,13 @@ def read_source(
             continue
         examples = load_examples(dataset, split)
         assert not isinstance(examples, ExampleStream)
-        found = encode_split(examples, encoder, dataset.max_length if split == "train" else None, progress=progress)
-        for one in found.encoded if tokenization is None else encode_for_teacher(found.encoded, examples, tokenization, progress):
-            whole.append(one)
-        hashes[split], counts[split] = content_hash(examples), len(found.encoded)
+        kept = encode_split(
+            examples, encoder, dataset.max_length if split == "train" else None, progress=progress
+        ).encoded
+        rows = kept if tokenization is None else encode_for_teacher(kept, examples, tokenization, progress)
+        for row in rows:
+            whole.append(row)
+        hashes[split], counts[split] = content_hash(examples), len(kept)
     if len(set(whole.ids)) != len(whole):
         raise DataError(f"data set {dataset.name}: two examples have one id", "give every example an id of its own")
     if not len(whole):
@@ -157,9 +160,8 @@ def read_source(
 
 
 def refuse_too_long(encoded: EncodedSet, most: int | None, name: str) -> None:
-    """Learned positions have an end."""
-    longest = max((len(one) for one in encoded), default=0) if most is not None else 0
-    if most is not None and longest > most:
+    """Refuses examples longer than the teacher's learned positions."""
+    if most is not None and (longest := max(map(len, encoded), default=0)) > most:
         raise DataError(
             f"the longest example needs {longest} positions, the teacher {name} has {most}",
             "skip long ones with dataset.max_length, or take a teacher with a longer context",
@@ -167,7 +169,7 @@ def refuse_too_long(encoded: EncodedSet, most: int | None, name: str) -> None:
 
 
 def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
-    """The manifest as far as the config.json of the teacher tells: enough for sizes."""
+    """The manifest without what needs the weights: enough for sizes."""
     spec = request.spec or spec_of(recipe)
     model = without_weights(foreign_model(spec, recipe.model), any_family=request.spec is not None)
     dtype = stored_dtype(model) if spec.dtype == "auto" else spec.dtype
@@ -175,13 +177,15 @@ def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
 
 
 def described(request: Request, recipe: Recipe, teacher: Live, tokenizer: Any, source: ExtractionData) -> Manifest:
-    """The manifest of a store that this teacher makes of these examples, which `tokenizer` has cut."""
+    """The manifest of the store of this teacher and these examples in the tokens of `tokenizer`."""
     model = teacher.model
     weight = next(model.parameters())
     spec = request.spec or spec_of(recipe)
-    named = foreign_model(spec, recipe.model)
+    checkpoint = foreign_model(spec, recipe.model)
     dtype = str(model.causal_lm.dtype).removeprefix("torch.")
-    facts = {"name": named.name, "revision": named.revision, "quantization": spec.quantization, "dtype": dtype}
+    facts = {
+        "name": checkpoint.name, "revision": checkpoint.revision, "quantization": spec.quantization, "dtype": dtype
+    }  # fmt: skip
     own: dict[str, Any] = {}
     if request.spec is not None:
         rotary = teacher.rotary

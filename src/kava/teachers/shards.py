@@ -1,17 +1,17 @@
-"""One shard of a teacher store: a safetensors file of which every byte is known beforehand but the numbers themselves.
+"""One shard of a teacher store: a safetensors file whose layout is known before its tensors.
 
 Tensors of the n-th example of the data set:
 
-    n.columns     int32   [C]           which tokens of its chain of thought are stored, counted from 0
-    n.importance  float32 [L, H, C]     where the store has it
+    n.columns     int32   [C]           the stored tokens of its chain of thought, counted from 0
+    n.importance  float32 [L, H, C]     if the store has it
     n.k, n.v              [L, H, C, D]
-    n.cue                 [L, E]        where the store has it
-    n.question            [L, H*D]      where the store has it
+    n.cue                 [L, E]        if the store has it
+    n.question            [L, H*D]      if the store has it
 
-The header's one metadata entry repeats the manifest and lists, per example, id, tokens of the chain of thought, stored
-ones, hash of the ids that were read, and the sha256 of all this and of its tensors. A reader builds the header again
-from that list; a byte that differs is damage. It is written here and not by the library because hashes go in front of
-what they are taken of, and because a file must not depend on the library's version.
+The header's one metadata entry repeats the manifest and lists, per example, id, number of CoT tokens, number of stored
+ones, hash of the ids that were read, and the sha256 of all this and of its tensors. A reader rebuilds the header from
+that list; any different byte is damage. The file is not written by the safetensors library, because hashes precede the
+hashed data and the bytes must not depend on the library's version.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ LONGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
 class Torn(CheckpointError):
-    """A shard that is cut short or damaged: it can be written again."""
+    """A truncated or damaged shard, which can be written again."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says of an example. `tokens` is the hash of the ids that the teacher read."""
+    """The header's entry of an example. `tokens` is the hash of the ids that the teacher read."""
 
     id: str
     length: int
@@ -60,7 +60,7 @@ class Entry:
 
 
 class ShardLayout(NamedTuple):
-    """The header, where each tensor [example, part] begins in the file, and the file's size."""
+    """The header, the start of each tensor [example, part] in the file, and the file's size."""
 
     head: bytes
     starts: np.ndarray
@@ -72,22 +72,22 @@ def shard_name(manifest: Manifest, shard: int) -> str:
 
 
 def parts(manifest: Manifest, stored: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor of an example with `stored` columns."""
+    """Dtype and shape of each tensor of an example with `stored` columns."""
     shape = manifest.shape
     heads = (shape.num_layers, shape.num_heads, stored)
-    found: dict[str, tuple[str, tuple[int, ...]]] = {"columns": ("int32", (stored,))}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"columns": ("int32", (stored,))}
     if manifest.with_importance:
-        found["importance"] = ("float32", heads)
-    found["k"] = found["v"] = (manifest.dtype, (*heads, shape.head_size))
+        tensors["importance"] = ("float32", heads)
+    tensors["k"] = tensors["v"] = (manifest.dtype, (*heads, shape.head_size))
     if manifest.with_cue:
-        found["cue"] = (manifest.dtype, (shape.num_layers, shape.hidden_size))
+        tensors["cue"] = (manifest.dtype, (shape.num_layers, shape.hidden_size))
     if manifest.with_question:
-        found["question"] = (manifest.dtype, (shape.num_layers, shape.layer_size))
-    return found
+        tensors["question"] = (manifest.dtype, (shape.num_layers, shape.layer_size))
+    return tensors
 
 
 def layout(manifest: Manifest, shard: int, entries: Sequence[Entry]) -> ShardLayout:
-    """Everything about the file but its tensors. Wide types first, so that each begins at a multiple of its size."""
+    """The layout of a shard's file. Wide types come first, so that each tensor starts at a multiple of its item size."""
     facts = {"manifest": manifest.facts(), "examples": [astuple(entry) for entry in entries]}
     header: dict[str, Any] = {"__metadata__": {"kava": json.dumps(facts, separators=(",", ":"))}}
     tensors = [list(parts(manifest, entry.stored).items()) for entry in entries]
@@ -95,11 +95,11 @@ def layout(manifest: Manifest, shard: int, entries: Sequence[Entry]) -> ShardLay
     at = 0
     for size in (4, 2):
         for row, n in enumerate(manifest.rows(shard)):
-            for place, (name, (dtype, shape)) in enumerate(tensors[row]):
+            for number, (name, (dtype, shape)) in enumerate(tensors[row]):
                 if SIZE[dtype] == size:
                     end = at + size * prod(shape)
                     header[f"{n}.{name}"] = {"dtype": TAG[dtype], "shape": shape, "data_offsets": [at, end]}
-                    starts[row, place], at = at, end
+                    starts[row, number], at = at, end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
@@ -107,7 +107,7 @@ def layout(manifest: Manifest, shard: int, entries: Sequence[Entry]) -> ShardLay
 
 
 class ShardWriter:
-    """One shard, there whole or not at all: it grows beside its place and is renamed when all is on the disk.
+    """Writes a shard atomically: a temporary file in its folder is renamed when complete.
 
     `add` each example once, in any order, then `finish`; `discard` at any time.
     """
@@ -122,16 +122,16 @@ class ShardWriter:
         self._file, self._partial = os.fdopen(handle, "wb"), Path(name)
 
     def add(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """The tensors of the row-th example of this shard; a type that numpy lacks as integers of its size."""
+        """Writes the tensors of the row-th example; types that numpy lacks as integers of their size."""
         entry = self.entries[row]
         digest = entry.digest()
-        for place, (name, (dtype, shape)) in enumerate(parts(self.manifest, entry.stored).items()):
+        for number, (name, (dtype, shape)) in enumerate(parts(self.manifest, entry.stored).items()):
             array = np.ascontiguousarray(arrays[name])
             if array.shape != shape or array.itemsize != SIZE[dtype]:
                 raise ValueError(f"{entry.id}: {name} is {array.dtype} {array.shape}, the shard has room for {shape}")
             content = array.data.cast("B") if array.size else b""
             digest.update(content)
-            self._file.seek(int(self.layout.starts[row, place]))
+            self._file.seek(int(self.layout.starts[row, number]))
             self._file.write(content)
         self.entries[row] = replace(entry, sha256=digest.hexdigest())
         self._left.remove(row)
@@ -155,16 +155,16 @@ class ShardWriter:
         self.finished = True
 
     def discard(self) -> None:
-        """Leaves nothing of an unfinished shard; a finished one stays."""
-        with suppress(OSError):  # what could not be written is thrown away in any case
+        """Deletes an unfinished shard; a finished one stays."""
+        with suppress(OSError):  # unwritten data is discarded in any case
             self._file.close()
         self._partial.unlink(missing_ok=True)
 
 
 class Shard:
-    """A finished shard, its header checked. The file is mapped when the first example is read, in each process.
+    """A finished shard with a checked header. Each process maps the file when it reads the first example.
 
-    An example's hash is checked when this object reads it for the first time.
+    An example's hash is checked when this object first reads it.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shard: int):
@@ -176,39 +176,39 @@ class Shard:
                 f"{self.path} belongs to another teacher store: {difference}", "keep each store in a folder of its own"
             )
         try:
-            self.entries = [Entry(*one) for one in facts["examples"]]
-            found = layout(manifest, shard, self.entries)
+            self.entries = [Entry(*fields) for fields in facts["examples"]]
+            expected = layout(manifest, shard, self.entries)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise _damaged(self.path, f"its list of examples is not one ({error})") from error
-        if found.head != head or len(self.entries) != len(manifest.rows(shard)):
+        if expected.head != head or len(self.entries) != len(manifest.rows(shard)):
             raise _damaged(self.path, "its header is not that of its examples")
         size = self.path.stat().st_size
-        if size != found.size:
-            raise Torn(f"{self.path} is torn: {size} bytes of {found.size}", AGAIN)
-        self._starts, self._size = found.starts, size
+        if size != expected.size:
+            raise Torn(f"{self.path} is torn: {size} bytes of {expected.size}", AGAIN)
+        self._starts, self._size = expected.starts, size
         self._checked = np.zeros(len(self.entries), dtype=bool)
         self._bytes: Tensor | None = None
 
     def read(self, row: int) -> dict[str, Tensor]:
-        """The tensors of the row-th example, views of the mapped file."""
+        """The tensors of the row-th example, as views of the mapped file."""
         if self._bytes is None:
             self._bytes = torch.from_file(str(self.path), shared=False, size=self._size, dtype=torch.uint8)
-        entry, found = self.entries[row], {}
+        entry, tensors = self.entries[row], {}
         digest = None if self._checked[row] else entry.digest()
-        for place, (name, (dtype, shape)) in enumerate(parts(self.manifest, entry.stored).items()):
-            start = int(self._starts[row, place])
+        for number, (name, (dtype, shape)) in enumerate(parts(self.manifest, entry.stored).items()):
+            start = int(self._starts[row, number])
             content = self._bytes[start : start + SIZE[dtype] * prod(shape)]
             if digest is not None:
                 digest.update(content.numpy().data)
-            found[name] = content.view(getattr(torch, dtype)).view(shape)
+            tensors[name] = content.view(getattr(torch, dtype)).view(shape)
         if digest is not None and digest.hexdigest() != entry.sha256:
             raise _damaged(self.path, f"example {entry.id} does not have the hash it was written with")
         self._checked[row] = True
-        return found
+        return tensors
 
 
 def _read_head(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """The header's bytes and our entry in it."""
+    """The header's bytes and its metadata entry."""
     try:
         with open(path, "rb") as file:
             head = file.read(8)

@@ -1,11 +1,11 @@
-"""A folder of a teacher's keys and values, made by `kava extract`, in place of the teacher.
+"""A stored teacher: a folder of its keys and values, made by `kava extract`.
 
-    manifest.json                    what is stored, and of which teacher and data
+    manifest.json                    the contents, the teacher and the data
     kv-00000-of-00200.safetensors    200 examples each (shards.py)
-    index.json                       the examples' hashes in order; made again from the shards where it is missing
+    index.json                       the examples' hashes in order; rebuilt from the shards if missing
 
-When a store is opened its manifest is read and every shard must be there. A shard's header is checked when the first
-example of it is read in a process, an example's hash when it is first read; `verify` checks all of them.
+Opening a store reads its manifest and requires every shard to exist. A process checks a shard's header when it first
+reads from it, and an example's hash when it first reads the example; `verify` checks all of them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ INDEX = "index.json"
 
 
 class StoredTeacher:
-    """A teacher that has read everything before. Numbers come in the type that they are stored in.
+    """A teacher whose entries are read from a store, in their stored dtype.
 
-    Where only some columns are stored, the others are zero and `only` marks the stored ones.
+    If only some columns are stored, the others are zero and `only` marks the stored ones.
     """
 
     def __init__(self, folder: str | Path, progress: bool = True):
@@ -50,7 +50,7 @@ class StoredTeacher:
                 f"first is {shard_name(self.manifest, missing[0])}",
                 "start kava extract again: only what is missing is written",
             )
-        self._places = _read_index(self.folder, self.manifest, progress)
+        self._row_of = _read_index(self.folder, self.manifest, progress)
         self._shards: dict[int, Shard] = {}
 
     @property
@@ -59,13 +59,13 @@ class StoredTeacher:
 
     @cached_property
     def rotary(self) -> Rotary | None:
-        """How the stored keys are rotated; None: not at all."""
+        """The rotary embedding of the stored keys; None: not rotated."""
         self.refuse_shared_tokens()
-        kept = self.manifest.rotary
-        return None if kept is None else Rotary(torch.tensor(kept["inv_freq"]), kept["factor"], kept["limit"])
+        saved = self.manifest.rotary
+        return None if saved is None else Rotary(torch.tensor(saved["inv_freq"]), saved["factor"], saved["limit"])
 
     def refuse_shared_tokens(self) -> None:
-        """A store for a run with one teacher cannot serve a mixture."""
+        """Refuses a store for a run with one teacher, which cannot serve a mixture."""
         if not self.manifest.own_tokenizer:
             raise ConfigError(
                 f"the teacher store {self.folder} does not say how its keys were rotated: it was made for a run with one "
@@ -76,43 +76,41 @@ class StoredTeacher:
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
         manifest = self.manifest
         _refuse_what_is_not_stored(self.folder, manifest, wants)
-        home, host = batch["question"].device, {name: value.cpu() for name, value in batch.items()}
-        num, columns = host["cot_mask"].shape
+        device, host = batch["question"].device, {name: value.cpu() for name, value in batch.items()}
+        num, width = host["cot_mask"].shape
         shape, dtype = manifest.shape, getattr(torch, manifest.dtype)
-        per_head = (shape.num_layers, num, shape.num_heads, columns)
-        keys, values = (torch.zeros(*per_head, shape.head_size, dtype=dtype) for _ in "kv")
-        looked = torch.zeros(per_head) if wants.importance else None
-        cue = torch.zeros(num, shape.num_layers, shape.hidden_size, dtype=dtype) if wants.cue else None
-        asked = torch.zeros(num, shape.num_layers, shape.layer_size, dtype=dtype) if wants.question else None
-        only = None if manifest.method == RAW else torch.zeros(num, columns, dtype=torch.bool)
+        per_head = (shape.num_layers, num, shape.num_heads, width)
+        by_column = {name: torch.zeros(*per_head, shape.head_size, dtype=dtype) for name in "kv"}
+        if wants.importance:
+            by_column["importance"] = torch.zeros(per_head)
+        by_example: dict[str, Tensor] = {}
+        if wants.cue:
+            by_example["cue"] = torch.zeros(num, shape.num_layers, shape.hidden_size, dtype=dtype)
+        if wants.question:
+            by_example["question"] = torch.zeros(num, shape.num_layers, shape.layer_size, dtype=dtype)
+        only = torch.zeros(num, width, dtype=torch.bool)
         for b in range(num):
-            found = self._example(host, b)
-            place = host["cot_mask"][b].nonzero()[:, 0][found["columns"].long()]
-            keys[:, b].index_copy_(2, place, found["k"])
-            values[:, b].index_copy_(2, place, found["v"])
-            if looked is not None:
-                looked[:, b].index_copy_(2, place, found["importance"])
-            if cue is not None:
-                cue[b] = found["cue"]
-            if asked is not None:
-                asked[b] = found["question"]
-            if only is not None:
-                only[b, place] = True
-        shown = list(keys.to(home).unbind(0))
+            stored = self._example(host, b)
+            columns = host["cot_mask"][b].nonzero()[:, 0][stored["columns"].long()]
+            for name, entries in by_column.items():
+                entries[:, b].index_copy_(2, columns, stored[name])
+            for name, entries in by_example.items():
+                entries[b] = stored[name]
+            only[b, columns] = True
+        layers = {name: list(entries.to(device).unbind(0)) for name, entries in by_column.items()}
         if not wants.rotary:
-            place = positions(batch["cot_mask"], batch["question_mask"].sum(1))
-            shown = before_rotary(shown, self.rotary, place)
+            position = positions(batch["cot_mask"], batch["question_mask"].sum(1))
+            layers["k"] = before_rotary(layers["k"], self.rotary, position)
         return TeacherKV(
-            keys=shown,
-            values=list(values.to(home).unbind(0)),
-            importance=None if looked is None else list(looked.to(home).unbind(0)),
-            cue=None if cue is None else cue.to(home),
-            only=None if only is None else only.to(home),
-            question=None if asked is None else asked.to(home),
+            keys=layers["k"],
+            values=layers["v"],
+            importance=layers.get("importance"),
+            only=None if manifest.method == RAW else only.to(device),
+            **{name: entries.to(device) for name, entries in by_example.items()},
         )
 
     def check_recipe(self, recipe: Recipe) -> None:
-        """Refuses a run that asks for other columns than those stored. A raw store serves every recipe."""
+        """Refuses a recipe that needs other columns than those stored. A raw store serves every recipe."""
         stored = self.manifest
         if stored.method == RAW:
             return
@@ -123,22 +121,22 @@ class StoredTeacher:
             "explicit.cka_weight (CKA reads every column)": explicit.cka_weight > 0,
             "loss.kv_loss_type=structural (attention maps have every column)": recipe.loss.kv_loss_type == "structural",
         }
-        for what, asked in needs.items():
-            if asked:
+        for what, is_needed in needs.items():
+            if is_needed:
                 raise ConfigError(f"the teacher store {self.folder} cannot serve {what}", hint)
-        chosen = stored.compressor
-        wanted = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
-        if chosen != wanted or stored.target_len != explicit.target_len:
+        used = stored.compressor
+        needed = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
+        if used != needed or stored.target_len != explicit.target_len:
             raise ConfigError(
-                f"the teacher store {self.folder} holds {stored.target_len} columns chosen by {chosen}, the recipe asks "
-                f"for {explicit.target_len} by {wanted}",
+                f"the teacher store {self.folder} holds {stored.target_len} columns chosen by {used}, the recipe asks "
+                f"for {explicit.target_len} by {needed}",
                 hint,
             )
 
     def _example(self, host: dict[str, Tensor], b: int) -> dict[str, Tensor]:
-        """The stored tensors of one row of a batch, once it is sure that they are of the same text."""
+        """The stored tensors of one row of a batch, after checking that they are of the same text."""
         key = int(host["example_id"][b])
-        n = self._places.get(key)
+        n = self._row_of.get(key)
         if n is None:
             raise DataError(
                 f"the teacher store {self.folder} has no example {key} (a hash of its id)",
@@ -164,7 +162,7 @@ class StoredTeacher:
         return shard.read(row)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": {}}  # another process opens its own
+        return self.__dict__ | {"_shards": {}}  # every process opens its own
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
@@ -172,12 +170,12 @@ def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
 
 
 def write_index(folder: Path, manifest: Manifest) -> None:
-    """index.json, from the headers of all shards."""
+    """Writes index.json from the headers of all shards."""
     write_json(folder / INDEX, {"hashes": _scan(folder, manifest, progress=False)})
 
 
 def verify(folder: str | Path, progress: bool = True) -> list[str]:
-    """What is wrong with a store, one line each: every header, every hash, the index. Nothing is wrong: no line."""
+    """The problems of a store, one line each, after checking every header, every hash and the index."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     problems: list[str] = []
@@ -206,12 +204,12 @@ def _refuse_what_is_not_stored(folder: Path, manifest: Manifest, wants: TeacherW
             f"the store {folder} holds the mean of a question's values, but mixture.prototype=cls wants the first token's",
             "set mixture.prototype=mean, or read this teacher live",
         )
-    for what, wanted, there in (
+    for what, is_wanted, is_stored in (
         ("importance", wants.importance, manifest.with_importance),
         ("cue", wants.cue, manifest.with_cue),
         ("question", bool(wants.question), manifest.with_question),
     ):
-        if wanted and not there:
+        if is_wanted and not is_stored:
             raise ConfigError(
                 f"this run needs the teacher's {what}, which the store {folder} does not have",
                 f"extract again into another folder with --with_{what}",
@@ -232,9 +230,9 @@ def _read_index(folder: Path, manifest: Manifest, progress: bool) -> dict[int, i
 
 def _stored_hashes(folder: Path) -> list[int] | None:
     try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        return [int(key) for key in found["hashes"]]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing is lost: the shards have it all
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return [int(key) for key in index["hashes"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # the shards have the same hashes
         return None
 
 

@@ -1,4 +1,4 @@
-"""The teachers of a mixture: one call, one record from each, at its own tokens."""
+"""The teachers of a mixture: one call returns one record per teacher, at its own tokens."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from kava.teachers.store import StoredTeacher
 
 @dataclass(frozen=True)
 class TeacherSet:
-    """`many(batch, wants)`: a list of TeacherKV, teacher i at the columns of t{i}.cot.
+    """`teachers(batch, wants)`: a list of TeacherKV, teacher i at the columns of t{i}.cot.
 
-    tokenizations: what `TeachersCollator` needs. rotaries: how each rotates its keys, None where it does not.
+    tokenizations: for `TeachersCollator`. rotaries: the rotary embedding of each teacher's keys, None without one.
     """
 
     names: tuple[str, ...]
@@ -48,8 +48,8 @@ class TeacherSet:
 
 def load_teacher_set(recipe: Recipe, student_tokenizer: Any, device: torch.device) -> TeacherSet:
     """The teachers of mixture.teachers, frozen. Entries of one checkpoint share its weights and its tokenizer."""
-    made, mixture = _Maker(recipe, device), recipe.mixture
-    entries = [made(spec) for spec in mixture.teachers]
+    loader, mixture = _Loader(recipe, device), recipe.mixture
+    entries = [loader(spec) for spec in mixture.teachers]
     names = tuple(spec.label for spec in mixture.teachers)
     rotaries = tuple(teacher.rotary for teacher, _ in entries)
     if mixture.rope != "auto" and not any(rotaries):
@@ -57,13 +57,13 @@ def load_teacher_set(recipe: Recipe, student_tokenizer: Any, device: torch.devic
             f"mixture.rope is {mixture.rope}, but no teacher rotates its keys ({', '.join(names)})", "leave it at auto"
         )
     each = tuple(tokenization for _, tokenization in entries)
-    tokenizations = TeacherTokenizations(made.encoder(student_tokenizer), each, mixture.time, mixture.iou_threshold)
+    tokenizations = TeacherTokenizations(loader.encoder(student_tokenizer), each, mixture.time, mixture.iou_threshold)
     return TeacherSet(names, tuple(teacher for teacher, _ in entries), tokenizations, rotaries)
 
 
 def tokenization_of(spec: TeacherSpec, recipe: Recipe) -> TeacherTokenization:
-    """How a teacher reads, without its weights."""
-    return _Maker(recipe, torch.device("cpu")).tokenization(spec, foreign_model(spec, recipe.model))
+    """A teacher's tokenization, without its weights."""
+    return _Loader(recipe, torch.device("cpu")).tokenization(spec, foreign_model(spec, recipe.model))
 
 
 def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> Live:
@@ -75,12 +75,12 @@ def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> Live:
 
 
 def live(model: Backbone) -> Live:
-    """The teacher around a model that `load_foreign` gave."""
+    """The teacher of a model from `load_foreign`."""
     return ForeignTeacher(model) if isinstance(model, Foreign) else LiveTeacher(model)
 
 
-class _Maker:
-    """Entries of mixture.teachers to teachers and their tokenizations; what two entries have in common is made once."""
+class _Loader:
+    """Loads teachers and tokenizations of mixture.teachers; what entries share is loaded once."""
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
@@ -95,8 +95,9 @@ class _Maker:
         key = (model, spec.dtype, spec.quantization)
         teacher = self._teachers.get(key) or self._live(spec)
         self._teachers[key] = teacher
-        ends = (teacher.max_positions, None if teacher.rotary is None else teacher.rotary.limit)
-        return teacher, replace(tokenization, max_positions=min((end for end in ends if end is not None), default=None))
+        limits = (teacher.max_positions, None if teacher.rotary is None else teacher.rotary.limit)
+        shortest = min((limit for limit in limits if limit is not None), default=None)
+        return teacher, replace(tokenization, max_positions=shortest)
 
     def encoder(self, tokenizer: Any) -> Encoder:
         dataset = self.recipe.dataset
@@ -136,8 +137,10 @@ class _Maker:
         return stored, tokenization
 
 
-def _differs(spec: TeacherSpec, manifest: Manifest, rope: str, tokenization: TeacherTokenization) -> tuple[str, str] | None:
-    """What an entry says otherwise than its store, and what to do."""
+def _differs(
+    spec: TeacherSpec, manifest: Manifest, rope: str, tokenization: TeacherTokenization
+) -> tuple[str, str] | None:
+    """The first difference between an entry and its store, and a hint."""
     made_by = manifest.teacher
     again = "extract again into another folder"
     name = made_by["name"]
@@ -153,9 +156,9 @@ def _differs(spec: TeacherSpec, manifest: Manifest, rope: str, tokenization: Tea
     if manifest.tokenizer != tokenizer_hash(tokenization.encoder.tokenizer):
         return f"was made with another tokenizer than that of {spec.model or name}", again
     for key, default in (("dtype", "float32"), ("quantization", "none"), ("revision", None)):
-        given = getattr(spec, key)
-        if given not in (default, made_by[key]):
-            return f"was made with {key} {made_by[key]}, the entry has {given}", f"leave {key} out, or " + again
+        value = getattr(spec, key)
+        if value not in (default, made_by[key]):
+            return f"was made with {key} {made_by[key]}, the entry has {value}", f"leave {key} out, or " + again
     return None
 
 

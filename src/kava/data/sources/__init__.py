@@ -1,4 +1,4 @@
-"""The data sets known by name: what each is called, where the hub keeps it, and how its rows are read."""
+"""The datasets known by name: their names, their place on the hub, and how their rows are read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kava.data.sources import aug, gsm8k, gsm_hard, own, svamp
 
 @dataclass(frozen=True)
 class Source:
-    """One data set. `folders`: what its folder under ./datasets may be called, besides its name and hub id."""
+    """One dataset. `folders`: further names of its folder under ./datasets, besides its name and hub id."""
 
     name: str
     hub_id: str
     parse: Callable[[Row, str, str], Parts]
     config: str | None = None
     folders: tuple[str, ...] = ()
-    cot_type: str | None = None  # the only one it has; None = either
+    cot_type: str | None = None  # its only type; None = both
     whole_is_test: bool = False  # published for evaluation: a copy without splits is the test set
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names a user may write, the hub id first."""
+        """All accepted names, the hub id first."""
         last = self.hub_id.rpartition("/")[2]
         return tuple(dict.fromkeys(n for n in (self.hub_id, self.name, last, *self.folders) if n))
 
@@ -39,6 +39,6 @@ SOURCES: tuple[Source, ...] = (
 
 
 def known_source(name: str) -> Source | None:
-    """The source called `name`, in any of its spellings; upper and lower case are the same."""
-    wanted = name.lower()
-    return next((s for s in SOURCES if wanted in (n.lower() for n in s.names)), None)
+    """The source called `name`, in any of its spellings, ignoring case."""
+    lower = name.lower()
+    return next((s for s in SOURCES if lower in (n.lower() for n in s.names)), None)

@@ -2,8 +2,8 @@
 
     {"question": "Out of 600 employees in a company, 30% ...", "steps": ["<<600*30/100=180>>", ...], "answer": "360"}
 
-385,620 / 500 / 1,319 rows (train, validation, test; known). AUG has equations, AUG-NL sentences. `steps` given as
-one string is split. "#### 360" as answer is read as 360.
+385,620 / 500 / 1,319 rows (train, validation, test; known). AUG has equations, AUG-NL sentences. `steps` as one
+string is split. The answer "#### 360" is read as 360.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
      "answer": "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\\nNatalia sold 48+24 = <<48+24=72>>72 ...\\n#### 72"}
 
 equation: the steps are the <<..>> annotations, kept with their brackets as in AUG.  natural_language: the lines of
-the solution without annotations.  answer: what stands behind "####", commas removed.
+the solution without annotations.  answer: the number after "####", without commas.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ANNOTATION = re.compile(r"<<.*?>>")
 
 
 def parse(row: Row, where: str, cot_type: str) -> Parts:
-    if "steps" in row:  # somebody has split the solution already
+    if "steps" in row:  # the solution is split already
         return aug.parse(row, where, cot_type)
     steps, value = solution(text(row, ("answer",), where), where, "answer", cot_type)
     return text(row, ("question",), where), steps, value

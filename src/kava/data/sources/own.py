@@ -1,11 +1,11 @@
-"""Rows of a set we do not know by name; their fields say how to read them.
+"""Rows of the user's own datasets; their fields determine how they are read.
 
     {"question": ..., "steps": [...], "answer": ...}                                    as aug.py
     {"question": ..., "answer": "worked solution <<1+1=2>> ... #### 2"}                 as gsm8k.py
     {"input", "code", "target"}, {"Body", "Question", "Answer"}                         as gsm_hard.py, svamp.py
     {"prompt" | "question" | "problem": ..., "target" | "answer" | "answer_text": ...}  no steps (N_C = 0)
 
-The first form whose fields are all there is taken.
+The first form whose fields are all present is used.
 """
 
 from __future__ import annotations
