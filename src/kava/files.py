@@ -85,6 +85,24 @@ def sole_owner(path: str | Path, patience: float = 0.0) -> Iterator[None]:
         yield
 
 
+def sweep(folder: str | Path) -> None:
+    """Removes partial files that a killed process left in `folder`, and restores a folder it had renamed."""
+    folder = Path(folder)
+    for left in folder.glob(PARTIAL + "*"):
+        name = left.name.removeprefix(PARTIAL + "old-")
+        if left.is_dir() and name != left.name and not (folder / name).exists():
+            os.rename(left, folder / name)
+        elif left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def usual_mode(path: str | Path) -> None:
+    """Gives a file that tempfile or safetensors made private the permissions of any new file."""
+    os.chmod(path, 0o666 & ~_umask())
+
+
 def _lock(handle: int) -> bool:
     try:
         if sys.platform == "win32":
@@ -102,24 +120,6 @@ def _lock(handle: int) -> bool:
             return True
         raise
     return True
-
-
-def sweep(folder: str | Path) -> None:
-    """Removes partial files that a killed process left in `folder`, and restores a folder it had renamed."""
-    folder = Path(folder)
-    for left in folder.glob(PARTIAL + "*"):
-        name = left.name.removeprefix(PARTIAL + "old-")
-        if left.is_dir() and name != left.name and not (folder / name).exists():
-            os.rename(left, folder / name)
-        elif left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
-
-
-def usual_mode(path: str | Path) -> None:
-    """Gives a file that tempfile or safetensors made private the permissions of any new file."""
-    os.chmod(path, 0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -7,9 +7,10 @@ import torch
 
 import zoo_tokenizers as zoo
 from kava.data.collate import Collator
-from kava.data.encode import CUE, EncodedStream, Encoder, encode_split
+from kava.data.encode import CUE, Encoder, encode_split
 from kava.data.example import Example, stable_hash
 from kava.data.spans import equation_result, overlaps, result_spans, sentence_result
+from kava.data.stream import EncodedStream
 from kava.errors import DataError
 
 AUG = Example("aug/0", "How many clips did she sell?", ("<<48/2=24>>", "<<48+24=72>>", "<<72*1200=86400>>"), "86400")

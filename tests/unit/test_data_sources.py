@@ -12,13 +12,13 @@ import pytest
 
 import zoo_tokenizers as zoo
 from kava.data.cards import card, shipped_card
-from kava.data.encode import EncodedStream, Encoder
+from kava.data.encode import Encoder
 from kava.data.example import Example, content_hash
 from kava.data.load import load_examples, load_file
 from kava.data.places import open_set
 from kava.data.rows import number_text, plain_number, sentences
 from kava.data.sources import SOURCES, known_source
-from kava.data.stream import EncodedIterable
+from kava.data.stream import EncodedStream
 from kava.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -391,7 +391,7 @@ def test_loader_workers_share_a_stream(tmp_path, workers):
 
     path = write(tmp_path / "own.jsonl", rows(23))
     stream = load_examples(section(path, streaming=True, val_size=0), "train")
-    loader = DataLoader(EncodedIterable(stream, Encoder(zoo.byte_level())), None, num_workers=workers)
+    loader = DataLoader(EncodedStream(stream, Encoder(zoo.byte_level())), None, num_workers=workers)
     assert sorted(e.id for e in loader) == sorted(f"own/train/{i}" for i in range(23))
 
 

@@ -34,16 +34,6 @@ def head_similarity(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bin,bjn->ij", left, right)
 
 
-def _standard(attention: Tensor, mask: Tensor) -> Tensor:
-    """[B, H, N] with mean 0 and norm 1 over the real tokens; 0 where nothing varies."""
-    real = mask[:, None, :]
-    count = real.sum(2, keepdim=True).clamp(min=1)
-    attention = at_least_float32(attention).masked_fill(~real, 0.0)
-    attention = (attention - attention.sum(2, keepdim=True) / count).masked_fill(~real, 0.0)
-    norm = attention.norm(dim=2, keepdim=True)
-    return attention / torch.where(norm > 0, norm, 1.0)
-
-
 def match_heads(similarity: Tensor) -> Tensor:
     """[H_s, H_t] rows summing to 1, from similarities [H_s, H_t].
 
@@ -132,3 +122,13 @@ class HeadDimAdapter(nn.Module):
         """Changes the output y to gain * y + shift; both [H_s, D_s]."""
         self.gain.mul_(gain.to(self.gain))
         self.shift.mul_(gain.to(self.shift)).add_(shift.to(self.shift))
+
+
+def _standard(attention: Tensor, mask: Tensor) -> Tensor:
+    """[B, H, N] with mean 0 and norm 1 over the real tokens; 0 where nothing varies."""
+    real = mask[:, None, :]
+    count = real.sum(2, keepdim=True).clamp(min=1)
+    attention = at_least_float32(attention).masked_fill(~real, 0.0)
+    attention = (attention - attention.sum(2, keepdim=True) / count).masked_fill(~real, 0.0)
+    norm = attention.norm(dim=2, keepdim=True)
+    return attention / torch.where(norm > 0, norm, 1.0)

@@ -55,19 +55,6 @@ def layer_map(num_student: int, num_teacher: int, strategy: str = "ratio") -> li
     return [_between(layer * span, steps) for layer in range(num_student)]
 
 
-def _around(center: int, steps: int, span: int) -> Entry:
-    """All layers closer than span / steps to center / steps, weighted by nearness."""
-    near = [(layer, span - abs(layer * steps - center)) for layer in range(span + 1)]
-    total = sum(weight for _, weight in near if weight > 0)
-    return [(layer, weight / total) for layer, weight in near if weight > 0]
-
-
-def _between(center: int, steps: int) -> Entry:
-    """The one or two layers next to center / steps; integers until the last division, so that the ends are exact."""
-    below, rest = divmod(center, steps)
-    return [(below, 1 - rest / steps), (below + 1, rest / steps)] if rest else [(below, 1.0)]
-
-
 def cka_map(similarity: Tensor, top_k: int = 2) -> list[Entry]:
     """The `top_k` most similar teacher layers of each student layer, from similarities c [L_s, L_t] (CKA, at most 1).
 
@@ -132,13 +119,6 @@ def read_map(path: str | Path, num_student: int, num_teacher: int) -> list[Entry
     return layers
 
 
-def _check_entry(entry: Entry, num_teacher: int, where: str) -> None:
-    if any(not 0 <= layer < num_teacher for layer, _ in entry):
-        raise ConfigError(f"{where} is given teacher layers {[layer for layer, _ in entry]} of {num_teacher}", WRITES)
-    if any(weight < 0 for _, weight in entry) or abs(sum(weight for _, weight in entry) - 1) > 1e-6:
-        raise ConfigError(f"{where} has weights {[weight for _, weight in entry]}, which must sum to 1", WRITES)
-
-
 def mix(layers: Sequence[Tensor] | Mapping[int, Tensor], entry: Entry) -> Tensor:
     """sum_i weight_i * layers[i], computed in float32 or better; a single layer is returned unchanged."""
     if len(entry) == 1:
@@ -146,3 +126,23 @@ def mix(layers: Sequence[Tensor] | Mapping[int, Tensor], entry: Entry) -> Tensor
     first = layers[entry[0][0]]
     total = sum(weight * at_least_float32(layers[index].to(first.device)) for index, weight in entry)
     return total.to(first.dtype)  # type: ignore[union-attr]
+
+
+def _around(center: int, steps: int, span: int) -> Entry:
+    """All layers closer than span / steps to center / steps, weighted by nearness."""
+    near = [(layer, span - abs(layer * steps - center)) for layer in range(span + 1)]
+    total = sum(weight for _, weight in near if weight > 0)
+    return [(layer, weight / total) for layer, weight in near if weight > 0]
+
+
+def _between(center: int, steps: int) -> Entry:
+    """The one or two layers next to center / steps; integers until the last division, so that the ends are exact."""
+    below, rest = divmod(center, steps)
+    return [(below, 1 - rest / steps), (below + 1, rest / steps)] if rest else [(below, 1.0)]
+
+
+def _check_entry(entry: Entry, num_teacher: int, where: str) -> None:
+    if any(not 0 <= layer < num_teacher for layer, _ in entry):
+        raise ConfigError(f"{where} is given teacher layers {[layer for layer, _ in entry]} of {num_teacher}", WRITES)
+    if any(weight < 0 for _, weight in entry) or abs(sum(weight for _, weight in entry) - 1) > 1e-6:
+        raise ConfigError(f"{where} has weights {[weight for _, weight in entry]}, which must sum to 1", WRITES)

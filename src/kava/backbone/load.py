@@ -145,6 +145,17 @@ def load_foreign(
     return _read_by_attention(lm, family_of(config, model.name)) if known(config) else Foreign(lm, model.name)
 
 
+def locate(name: str) -> str | Path:
+    """The shipped checkpoint, a local folder, or a name for the hub and its cache."""
+    if name in BLANK:
+        name = BLANK[name][0]
+    if name in SHIPPED:
+        return SHIPPED[name]
+    if name.startswith("kava:"):
+        raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
+    return name
+
+
 def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: torch.device, **extra: Any) -> Any:
     """A frozen causal LM on its device, in evaluation mode."""
     extra = {"dtype": _dtype(settings.dtype), **extra}
@@ -186,17 +197,6 @@ def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: st
             "other tokens",
             "take a teacher of the student's family; pairs of other families need aligned tokens (many teachers)",
         )
-
-
-def locate(name: str) -> str | Path:
-    """The shipped checkpoint, a local folder, or a name for the hub and its cache."""
-    if name in BLANK:
-        name = BLANK[name][0]
-    if name in SHIPPED:
-        return SHIPPED[name]
-    if name.startswith("kava:"):
-        raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
-    return name
 
 
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:

@@ -34,15 +34,6 @@ def add_special_tokens(tokenizer: Any) -> SpecialTokens:
     return SpecialTokens(*(tokenizer.convert_tokens_to_ids(name) for name in NAMES))
 
 
-def _keep_others(tokenizer: Any) -> dict[str, bool]:
-    import inspect
-
-    parameter = "replace_extra_special_tokens"
-    if parameter in inspect.signature(tokenizer.add_special_tokens).parameters:
-        return {parameter: False}
-    return {"replace_additional_special_tokens": False}
-
-
 @torch.no_grad()
 def make_room(model: Any, special: SpecialTokens) -> None:
     """Initialises the embedding rows of the special tokens: the mean of the other rows plus a little noise.
@@ -77,3 +68,12 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     # otherwise 4.57 returns token_type_ids, which GPT-2 adds to the embedding
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     write_json(path, config)
+
+
+def _keep_others(tokenizer: Any) -> dict[str, bool]:
+    import inspect
+
+    parameter = "replace_extra_special_tokens"
+    if parameter in inspect.signature(tokenizer.add_special_tokens).parameters:
+        return {parameter: False}
+    return {"replace_additional_special_tokens": False}

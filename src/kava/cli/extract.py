@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from kava.config import Recipe, TeacherSpec
+    from kava.teachers.live import LiveTeacher
     from kava.teachers.manifest import Manifest
-    from kava.teachers.offloaded import Live
 
 
 def extract(
@@ -153,7 +153,7 @@ def _spec(recipe: Recipe, name: str | None, own_tokenizer: bool, prompt: str | N
         raise ConfigError(f"--prompt: {error.errors()[0]['msg']}", "such as 'Think first. {question}'") from error
 
 
-def _reader(recipe: Recipe, spec: TeacherSpec | None, tokenizer: Any, device: Any) -> Live:
+def _reader(recipe: Recipe, spec: TeacherSpec | None, tokenizer: Any, device: Any) -> LiveTeacher:
     from kava.backbone.load import load_teacher
     from kava.teachers.live import LiveTeacher
     from kava.teachers.teacher_set import load_live

@@ -11,14 +11,20 @@ if TYPE_CHECKING:
     from kava.config.schema import Recipe
 
 
-def when(cause: str, value: Any, reason: str) -> Idle:
-    """Ignored where the setting `cause` has this value."""
-    return _judged(cause, reason, lambda current: current == value)
+def when(cause: str, reason: str, *values: Any) -> Idle:
+    """Ignored if the setting `cause` has one of these values."""
+    return _judged(cause, reason, lambda value: value in values)
 
 
-def unless(cause: str, value: Any, reason: str) -> Idle:
-    """Ignored where the setting `cause` has another value."""
-    return _judged(cause, reason, lambda current: current != value)
+def unless(cause: str, reason: str, *values: Any) -> Idle:
+    """Ignored if the setting `cause` has none of these values."""
+    return _judged(cause, reason, lambda value: value not in values)
+
+
+def every(reason: str, *rules: Idle) -> Idle:
+    """Ignored if all of these rules hold."""
+    causes = [cause for rule in rules for cause in rule.causes]
+    return Idle(lambda recipe: all(rule.when(recipe) for rule in rules), reason, *causes)
 
 
 def _judged(cause: str, reason: str, ignored: Callable[[Any], bool]) -> Idle:
@@ -27,26 +33,20 @@ def _judged(cause: str, reason: str, ignored: Callable[[Any], bool]) -> Idle:
 
 
 # which line, which teachers
-NOT_EXPLICIT = when("explicit.enabled", False, "only the explicit line has a separate teacher")
-EXPLICIT = when("explicit.enabled", True, "the explicit line has no latents")
-ONE_TEACHER = when("mixture.teachers", (), "there is one teacher")
-MIXTURE = unless("mixture.teachers", (), "the teachers are those of mixture.teachers")
-OWN_TEACHER = Idle(
-    lambda r: not r.explicit.enabled and not r.mixture.on,
-    "there is no separate teacher", "explicit.enabled", "mixture.teachers",
-)  # fmt: skip
-STORED = unless("teacher.store", None, "the teacher's keys and values are read from a folder")
+NOT_EXPLICIT = when("explicit.enabled", "only the explicit line has a separate teacher", False)
+EXPLICIT = when("explicit.enabled", "the explicit line has no latents", True)
+ONE_TEACHER = when("mixture.teachers", "there is one teacher", ())
+MIXTURE = unless("mixture.teachers", "the teachers are those of mixture.teachers", ())
+OWN_TEACHER = every("there is no separate teacher", NOT_EXPLICIT, ONE_TEACHER)
+STORED = unless("teacher.store", "the teacher's keys and values are read from a folder", None)
 
 # which terms of the loss
-KV_OFF = when("loss.alpha2_kv", 0, "the key/value term is off")
-CODI_OFF = when("loss.alpha1_codi", 0, "the CODI term is off")
-CKA_OFF = when("explicit.cka_weight", 0, "the CKA term is off")
-GAMMA_OFF = when("explicit.gamma_kl", 0, "that term is off")
-CE_OFF = when("loss.student_ce", 0, "that term is off")
-NO_TEACHER_TERM = Idle(
-    lambda r: r.loss.alpha2_kv == r.loss.alpha1_codi == r.explicit.cka_weight == 0,
-    "no term needs a teacher", "loss.alpha2_kv", "loss.alpha1_codi", "explicit.cka_weight",
-)  # fmt: skip
+KV_OFF = when("loss.alpha2_kv", "the key/value term is off", 0)
+CODI_OFF = when("loss.alpha1_codi", "the CODI term is off", 0)
+CKA_OFF = when("explicit.cka_weight", "the CKA term is off", 0)
+GAMMA_OFF = when("explicit.gamma_kl", "that term is off", 0)
+CE_OFF = when("loss.student_ce", "that term is off", 0)
+NO_TEACHER_TERM = every("no term needs a teacher", KV_OFF, CODI_OFF, CKA_OFF)
 
 
 def _no_std(recipe: Recipe) -> bool:
@@ -64,47 +64,34 @@ NO_STD_SCOPE = Idle(  # the scope of the KV term matters only where each layer h
 )  # fmt: skip
 
 # latents and compressors
-NO_LATENTS = when("latent.num_tokens", 0, "there are no latents")
-SEQUENTIAL = when("latent.method", "sequential", "sequential decoding makes one latent after the other")
-PAUSE_TOKENS = Idle(
-    lambda r: r.latent.num_iterations == 0 and r.latent.method == "jacobi",
-    "pause tokens are not projected", "latent.num_iterations", "latent.method",
-)  # fmt: skip
-NO_SCORE = Idle(
-    lambda r: r.rkv.method in METHODS and r.rkv.method not in ("rkv", "rkv_original"),
-    "this compressor has no score", "rkv.method",
-)  # fmt: skip
-NOT_CROP = unless("rkv.method", "crop", "only crop has two ends")
-NOT_FULL = unless("rkv.method", "full", "only full can fill every slot")
+NO_LATENTS = when("latent.num_tokens", "there are no latents", 0)
+SEQUENTIAL = when("latent.method", "sequential decoding makes one latent after the other", "sequential")
+PAUSE_TOKENS = every(
+    "pause tokens are not projected", when("latent.num_iterations", "", 0), when("latent.method", "", "jacobi")
+)
+NO_SCORE = when("rkv.method", "this compressor has no score", *sorted(set(METHODS) - {"rkv", "rkv_original"}))
+NOT_CROP = unless("rkv.method", "only crop has two ends", "crop")
+NOT_FULL = unless("rkv.method", "only full can fill every slot", "full")
 ALL_KEPT = Idle(lambda r: r.explicit.enabled and r.rkv.method == "full", "full keeps every entry", "rkv.method")
 
 # the explicit line's comparison
-PER_LAYER = when("explicit.form", "per_layer", "layers are compared one by one")
-AGGREGATED = when("explicit.form", "aggregated", "all layers make one vector")
-NOT_WEIGHTED = when("explicit.attention_weighted", False, "entries are not weighted")
+PER_LAYER = when("explicit.form", "layers are compared one by one", "per_layer")
+AGGREGATED = when("explicit.form", "all layers make one vector", "aggregated")
+NOT_WEIGHTED = when("explicit.attention_weighted", "entries are not weighted", False)
 NO_LAYERS_COMPARED = Idle(  # CODI and CKA compare layer by layer in both forms
-    lambda r: r.loss.alpha1_codi == r.explicit.cka_weight == 0
-    and (r.explicit.form == "aggregated" or r.loss.alpha2_kv == 0),
+    lambda r: CODI_OFF.when(r) and CKA_OFF.when(r) and (AGGREGATED.when(r) or KV_OFF.when(r)),
     "no layer is compared with the teacher's",
     "explicit.form", "loss.alpha2_kv", "loss.alpha1_codi", "explicit.cka_weight",
 )  # fmt: skip
 
 # the projector
-NO_PROJECTION = Idle(
-    lambda r: r.loss.alpha2_kv == r.loss.alpha1_codi == 0, "nothing is projected", "loss.alpha2_kv", "loss.alpha1_codi"
-)
-NO_DIRECTION = when("projector.direction", "none", "nothing is projected")
-NO_ADAPTERS = Idle(
-    lambda r: r.projector.direction == "none" and not r.mixture.on,
-    "nothing is projected", "projector.direction", "mixture.teachers",
-)  # fmt: skip
-NO_MLP = unless("projector.direction", "teacher_to_student", "only teacher_to_student has an MLP")
-NO_COLLAPSE = Idle(
-    lambda r: r.projector.direction != "teacher_to_student" and not r.mixture.on,
-    "nothing is trained on the teacher's side, so nothing could collapse", "projector.direction", "mixture.teachers",
-)  # fmt: skip
-PROJECTOR_FIXED = when("projector.trainable", False, "the projector is fixed")
-NO_GUARD = when("projector.guard", "none", "there is no guard")
+NO_PROJECTION = every("nothing is projected", KV_OFF, CODI_OFF)
+NO_DIRECTION = when("projector.direction", "nothing is projected", "none")
+NO_ADAPTERS = every("nothing is projected", NO_DIRECTION, ONE_TEACHER)
+NO_MLP = unless("projector.direction", "only teacher_to_student has an MLP", "teacher_to_student")
+NO_COLLAPSE = every("nothing is trained on the teacher's side, so nothing could collapse", NO_MLP, ONE_TEACHER)
+PROJECTOR_FIXED = when("projector.trainable", "the projector is fixed", False)
+NO_GUARD = when("projector.guard", "there is no guard", "none")
 
 
 def _only_student_trained(recipe: Recipe) -> bool:
@@ -123,34 +110,30 @@ STUDENT_ALONE = Idle(
 )  # fmt: skip
 
 # a mixture
-FIXED_FUSION = when("mixture.fusion", "fixed", "weights are fixed")
-NOT_FIXED = unless("mixture.fusion", "fixed", "weights are not fixed")
-NO_ROUTER = unless("mixture.fusion", "learnable", "no router is trained")
-NO_MLP_ROUTER = unless("mixture.router", "mlp", "only the mlp has hidden layers")
-NO_PROTOTYPES = unless("mixture.fusion", "similarity", "nothing is compared with prototypes")
-NO_CENTRES = unless("mixture.prototype", "kmeans", "only kmeans has centres")
-ENTROPY_OFF = when("mixture.entropy", "none", "the weights' entropy is left alone")
-TEMPERATURE_STAYS = when("mixture.temperature_step", 0, "the temperature stays as it is")
-NO_MAP_FILES = unless("mixture.layer_map", "cka", "the layer map is made without them")
-PAIRED = when("mixture.time", "truncate", "tokens are paired by their numbers")
+FIXED_FUSION = when("mixture.fusion", "weights are fixed", "fixed")
+NOT_FIXED = unless("mixture.fusion", "weights are not fixed", "fixed")
+NO_ROUTER = unless("mixture.fusion", "no router is trained", "learnable")
+NO_MLP_ROUTER = unless("mixture.router", "only the mlp has hidden layers", "mlp")
+NO_PROTOTYPES = unless("mixture.fusion", "nothing is compared with prototypes", "similarity")
+NO_CENTRES = unless("mixture.prototype", "only kmeans has centres", "kmeans")
+ENTROPY_OFF = when("mixture.entropy", "the weights' entropy is left alone", "none")
+TEMPERATURE_STAYS = when("mixture.temperature_step", "the temperature stays as it is", 0)
+NO_MAP_FILES = unless("mixture.layer_map", "the layer map is made without them", "cka")
+PAIRED = when("mixture.time", "tokens are paired by their numbers", "truncate")
 CODES = Idle(
     lambda r: r.mixture.on and r.mixture.space == "z", "codes are compared, not keys and values", "mixture.space"
 )
-NO_CODES = when("mixture.space", "kv", "keys and values are compared, not codes")
+NO_CODES = when("mixture.space", "keys and values are compared, not codes", "kv")
 
 # data, training, logs
-NOT_BUILT_IN = Idle(
-    lambda r: r.dataset.name not in BUILTIN_DATASETS,
-    f"only the built-in data sets ({', '.join(BUILTIN_DATASETS)}) are generated", "dataset.name",
-)  # fmt: skip
-BUILT_IN = Idle(
-    lambda r: r.dataset.name in BUILTIN_DATASETS,
-    "a built-in data set is generated (see dataset.generator)", "dataset.name",
-)  # fmt: skip
-ALL_WEIGHTS = when("lora.enabled", False, "every weight is trained")
-MAX_STEPS = unless("training.max_steps", None, "training.max_steps decides")
-NO_WARMUP = when("training.lr_scheduler", "constant", "a constant schedule does not warm up")
-GREEDY = when("evaluation.temperature", 0, "temperature 0 is greedy")
+NOT_BUILT_IN = unless(
+    "dataset.name", f"only the built-in data sets ({', '.join(BUILTIN_DATASETS)}) are generated", *BUILTIN_DATASETS
+)
+BUILT_IN = when("dataset.name", "a built-in data set is generated (see dataset.generator)", *BUILTIN_DATASETS)
+ALL_WEIGHTS = when("lora.enabled", "every weight is trained", False)
+MAX_STEPS = unless("training.max_steps", "training.max_steps decides", None)
+NO_WARMUP = when("training.lr_scheduler", "a constant schedule does not warm up", "constant")
+GREEDY = when("evaluation.temperature", "temperature 0 is greedy", 0)
 NO_TRACKER = Idle(
     lambda r: not {"wandb", "trackio"} & set(r.logging.report_to),
     "only wandb and trackio have projects", "logging.report_to",

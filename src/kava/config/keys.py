@@ -31,6 +31,69 @@ class RecipeKey(NamedTuple):
     idle: tuple[Idle, ...]
 
 
+def flatten(data: Mapping[str, Any], label: str, known: Mapping[str, RecipeKey] | None) -> dict[str, Any]:
+    """Nested sections as {"training.batch_size": 64, ...}; unknown keys are errors unless `known` is None."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Mapping[str, Any], prefix: str) -> None:
+        for part, value in node.items():
+            name = f"{prefix}{part}"
+            section = name in SECTIONS
+            if prefix == FREE + ".":
+                flat[name] = value
+            elif isinstance(value, Mapping) and (section or name == FREE):
+                visit(value, name + ".")
+            elif section and value is None:
+                continue  # "training:" with every line below it commented out
+            elif section:
+                raise ConfigError(f"{label}: {name} = {show(value)} is not valid: it is a section of keys")
+            elif known is not None and name not in known:
+                raise unknown_key(name, label)
+            else:
+                flat[name] = value
+
+    visit(data, "")
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        free = name.startswith(FREE + ".")
+        *sections, leaf = [*FREE.split("."), name[len(FREE) + 1 :]] if free else name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return tree
+
+
+def unknown_key(name: str, label: str) -> ConfigError:
+    """The error for an unknown key, with the nearest known one."""
+    if name in SECTIONS:
+        inside = next(key for key in KEYS if key.startswith(name + "."))
+        return ConfigError(f"{label}: {name!r} is a section, not a key", f"name one of its keys, such as {inside}")
+    leaf = name.rpartition(".")[2]
+    same_leaf = [key for key in KEYS if key.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(name, [*KEYS, *sorted(SECTIONS)], n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else "kava config --keys lists every key"
+    return ConfigError(f"{label}: unknown key {name!r}", hint)
+
+
+def show(value: Any) -> str:
+    """A value in the notation of a recipe, on one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {show(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
+
+
 def _walk(
     model: type[BaseModel], prefix: str = "", idle: tuple[Idle, ...] = ()
 ) -> Iterator[tuple[str, FieldInfo, tuple[Idle, ...]]]:
@@ -97,69 +160,6 @@ def _table() -> dict[str, RecipeKey]:
             idle,
         )
     return table
-
-
-def flatten(data: Mapping[str, Any], label: str, known: Mapping[str, RecipeKey] | None) -> dict[str, Any]:
-    """Nested sections as {"training.batch_size": 64, ...}; unknown keys are errors unless `known` is None."""
-    flat: dict[str, Any] = {}
-
-    def visit(node: Mapping[str, Any], prefix: str) -> None:
-        for part, value in node.items():
-            name = f"{prefix}{part}"
-            section = name in SECTIONS
-            if prefix == FREE + ".":
-                flat[name] = value
-            elif isinstance(value, Mapping) and (section or name == FREE):
-                visit(value, name + ".")
-            elif section and value is None:
-                continue  # "training:" with every line below it commented out
-            elif section:
-                raise ConfigError(f"{label}: {name} = {show(value)} is not valid: it is a section of keys")
-            elif known is not None and name not in known:
-                raise unknown_key(name, label)
-            else:
-                flat[name] = value
-
-    visit(data, "")
-    return flat
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        free = name.startswith(FREE + ".")
-        *sections, leaf = [*FREE.split("."), name[len(FREE) + 1 :]] if free else name.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[leaf] = value
-    return tree
-
-
-def unknown_key(name: str, label: str) -> ConfigError:
-    """The error for an unknown key, with the nearest known one."""
-    if name in SECTIONS:
-        inside = next(key for key in KEYS if key.startswith(name + "."))
-        return ConfigError(f"{label}: {name!r} is a section, not a key", f"name one of its keys, such as {inside}")
-    leaf = name.rpartition(".")[2]
-    same_leaf = [key for key in KEYS if key.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(name, [*KEYS, *sorted(SECTIONS)], n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}?" if close else "kava config --keys lists every key"
-    return ConfigError(f"{label}: unknown key {name!r}", hint)
-
-
-def show(value: Any) -> str:
-    """A value in the notation of a recipe, on one line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(show(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {show(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value)
 
 
 SECTIONS = {name.rpartition(".")[0] for name, *_ in _walk(Recipe)}

@@ -71,15 +71,6 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     return recipe
 
 
-def _row_of_the_table(layers: Sequence[Layer]) -> dict[str, Origin]:
-    """Defaults are known for one row of Table 6; in a recipe of another row they have that row's tag."""
-    rows = [layer.values for layer in layers if str(layer.values.get("about.source", "")).startswith(TABLE_ROW)]
-    if not rows or rows[-1]["about.tag"] == "known":
-        return {}
-    origin = Origin("default", rows[-1]["about.tag"], rows[-1]["about.source"])
-    return {key.name: origin for key in KEYS.values() if key.source.startswith(TABLE_ROW)}
-
-
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """`section.key=value`, `--section.key value` and `--section.key=value`, values read as YAML."""
     overrides: dict[str, Any] = {}
@@ -102,6 +93,51 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return flatten(nest(overrides), COMMAND_LINE, KEYS)
 
 
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file of a shipped recipe's name, or the path itself."""
+    text = str(name_or_path)
+    shipped = SHIPPED / f"{text}.yaml"
+    if "/" not in text and "\\" not in text and shipped.is_file():
+        return shipped
+    path = Path(text)
+    if path.is_file():
+        return path
+    if path.suffix.lower() in (".yaml", ".yml", ".json"):
+        raise ConfigError(f"no such recipe file: {text}", nearest(path.stem, list_recipes()))
+    raise ConfigError(f"unknown recipe {text!r}", nearest(text, list_recipes()))
+
+
+def explain(recipe: Recipe) -> list[RecipeRow]:
+    """Every value of the recipe with its tag, its source and where it was set."""
+    rows = []
+    for key, value in flatten(recipe.to_dict(), "recipe", None).items():
+        known = KEYS.get(key, KEYS[FREE])
+        if key in recipe._origins:
+            origin = recipe._origins[key]
+        elif key in KEYS and value == known.default:
+            origin = Origin("default", known.tag, known.source)
+        else:
+            origin = Origin("given", "ours", "")
+        rows.append(RecipeRow(key, value, origin.tag, origin.source, origin.place))
+    return [row for row in rows if not row.key.startswith("about.")]
+
+
+def save_recipe(recipe: Recipe, path: str | Path, header: str = "") -> Path:
+    """Writes every value of the recipe; the file loads as an equal recipe. YAML, or JSON by the suffix."""
+    target = Path(path)
+    write_file(target, recipe.to_dict(), header or f"recipe {recipe.about.name}, every value written out")
+    return target
+
+
+def _row_of_the_table(layers: Sequence[Layer]) -> dict[str, Origin]:
+    """Defaults are known for one row of Table 6; in a recipe of another row they have that row's tag."""
+    rows = [layer.values for layer in layers if str(layer.values.get("about.source", "")).startswith(TABLE_ROW)]
+    if not rows or rows[-1]["about.tag"] == "known":
+        return {}
+    origin = Origin("default", rows[-1]["about.tag"], rows[-1]["about.source"])
+    return {key.name: origin for key in KEYS.values() if key.source.startswith(TABLE_ROW)}
+
+
 def _unknown_flag(word: str) -> ConfigError:
     kind = "flag" if word.startswith("--") else "key"
     leaf = word.removeprefix("--").replace("-", "_")
@@ -122,20 +158,6 @@ def _parse_value(name: str, text: str) -> Any:
 
 def _default(key: str) -> Any:
     return KEYS[key].default if key in KEYS else None
-
-
-def recipe_path(name_or_path: str | Path) -> Path:
-    """The file of a shipped recipe's name, or the path itself."""
-    text = str(name_or_path)
-    shipped = SHIPPED / f"{text}.yaml"
-    if "/" not in text and "\\" not in text and shipped.is_file():
-        return shipped
-    path = Path(text)
-    if path.is_file():
-        return path
-    if path.suffix.lower() in (".yaml", ".yml", ".json"):
-        raise ConfigError(f"no such recipe file: {text}", nearest(path.stem, list_recipes()))
-    raise ConfigError(f"unknown recipe {text!r}", nearest(text, list_recipes()))
 
 
 def _layers(name_or_path: str | Path) -> list[Layer]:
@@ -237,30 +259,8 @@ def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], back: set[str], lay
         )
 
 
-def explain(recipe: Recipe) -> list[RecipeRow]:
-    """Every value of the recipe with its tag, its source and where it was set."""
-    rows = []
-    for key, value in flatten(recipe.to_dict(), "recipe", None).items():
-        known = KEYS.get(key, KEYS[FREE])
-        if key in recipe._origins:
-            origin = recipe._origins[key]
-        elif key in KEYS and value == known.default:
-            origin = Origin("default", known.tag, known.source)
-        else:
-            origin = Origin("given", "ours", "")
-        rows.append(RecipeRow(key, value, origin.tag, origin.source, origin.place))
-    return [row for row in rows if not row.key.startswith("about.")]
-
-
 def _is_saved_run(values: Mapping[str, Any]) -> bool:
     """True if nearly every key of a run's sections is listed; later versions may have added some."""
     named = {key.partition(".")[0] for key in values}
     expected = {key for key in KEYS if key.partition(".")[0] in named} - {FREE}
     return {"latent", "loss", "rkv", "lora", "training"} <= named and len(expected & set(values)) >= 0.8 * len(expected)
-
-
-def save_recipe(recipe: Recipe, path: str | Path, header: str = "") -> Path:
-    """Writes every value of the recipe; the file loads as an equal recipe. YAML, or JSON by the suffix."""
-    target = Path(path)
-    write_file(target, recipe.to_dict(), header or f"recipe {recipe.about.name}, every value written out")
-    return target

@@ -163,7 +163,7 @@ def encode_split(
     """Encodes a split; examples of more than `max_length` tokens (question .. eos) are skipped, counted, logged."""
     encoded = EncodedSet(encoder.cue, encoder.eos)
     total = 0
-    for row in _encode(progress_bar(examples, "encode", progress), encoder, batch_size):
+    for row in encode_batches(progress_bar(examples, "encode", progress), encoder, batch_size):
         total += 1
         if max_length is None or len(row) <= max_length:
             encoded.append(row)
@@ -178,28 +178,8 @@ def encode_split(
     return EncodedSplit(encoded, skipped, total)
 
 
-class EncodedStream:
-    """Like `encode_split` for a stream: an iterable that encodes on the fly. `skipped` counts the last pass."""
-
-    def __init__(
-        self, examples: Iterable[Example], encoder: Encoder, max_length: int | None = None, batch_size: int = 256
-    ):
-        self.examples, self.encoder = examples, encoder
-        self.max_length, self.batch_size = max_length, batch_size
-        self.skipped = 0
-
-    def __iter__(self) -> Iterator[Encoded]:
-        self.skipped = 0
-        for row in _encode(self.examples, self.encoder, self.batch_size):
-            if self.max_length is None or len(row) <= self.max_length:
-                yield row
-            else:
-                self.skipped += 1
-        if self.skipped:
-            log.warning("%d examples are longer than %s tokens and were skipped", self.skipped, self.max_length)
-
-
-def _encode(examples: Iterable[Example], encoder: Encoder, batch_size: int) -> Iterator[Encoded]:
+def encode_batches(examples: Iterable[Example], encoder: Encoder, batch_size: int) -> Iterator[Encoded]:
+    """Encodes examples lazily, in batches."""
     rest = iter(examples)
     while batch := list(islice(rest, batch_size)):
         yield from encoder.encode_batch(batch)

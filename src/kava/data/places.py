@@ -66,10 +66,6 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
     )
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).suffix in JSON_SUFFIXES or name.count("/") > 1 or "\\" in name
-
-
 def local_places(name: str, source: Source) -> list[Path]:
     """The path `name`; then, unless it is written as a path, ./datasets/ under every name of the dataset."""
     path = Path(name).expanduser()
@@ -87,6 +83,10 @@ def hub_id_of(name: str, source: Source) -> str | None:
     if known_source(name) is not None:
         return source.hub_id
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not _looks_like_path(name) else None
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).suffix in JSON_SUFFIXES or name.count("/") > 1 or "\\" in name
 
 
 def _open_local(place: Path, source: Source, config: str | None, streaming: bool, label: str | None = None) -> Opened:

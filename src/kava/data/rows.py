@@ -66,24 +66,6 @@ class TableRows:
             yield f"{self.name} row {number}", row
 
 
-def _json(raw: bytes, where: str) -> Any:
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except json.JSONDecodeError as error:
-        position = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise DataError(
-            f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {position}", "one JSON object per line"
-        ) from error
-
-
-def _object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(f"{where} holds a {type(row).__name__}, not a JSON object", 'write {"question": ..., ...}')
-    return row
-
-
 def present(row: Row, names: Sequence[str], where: str) -> str:
     """The first of `names` that the row has."""
     for name in names:
@@ -164,3 +146,21 @@ def step_list(row: Row, name: str, where: str, cot_type: str) -> tuple[str, ...]
         if not isinstance(step, str):
             raise DataError(f"{where}: field '{name}[{i}]' is a {type(step).__name__}, not text")
     return tuple(step.strip() for step in value if step.strip())
+
+
+def _json(raw: bytes, where: str) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        position = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise DataError(
+            f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {position}", "one JSON object per line"
+        ) from error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} holds a {type(row).__name__}, not a JSON object", 'write {"question": ..., ...}')
+    return row

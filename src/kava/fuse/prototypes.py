@@ -73,16 +73,6 @@ def kmeans(points: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
     return centres.to(points)
 
 
-def _start(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next centre is drawn in proportion to its squared distance from the previous ones."""
-    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
-    for _ in range(count - 1):
-        square = torch.cdist(points, points[chosen]).min(1).values.square()
-        square[chosen] = 0
-        chosen.append(int(torch.multinomial(square, 1, generator=generator)))
-    return points[chosen].clone()
-
-
 def layered_similarity(query: Tensor, prototypes: Tensor, metric: str = "cosine") -> Tensor:
     """[B, L, S] similarity to the closest centre of each teacher, layer by layer. query [B, L, d]; prototypes [S, L, C, d].
 
@@ -111,6 +101,16 @@ def compute_routing_weights(
 ) -> Tensor:
     """[B, S] softmax(similarity / temperature)."""
     return torch.softmax(compute_similarity(query, prototypes, metric) / temperature, dim=-1)
+
+
+def _start(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """k-means++: each next centre is drawn in proportion to its squared distance from the previous ones."""
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    for _ in range(count - 1):
+        square = torch.cdist(points, points[chosen]).min(1).values.square()
+        square[chosen] = 0
+        chosen.append(int(torch.multinomial(square, 1, generator=generator)))
+    return points[chosen].clone()
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from kava.losses.direction import cosines
 from kava.shapes import at_least_float32
 
-LEAST = {"mse": 1, "cosine": 1, "barlow": 2}  # of a sample that counts
+LEAST = {"mse": 1, "cosine": 1, "barlow": 2}  # tokens of a sample that counts
 OFF = 0.005  # barlow: weight of the entries off the diagonal
 SOFT = 1e-5  # barlow: added to variances; a constant code has correlation 0
 

@@ -72,10 +72,6 @@ def shard_bytes(manifest: Manifest, stored: np.ndarray) -> np.ndarray:
     return np.add.reduceat(each, range(0, len(each), manifest.examples_per_shard))
 
 
-def _example_bytes(manifest: Manifest, count: int) -> int:
-    return sum(SIZE[dtype] * prod(shape) for dtype, shape in parts(manifest, count).values())
-
-
 def extract(
     teacher: Teacher,
     device: torch.device,
@@ -114,6 +110,10 @@ def extract(
             write_index(folder, manifest)
     written = sum((folder / shard_name(manifest, k)).stat().st_size for k in todo)
     return Done(len(todo), len(own_shards) - len(todo), len(missing), written)
+
+
+def _example_bytes(manifest: Manifest, count: int) -> int:
+    return sum(SIZE[dtype] * prod(shape) for dtype, shape in parts(manifest, count).values())
 
 
 def _begin(folder: Path, manifest: Manifest, shard: int, encoded: Rows, stored: np.ndarray) -> ShardWriter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -10,25 +12,16 @@ from kava.backbone.attention import KV
 from kava.backbone.foreign import Foreign
 from kava.backbone.masks import positions
 from kava.errors import ConfigError
-from kava.teachers.base import KVShape, TeacherKV, TeacherWants
-from kava.teachers.live import before_rotary, pooled_values, shape_of
+from kava.teachers.base import TeacherKV, TeacherWants
+from kava.teachers.live import LiveTeacher, before_rotary, pooled_values
 
 
-class ForeignTeacher:
+class ForeignTeacher(LiveTeacher):
     """Gives keys and values only; queries and hidden states are not in a cache."""
 
-    def __init__(self, model: Foreign):
-        self.model = model.eval().requires_grad_(False)
+    model: Foreign
 
-    @property
-    def shape(self) -> KVShape:
-        return shape_of(self.model)
-
-    @property
-    def max_positions(self) -> int | None:
-        return self.model.max_positions
-
-    @property
+    @cached_property
     def rotary(self) -> Rotary | None:
         return self.model.rotary
 

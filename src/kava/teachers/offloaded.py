@@ -15,16 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kava.teachers.base import TeacherKV, TeacherWants
-from kava.teachers.foreign import ForeignTeacher
 from kava.teachers.live import LiveTeacher
-
-Live = LiveTeacher | ForeignTeacher
 
 
 class OffloadedTeacher:
     """A live teacher whose weights are off the device between passes; `load(device)` loads it."""
 
-    def __init__(self, load: Callable[[torch.device], Live], device: torch.device):
+    def __init__(self, load: Callable[[torch.device], LiveTeacher], device: torch.device):
         self._load, self._device = load, device
         teacher = load(torch.device("cpu"))
         self.shape, self.rotary, self.max_positions = teacher.shape, teacher.rotary, teacher.max_positions

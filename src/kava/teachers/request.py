@@ -19,9 +19,8 @@ from kava.data.load import ExampleStream, load_examples
 from kava.data.teacher_texts import TeacherTokenization, encode_for_teacher
 from kava.errors import ConfigError, DataError
 from kava.provenance import versions
-from kava.teachers.live import shape_of
+from kava.teachers.live import LiveTeacher, shape_of
 from kava.teachers.manifest import DTYPES, RAW, Manifest, plain, tokenizer_hash
-from kava.teachers.offloaded import Live
 
 METHODS = (RAW, "rkv", "rkv_original", "crop", "steps", "uniform")
 SPLITS = ("train", "validation")
@@ -176,7 +175,9 @@ def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
     return _manifest(request, recipe, model, num_examples, dtype)
 
 
-def described(request: Request, recipe: Recipe, teacher: Live, tokenizer: Any, source: ExtractionData) -> Manifest:
+def described(
+    request: Request, recipe: Recipe, teacher: LiveTeacher, tokenizer: Any, source: ExtractionData
+) -> Manifest:
     """The manifest of the store of this teacher and these examples in the tokens of `tokenizer`."""
     model = teacher.model
     weight = next(model.parameters())

@@ -22,7 +22,7 @@ from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
 from kava.teachers.foreign import ForeignTeacher
 from kava.teachers.live import LiveTeacher
 from kava.teachers.manifest import Manifest, tokenizer_hash
-from kava.teachers.offloaded import Live, OffloadedTeacher
+from kava.teachers.offloaded import OffloadedTeacher
 from kava.teachers.store import StoredTeacher
 
 
@@ -66,7 +66,7 @@ def tokenization_of(spec: TeacherSpec, recipe: Recipe) -> TeacherTokenization:
     return _Loader(recipe, torch.device("cpu")).tokenization(spec, foreign_model(spec, recipe.model))
 
 
-def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> Live:
+def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> LiveTeacher:
     """One teacher of a mixture with its weights."""
     length = None
     if recipe.mixture.rope != "auto":
@@ -74,7 +74,7 @@ def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> Live:
     return live(load_foreign(spec, recipe.model, device, recipe.mixture.rope, length))
 
 
-def live(model: Backbone) -> Live:
+def live(model: Backbone) -> LiveTeacher:
     """The teacher of a model from `load_foreign`."""
     return ForeignTeacher(model) if isinstance(model, Foreign) else LiveTeacher(model)
 
@@ -85,9 +85,9 @@ class _Loader:
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe, self.device = recipe, device
         self._encoders: dict[ModelConfig, tuple[Encoder, int]] = {}
-        self._teachers: dict[Any, Live | OffloadedTeacher] = {}
+        self._teachers: dict[Any, LiveTeacher | OffloadedTeacher] = {}
 
-    def __call__(self, spec: TeacherSpec) -> tuple[Live | OffloadedTeacher | StoredTeacher, TeacherTokenization]:
+    def __call__(self, spec: TeacherSpec) -> tuple[LiveTeacher | OffloadedTeacher | StoredTeacher, TeacherTokenization]:
         if spec.store is not None:
             return self._stored(spec, StoredTeacher(spec.store))
         model = foreign_model(spec, self.recipe.model)
@@ -112,7 +112,7 @@ class _Loader:
                 raise DataError(f"teacher {spec.label}: {error.message}", error.hint) from error
         return TeacherTokenization(spec.label, self._encoders[model][0], spec.template, self._encoders[model][1])
 
-    def _live(self, spec: TeacherSpec) -> Live | OffloadedTeacher:
+    def _live(self, spec: TeacherSpec) -> LiveTeacher | OffloadedTeacher:
         load = partial(load_live, spec, self.recipe)
         if self.recipe.mixture.residence == "together":
             return load(self.device)

@@ -53,7 +53,7 @@ def _validation(recipe: Recipe) -> list[Example]:
 
 
 def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
-    from kava.data.stream import EncodedIterable
+    from kava.data.stream import EncodedStream
 
     if recipe.rkv.full_slots:
         raise ConfigError(
@@ -65,7 +65,7 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
     first = [encoder(example) for example in islice(examples, 200)]
     _check_results(recipe, any(any(one.result) for one in first))
     _check_cot(recipe, any(one.cot for one in first))
-    return EncodedIterable(examples, encoder, recipe.dataset.max_length)
+    return EncodedStream(examples, encoder, recipe.dataset.max_length)
 
 
 def _check_results(recipe: Recipe, some: bool) -> None:
