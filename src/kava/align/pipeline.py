@@ -56,10 +56,6 @@ class Aligner(nn.Module):
         """The adapter of keys ("k") or values ("v") of a student layer."""
         return self.adapters[part.upper()][layer]  # type: ignore[index,return-value]
 
-    def rescale(self, part: str, layer: int, gain: Tensor, shift: Tensor) -> None:
-        """Changes the output y of that adapter to gain * y + shift; both [H_s, D_s]."""
-        self.adapter(part, layer).rescale(gain, shift)
-
     def freeze_unused(self, layers: Collection[int], parts: Collection[str] = PARTS) -> None:
         """Freezes the adapters of other student layers or parts, which never get a gradient."""
         used = {part.upper() for part in parts}

@@ -58,7 +58,7 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
         projector = compare.projector_at(layer)
         if match_start and projector is not None and own.count > 1:
             gain = own.std / projected.std.clamp(min=1e-12)
-            projector.rescale(kind.upper(), gain, own.mean - gain * projected.mean)
+            projector.rescale(kind, gain, own.mean - gain * projected.mean)
     if compare.target_is_trained:
         for (kind, layer), total in within.items():
             mean = total / counted[kind, layer]

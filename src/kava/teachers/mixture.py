@@ -133,9 +133,9 @@ class Mixture(nn.Module):
         names = "z" if self.codes else "kv"
         self.compared = [(part, layer) for part, layer in self.compared if names[part] in parts and layer in layers]
         for aligner in self.adapters if self.trained and not self.codes else ():
-            aligner.freeze_unused(layers, [part.upper() for part in parts])  # type: ignore[operator]
+            aligner.freeze_unused(layers, parts)  # type: ignore[operator]
             for layer in more_keys:
-                aligner.adapter("K", layer).requires_grad_(True)  # type: ignore[operator]
+                aligner.adapter("k", layer).requires_grad_(True)  # type: ignore[operator]
         if self.coder is not None:
             self.coder.freeze_unused(layers)
 

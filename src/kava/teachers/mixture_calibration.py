@@ -70,7 +70,7 @@ def _match_spread(mixture: Mixture, own_moments: LayerMoments, teacher_moments: 
     for aligner, moments in zip(mixture.aligners, teacher_moments, strict=True):
         for part in range(2):
             for layer, (own, other) in enumerate(zip(own_moments[part], moments[part], strict=True)):
-                adapter = aligner.adapter("KV"[part], layer)
+                adapter = aligner.adapter("kv"[part], layer)
                 if own.count > 1 and other.count > 1 and id(adapter) not in done:
                     gain = own.std / other.std.clamp(min=1e-12)
                     adapter.rescale(gain.reshape(shape), (own.mean - gain * other.mean).reshape(shape))
