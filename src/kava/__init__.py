@@ -1,21 +1,56 @@
-"""KaVa: latent reasoning by distilling a teacher's compressed key/value cache (arXiv 2510.02312)."""
+"""KaVa: latent reasoning by distilling a teacher's compressed key/value cache (arXiv 2510.02312).
+
+from kava import Student, evaluate, load_recipe, train
+
+result = train(load_recipe("embedded", {"training.max_steps": 20}), "outputs/first")
+print(evaluate(result.best_checkpoint, "chains", limit=50)[0].accuracy)
+print(Student.from_pretrained(result.best_checkpoint).answer(["3+4*2-1?"])[0].text)
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kava.align.projector import KVDimensionProjector
+    from kava.backbone.extractor import create_kv_extractor
+    from kava.config import load_recipe
+    from kava.evaluation.run import evaluate
+    from kava.infer.student import Student
+    from kava.machine.adapter import create_environment_adapter
+    from kava.training.distill import distill
+    from kava.training.run import train
 
 __version__ = "0.1.0"
-LATE = {  # name -> its module, imported when first asked for: torch and transformers take seconds
-    "Student": "kava.infer.student",
-    "create_kv_extractor": "kava.backbone.extractor",
+__all__ = [
+    "KVDimensionProjector",
+    "Student",
+    "__version__",
+    "create_environment_adapter",
+    "create_kv_extractor",
+    "distill",
+    "evaluate",
+    "load_recipe",
+    "train",
+]
+_MODULE_OF = {  # imported at first use: torch and transformers take seconds
     "KVDimensionProjector": "kava.align.projector",
+    "Student": "kava.infer.student",
     "create_environment_adapter": "kava.machine.adapter",
+    "create_kv_extractor": "kava.backbone.extractor",
+    "distill": "kava.training.distill",
+    "evaluate": "kava.evaluation.run",
+    "load_recipe": "kava.config",
+    "train": "kava.training.run",
 }
-__all__ = ["KVDimensionProjector", "Student", "__version__", "create_environment_adapter", "create_kv_extractor"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in LATE:
-        return getattr(importlib.import_module(LATE[name]), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module 'kava' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

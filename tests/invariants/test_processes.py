@@ -40,7 +40,14 @@ from kava.training.arguments import training_arguments
 from kava.training.aux_state import FILE
 from kava.training.callbacks import GradientNorms
 from kava.training.interrupt import Interrupt
-from kava.training.processes import Layout, PaddedBatchSampler, largest, lay_out, main_process_decides, together
+from kava.training.processes import (
+    BatchLayout,
+    PaddedBatchSampler,
+    batch_layout,
+    is_distributed,
+    main_process_decides,
+    max_over_processes,
+)
 from kava.training.run import train
 from kava.training.sharding import refuse_types, whole_tensor
 from kava.training.trainer import KavaTrainer, Validation
@@ -83,29 +90,29 @@ def test_an_update_keeps_its_examples(size: int, steps: int, before: int, now: i
     examples = size * steps * before
     if wanted is None:
         with pytest.raises(CheckpointError, match=rf"begun with {examples} examples.*cannot be shared out evenly"):
-            lay_out(recipe, now, examples)
+            batch_layout(recipe, now, examples)
         return
-    found = lay_out(recipe, now, examples)
-    assert found == Layout(*wanted)
-    assert found.at_once(now) == examples
+    found = batch_layout(recipe, now, examples)
+    assert found == BatchLayout(*wanted)
+    assert found.examples(now) == examples
     assert found.batch_size <= size
-    assert lay_out(recipe, now) == Layout(size, steps)
+    assert batch_layout(recipe, now) == BatchLayout(size, steps)
 
 
 @pytest.mark.parametrize("key", ["rkv.shuffle=examples", "loss.std_scope=batch", "dataset.streaming=true"])
 def test_what_depends_on_micro_batches_is_not_laid_out_anew(key: str) -> None:
     settings = ["training.batch_size=4", key, *(["dataset.name=x.jsonl"] if "stream" in key else [])]
     recipe = load_recipe("debug", settings)
-    assert lay_out(recipe, 2, 8) == Layout(4, 1)
+    assert batch_layout(recipe, 2, 8) == BatchLayout(4, 1)
     with pytest.raises(CheckpointError, match=key.partition(".")[2].partition("=")[0].removesuffix("ing")) as caught:
-        lay_out(recipe, 1, 8)
+        batch_layout(recipe, 1, 8)
     assert "as many processes as before" in (caught.value.hint or "")
 
 
 def test_alone_nobody_is_asked() -> None:
-    assert not together()
+    assert not is_distributed()
     assert main_process_decides(lambda: "mine") == "mine"
-    assert largest(15) == 15
+    assert max_over_processes(15) == 15
     interrupt = Interrupt()
     assert not interrupt.look()
     with interrupt:

@@ -16,10 +16,10 @@ from kava.cli.main import main
 from kava.config import load_recipe
 from kava.data.example import Example
 from kava.errors import ConfigError
-from kava.evaluation.eval_sets import Asked
-from kava.evaluation.overrides import EvalOverrides, changed
+from kava.evaluation.eval_sets import EvalSet
+from kava.evaluation.one_set import evaluate_set
+from kava.evaluation.overrides import EvalOverrides, overridden
 from kava.evaluation.result_files import files_for
-from kava.evaluation.run import evaluate
 from kava.evaluation.score import predict
 from kava.infer.ablate import ABLATIONS
 from kava.infer.student import Student
@@ -159,12 +159,12 @@ def test_no_latents_is_mode_direct_and_no_rounds_are_pause_tokens(student):
 
 
 def test_files_and_fields_say_what_was_changed(student, folder, tmp_path):
-    recipe, asked = student.recipe, Asked("s", EXAMPLES[:3], 3, ".limit3")
+    recipe, asked = student.recipe, EvalSet("s", EXAMPLES[:3], 3, ".limit3")
     changes = EvalOverrides.of(recipe, "latent", "noise", 12, 1, "generated")
     files = files_for(folder, asked, "latent", tmp_path, changes)
     assert files.results.name == "results_s.ablate_noise.limit3.M12.T1.cue_generated.yaml"
     assert files.predictions.name == "predictions_s.ablate_noise.limit3.M12.T1.cue_generated.jsonl"
-    results = evaluate(student, asked, files, folder, max_new_tokens=3, changes=changes)
+    results = evaluate_set(student, asked, files, folder, max_new_tokens=3, overrides=changes)
     wanted = {"ablate": "noise", "num_tokens": 12, "num_iterations": 1, "cue": "generated"}
     assert {name: yaml.safe_load(files.results.read_text())[name] for name in wanted} == wanted
     assert results["avg_forward_passes"] == 2 + results["avg_generated_tokens"]
@@ -175,7 +175,7 @@ def test_what_the_recipe_says_anyway_is_no_change(student):
     same = EvalOverrides.of(recipe, "latent", None, recipe.latent.num_tokens, recipe.latent.num_iterations, "given")
     assert (same, same.part, same.fields) == (EvalOverrides(), "", {})
     assert EvalOverrides.of(recipe, "cot", cue="generated") == EvalOverrides()
-    assert changed(recipe, same) == recipe
+    assert overridden(recipe, same) == recipe
 
 
 M0, T0, SEQUENTIAL = "latent.num_tokens=0", "latent.num_iterations=0", "latent.method=sequential"

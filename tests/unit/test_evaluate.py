@@ -14,8 +14,8 @@ from kava.cli.main import main
 from kava.config import load_recipe
 from kava.data.example import Example
 from kava.errors import ConfigError, DataError
-from kava.evaluation import run
-from kava.evaluation.eval_sets import Asked, load_eval_set, short_name
+from kava.evaluation.eval_sets import EvalSet, load_eval_set, short_name
+from kava.evaluation.one_set import evaluate_set
 from kava.evaluation.result_files import files_for
 from kava.evaluation.score import judge, predict, score, summary
 from kava.infer.student import Answer, Student
@@ -213,7 +213,7 @@ def test_batches_change_nothing(here, tmp_path, mode):
     found = []
     for size in (1, 7, 64):
         files = files_for(checkpoint, asked, mode, tmp_path / f"b{size}")
-        results = run.evaluate(student, asked, files, checkpoint, mode, size, 4)
+        results = evaluate_set(student, asked, files, checkpoint, mode, size, 4)
         found.append((files.predictions.read_bytes(), results["avg_forward_passes"], results["correct"]))
         assert results["batch_size"] == size
     assert found[0] == found[1] == found[2]
@@ -259,7 +259,7 @@ def test_short_names(name, short):
 
 
 def test_files(tmp_path, monkeypatch):
-    asked = Asked("s", [], 0)
+    asked = EvalSet("s", [], 0)
     run = tmp_path / "best_checkpoint"
     run.mkdir()
     assert files_for(run, asked, "latent", None).results == tmp_path / "results_s.yaml"

@@ -46,7 +46,7 @@ def recipe_for(*settings: str) -> Recipe:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     outcome = train(recipe_for(*EVERYTHING), folder, quiet=True)
-    assert (outcome.steps, outcome.decides, outcome.exit_code) == (9, "ce", 0)
+    assert (outcome.steps, outcome.metric, outcome.exit_code) == (9, "ce", 0)
     return folder
 
 

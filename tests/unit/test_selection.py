@@ -17,7 +17,7 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
 from kava.data.example import Example
 from kava.errors import ConfigError, DataError
-from kava.evaluation.eval_sets import Asked
+from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.losses import COMPRESSORS, held_out_losses
 from kava.evaluation.selection import choose, compressors_of, selection_document, shares
 from kava.infer.student import Student
@@ -193,7 +193,7 @@ def batch_of(student, examples):
 
 def test_losses_are_the_trainings_own(student):
     """Each term from an objective of its own, one item at a time; sums over counts."""
-    asked = Asked("s", EXAMPLES[:6], 6)
+    asked = EvalSet("s", EXAMPLES[:6], 6)
     found = held_out_losses(student, asked, 4)
     total, count = {}, {}
     for example in asked.examples:
@@ -216,7 +216,7 @@ def test_losses_are_the_trainings_own(student):
 
 
 def test_batches_change_no_loss(student):
-    first, *others = (held_out_losses(student, Asked("s", EXAMPLES, 11), size)["losses"] for size in (1, 7, 64))
+    first, *others = (held_out_losses(student, EvalSet("s", EXAMPLES, 11), size)["losses"] for size in (1, 7, 64))
     for other in others:
         assert other == pytest.approx(first, rel=1e-5)
 
@@ -224,19 +224,19 @@ def test_batches_change_no_loss(student):
 def test_the_yardstick_is_the_same_whatever_the_student_was_trained_with(student, tmp_path):
     settings = ["dataset.drop_last_step=true", "loss.kv_loss_type=l1", "rkv.method=random", "rkv.rotary=before"]
     other = Student.from_pretrained(hub.tiny_student(tmp_path / "s", settings))  # same weights
-    asked = Asked("s", EXAMPLES, 11)
+    asked = EvalSet("s", EXAMPLES, 11)
     assert held_out_losses(other, asked, 4) == held_out_losses(student, asked, 4)
 
 
 def test_what_cannot_be_measured_is_left_out(student, tmp_path):
     plain = [Example("p/0", "3+4?", (), "7"), Example("p/1", "3+5?", ("3+5=8",), "8")]
-    found = held_out_losses(student, Asked("s", plain, 2), 4)  # the only step is the last one, which is dropped
+    found = held_out_losses(student, EvalSet("s", plain, 2), 4)  # the only step is the last one, which is dropped
     assert set(found["losses"]) == {"ce_student", "ppl"}
     assert found["losses_items"] == {"ce_student": 2}
     words = [Example("w/0", "3?", ("so it is", "and so on"), "3")]
-    assert "kv_steps" not in held_out_losses(student, Asked("s", words, 1), 4)["losses"]
+    assert "kv_steps" not in held_out_losses(student, EvalSet("s", words, 1), 4)["losses"]
     bare = Student.from_pretrained(hub.tiny_student(tmp_path / "s", ["latent.num_tokens=0", "loss.alpha2_kv=0"]))
-    assert set(held_out_losses(bare, Asked("s", EXAMPLES, 11), 4)["losses"]) == {"ce_student", "ce_teacher", "ppl"}
+    assert set(held_out_losses(bare, EvalSet("s", EXAMPLES, 11), 4)["losses"]) == {"ce_student", "ce_teacher", "ppl"}
 
 
 def test_losses_through_the_command(folder, tmp_path, capsys):

@@ -26,7 +26,7 @@ from kava.files import sole_owner
 from kava.training import folder as folder_module
 from kava.training import method_line as lines_module
 from kava.training.checkpoint import find
-from kava.training.folder import Outcome, update
+from kava.training.folder import TrainResult, update
 from kava.training.run import train
 from kava.training.trainer import KavaTrainer
 
@@ -54,7 +54,7 @@ def recipe_for(base: Path, *settings: str) -> Recipe:
 @pytest.fixture(scope="module")
 def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert train(recipe_for(base), folder, quiet=True) == Outcome(folder, 9, "accuracy", read_best(folder), 0)
+    assert train(recipe_for(base), folder, quiet=True) == TrainResult(folder, 9, "accuracy", read_best(folder), 0)
     return folder
 
 

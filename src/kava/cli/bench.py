@@ -84,7 +84,7 @@ def latent(
 
     Answers at every batch size are compared first; if they differ, nothing is timed and the exit code is 1.
     """
-    from kava.cli.student import stored_recipe
+    from kava.infer.checks import stored_recipe
 
     recipe = stored_recipe(checkpoint)
     _prepare(threads, output)

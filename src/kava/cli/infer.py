@@ -12,16 +12,18 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.list_flags import app_of
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, own_mode, stored_recipe
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.errors import ConfigError, DataError
+from kava.infer.checks import stored_recipe
+from kava.infer.modes import own_mode, untrained
 
 if TYPE_CHECKING:
     from kava.config import Recipe
-    from kava.infer.student import Answer, Student
+    from kava.infer.student import Answer
 
 RULE = "-" * 80
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-# what a recipe says about the network and the text it reads; the rest is only about how it was trained
+# settings of the network and of the text it reads; the others are only about training
 SHAPING = (
     "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
     "lora.enabled", "lora.r", "lora.alpha", "lora.target_modules",
@@ -59,28 +61,25 @@ def infer(
     """
     batch = mode == "batch" or (mode is None and (questions is not None or input_file is not None))
     _check_inputs(batch, questions, input_file, output_file, quiet)
-    asked = _questions(questions, input_file) if batch else []
+    prompts = _questions(questions, input_file) if batch else []
     recipe = stored_recipe(checkpoint)
     if config is not None:
         check_config(config, recipe)
-    way = own_mode(recipe) if use_latent is None else "latent" if use_latent else "cot"
+    how = own_mode(recipe) if use_latent is None else "latent" if use_latent else "cot"
 
-    from kava.backbone.silence_libraries import silence_libraries
     from kava.infer.chat import Chat
-    from kava.infer.modes import untrained
     from kava.infer.student import Student
 
-    note = untrained(recipe, way)
+    note = untrained(recipe, how)
     if note:
-        print(f"note: {way} answers: {note}", file=sys.stderr)
-    silence_libraries()
+        print(f"note: {how} answers: {note}", file=sys.stderr)
     student = Student.from_pretrained(checkpoint, device, base)
     if not batch:
         _survive_any_input()
-        Chat(student, way, max_new_tokens).run()
+        Chat(student, how, max_new_tokens).run()
         return 0
-    answers = _ask(student, asked, way, batch_size, max_new_tokens, quiet)
-    rows = [_row(question, answer, way) for question, answer in zip(asked, answers, strict=True)]
+    answers = student.answer(prompts, how, batch_size, max_new_tokens, progress=not quiet)
+    rows = [_row(question, answer, how) for question, answer in zip(prompts, answers, strict=True)]
     if output_file is not None:
         _write(output_file, rows)
     show_result(rows, _printed(rows, output_file), quiet)
@@ -112,8 +111,8 @@ def _check_inputs(
     batch: bool, questions: Sequence[str] | None, source: Path | None, target: Path | None, quiet: bool
 ) -> None:
     if not batch:
-        given = {"--questions": questions, "--input_file": source, "--output_file": target, "--quiet": quiet or None}
-        idle = [flag for flag, value in given.items() if value is not None]
+        flags = {"--questions": questions, "--input_file": source, "--output_file": target, "--quiet": quiet or None}
+        idle = [flag for flag, value in flags.items() if value is not None]
         if idle:
             raise ConfigError(f"{idle[0]} has no effect in interactive mode", "use --mode batch")
     elif questions is None and source is None:
@@ -135,12 +134,12 @@ def _questions(questions: Sequence[str] | None, source: Path | None) -> list[str
         from kava.data.rows import JsonRows, text
         from kava.data.sources.own import QUESTION
 
-        found = [text(row, QUESTION, where) for where, row in JsonRows(source)]
+        prompts = [text(row, QUESTION, where) for where, row in JsonRows(source)]
     else:
-        found = [line.strip() for line in _read(source).split("\n") if line.strip()]
-    if not found:
+        prompts = [line.strip() for line in _read(source).split("\n") if line.strip()]
+    if not prompts:
         raise DataError(f"{source} holds no question", "one question a line, or JSON lines in a file named .jsonl")
-    return found
+    return prompts
 
 
 def _read(source: Path) -> str:
@@ -152,29 +151,12 @@ def _read(source: Path) -> str:
         raise DataError(f"{source} cannot be read: {error.strerror}") from error
 
 
-def _ask(
-    student: Student, asked: Sequence[str], way: str, size: int | None, limit: int | None, quiet: bool
-) -> list[Answer]:
-    from kava.data.progress import progress_bar
-    from kava.infer.modes import sampling_of
-
-    size = size or student.recipe.evaluation.batch_size
-    sampling = sampling_of(student.recipe)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
-    found: dict[int, Answer] = {}
-    for start in progress_bar(range(0, len(order), size), "batches", not quiet):
-        chosen = order[start : start + size]
-        answers = student.answer([asked[i] for i in chosen], way, size, limit, sampling)
-        found.update(zip(chosen, answers, strict=True))
-    return [found[i] for i in range(len(asked))]
-
-
-def _row(question: str, answer: Answer, way: str) -> dict[str, Any]:
+def _row(question: str, answer: Answer, mode: str) -> dict[str, Any]:
     return {
         "question": question,
         "answer": answer.text,
         "value": answer.value,
-        "mode": way,
+        "mode": mode,
         "forward_passes": answer.forward_passes,
         "executed_calls": answer.executed,
         "generated_tokens": answer.num_tokens,
@@ -202,6 +184,6 @@ def _printed(rows: Sequence[dict[str, Any]], written: Path | None) -> str:
 
 
 def _survive_any_input() -> None:
-    """A pasted byte that the terminal's code page does not know is shown as a mark instead of raising."""
+    """Replaces bytes on stdin that the terminal's encoding does not have, instead of raising."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")

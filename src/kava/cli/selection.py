@@ -9,8 +9,9 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.list_flags import app_of
-from kava.cli.student import Base, Checkpoint, Device, Quiet, stored_recipe
+from kava.cli.student import Base, Checkpoint, Device, Quiet
 from kava.errors import ConfigError
+from kava.infer.checks import stored_recipe
 from kava.text_table import table
 
 DEFAULT = ["rkv", "full", "crop", "steps", "uniform", "random"]

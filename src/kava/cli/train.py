@@ -1,4 +1,4 @@
-"""kava train: a recipe in, a student out."""
+"""kava train: train a student as a recipe says."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def train(
     (explicit line: with the lowest cross-entropy).
     Ctrl-C and SIGTERM save a checkpoint first; --resume auto then continues to the same bits.
     """
-    given = {word.partition("=")[0].removeprefix("--") for word in ctx.args}
-    if "system.gradient_accumulation_steps" in given:  # the same key in its other place
-        given.add("training.gradient_accumulation_steps")
-    settings = [setting for setting in QUICK if quick_test and setting.partition("=")[0] not in given]
+    keys = {word.partition("=")[0].removeprefix("--") for word in ctx.args}
+    if "system.gradient_accumulation_steps" in keys:  # the same key in its other place
+        keys.add("training.gradient_accumulation_steps")
+    settings = [setting for setting in QUICK if quick_test and setting.partition("=")[0] not in keys]
     if seed is not None:
         settings.append(f"system.seed={seed}")
     recipe = parse_recipe_args(config, ctx, *settings)
     if use_wandb and "wandb" not in recipe.logging.report_to:
         trackers = ", ".join([*recipe.logging.report_to, "wandb"])
         recipe = parse_recipe_args(config, ctx, *settings, f"logging.report_to=[{trackers}]")
-    name = recipe.about.name or "run"
-    folder = output_dir or f"outputs/{name}_seed_{recipe.system.seed}" + ("_quick" if quick_test else "")
 
+    from kava.training.folder import default_folder
     from kava.training.processes import is_main_process
     from kava.training.run import train as run
 
-    outcome = run(recipe, folder, resume, quiet)
+    folder = output_dir or default_folder(recipe, "_quick" if quick_test else "")
+    result = run(recipe, folder, resume, quiet)
     if quiet and is_main_process():
-        show_result(outcome.facts, "", quiet)
-    return outcome.exit_code
+        show_result(result.facts, "", quiet)
+    return result.exit_code

@@ -19,7 +19,7 @@ from kava.errors import ConfigError
 from kava.registry import nearest
 
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
-COMMAND_LINE = "command line"
+COMMAND_LINE, OVERRIDES = "command line", "overrides"
 _TWINS = ("system.gradient_accumulation_steps", "training.gradient_accumulation_steps")
 
 
@@ -45,12 +45,16 @@ def list_recipes() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml") if not path.stem.startswith("_"))
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a shipped name or a file, with its parents below it and `overrides` above it."""
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """The recipe of a shipped name or a file, with its parents below it and `overrides` above it.
+
+    Overrides are texts as on the command line, ["training.max_steps=20"], or values, {"training.max_steps": 20}; a
+    mapping of sections, {"training": {"max_steps": 20}}, says the same.
+    """
     layers = _layers(name_or_path)
     name = layers[-1].values.get("about.name") or Path(layers[-1].label).stem
     if overrides:
-        layers.append(Layer(COMMAND_LINE, parse_overrides(overrides)))
+        layers.append(_override_layer(overrides))
     values: dict[str, Any] = {}
     changed: dict[str, int] = {}
     origins: dict[str, Origin] = {}
@@ -69,6 +73,15 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     _refuse_idle(recipe, changed, back, layers)
     recipe._origins.update({**_row_of_the_table(layers), **origins})
     return recipe
+
+
+def _override_layer(overrides: Sequence[str] | Mapping[str, Any]) -> Layer:
+    if isinstance(overrides, Mapping):
+        values = flatten(nest(flatten(overrides, OVERRIDES, None)), OVERRIDES, KEYS)
+        return Layer(
+            OVERRIDES, {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        )
+    return Layer(COMMAND_LINE, parse_overrides([overrides] if isinstance(overrides, str) else overrides))
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

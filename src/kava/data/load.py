@@ -12,13 +12,13 @@ import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.places import JSON_SUFFIXES, Opened, open_set
 from kava.data.progress import progress_bar
-from kava.data.rows import JsonRows, Rows
+from kava.data.rows import JsonRows, MemoryRows, Rows
 from kava.data.sources import OWN, Source
 from kava.errors import DataError
 
@@ -31,15 +31,18 @@ Sized = TypeVar("Sized", list[Example], range)
 SPLITS = ("train", "validation", "test")
 
 
-def load_examples(dataset: DatasetConfig, split: str) -> Sequence[Example] | ExampleStream:
-    """The examples of one split; with dataset.streaming and split "train" an iterable that reads as it goes."""
+def load_examples(dataset: DatasetConfig, split: str, rows: Opened | None = None) -> Sequence[Example] | ExampleStream:
+    """The examples of one split; with dataset.streaming and split "train" an iterable that reads as it goes.
+
+    `rows` are used in place of the set that `dataset` names.
+    """
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}", f"one of: {', '.join(SPLITS)}")
-    if dataset.name in BUILT_IN:
+    if rows is None and dataset.name in BUILT_IN:
         _check_cot_type(dataset, FORMS[dataset.name][2])
         examples = Generator(dataset.name, dataset.generator, dataset.seed).split(split)
         return _subset(_not_empty(examples, dataset.name, split), dataset, split)
-    opened = open_set(dataset.name, dataset.config, dataset.streaming)
+    opened = rows or open_set(dataset.name, dataset.config, dataset.streaming)
     _check_cot_type(dataset, opened.source.cot_type)
     return _from_rows(opened, dataset, split)
 
@@ -51,6 +54,11 @@ def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
         what = "is not a .jsonl or .json file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}", "give a file with one JSON object per line")
     return _not_empty(list(_parse(JsonRows(path), OWN, cot_type, path.stem)), str(path), "whole")
+
+
+def load_rows(rows: Any, name: str, cot_type: str = "equation") -> list[Example]:
+    """Rows in memory as examples, read as those of a file are."""
+    return _not_empty(list(_parse(MemoryRows(rows, name), OWN, cot_type, name)), name, "whole")
 
 
 class ExampleStream(Iterable[Example]):

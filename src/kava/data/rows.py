@@ -66,6 +66,23 @@ class TableRows:
             yield f"{self.name} row {number}", row
 
 
+class MemoryRows:
+    """Rows as Python objects: a list of dicts, or a table of `datasets`; `name` is what errors call them."""
+
+    def __init__(self, rows: Any, name: str):
+        once = hasattr(rows, "__next__")  # a generator: the rows are read more than once
+        if once or not hasattr(rows, "__iter__") or isinstance(rows, (str, bytes, Mapping)):
+            raise DataError(
+                f"{name} is a {type(rows).__name__}, not a list of rows", 'give [{"question": ..., "answer": ...}, ...]'
+            )
+        self.rows, self.name = rows, name
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(self.rows, 1):
+            where = f"{self.name} row {number}"
+            yield where, _object(row, where)
+
+
 def present(row: Row, names: Sequence[str], where: str) -> str:
     """The first of `names` that the row has."""
     for name in names:

@@ -1,4 +1,4 @@
-"""What a student is asked: one set by name or path, all of it or a stated part."""
+"""The items of an evaluation: one set by name, path or rows, all of it or a stated part."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from kava import answers
 from kava.config import DatasetConfig, GeneratorConfig, Recipe
 from kava.data.example import Example, content_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
-from kava.data.load import load_examples, load_file
+from kava.data.load import load_examples, load_file, load_rows
 from kava.data.places import JSON_SUFFIXES
 from kava.data.sources import known_source
 from kava.errors import ConfigError, DataError
@@ -21,12 +21,12 @@ CotType = Literal["equation", "natural_language"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """`name` as results call the set, `part` what the file's name says if it is not the whole test set."""
+class EvalSet:
+    """`name` is the set's name in results; `set_size` counts it before `limit`; `part` names a part in file names."""
 
     name: str
     examples: Sequence[Example]
-    whole: int
+    set_size: int
     part: str = ""
 
     @property
@@ -34,25 +34,27 @@ class Asked:
         return content_hash(self.examples)
 
 
-def load_eval_set(recipe: Recipe, name: str, limit: int | None = None, num_steps: int | None = None) -> Asked:
-    """The test split of a set known by name, a hub id or a folder; every row of a .jsonl file.
+def load_eval_set(
+    recipe: Recipe, name: str, limit: int | None = None, num_steps: int | None = None, rows: Any = None
+) -> EvalSet:
+    """The test split of a set known by name, a hub id or a folder; every row of a .jsonl file or of `rows`.
 
-    Built-in sets are generated with the recipe's own settings; `num_steps` asks for problems of exactly that length,
-    `limit` of them. Elsewhere `limit` draws that many items, always the same ones.
+    Built-in sets are generated with the recipe's own settings, and `num_steps` with problems of exactly that length,
+    `limit` of them. Elsewhere `limit` draws that many items, always the same.
     """
     if num_steps is not None:
         return _of_length(recipe, name, num_steps, limit)
-    examples = _examples(recipe, name)
+    examples = load_rows(rows, name, recipe.dataset.cot_type) if rows is not None else _examples(recipe, name)
     _numbers_only(examples, name)
     if limit is None or limit >= len(examples):
-        return Asked(short_name(name), examples, len(examples))
+        return EvalSet(short_name(name), examples, len(examples))
     order = list(range(len(examples)))
-    random.Random("limit").shuffle(order)  # not the first ones: many sets are sorted by something
-    return Asked(short_name(name), [examples[i] for i in sorted(order[:limit])], len(examples), f".limit{limit}")
+    random.Random("limit").shuffle(order)  # not the first items: many sets are sorted by something
+    return EvalSet(short_name(name), [examples[i] for i in sorted(order[:limit])], len(examples), f".limit{limit}")
 
 
 def short_name(name: str) -> str:
-    """gsm8k for openai/gsm8k, mine for path/to/mine.jsonl."""
+    """gsm8k for openai/gsm8k, own for path/to/own.jsonl."""
     source = known_source(name) or known_source(Path(name).name)
     if source is not None:
         return source.name
@@ -63,35 +65,35 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     own = recipe.dataset
     if Path(name).suffix in JSON_SUFFIXES:
         return load_file(name, own.cot_type)
-    asked = DatasetConfig(
+    dataset = DatasetConfig(
         name=name,
         config=own.config if name == own.name else None,
         cot_type=cot_type_of(name, own.cot_type),
         seed=own.seed,
         generator=own.generator if name in BUILT_IN else GeneratorConfig(),
     )
-    return list(load_examples(asked, "test"))
+    return list(load_examples(dataset, "test"))
 
 
 def cot_type_of(name: str, default: CotType) -> CotType:
-    """The form of steps the set has; `default` where it has both."""
+    """The kind of steps the set has; `default` where it has both."""
     if name in BUILT_IN:
         return cast(CotType, FORMS[name][2])
     source = known_source(name) or known_source(Path(name).name)
     return cast(CotType, source.cot_type) if source is not None and source.cot_type is not None else default
 
 
-def _of_length(recipe: Recipe, name: str, num_steps: int, limit: int | None) -> Asked:
+def _of_length(recipe: Recipe, name: str, num_steps: int, limit: int | None) -> EvalSet:
     if name not in BUILT_IN:
         raise ConfigError(f"--num_steps has no effect on {name}", f"only built-in sets have it: {', '.join(BUILT_IN)}")
     generator = recipe.dataset.generator
     count = generator.test_size if limit is None else limit
     examples = Generator(name, generator, recipe.dataset.seed).of_length("test", num_steps, count)
-    return Asked(name, examples, count, f".steps{num_steps}" + (f".limit{limit}" if limit is not None else ""))
+    return EvalSet(name, examples, count, f".steps{num_steps}" + (f".limit{limit}" if limit is not None else ""))
 
 
 def _numbers_only(examples: Sequence[Example], name: str) -> None:
-    """A gold answer that is no number could never be matched; it would count as wrong in silence."""
+    """Raises where a gold answer is no number: no answer could match it."""
     for example in examples:
         if answers.number(example.answer) is None:
             raise DataError(

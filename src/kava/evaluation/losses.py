@@ -23,7 +23,7 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
 from kava.data.progress import progress_bar
 from kava.errors import DataError
-from kava.evaluation.eval_sets import Asked, cot_type_of
+from kava.evaluation.eval_sets import EvalSet, cot_type_of
 from kava.evaluation.held_out import held_out
 from kava.infer.student import Student
 from kava.losses import Term, cross_entropy
@@ -70,7 +70,7 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
 
 
 @torch.inference_mode()
-def held_out_losses(student: Student, asked: Asked, batch_size: int, progress: bool = False) -> dict[str, Any]:
+def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress: bool = False) -> dict[str, Any]:
     """losses: name -> mean;  losses_items: name -> how many items it was measured on, if any.
 
     Only items with a chain of thought have a teacher's term, and only those with step results have kv_steps.
@@ -99,7 +99,7 @@ def held_out_losses(student: Student, asked: Asked, batch_size: int, progress: b
     }
 
 
-def _explicit_losses(student: Student, asked: Asked, batch_size: int) -> dict[str, Any]:
+def _explicit_losses(student: Student, asked: EvalSet, batch_size: int) -> dict[str, Any]:
     """Cross-entropy of steps, cue and answer; without the teacher, whose terms training has measured."""
     recipe = student.recipe
     encoder = Encoder(

@@ -1,4 +1,4 @@
-"""What one evaluation does otherwise than the student's recipe says: other latents, another M, T or cue."""
+"""Evaluation with other latents, or another M, T or cue than the student's recipe has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOverrides:
-    """None: as the recipe says. `part` is what the files' names say of it, `fields` what the results do."""
+    """None: as in the recipe. `part` names the overrides in file names, `fields` in the results."""
 
     ablate: str | None = None
     num_tokens: int | None = None
@@ -34,22 +34,22 @@ class EvalOverrides:
         num_iterations: int | None = None,
         cue: str | None = None,
     ) -> EvalOverrides:
-        """Those that differ from what the recipe says; a change without effect is an error."""
+        """The values that differ from the recipe's; an override without effect is an error."""
         latent = recipe.latent
-        asked = cls(
+        overrides = cls(
             ablate,
             None if num_tokens == latent.num_tokens else num_tokens,
             None if num_iterations == latent.num_iterations else num_iterations,
             None if cue == cue_of(recipe, mode) else cue,
         )
-        given = {"--num_tokens": num_tokens, "--num_iterations": num_iterations, "--ablate": ablate}
-        for flag in (flag for flag, value in given.items() if value is not None):
-            if mode != "latent":
+        latent_flags = {"--num_tokens": num_tokens, "--num_iterations": num_iterations, "--ablate": ablate}
+        for flag, value in latent_flags.items():
+            if value is not None and mode != "latent":
                 raise ConfigError(f"{flag} has no effect in mode {mode}", "only mode latent has latents")
-        if asked.cue is not None and mode == "cot":
+        if overrides.cue is not None and mode == "cot":
             raise ConfigError("--cue given has no effect in mode cot", "a chain of thought always writes its own cue")
-        _check_thinking(recipe, asked)
-        return asked
+        _check_thinking(recipe, overrides)
+        return overrides
 
     @property
     def part(self) -> str:
@@ -58,7 +58,7 @@ class EvalOverrides:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The cue is always there under its own name."""
+        """The cue is not among them: results always have it."""
         texts = {"ablate": self.ablate, "num_tokens": self.num_tokens, "num_iterations": self.num_iterations}
         return {name: value for name, value in texts.items() if value is not None}
 
@@ -70,10 +70,10 @@ class EvalOverrides:
 
     @contextmanager
     def applied(self, student: Student) -> Iterator[Recipe]:
-        """Inside the block the student thinks with this M and T and answers behind this cue; gives its recipe then."""
+        """Temporarily overrides M, T and the cue; yields the recipe with them."""
         before = student.recipe
         try:
-            student.recipe = changed(before, self)
+            student.recipe = overridden(before, self)
             student.model.latent = student.recipe.latent
             yield student.recipe
         finally:
@@ -83,18 +83,18 @@ class EvalOverrides:
 UNCHANGED = EvalOverrides()
 
 
-def changed(recipe: Recipe, changes: EvalOverrides) -> Recipe:
+def overridden(recipe: Recipe, overrides: EvalOverrides) -> Recipe:
     """The recipe with these M, T and cue."""
-    new = {name: value for name, value in changes.fields.items() if name != "ablate"}
-    evaluation = recipe.evaluation.model_copy(update={"cue": changes.cue or recipe.evaluation.cue})
+    new = {name: value for name, value in overrides.fields.items() if name != "ablate"}
+    evaluation = recipe.evaluation.model_copy(update={"cue": overrides.cue or recipe.evaluation.cue})
     return recipe.model_copy(update={"latent": recipe.latent.model_copy(update=new), "evaluation": evaluation})
 
 
-def _check_thinking(recipe: Recipe, asked: EvalOverrides) -> None:
-    trained, new = recipe.latent, changed(recipe, asked).latent
-    if asked.num_iterations is not None and trained.method == "sequential":
+def _check_thinking(recipe: Recipe, overrides: EvalOverrides) -> None:
+    trained, new = recipe.latent, overridden(recipe, overrides).latent
+    if overrides.num_iterations is not None and trained.method == "sequential":
         raise ConfigError("--num_iterations has no effect: this student makes one latent after the other")
-    if asked.num_iterations is not None and new.num_tokens == 0:
+    if overrides.num_iterations is not None and new.num_tokens == 0:
         raise ConfigError("--num_iterations has no effect: there are no latents (M = 0)")
     if new.num_tokens > 0 and trained.num_tokens == 0:
         raise ConfigError(
@@ -105,6 +105,6 @@ def _check_thinking(recipe: Recipe, asked: EvalOverrides) -> None:
             "--num_iterations: this student was trained with pause tokens (T = 0)",
             "it never learnt to feed states back",
         )
-    if asked.ablate is not None and not new.feeds_back:
+    if overrides.ablate is not None and not new.feeds_back:
         why = "there are no latents (M = 0)" if new.num_tokens == 0 else "pause tokens (T = 0) carry no thought"
         raise ConfigError(f"--ablate has no effect: {why}", "ablate a student that thinks")

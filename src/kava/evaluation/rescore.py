@@ -1,6 +1,6 @@
-"""Saved answers judged again with today's reader of answers; needs no model.
+"""Saved answers judged again with the current reader of answers; needs no model.
 
-The raw text decides; everything else that was measured stays. Whether the cue was given stands in the results file, so
+Only the raw text is read again; other measurements stay. Whether the cue was given is in the results file, so
 predictions without one cannot be judged.
 """
 
@@ -25,7 +25,7 @@ FIELDS: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Rescored:
-    """New content for both files; `before` is the accuracy they had, `changed` how many items are judged otherwise."""
+    """New content for both files; `before` is the old accuracy, `changed` counts items with another verdict."""
 
     files: Files
     results: dict[str, Any]
@@ -35,7 +35,7 @@ class Rescored:
 
 
 def rescore(path: Path) -> Rescored:
-    """Reads and judges predictions_<set>.jsonl and the results file beside it; writes nothing."""
+    """Judges predictions_<set>.jsonl again, with the results file beside it; writes nothing."""
     if not path.is_file() or path.suffix != ".jsonl":
         what = "is no predictions_<set>.jsonl" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}", "give the predictions_*.jsonl of an evaluation")
@@ -51,38 +51,34 @@ def rescore(path: Path) -> Rescored:
 
 def _results_beside(predictions: Path) -> Path:
     name = predictions.stem.removeprefix("predictions_")
-    found = [
-        predictions.with_name(one + suffix)
-        for one in (f"results_{name}", name)
-        for suffix in RESULTS
-        if predictions.with_name(one + suffix).is_file()
-    ]
-    if not found:
+    paths = [predictions.with_name(stem + suffix) for stem in (f"results_{name}", name) for suffix in RESULTS]
+    files = [path for path in paths if path.is_file()]
+    if not files:
         raise DataError(
             f"{predictions} has no results_{name}.yaml beside it, which says whether the cue was given",
             "keep the two files together, or evaluate again",
         )
-    if len(found) > 1:
+    if len(files) > 1:
         raise DataError(
-            f"{predictions} may belong to {found[0].name} or to {found[1].name}", "keep the newer of the two there"
+            f"{predictions} may belong to {files[0].name} or to {files[1].name}", "keep the newer of the two there"
         )
-    return found[0]
+    return files[0]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
+        fields = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "evaluate again") from error
     except ConfigError as error:
         raise DataError(error.message, "the file is torn; evaluate again") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise DataError(f"{path} holds no keys and values", "evaluate again")
     for name, kind in {"total": int, "accuracy": float, "cue": str}.items():
-        _check_field(found, name, kind, str(path))
-    if found["cue"] not in ("given", "generated"):
-        raise DataError(f"{path}: field 'cue' is {found['cue']!r}", "it must be given or generated")
-    return found
+        _check_field(fields, name, kind, str(path))
+    if fields["cue"] not in ("given", "generated"):
+        raise DataError(f"{path}: field 'cue' is {fields['cue']!r}", "it must be given or generated")
+    return fields
 
 
 def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kava.config.text import dump_yaml, read_file
 from kava.errors import ConfigError, RunError
-from kava.evaluation.eval_sets import Asked
+from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.overrides import UNCHANGED, EvalOverrides
 from kava.files import write_text
 
@@ -20,20 +20,22 @@ RESULTS = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True)
 class Files:
+    """The paths of both files."""
+
     results: Path
     predictions: Path
 
 
 def files_for(
-    checkpoint: Path, asked: Asked, mode: str, output: Path | None, changes: EvalOverrides = UNCHANGED
+    checkpoint: Path, items: EvalSet, mode: str, output: Path | None, overrides: EvalOverrides = UNCHANGED
 ) -> Files:
-    """Where the results go: `output` (a .yaml or .json file, or a folder), or beside a run's best_checkpoint.
+    """Paths of the results: `output` (a .yaml or .json file, or a folder), or beside a run's best_checkpoint.
 
-    Another checkpoint's results stay in its own folder, so that they never stand for the best one's; those of a part of
-    a set, or of a changed student, say so in their name.
+    Another checkpoint's results go into its own folder, so that they are never taken for the best one's; the names of
+    results on a part of a set, or with overrides, say so.
     """
-    ablated = "" if changes.ablate is None else f".ablate_{changes.ablate}"
-    name = asked.name + ("" if mode == "latent" else f".{mode}") + ablated + asked.part + changes.part
+    ablated = "" if overrides.ablate is None else f".ablate_{overrides.ablate}"
+    name = items.name + ("" if mode == "latent" else f".{mode}") + ablated + items.part + overrides.part
     if output is not None and output.suffix in RESULTS and not output.is_dir():
         stem = output.stem.removeprefix("results_")
         return Files(output, output.with_name(f"predictions_{stem}.jsonl"))
@@ -52,34 +54,34 @@ def results_folder(checkpoint: Path) -> Path:
 
 
 def check_writable(files: Sequence[Files]) -> None:
-    """Now, and not after an hour of answers."""
-    seen: set[Path] = set()
+    """Raises before anything is generated where a file cannot be written, or two results would share it."""
+    paths: set[Path] = set()
     for path in (path for pair in files for path in (pair.results, pair.predictions)):
-        if path in seen:
+        if path in paths:
             raise ConfigError(f"two results would be written to {path}", "give each a folder of its own")
-        seen.add(path)
+        paths.add(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise RunError(f"cannot write {path}", "choose another place")
 
 
 def up_to_date(files: Files, facts: Mapping[str, Any], with_losses: bool) -> bool:
-    """Both files are there and about the same: `facts` are fields that must be equal."""
+    """Whether both files exist and the results have these fields (`facts`), and losses where they are wanted."""
     if not files.results.is_file() or not files.predictions.is_file():
         return False
-    found = read_file(files.results, str(files.results))
-    return all(found.get(name) == value for name, value in facts.items()) and (not with_losses or "losses" in found)
+    results = read_file(files.results, str(files.results))
+    return all(results.get(name) == value for name, value in facts.items()) and (not with_losses or "losses" in results)
 
 
 def write(files: Files, results: dict[str, Any], predictions: Sequence[dict[str, Any]]) -> None:
-    """Both files, the results last: who finds them finds the predictions."""
+    """Writes both files, the results last: where they exist the predictions do."""
     write_text(files.predictions, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in predictions))
     as_json = files.results.suffix == ".json"
     write_text(files.results, json.dumps(results, indent=2) + "\n" if as_json else dump_yaml(results))
 
 
 def line(results: dict[str, Any]) -> str:
-    """One set's results for people."""
+    """The results of one set as a line of text."""
     passes, spread = results["avg_forward_passes"], results["std_forward_passes"]
     spread_text = "" if spread is None else f" (sd {spread:.2f})"
     part = "" if results["total"] == results["set_size"] else f" [{results['total']} of {results['set_size']} items]"

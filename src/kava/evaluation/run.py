@@ -1,81 +1,164 @@
-"""One student, one set: asks everything and writes what came out."""
+"""Evaluate a student on several sets: which sets, in which mode, with which changes, and where the files go.
+
+Torch is imported once everything that can be checked without it has been.
+"""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from kava.config import Recipe
+from kava.errors import ConfigError, DataError
+from kava.infer.checks import check_choice, check_count, stored_recipe
+from kava.infer.modes import MODES, own_mode
 
-from kava.backbone.artifact import read_card
-from kava.evaluation.eval_sets import Asked
-from kava.evaluation.losses import held_out_losses
-from kava.evaluation.overrides import UNCHANGED, EvalOverrides
-from kava.evaluation.result_files import Files, write
-from kava.evaluation.score import cue_of, predict, summary
-from kava.infer.modes import sampling_of, untrained
-from kava.infer.student import Student
-from kava.provenance import versions
+if TYPE_CHECKING:
+    from kava.infer.student import Student
+
+ROWS = "rows"  # the name of a set that was given as a list of rows
+CUES = ("given", "generated")
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One set's result; `fields` is everything in the results file."""
+
+    dataset: str
+    mode: str
+    accuracy: float
+    correct: int
+    total: int
+    forward_passes: float  # mean per question
+    results: Path
+    predictions: Path
+    fields: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and both paths, for JSON."""
+        return self.fields | {"results": str(self.results), "predictions": str(self.predictions)}
 
 
 def evaluate(
-    student: Student,
-    asked: Asked,
-    files: Files,
-    checkpoint: Path,
-    mode: str = "latent",
-    batch_size: int | None = None,
-    max_new_tokens: int | None = None,
-    changes: EvalOverrides = UNCHANGED,
+    student: Student | str | Path,
+    datasets: Any = None,
+    *,
+    output: str | Path | None = None,
+    mode: str | None = None,
+    limit: int | None = None,
+    num_steps: int | None = None,
+    ablate: str | None = None,
+    num_tokens: int | None = None,
+    num_iterations: int | None = None,
+    cue: str | None = None,
     losses: bool = False,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Asks everything, writes both files and returns what is in the results file."""
-    with changes.applied(student) as recipe:
-        limit = max_new_tokens or recipe.evaluation.max_new_tokens
-        size = batch_size or recipe.evaluation.batch_size
-        sampling = sampling_of(recipe, generator=_generator(student))
-        began = time.perf_counter()
-        predictions = predict(
-            student, asked.examples, mode, size, limit, progress=progress, sampling=sampling, ablate=changes.ablate
+    missing: bool = False,
+    max_new_tokens: int | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    base: str | None = None,
+    quiet: bool = False,
+    report: Callable[[EvalResult], object] | None = None,
+) -> list[EvalResult]:
+    """Accuracy and forward passes on each set; writes the same files as `kava evaluate`.
+
+    student     a student's folder, such as a run's best_checkpoint, or a Student
+    datasets    a name or path, a list of them, rows [{"question": ..., "answer": ...}, ...], or {name: rows}; None: the
+                sets of the student's recipe
+    output      a .yaml or .json file, or a folder; None: beside best_checkpoint
+    mode        latent, cot or direct; None: as the student was trained
+    limit       so many items, always the same; num_steps: problems of exactly this length (built-in sets)
+    ablate      zero, mean, swap or noise in place of the latents
+    num_tokens, num_iterations, cue    another M, T or cue than the recipe's
+    losses      also the held-out loss terms
+    missing     leave out sets that have results of this very checkpoint
+    quiet       no progress bars; `report` is called with each result as soon as its files are written
+    """
+    loaded = not isinstance(student, str | Path) and hasattr(student, "recipe")
+    recipe: Recipe = student.recipe if loaded else stored_recipe(student)  # type: ignore[union-attr, arg-type]
+    checkpoint: Path | None = student.folder if loaded else Path(student)  # type: ignore[union-attr, arg-type]
+    how = mode or own_mode(recipe)
+    _check_values(how, limit, num_steps, num_tokens, num_iterations, cue, max_new_tokens, batch_size)
+    sets = _named_sets(datasets, recipe)
+    output = None if output is None else Path(output)
+    if output is not None and len(sets) > 1 and output.suffix and not output.is_dir():
+        raise ConfigError(f"--output {output} is one file, there are {len(sets)} sets", "give --output a folder")
+    if checkpoint is None and output is None:
+        raise ConfigError("this student was not loaded from a folder, so results have no place", "give output=FOLDER")
+    if losses and (ablate is not None or how == "direct"):
+        what = "--ablate" if ablate is not None else "mode direct"
+        raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
+
+    from kava.backbone.artifact import read_card
+    from kava.backbone.silence_libraries import silence_libraries
+    from kava.evaluation.eval_sets import load_eval_set
+    from kava.evaluation.one_set import evaluate_set
+    from kava.evaluation.overrides import EvalOverrides
+    from kava.evaluation.result_files import check_writable, files_for, up_to_date
+    from kava.infer.ablate import ABLATIONS
+    from kava.infer.student import Student
+
+    check_choice("ablate", ablate, tuple(ABLATIONS))
+    overrides = EvalOverrides.of(recipe, how, ablate, num_tokens, num_iterations, cue)
+    silence_libraries()
+    eval_sets = [load_eval_set(recipe, name, limit, num_steps, rows) for name, rows in sets.items()]
+    for items in eval_sets:
+        overrides.check_items(items.examples, items.name)
+    files = [files_for(checkpoint or Path(), items, how, output, overrides) for items in eval_sets]
+    check_writable(files)
+    pairs = list(zip(eval_sets, files, strict=True))
+    if missing and checkpoint is not None:
+        step = read_card(checkpoint).get("step")
+        pairs = [
+            (items, paths)
+            for items, paths in pairs
+            if not up_to_date(paths, {"step": step, "mode": how, "data_sha256": items.sha256}, losses)
+        ]
+    if pairs and not isinstance(student, Student):
+        student = Student.from_pretrained(student, device, base)
+    results = []
+    for items, paths in pairs:
+        assert isinstance(student, Student)
+        fields = evaluate_set(
+            student, items, paths, checkpoint, how, batch_size, max_new_tokens, overrides, losses, progress=not quiet
         )
-        assert predictions is not None  # nobody asked it to stop
-        seconds = time.perf_counter() - began
-        measured = held_out_losses(student, asked, size, progress) if losses else {}
-    note = untrained(student.recipe, "direct" if changes.num_tokens == 0 else mode)
-    results = {
-        "dataset": asked.name,
-        "mode": mode,
-        "cue": cue_of(recipe, mode),
-        **changes.fields,
-        **({"note": note} if note else {}),
-        **summary(predictions),
-        **measured,
-        "set_size": asked.whole,
-        "data_sha256": asked.sha256,
-        "wall_time_s": round(seconds, 3),
-        "config": recipe.about.name,
-        "seed": recipe.system.seed,
-        "checkpoint": str(checkpoint),
-        "step": read_card(checkpoint).get("step"),
-        "max_new_tokens": limit,
-        "batch_size": size,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "device": _device(student.model.device),
-        "versions": versions(),
-    }
-    write(files, results, predictions)
+        counts = {name: fields[name] for name in ("dataset", "mode", "accuracy", "correct", "total")}
+        passes = fields["avg_forward_passes"]
+        result = EvalResult(
+            **counts, forward_passes=passes, results=paths.results, predictions=paths.predictions, fields=fields
+        )
+        results.append(result)
+        if report is not None:
+            report(result)
     return results
 
 
-def _generator(student: Student) -> torch.Generator | None:
-    """Draws only matter above temperature 0; then they belong to the recipe's seed."""
-    if student.recipe.evaluation.temperature == 0:
-        return None
-    return torch.Generator(student.model.device).manual_seed(student.recipe.system.seed)
+def _check_values(
+    mode: Any, limit: Any, num_steps: Any, num_tokens: Any, num_iterations: Any, cue: Any, tokens: Any, size: Any
+) -> None:
+    check_choice("mode", mode, MODES)
+    check_choice("cue", cue, CUES)
+    counts = {"limit": limit, "num_steps": num_steps, "max_new_tokens": tokens, "batch_size": size}
+    for name, value in counts.items():
+        check_count(name, value)
+    check_count("num_tokens", num_tokens, 0, 4096)
+    check_count("num_iterations", num_iterations, 0, 4096)
 
 
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def _named_sets(datasets: Any, recipe: Recipe) -> dict[str, Any]:
+    """Name -> rows; None where the set is found by its name."""
+    if datasets is None:
+        datasets = recipe.evaluation.datasets
+    if isinstance(datasets, Mapping):
+        sets = {str(name): rows for name, rows in datasets.items()}
+    elif isinstance(datasets, str | Path):
+        sets = {str(datasets): None}
+    elif isinstance(datasets, Sequence) and all(isinstance(name, str | Path) for name in datasets):
+        sets = {str(name): None for name in datasets}
+    else:
+        sets = {ROWS: datasets}
+    if not sets:
+        raise DataError("there is no set to evaluate on", "give a name, a path or rows; None takes the recipe's sets")
+    return sets

@@ -1,8 +1,7 @@
-"""Accuracy of generated answers; every item counts, whatever happened to it.
+"""Accuracy of generated answers; every item counts, also those without an answer.
 
-An item is correct when the number right behind the cue "The answer is:", given or written by the model, is the gold
-number: the method's exact match (`answers.strict`). Beside it stands the flexible reading, which falls back to the last
-number of the text.
+An item is correct when the number right after the cue "The answer is:", given or generated, equals the gold number: the
+method's exact match (`answers.strict`). The flexible reading falls back to the last number of the text.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from kava.data.encode import CUE
 from kava.data.example import Example
 from kava.data.progress import progress_bar
 
-if TYPE_CHECKING:  # saved answers are judged again without loading torch
+if TYPE_CHECKING:  # `kava rescore` runs without torch
     from torch import Tensor
 
     from kava.infer.generate import Sampling
@@ -27,12 +26,12 @@ METRIC = "strict: the number right behind the cue equals the gold number"
 
 
 def cue_of(recipe: Recipe, mode: str) -> str:
-    """given or generated; a chain of thought always writes its own cue."""
+    """given or generated; in mode cot the model always writes the cue."""
     return "generated" if mode == "cot" else recipe.evaluation.cue
 
 
 def verdict(text: str, gold: str, cue: str) -> dict[str, Any]:
-    """What a raw text answers, and whether that is right. A given cue stands before the text."""
+    """The answer in a raw text, and whether it is correct. A given cue stands before the text."""
     whole = f"{CUE} {text}" if cue == "given" else text
     marked, value = answers.strict(whole), answers.flexible(whole)
     return {
@@ -44,7 +43,7 @@ def verdict(text: str, gold: str, cue: str) -> dict[str, Any]:
 
 
 def judge(example: Example, answer: Answer, mode: str, cue: str = "given") -> dict[str, Any]:
-    """One line of predictions_<set>.jsonl; `text` is raw, so that it can be judged again."""
+    """One line of predictions_<set>.jsonl; `text` is raw, for `kava rescore`."""
     return {
         "id": example.id,
         "question": example.question,
@@ -71,27 +70,27 @@ def predict(
     sampling: Sampling | None = None,
     ablate: str | None = None,
 ) -> list[dict[str, Any]] | None:
-    """A judged prediction per example, in order; None when `stop` said so in between. Greedy unless `sampling`.
+    """A judged prediction per example, in order; None if `stop` became true. Without `sampling` as the recipe says.
 
-    `ablate`: everything is thought first, because other latents are made from those of the whole set.
+    With `ablate` the latents of the whole set are computed first, because the replacements are made from them.
     """
     size = batch_size or student.recipe.evaluation.batch_size
     cue = cue_of(student.recipe, mode)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
-    latents = _other_latents(student, examples, size, ablate, progress) if ablate is not None else None
-    found: dict[int, dict[str, Any]] = {}
+    latents = _ablated_latents(student, examples, size, ablate, progress) if ablate is not None else None
+    predictions: dict[int, dict[str, Any]] = {}
     for start in progress_bar(range(0, len(order), size), f"answer {len(order)} questions", progress):
         if stop():
             return None
         chosen = order[start : start + size]
         questions = [examples[i].question for i in chosen]
         rows = None if latents is None else latents[chosen]
-        given = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
-        found.update((i, judge(examples[i], answer, mode, cue)) for i, answer in zip(chosen, given, strict=True))
-    return [found[i] for i in range(len(examples))]
+        batch = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
+        predictions.update((i, judge(examples[i], answer, mode, cue)) for i, answer in zip(chosen, batch, strict=True))
+    return [predictions[i] for i in range(len(examples))]
 
 
-def _other_latents(student: Student, examples: Sequence[Example], size: int, ablate: str, progress: bool) -> Tensor:
+def _ablated_latents(student: Student, examples: Sequence[Example], size: int, ablate: str, progress: bool) -> Tensor:
     from kava.infer.ablate import ABLATIONS
 
     thought = student.think([example.question for example in examples], size, progress)
@@ -99,11 +98,11 @@ def _other_latents(student: Student, examples: Sequence[Example], size: int, abl
 
 
 def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and means over all items: shares are fractions, the spread over items is a sample standard deviation."""
+    """Counts and means over all items: shares as fractions, the spread over items as a sample standard deviation."""
     total = len(predictions)
     passes = [item["forward_passes"] for item in predictions]
     correct = sum(item["correct"] for item in predictions)
-    lengths = sorted({item["num_steps"] for item in predictions} - {0})  # 0 = the set does not tell its steps
+    lengths = sorted({item["num_steps"] for item in predictions} - {0})  # 0 = the set has no steps
     return {
         "accuracy": correct / total,
         "correct": correct,
@@ -129,7 +128,7 @@ def _share(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 def score(
     student: Student, examples: Sequence[Example], mode: str, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
-    """The flat numbers of `summary`, as training logs them."""
+    """The numbers of `summary` that training logs; None if `stop` became true."""
     predictions = predict(student, examples, mode, stop=stop)
     if predictions is None:
         return None

@@ -36,9 +36,9 @@ def compressors_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Compressor
 def selection_document(
     student: Student, checkpoint: Path, compressors: dict[str, Compressor], count: int, examples: Sequence[Example]
 ) -> dict[str, Any]:
-    """What kept.json holds. kept[compressor][layer][head]: the columns of `tokens` that are kept, in time order.
+    """The content of kept.json. kept[compressor][layer][head]: the kept columns of `tokens`, in time order.
 
-    `resampled` names the compressors whose entries lie between two columns; theirs is the nearer one.
+    `resampled` names the compressors whose entries lie between two columns; the nearer column is listed.
     """
     model, recipe = student.model, student.recipe
     keep, tokenizer = model.latent.num_tokens, student.tokenizer
@@ -68,8 +68,8 @@ def selection_document(
 
 
 def choose(encoded: Sequence[Encoded], keep: int, count: int) -> list[Encoded]:
-    """`count` of those with more than `keep` tokens of thought, from the shortest to the longest; where there are fewer,
-    then the longest others."""
+    """`count` examples whose chain of thought is longer than `keep` tokens, from short to long; filled up with the
+    longest of the others."""
     longer = [e for e in encoded if len(e.cot) > keep]
     others = sorted((e for e in encoded if 0 < len(e.cot) <= keep), key=lambda e: -len(e.cot))
     if not longer and not others:
@@ -110,9 +110,9 @@ def validation(recipe: Recipe) -> list[Example]:
 
 
 def shares(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each compressor over all examples, layers and heads: entries kept, how many are step results, the tokens.
+    """A row per compressor over all examples, layers and heads: entries kept, step results among them, top tokens.
 
-    The first row counts every token of the thought once, as a yardstick.
+    The first row counts every token of the chain of thought once, for comparison.
     """
     rows = [_share("(all tokens)", [(e, range(len(e["tokens"]))) for e in document["examples"]])]
     for name in document["examples"][0]["kept"]:

@@ -1,14 +1,13 @@
-"""What an answer depends on: another latent in the place of each one that was thought.
+"""Ablations of the latents: does the answer depend on what was thought?
 
-The intervention is on the latents' final input embeddings e_1..e_M, what the rounds have carried so far. Their keys and
-values are then made as ever, in the last pass, from these embeddings and from the question, and the answer reads the
-question, too. It has to be so: through attention the question is readable at every place behind it, so no intervention
-on the latents takes it away. An accuracy that stays says that nothing the rounds carried was needed; one that falls
-says how much was.                                                                                                 [ours]
+The intervention replaces the latents' final input embeddings e_1..e_M, which is what the rounds have carried. Their keys
+and values are then computed as usual in the last pass, from these embeddings and the question; the answer also reads the
+question. No intervention on the latents can remove the question, which attention makes readable at every later position.
+If accuracy stays, nothing the rounds carried was needed; how far it falls says how much was.                     [ours]
 
     zero    e_i = 0
-    mean    e_i = mean of e_i over the asked set: the set's, not this question's
-    swap    the latents of the next item of the set, the first one's for the last: right in form, of another question
+    mean    e_i = mean of e_i over the whole evaluated set
+    swap    the latents of the next item of the set, the first item's for the last: valid latents of another question
     noise   Gaussian with mean and standard deviation of each slot and dimension, drawn from the item's id alone
 """
 
@@ -21,9 +20,8 @@ from torch import Tensor
 
 from kava.data.example import stable_hash
 
-Ablation = Callable[
-    [Tensor, Sequence[str]], Tensor
-]  # latents [n, M, E] of the whole set, ids of its items -> [n, M, E]
+# latents [n, M, E] of the whole set, ids of its items -> [n, M, E]
+Ablation = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 def zero(latents: Tensor, ids: Sequence[str]) -> Tensor:
@@ -39,8 +37,8 @@ def swap(latents: Tensor, ids: Sequence[str]) -> Tensor:
 
 
 def noise(latents: Tensor, ids: Sequence[str]) -> Tensor:
-    drawn = [torch.randn(latents.shape[1:], generator=_generator(one)) for one in ids]
-    return latents.mean(0) + latents.std(0) * torch.stack(drawn)
+    draws = [torch.randn(latents.shape[1:], generator=_generator(example_id)) for example_id in ids]
+    return latents.mean(0) + latents.std(0) * torch.stack(draws)
 
 
 def _generator(example_id: str) -> torch.Generator:

@@ -1,12 +1,12 @@
-"""A conversation on the terminal: a line is a question, a line with a slash is a command."""
+"""Interactive mode: a line is a question, a line with a slash is a command."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from kava.infer.modes import sampling_of, untrained
-from kava.infer.student import Answer, Student
+from kava.infer.modes import untrained
+from kava.infer.student import Answer, Student, sampling_of
 
 HELP = """\
 /latent on|off   think in latents, or write the steps
@@ -16,7 +16,7 @@ HELP = """\
 
 
 class Chat:
-    """Each question stands alone: nothing of it is remembered for the next one."""
+    """Answers one question at a time; earlier questions and answers are not part of the prompt."""
 
     def __init__(
         self, student: Student, mode: str, max_new_tokens: int | None = None, write: Callable[[str], object] = print
@@ -25,7 +25,7 @@ class Chat:
         self.temperature = student.recipe.evaluation.temperature
 
     def run(self, read: Callable[[str], str] = input) -> None:
-        """Until /quit, the end of the input or Ctrl-C."""
+        """Reads lines until /quit, the end of the input or Ctrl-C."""
         self.write(f"mode {self.mode}; /help lists the commands")
         try:
             while self.line(read("kava> ").strip()):
@@ -34,7 +34,7 @@ class Chat:
             self.write("")
 
     def line(self, line: str) -> bool:
-        """Does what one line asks for; False to leave."""
+        """Runs a command or answers a question; False to leave."""
         name, _, value = line.partition(" ")
         if name == "/quit":
             return False
@@ -74,6 +74,6 @@ class Chat:
 
 
 def remark(answer: Answer) -> str:
-    """What an answer cost, in brackets."""
+    """Forward passes of an answer, in brackets."""
     cut = ", cut off" if answer.truncated else ""
     return f"[{answer.forward_passes} forward passes{cut}]"

@@ -1,4 +1,4 @@
-"""Answers, a whole batch at a time: think, then decode with every key and value kept. The teacher is never run."""
+"""Batched generation: think in latents, then decode with a full KV cache. The teacher is not used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kava.backbone.attention import KV
 from kava.backbone.kv import Pass, join
 from kava.backbone.masks import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
-
-MODES = ("latent", "cot", "direct")
+from kava.errors import ConfigError
+from kava.infer.modes import MODES
 
 
 @dataclass
 class Generation:
-    """tokens without eos; forward_passes = 1 + T + generated tokens with eos (the method's rule); executed = the model
-    calls that were needed, one less because the last round and the cue share a call."""
+    """tokens without eos; forward_passes = 1 + T + generated tokens with eos (the method's rule); executed = model calls
+    made, one fewer because the last round and the cue share a call."""
 
     tokens: list[int] = field(default_factory=list)
     forward_passes: int = 0
@@ -34,21 +34,27 @@ class Sampling:
     top_p: float = 1.0
     generator: torch.Generator | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature = {self.temperature!r} is not valid", "give a finite number from 0 on")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p = {self.top_p!r} is not valid", "give a number above 0, at most 1")
+
     def choose(self, logits: Tensor) -> Tensor:
         """logits [B, V] -> token ids [B]."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        chance = torch.softmax(logits.float() / self.temperature, dim=-1)
+        probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
         if self.top_p < 1:
-            ordered, index = chance.sort(-1, descending=True)
+            ordered, index = probabilities.sort(-1, descending=True)
             ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
-            chance = torch.zeros_like(chance).scatter(-1, index, ordered)
-        return torch.multinomial(chance, 1, generator=self.generator).squeeze(-1)
+            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
+        return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
 
 
 @dataclass
 class _State:
-    """The next hidden state [B, E] of each row and what it has seen."""
+    """The last hidden state [B, E] of each row, the KV cache before it, and the cache's mask."""
 
     hidden: Tensor
     prefix: KV
@@ -73,7 +79,7 @@ def generate(
     """One Generation per row of question [B, Q] (any padding side). `lead` is given before the first generated token.
 
     latent: [Q, <bot>, latents, <eot>, lead]; direct: the same without latents; cot: [Q, lead]. `latents` [B, M, E]
-    stand in for those the model would think; the counters still tell what thinking takes.
+    replace those the model would think; the counters still include the passes of thinking.
     """
     sampling = sampling or Sampling()
     state = _prefill(model, question, mask, lead, mode, latents)
@@ -137,7 +143,7 @@ def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> 
 def _think(
     model: LatentModel, question: Tensor, mask: Tensor, latents: Tensor | None = None
 ) -> tuple[Tensor, KV, Tensor]:
-    """Pass 0 and the rounds before the last one: the latents (those given, if any), and the KV of [Q, <bot>] with mask."""
+    """Pass 0 and all rounds but the last: the latents (or those given), and the KV of [Q, <bot>] with its mask."""
     slots = model.slots(len(question))
     ids = torch.cat([question, slots], dim=1)
     real = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)
@@ -145,18 +151,18 @@ def _think(
     bot = question.shape[1]
     prefix, known = first.kv(slice(0, bot + 1)), real[:, : bot + 1]
     if latents is None:
-        latents = model.think(first.hidden[:, bot:], lambda embeds: _behind(model, embeds, prefix, known).hidden)
+        latents = model.think(first.hidden[:, bot:], lambda embeds: _continue(model, embeds, prefix, known).hidden)
     return latents.to(first.hidden), prefix, known
 
 
 def _extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> _State:
-    """The state behind embeds [B, T, E]."""
-    out = _behind(model, embeds, prefix, known)
-    here = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-    return _State(out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, here], 1))
+    """The state after embeds [B, T, E]."""
+    out = _continue(model, embeds, prefix, known)
+    real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
+    return _State(out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, real], 1))
 
 
-def _behind(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> Pass:
-    """One pass over embeds [B, T, E], none of them padding, behind a prefix."""
-    here = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-    return model.run(embeds, positions(here, known.sum(1)), causal_mask(here, known), prefix)
+def _continue(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> Pass:
+    """One pass over embeds [B, T, E], none of them padding, with the KV prefix before them."""
+    real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
+    return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix)

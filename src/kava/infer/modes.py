@@ -1,15 +1,19 @@
-"""The three ways to answer: latent (think in latents), cot (write the steps), direct (neither)."""
+"""The three ways to answer: latent (think in latents), cot (write the steps), direct (neither). No torch."""
 
 from __future__ import annotations
 
-import torch
-
 from kava.config import Recipe
-from kava.infer.generate import Sampling
+
+MODES = ("latent", "cot", "direct")
+
+
+def own_mode(recipe: Recipe) -> str:
+    """The mode that the student was trained for."""
+    return "cot" if recipe.explicit.enabled else "latent"
 
 
 def untrained(recipe: Recipe, mode: str) -> str | None:
-    """Why answers of this mode say little about the student: nothing in its recipe trained them. None if something did."""
+    """Why answers in this mode say little about the student: its recipe did not train them. None if it did."""
     loss = recipe.loss
     if recipe.explicit.enabled:
         return None if mode == "cot" else "not trained for: a student of the explicit line writes its steps"
@@ -22,9 +26,3 @@ def untrained(recipe: Recipe, mode: str) -> str | None:
     if mode == "direct" and recipe.latent.num_tokens > 0:
         return f"not trained for: it was trained with {recipe.latent.num_tokens} latents before every answer"
     return None
-
-
-def sampling_of(recipe: Recipe, temperature: float | None = None, generator: torch.Generator | None = None) -> Sampling:
-    """temperature and top_p as the recipe has them, or with another temperature."""
-    settings = recipe.evaluation
-    return Sampling(settings.temperature if temperature is None else temperature, settings.top_p, generator)

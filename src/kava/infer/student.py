@@ -1,8 +1,8 @@
-"""A trained student, ready to be asked: `Student.from_pretrained(folder).answer(["..."])`."""
+"""A trained student that answers questions: `Student.from_pretrained(folder).answer(["..."])`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,19 @@ from torch import Tensor
 from kava import answers
 from kava.backbone.artifact import load_student
 from kava.backbone.model import LatentModel
+from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
 from kava.data.encode import CUE, QUESTION_END, Encoder
 from kava.data.progress import progress_bar
 from kava.errors import ConfigError, DataError
+from kava.infer.checks import check_choice, check_count, check_questions, stored_recipe
 from kava.infer.generate import Generation, Sampling, generate, think
+from kava.infer.modes import MODES, own_mode
 
 
 @dataclass(frozen=True)
 class Answer:
-    """text as generated (after the cue, where the cue is given); value the number in it, None if there is none."""
+    """`text` as generated (after the cue, if that is given); `value` is the number in it, None without one."""
 
     text: str
     value: str | None
@@ -33,68 +36,87 @@ class Answer:
 
 
 class Student:
-    """A LatentModel with its tokenizer and the recipe it was trained with."""
+    """A LatentModel with its tokenizer and the recipe it was trained with; `folder` is where it was loaded from."""
 
-    def __init__(self, model: LatentModel, tokenizer: Any, recipe: Recipe):
+    def __init__(self, model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path | None = None):
         self.model = model
         self.tokenizer = tokenizer
         self.recipe = recipe
+        self.folder = folder
         self._encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto", base: str | None = None) -> Student:
         """Loads a student's folder; `base` overrides where a LoRA student's base model is found."""
+        stored_recipe(path)  # its errors say what the folder is instead
+        silence_libraries()
         model, tokenizer, recipe = load_student(path, base)
-        return cls(model.to(pick_device(device)), tokenizer, recipe)
+        return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path))
 
     def answer(
         self,
         questions: Sequence[str],
-        mode: str = "latent",
+        mode: str | None = None,
         batch_size: int | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         latents: Tensor | None = None,
+        progress: bool = False,
     ) -> list[Answer]:
         """One Answer per question, in order. The batch size changes nothing but the time.
 
-        `latents` [n, M, E], a row per question, stand in for those that `think` gives.
+        mode      latent, cot or direct; None: as the student was trained
+        sampling  None: the recipe's temperature and top_p
+        latents   [n, M, E], a row per question, in place of those that `think` gives
         """
-        settings = self.recipe.evaluation
-        sampling = sampling or Sampling(settings.temperature, settings.top_p)
-        limit = max_new_tokens or settings.max_new_tokens
+        check_questions(questions)
+        check_choice("mode", mode, MODES)
+        check_count("max_new_tokens", max_new_tokens)
+        self._check_latents(latents, len(questions))
+        mode = mode or own_mode(self.recipe)
+        sampling = sampling or sampling_of(self.recipe)
+        limit = max_new_tokens or self.recipe.evaluation.max_new_tokens
         lead = self._lead(mode)
-        found: dict[int, Answer] = {}
-        for chosen in self._batches(questions, batch_size):
-            ids, mask = self._encoded([questions[i] for i in chosen], len(lead) + limit)
-            given = None if latents is None else latents[chosen].to(ids.device)
-            made = generate(self.model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, given)
-            found.update(zip(chosen, (self._read(generation, mode) for generation in made), strict=True))
-        return [found[i] for i in range(len(questions))]
+        answers: dict[int, Answer] = {}
+        for rows in progress_bar(self._batches(questions, batch_size), "batches", progress):
+            ids, mask = self._encoded([questions[i] for i in rows], len(lead) + limit)
+            replaced = None if latents is None else latents[rows].to(ids.device)
+            made = generate(self.model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, replaced)
+            answers.update(zip(rows, (self._read(generation, mode) for generation in made), strict=True))
+        return [answers[i] for i in range(len(questions))]
 
     def think(self, questions: Sequence[str], batch_size: int | None = None, progress: bool = False) -> Tensor:
         """The latents of each question, [n, M, E] float32 on the CPU: input embeddings of their last pass."""
+        check_questions(questions)
         if not self.model.feeds_back:
             raise ConfigError("this student thinks no latents: T or M is 0")
-        found = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
+        latents = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
         batches = self._batches(questions, batch_size)
-        for chosen in progress_bar(batches, f"think about {len(questions)} questions", progress):
-            found[chosen] = think(self.model, *self._encoded([questions[i] for i in chosen])).float().cpu()
-        return found
+        for rows in progress_bar(batches, f"think about {len(questions)} questions", progress):
+            latents[rows] = think(self.model, *self._encoded([questions[i] for i in rows])).float().cpu()
+        return latents
 
-    def stream(self, questions: Sequence[str], batch_size: int, **settings: Any) -> Iterator[list[Answer]]:
-        """Batch by batch, for progress bars."""
-        for start in range(0, len(questions), batch_size):
-            yield self.answer(questions[start : start + batch_size], batch_size=batch_size, **settings)
+    def _check_latents(self, latents: Any, count: int) -> None:
+        if latents is None:
+            return
+        if not isinstance(latents, Tensor):
+            raise DataError(f"latents is a {type(latents).__name__}, not a tensor", "give what Student.think returns")
+        shape = (count, self.model.latent.num_tokens, self.model.config.hidden_size)
+        if tuple(latents.shape) != shape:
+            raise DataError(f"latents have the shape {tuple(latents.shape)}, not {shape}", "one row per question")
+        if not torch.isfinite(latents).all():
+            rows = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
+            raise DataError(f"latents of question {rows[0] + 1} are not finite")
 
     def _batches(self, questions: Sequence[str], batch_size: int | None) -> list[list[int]]:
-        """Indices, batch by batch; like lengths together: less padding."""
+        """Indices of the questions of each batch; similar lengths together, for less padding."""
+        check_count("batch_size", batch_size)
         size = batch_size or self.recipe.evaluation.batch_size
         order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _encoded(self, questions: list[str], more: int = 0) -> tuple[Tensor, Tensor]:
-        """ids and mask [B, Q], once they are known to fit with `more` tokens behind the thought."""
+        """ids and mask [B, Q]; raises where they do not fit with `more` tokens after the latents."""
         bos = self._encoder.bos
         texts = [question + QUESTION_END for question in questions]
         rows = [bos + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -118,7 +140,7 @@ class Student:
             )
 
     def _lead(self, mode: str) -> list[int]:
-        """The cue, where it is given; an explicit chain of thought always writes its own."""
+        """The cue's tokens if it is given; a written chain of thought always writes its own."""
         return self._encoder.cue if mode != "cot" and self.recipe.evaluation.cue == "given" else []
 
     def _read(self, generation: Generation, mode: str) -> Answer:
@@ -134,8 +156,14 @@ class Student:
         )
 
 
+def sampling_of(recipe: Recipe, temperature: float | None = None, generator: torch.Generator | None = None) -> Sampling:
+    """The recipe's temperature and top_p, or another temperature."""
+    settings = recipe.evaluation
+    return Sampling(settings.temperature if temperature is None else temperature, settings.top_p, generator)
+
+
 def pick_device(name: str) -> torch.device:
-    """auto = CUDA, else MPS, else CPU; a device that is not there is an error, not a fallback."""
+    """auto = CUDA, else MPS, else CPU; a device that is not available is an error, not a fallback."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

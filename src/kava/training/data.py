@@ -1,4 +1,4 @@
-"""What a run trains and validates on, checked before the first step."""
+"""The training and validation examples of a run, checked before the first step."""
 
 from __future__ import annotations
 
@@ -12,44 +12,83 @@ from kava.backbone.model import Backbone
 from kava.config import BUILTIN_DATASETS, Recipe
 from kava.data.cards import card
 from kava.data.encode import Encoder, encode_split
-from kava.data.example import Example
-from kava.data.load import ExampleStream, load_examples
+from kava.data.example import Example, content_hash
+from kava.data.load import ExampleStream, load_examples, load_rows
+from kava.data.places import Opened
+from kava.data.rows import MemoryRows
+from kava.data.sources import OWN
 from kava.errors import ConfigError, DataError
+
+IN_MEMORY = "rows in memory"
 
 
 @dataclass(frozen=True)
 class Data:
+    """Encoded training examples, validation examples as text, and the data card."""
+
     train: Any
     validation: Sequence[Example]
     card: dict[str, Any]
     examples: Sequence[Example] = ()  # the training texts, where teachers read them in tokens of their own
 
 
-def load_data(recipe: Recipe, tokenizer: Any) -> Data:
-    dataset = recipe.dataset
+@dataclass(frozen=True)
+class MemoryData:
+    """Rows given to `train` from Python, in place of the set that the recipe names."""
+
+    train: Any = None
+    validation: Any = None
+
+    def opened(self) -> Opened | None:
+        """The rows as an opened data set; None where there are no training rows."""
+        if self.train is None:
+            return None
+        return Opened(OWN, IN_MEMORY, {"train": MemoryRows(self.train, "train_data")})
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe with dataset.name saying that the training rows come from memory."""
+        if self.train is None:
+            return recipe
+        dataset = recipe.dataset.model_copy(update={"name": IN_MEMORY, "config": None})
+        return recipe.model_copy(update={"dataset": dataset})
+
+    def card(self, validation: Sequence[Example]) -> dict[str, str]:
+        """Entries of the data card, none where there are no rows in memory."""
+        source = {} if self.train is None else {"source": IN_MEMORY}
+        return source if self.validation is None else source | {"validation_sha256": content_hash(validation)}
+
+
+def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) -> Data:
+    """Reads, encodes and checks the recipe's data set, or the rows in `memory`."""
+    dataset, memory = recipe.dataset, memory or MemoryData()
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
-    examples = load_examples(dataset, "train")
-    validation = _validation(recipe)
+    if memory.validation is not None:  # then no training example is held out
+        dataset = dataset.model_copy(update={"val_size": 0})
+    examples = load_examples(dataset, "train", memory.opened())
+    validation = _validation(recipe, memory)
     if dataset.streaming:
-        return Data(_stream(recipe, examples, encoder), validation, {"streaming": True})
+        return Data(_stream(recipe, examples, encoder), validation, {"streaming": True} | memory.card(validation))
     assert not isinstance(examples, ExampleStream)
     split = encode_split(examples, encoder, dataset.max_length)
     keep = recipe.explicit.target_len if recipe.explicit.enabled else recipe.latent.num_tokens
-    facts = card(split.encoded, examples, keep) | {"skipped": split.skipped}
-    _check_results(recipe, facts["share_no_result"] not in (None, 1))
+    counts = card(split.encoded, examples, keep) | {"skipped": split.skipped} | memory.card(validation)
+    _check_results(recipe, counts["share_no_result"] not in (None, 1))
     _check_cot(recipe, bool(split.encoded.lengths("cot").any()))
-    return Data(split.encoded, validation, facts, examples if recipe.mixture.on else ())
+    return Data(split.encoded, validation, counts, examples if recipe.mixture.on else ())
 
 
-def _validation(recipe: Recipe) -> list[Example]:
+def _validation(recipe: Recipe, memory: MemoryData) -> list[Example]:
     """The validation examples, or a seeded choice of `evaluation.validation_size` of them."""
     dataset, size = recipe.dataset, recipe.evaluation.validation_size
     held_out = dataset.generator.val_size if dataset.name in BUILTIN_DATASETS else dataset.val_size
-    found = list(load_examples(dataset, "validation")) if held_out else []
-    if size is None or size >= len(found):
-        return found
-    chosen = random.Random(dataset.seed).sample(range(len(found)), size)
-    return [found[i] for i in sorted(chosen)]
+    if memory.validation is not None:
+        examples = load_rows(memory.validation, "validation_data", dataset.cot_type)
+    else:
+        examples = list(load_examples(dataset, "validation", memory.opened())) if held_out else []
+    if size is None or size >= len(examples):
+        return examples
+    chosen = random.Random(dataset.seed).sample(range(len(examples)), size)
+    return [examples[i] for i in sorted(chosen)]
 
 
 def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
@@ -63,21 +102,21 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
     if recipe.training.max_steps is None:
         raise ConfigError("a stream has no known length", "set training.max_steps, or dataset.streaming=false")
     first = [encoder(example) for example in islice(examples, 200)]
-    _check_results(recipe, any(any(one.result) for one in first))
-    _check_cot(recipe, any(one.cot for one in first))
+    _check_results(recipe, any(any(example.result) for example in first))
+    _check_cot(recipe, any(example.cot for example in first))
     return EncodedStream(examples, encoder, recipe.dataset.max_length)
 
 
-def _check_results(recipe: Recipe, some: bool) -> None:
-    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and not some:
+def _check_results(recipe: Recipe, any_result: bool) -> None:
+    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and not any_result:
         raise DataError(
             f"rkv.method is steps, but no example of {recipe.dataset.name!r} has a step result to anchor on",
             "use a data set with equation steps (a = b) or another rkv.method, such as rkv",
         )
 
 
-def _check_cot(recipe: Recipe, some: bool) -> None:
-    if recipe.explicit.enabled and recipe.loss.alpha2_kv > 0 and not some:
+def _check_cot(recipe: Recipe, any_cot: bool) -> None:
+    if recipe.explicit.enabled and recipe.loss.alpha2_kv > 0 and not any_cot:
         raise DataError(
             f"no example of {recipe.dataset.name!r} has text between question and final answer, so the key/value term "
             "would compare nothing",
@@ -86,7 +125,7 @@ def _check_cot(recipe: Recipe, some: bool) -> None:
 
 
 def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str = "model") -> None:
-    """Learned positions have an end; a sequence beyond it would stop the run in the middle."""
+    """Raises where an example is longer than the model's learned positions, before the run reaches it."""
     most = model.max_positions
     if most is None:
         return
@@ -94,7 +133,7 @@ def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str 
         answer = train.lengths("answer") + len(train.cue) + 1
         longest = (train.lengths("question") + answer + train.lengths("cot").clip(min=num_latents + 2)).tolist()
     else:  # a list of validation examples; nothing is known of a stream
-        longest = [len(one) for one in train] if isinstance(train, Sequence) else []
+        longest = [len(example) for example in train] if isinstance(train, Sequence) else []
     beyond = [length for length in longest if length > most]
     if beyond:
         raise DataError(

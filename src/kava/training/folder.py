@@ -1,4 +1,4 @@
-"""A run's folder: claimed once, described before the first step, and never mixed with another run."""
+"""A run's folder: locked by one process, described before the first step, never mixed with another run."""
 
 from __future__ import annotations
 
@@ -15,46 +15,73 @@ from kava.files import sole_owner, sweep, write_json
 from kava.provenance import surroundings
 
 RECIPE, META = "recipe.yaml", "meta.json"
+LOG, BEST = "log.jsonl", "best_checkpoint"
 LOCK = ".lock"
-PATIENCE = 60.0  # seconds a run that was told to stop may take to save
+PATIENCE = 60.0  # seconds to wait for a stopped run that is still saving
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run left behind; exit_code is not 0 when a signal ended it early."""
+class TrainResult:
+    """A run: its folder, its updates, and the best validation value of the number that chooses the best checkpoint."""
 
-    folder: Path
+    output_dir: Path
     steps: int
-    decides: str  # what makes a checkpoint the best: accuracy, or ce on the explicit line
-    best: float | None
-    exit_code: int = 0
+    metric: str  # accuracy, or ce on the explicit line
+    best: float | None  # None: nothing to validate on
+    exit_code: int = 0  # 128 + signal where a signal ended the run early
+
+    @property
+    def finished(self) -> bool:
+        """False where a signal stopped the run; resume="auto" continues it."""
+        return self.exit_code == 0
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The folder of the best student; None before the first validation."""
+        folder = self.output_dir / BEST
+        return folder if folder.is_dir() else None
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of log.jsonl: losses ("loss", "kv", ...) and validations ("eval_accuracy", ...) by "step"."""
+        path = self.output_dir / LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"output_dir": str(self.folder), "steps": self.steps, f"best_{self.decides}": self.best}
+        """Folder, updates and best value, as `kava train --quiet` prints them."""
+        return {"output_dir": str(self.output_dir), "steps": self.steps, f"best_{self.metric}": self.best}
+
+
+def default_folder(recipe: Recipe, suffix: str = "") -> Path:
+    """outputs/<recipe>_seed_<seed>."""
+    return Path("outputs") / f"{recipe.about.name or 'run'}_seed_{recipe.system.seed}{suffix}"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json; empty where there is none."""
     path = folder / META
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def finished(folder: Path) -> bool:
+    """Whether the run in this folder came to its end."""
     return bool(read_meta(folder).get("finished"))
 
 
-def outcome(folder: Path) -> Outcome:
-    """The outcome of a finished run, as it was written down."""
+def read_result(folder: Path) -> TrainResult:
+    """The result of a finished run, from its meta.json."""
     meta = read_meta(folder)
-    decides = "accuracy" if "best_accuracy" in meta else "ce"
-    return Outcome(folder, meta["steps"], decides, meta[f"best_{decides}"])
+    metric = "accuracy" if "best_accuracy" in meta else "ce"
+    return TrainResult(folder, meta["steps"], metric, meta[f"best_{metric}"])
 
 
 @contextmanager
 def claimed(folder: Path, recipe: Recipe, resume: str | None) -> Iterator[None]:
-    """The folder for this process alone, or a refusal: it holds another run, other settings, or is in use.
+    """Holds the run's folder for this process; raises where it is in use, or holds another run or other settings.
 
-    Under torchrun the first process asks for all.
+    Under torchrun rank 0 claims it for all.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +114,7 @@ def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> Non
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """recipe.yaml and meta.json, before anything is trained; a run that goes on must find the data it began with."""
+    """Writes recipe.yaml and meta.json before the first step; a resumed run must have the data it began with."""
     if meta := read_meta(folder):
         before = meta.get("data", {}).get("sha256")
         if before != facts["data"].get("sha256"):

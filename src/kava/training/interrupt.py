@@ -1,20 +1,21 @@
-"""Ctrl-C and a scheduler's signals become a flag that training reads between two updates."""
+"""Ctrl-C and a scheduler's signals as a flag that training reads between two updates."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from kava.training.processes import is_main_process, largest, together
+from kava.training.processes import is_distributed, is_main_process, max_over_processes
 
-PARENT = "KAVA_PARENT"  # the process that started this run, where its end is to end the run as well
+PARENT = "KAVA_PARENT"  # id of the process that started this run, if the run is to stop when that process ends
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupt:
-    """As a context manager it catches the signals; `signal` is the first that came. A second Ctrl-C stops at once."""
+    """Context manager that catches the signals; `signal` is the first that came. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -24,21 +25,23 @@ class Interrupt:
 
     @property
     def signal(self) -> int | None:
-        """The first signal that came; of several processes, what they have agreed on when they last looked."""
-        return self._agreed if together() else self._agreed or self._came()
+        """The first signal that came; in a process group, what all agreed on in the last `look`."""
+        return self._agreed if is_distributed() else self._agreed or self._came()
 
     def look(self) -> bool:
-        """Has a signal come? Several processes ask at the same moment and get the same answer."""
-        self._agreed = self._agreed or largest(self._came() or 0) or None
+        """True once a signal has come to any process; all processes call it together and get the same value."""
+        self._agreed = self._agreed or max_over_processes(self._came() or 0) or None
         return self._agreed is not None
 
     def _came(self) -> int | None:
-        """Where PARENT is set, that it vanished counts as SIGTERM."""
+        """The signal this process got; the end of the PARENT process counts as SIGTERM."""
         if self._signal is None and self._parent not in (None, str(os.getppid())):
             self._signal = signal.SIGTERM
         return self._signal
 
     def __enter__(self) -> Interrupt:
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python delivers signals to the main thread only
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._catch)
         return self

@@ -24,6 +24,7 @@ from kava.objective.objective import Objective
 from kava.objective.records import Result, Step
 from kava.training import aux_state as aux_state
 from kava.training.checkpoint import rotate
+from kava.training.folder import BEST
 from kava.training.interrupt import Interrupt
 from kava.training.memory import pieces_of
 from kava.training.processes import main_process_decides, share_out
@@ -33,7 +34,6 @@ with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=
     from transformers import PrinterCallback, Trainer
 
 INCOMING = ".partial-checkpoint"
-BEST = "best_checkpoint"
 IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
 
 

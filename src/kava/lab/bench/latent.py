@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kava.data.example import Example
-from kava.evaluation.eval_sets import Asked
+from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.score import cue_of, judge, summary
 from kava.infer.generate import Sampling
 from kava.infer.modes import untrained
@@ -33,7 +33,7 @@ def open_student(checkpoint: Path, dtype: str, device: str, base: str | None = N
 
 def bench(
     student: Student,
-    eval_set: Asked,
+    eval_set: EvalSet,
     batch_sizes: Sequence[int] = (16,),
     max_new_tokens: int | None = None,
     warmup: int = 1,
@@ -59,7 +59,7 @@ def bench(
         "num_iterations": recipe.latent.num_iterations,
         "dataset": eval_set.name,
         "questions": len(questions),
-        "set_size": eval_set.whole,
+        "set_size": eval_set.set_size,
         "data_sha256": eval_set.sha256,
         "max_new_tokens": limit,
         "warmup": warmup,

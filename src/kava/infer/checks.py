@@ -1,0 +1,71 @@
+"""What may be asked of a student: its folder, the questions, and numbers and choices, each mistake a KavaError. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kava.config import Recipe, load_recipe
+from kava.errors import CheckpointError, ConfigError, DataError
+from kava.registry import nearest
+
+
+def stored_recipe(checkpoint: str | Path) -> Recipe:
+    """The recipe in a student's folder, or an error that says what the folder is instead."""
+    if not isinstance(checkpoint, str | Path):
+        raise CheckpointError(f"a {type(checkpoint).__name__} is no student's folder", "give its path")
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {folder} {what}", "give a student's folder, such as RUN/best_checkpoint")
+    if not (folder / "kava.json").is_file():
+        raise CheckpointError(f"{folder} is not a student's folder: it {_kind(folder)}", _hint(folder))
+    if not (folder / "recipe.yaml").is_file():
+        raise CheckpointError(f"{folder} has no recipe.yaml", "the folder is torn; use another")
+    return load_recipe(folder / "recipe.yaml")
+
+
+def _kind(folder: Path) -> str:
+    if not any(folder.iterdir()):
+        return "is empty"
+    if (folder / "adapter_config.json").is_file():
+        return "has no kava.json; it is an adapter of peft"
+    if (folder / "config.json").is_file():
+        return "has no kava.json; it is a model of transformers"
+    return "has no kava.json"
+
+
+def _hint(folder: Path) -> str:
+    inside = sorted([*folder.glob("*/kava.json"), *folder.glob("*/best_checkpoint/kava.json")])
+    if inside:
+        return f"give a student inside it: {inside[0].parent}"
+    if (folder / "config.json").is_file():
+        return f"train a student from it: kava train --config ... model.name={folder}"
+    return "give a run's best_checkpoint folder"
+
+
+def check_questions(questions: Any) -> None:
+    """Raises unless `questions` is a list of texts that are not blank."""
+    if not isinstance(questions, Sequence) or isinstance(questions, str | bytes | Mapping):
+        hint = "write [question]" if isinstance(questions, str) else 'give a list: ["3+4?", ...]'
+        raise DataError(f"questions is a {type(questions).__name__}, not a list of texts", hint)
+    for number, question in enumerate(questions, 1):
+        if not isinstance(question, str):
+            raise DataError(f"question {number} is a {type(question).__name__}, not text")
+        if not question.strip():
+            raise DataError(f"question {number} is empty")
+
+
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    """Raises unless `value` is None or a whole number from `least` to `most`."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= least and (most is None or value <= most)):
+        limit = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{name} = {value!r} is not valid", f"give a whole number {limit}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises unless `value` is None or one of `choices`."""
+    if value is not None and value not in choices:
+        raise ConfigError(f"{name} = {value!r} is not one of {', '.join(choices)}", nearest(str(value), list(choices)))
