@@ -1,10 +1,8 @@
 """KaVa: latent reasoning by distilling a teacher's compressed key/value cache (arXiv 2510.02312).
 
-from kava import Student, evaluate, load_recipe, train
-
-result = train(load_recipe("embedded", {"training.max_steps": 20}), "outputs/first")
-print(evaluate(result.best_checkpoint, "chains", limit=50)[0].accuracy)
-print(Student.from_pretrained(result.best_checkpoint).answer(["3+4*2-1?"])[0].text)
+result = kava.train(kava.load_recipe("embedded", {"training.max_steps": 20}), "outputs/first")
+print(kava.evaluate(result.best_checkpoint, "chains", limit=50)[0].accuracy)
+print(kava.Student.from_pretrained(result.best_checkpoint).answer(["3+4*2-1?"])[0].text)
 """
 
 from __future__ import annotations
@@ -12,28 +10,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from kava.align.projector import KVDimensionProjector
-    from kava.backbone.extractor import create_kv_extractor
-    from kava.config import load_recipe
-    from kava.evaluation.run import evaluate
-    from kava.infer.student import Student
-    from kava.machine.adapter import create_environment_adapter
-    from kava.training.distill import distill
-    from kava.training.run import train
+if TYPE_CHECKING:  # for editors and type checkers
+    from kava.align.projector import KVDimensionProjector as KVDimensionProjector
+    from kava.backbone.extractor import create_kv_extractor as create_kv_extractor
+    from kava.config import load_recipe as load_recipe
+    from kava.evaluation.run import evaluate as evaluate
+    from kava.infer.student import Student as Student
+    from kava.machine.adapter import create_environment_adapter as create_environment_adapter
+    from kava.training.distill import distill as distill
+    from kava.training.run import train as train
 
 __version__ = "0.1.0"
-__all__ = [
-    "KVDimensionProjector",
-    "Student",
-    "__version__",
-    "create_environment_adapter",
-    "create_kv_extractor",
-    "distill",
-    "evaluate",
-    "load_recipe",
-    "train",
-]
 _MODULE_OF = {  # imported at first use: torch and transformers take seconds
     "KVDimensionProjector": "kava.align.projector",
     "Student": "kava.infer.student",
@@ -44,6 +31,7 @@ _MODULE_OF = {  # imported at first use: torch and transformers take seconds
     "load_recipe": "kava.config",
     "train": "kava.training.run",
 }
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

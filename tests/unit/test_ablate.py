@@ -17,9 +17,9 @@ from kava.config import load_recipe
 from kava.data.example import Example
 from kava.errors import ConfigError
 from kava.evaluation.eval_sets import EvalSet
-from kava.evaluation.one_set import evaluate_set
 from kava.evaluation.overrides import EvalOverrides, overridden
 from kava.evaluation.result_files import files_for
+from kava.evaluation.run import evaluate_set
 from kava.evaluation.score import predict
 from kava.infer.ablate import ABLATIONS
 from kava.infer.student import Student
@@ -160,7 +160,7 @@ def test_no_latents_is_mode_direct_and_no_rounds_are_pause_tokens(student):
 
 def test_files_and_fields_say_what_was_changed(student, folder, tmp_path):
     recipe, asked = student.recipe, EvalSet("s", EXAMPLES[:3], 3, ".limit3")
-    changes = EvalOverrides.of(recipe, "latent", "noise", 12, 1, "generated")
+    changes = EvalOverrides("noise", 12, 1, "generated").checked(recipe, "latent")
     files = files_for(folder, asked, "latent", tmp_path, changes)
     assert files.results.name == "results_s.ablate_noise.limit3.M12.T1.cue_generated.yaml"
     assert files.predictions.name == "predictions_s.ablate_noise.limit3.M12.T1.cue_generated.jsonl"
@@ -172,9 +172,11 @@ def test_files_and_fields_say_what_was_changed(student, folder, tmp_path):
 
 def test_what_the_recipe_says_anyway_is_no_change(student):
     recipe = student.recipe
-    same = EvalOverrides.of(recipe, "latent", None, recipe.latent.num_tokens, recipe.latent.num_iterations, "given")
+    same = EvalOverrides(None, recipe.latent.num_tokens, recipe.latent.num_iterations, "given").checked(
+        recipe, "latent"
+    )
     assert (same, same.part, same.fields) == (EvalOverrides(), "", {})
-    assert EvalOverrides.of(recipe, "cot", cue="generated") == EvalOverrides()
+    assert EvalOverrides(cue="generated").checked(recipe, "cot") == EvalOverrides()
     assert overridden(recipe, same) == recipe
 
 
@@ -202,7 +204,7 @@ NO_KV = "loss.alpha2_kv=0"
 def test_a_change_without_effect_is_refused(settings, mode, asked, said):
     recipe = load_recipe("debug", ["lora.enabled=false", *settings])
     with pytest.raises(ConfigError, match=said):
-        EvalOverrides.of(recipe, mode, **asked)
+        EvalOverrides(**asked).checked(recipe, mode)
 
 
 def test_through_the_command(folder, tmp_path, capsys):

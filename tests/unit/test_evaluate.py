@@ -15,8 +15,8 @@ from kava.config import load_recipe
 from kava.data.example import Example
 from kava.errors import ConfigError, DataError
 from kava.evaluation.eval_sets import EvalSet, load_eval_set, short_name
-from kava.evaluation.one_set import evaluate_set
 from kava.evaluation.result_files import files_for
+from kava.evaluation.run import evaluate_set
 from kava.evaluation.score import judge, predict, score, summary
 from kava.infer.student import Answer, Student
 

@@ -255,7 +255,7 @@ def test_rows_are_held_out_and_checked_like_those_of_a_file(tmp_path: Path) -> N
     ):
         with pytest.raises(DataError, match=said):
             train(recipe(), tmp_path / "bad", resume="auto", quiet=True, train_data=rows)
-    with pytest.raises(DataError, match="validation_data row 2: field 'answer' .*is missing"):
+    with pytest.raises(DataError, match=r"validation_data row 2: field 'answer' .*is missing"):
         train(recipe(), tmp_path / "bad", "auto", True, validation_data=[ROWS[0], {"question": "3?"}])
 
 

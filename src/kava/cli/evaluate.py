@@ -62,34 +62,18 @@ def evaluate(
     are added where the student is changed. Accuracies are fractions of all items; correct is the number right after
     the cue; a set that cannot be loaded is an error before anything is generated.
     """
+    options = {name: value for name, value in locals().items() if name not in ("checkpoint", "quick_test")}
+    if quick_test and limit is None:
+        options["limit"] = QUICK_LIMIT
+
+    from kava.evaluation.result_files import line
     from kava.evaluation.run import EvalResult
     from kava.evaluation.run import evaluate as run
 
     def report(result: EvalResult) -> None:
-        from kava.evaluation.result_files import line
-
         print(f"{line(result.fields)}\n  wrote {result.results} and {result.predictions.name}", flush=True)
 
-    results = run(
-        checkpoint,
-        datasets,
-        output=output,
-        mode=mode,
-        limit=QUICK_LIMIT if quick_test and limit is None else limit,
-        num_steps=num_steps,
-        ablate=ablate,
-        num_tokens=num_tokens,
-        num_iterations=num_iterations,
-        cue=cue,
-        losses=losses,
-        missing=missing,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        device=device,
-        base=base,
-        quiet=quiet,
-        report=None if quiet else report,
-    )
+    results = run(checkpoint, **options, report=None if quiet else report)
     if quiet or not results:
         nothing = "nothing to do: every set has results of this checkpoint"
         show_result([result.to_dict() for result in results], nothing, quiet)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from kava.config import Recipe
 from kava.errors import ConfigError
 from kava.evaluation.score import cue_of
+from kava.infer.checks import check_choice, check_count
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # `kava rescore` runs without torch
     from kava.infer.student import Student
 
 
@@ -24,22 +25,19 @@ class EvalOverrides:
     num_iterations: int | None = None
     cue: str | None = None
 
-    @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        mode: str,
-        ablate: str | None = None,
-        num_tokens: int | None = None,
-        num_iterations: int | None = None,
-        cue: str | None = None,
-    ) -> EvalOverrides:
+    def checked(self, recipe: Recipe, mode: str) -> EvalOverrides:
         """The values that differ from the recipe's; an override without effect is an error."""
-        latent = recipe.latent
-        overrides = cls(
+        from kava.infer.ablate import ABLATIONS
+
+        ablate, num_tokens, num_iterations, cue = self.ablate, self.num_tokens, self.num_iterations, self.cue
+        check_choice("ablate", ablate, tuple(ABLATIONS))
+        check_choice("cue", cue, ("given", "generated"))
+        check_count("num_tokens", num_tokens, 0, 4096)
+        check_count("num_iterations", num_iterations, 0, 4096)
+        overrides = EvalOverrides(
             ablate,
-            None if num_tokens == latent.num_tokens else num_tokens,
-            None if num_iterations == latent.num_iterations else num_iterations,
+            None if num_tokens == recipe.latent.num_tokens else num_tokens,
+            None if num_iterations == recipe.latent.num_iterations else num_iterations,
             None if cue == cue_of(recipe, mode) else cue,
         )
         latent_flags = {"--num_tokens": num_tokens, "--num_iterations": num_iterations, "--ablate": ablate}

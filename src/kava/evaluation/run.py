@@ -1,25 +1,30 @@
-"""Evaluate a student on several sets: which sets, in which mode, with which changes, and where the files go.
-
-Torch is imported once everything that can be checked without it has been.
-"""
+"""Evaluate a student on datasets; write results and predictions."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from kava.backbone.artifact import read_card
+from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
 from kava.errors import ConfigError, DataError
+from kava.evaluation.eval_sets import EvalSet, load_eval_set
+from kava.evaluation.losses import held_out_losses
+from kava.evaluation.overrides import UNCHANGED, EvalOverrides
+from kava.evaluation.result_files import Files, check_writable, files_for, up_to_date, write
+from kava.evaluation.score import cue_of, predict, summary
 from kava.infer.checks import check_choice, check_count, stored_recipe
-from kava.infer.modes import MODES, own_mode
-
-if TYPE_CHECKING:
-    from kava.infer.student import Student
+from kava.infer.modes import MODES, own_mode, untrained
+from kava.infer.student import Student, sampling_of
+from kava.provenance import versions
 
 ROWS = "rows"  # the name of a set that was given as a list of rows
-CUES = ("given", "generated")
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,15 @@ def evaluate(
     missing     leave out sets that have results of this very checkpoint
     quiet       no progress bars; `report` is called with each result as soon as its files are written
     """
-    loaded = not isinstance(student, str | Path) and hasattr(student, "recipe")
-    recipe: Recipe = student.recipe if loaded else stored_recipe(student)  # type: ignore[union-attr, arg-type]
-    checkpoint: Path | None = student.folder if loaded else Path(student)  # type: ignore[union-attr, arg-type]
+    if isinstance(student, Student):
+        recipe, checkpoint = student.recipe, student.folder
+    else:
+        recipe, checkpoint = stored_recipe(student), Path(student)
+    check_choice("mode", mode, MODES)
+    counts = {"limit": limit, "num_steps": num_steps, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    for name, value in counts.items():
+        check_count(name, value)
     how = mode or own_mode(recipe)
-    _check_values(how, limit, num_steps, num_tokens, num_iterations, cue, max_new_tokens, batch_size)
     sets = _named_sets(datasets, recipe)
     output = None if output is None else Path(output)
     if output is not None and len(sets) > 1 and output.suffix and not output.is_dir():
@@ -90,18 +99,7 @@ def evaluate(
     if losses and (ablate is not None or how == "direct"):
         what = "--ablate" if ablate is not None else "mode direct"
         raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
-
-    from kava.backbone.artifact import read_card
-    from kava.backbone.silence_libraries import silence_libraries
-    from kava.evaluation.eval_sets import load_eval_set
-    from kava.evaluation.one_set import evaluate_set
-    from kava.evaluation.overrides import EvalOverrides
-    from kava.evaluation.result_files import check_writable, files_for, up_to_date
-    from kava.infer.ablate import ABLATIONS
-    from kava.infer.student import Student
-
-    check_choice("ablate", ablate, tuple(ABLATIONS))
-    overrides = EvalOverrides.of(recipe, how, ablate, num_tokens, num_iterations, cue)
+    overrides = EvalOverrides(ablate, num_tokens, num_iterations, cue).checked(recipe, how)
     silence_libraries()
     eval_sets = [load_eval_set(recipe, name, limit, num_steps, rows) for name, rows in sets.items()]
     for items in eval_sets:
@@ -124,27 +122,13 @@ def evaluate(
         fields = evaluate_set(
             student, items, paths, checkpoint, how, batch_size, max_new_tokens, overrides, losses, progress=not quiet
         )
-        counts = {name: fields[name] for name in ("dataset", "mode", "accuracy", "correct", "total")}
+        accuracy, correct, total = fields["accuracy"], fields["correct"], fields["total"]
         passes = fields["avg_forward_passes"]
-        result = EvalResult(
-            **counts, forward_passes=passes, results=paths.results, predictions=paths.predictions, fields=fields
-        )
+        result = EvalResult(items.name, how, accuracy, correct, total, passes, paths.results, paths.predictions, fields)
         results.append(result)
         if report is not None:
             report(result)
     return results
-
-
-def _check_values(
-    mode: Any, limit: Any, num_steps: Any, num_tokens: Any, num_iterations: Any, cue: Any, tokens: Any, size: Any
-) -> None:
-    check_choice("mode", mode, MODES)
-    check_choice("cue", cue, CUES)
-    counts = {"limit": limit, "num_steps": num_steps, "max_new_tokens": tokens, "batch_size": size}
-    for name, value in counts.items():
-        check_count(name, value)
-    check_count("num_tokens", num_tokens, 0, 4096)
-    check_count("num_iterations", num_iterations, 0, 4096)
 
 
 def _named_sets(datasets: Any, recipe: Recipe) -> dict[str, Any]:
@@ -162,3 +146,65 @@ def _named_sets(datasets: Any, recipe: Recipe) -> dict[str, Any]:
     if not sets:
         raise DataError("there is no set to evaluate on", "give a name, a path or rows; None takes the recipe's sets")
     return sets
+
+
+def evaluate_set(
+    student: Student,
+    items: EvalSet,
+    files: Files,
+    checkpoint: Path | None,
+    mode: str = "latent",
+    batch_size: int | None = None,
+    max_new_tokens: int | None = None,
+    overrides: EvalOverrides = UNCHANGED,
+    losses: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Answers every item, writes both files and returns what is in the results file."""
+    with overrides.applied(student) as recipe:
+        limit = max_new_tokens or recipe.evaluation.max_new_tokens
+        size = batch_size or recipe.evaluation.batch_size
+        sampling = sampling_of(recipe, generator=_generator(student))
+        began = time.perf_counter()
+        predictions = predict(
+            student, items.examples, mode, size, limit, progress=progress, sampling=sampling, ablate=overrides.ablate
+        )
+        assert predictions is not None  # only `stop` gives None
+        seconds = time.perf_counter() - began
+        loss_fields = held_out_losses(student, items, size, progress) if losses else {}
+    note = untrained(student.recipe, "direct" if overrides.num_tokens == 0 else mode)
+    results = {
+        "dataset": items.name,
+        "mode": mode,
+        "cue": cue_of(recipe, mode),
+        **overrides.fields,
+        **({"note": note} if note else {}),
+        **summary(predictions),
+        **loss_fields,
+        "set_size": items.set_size,
+        "data_sha256": items.sha256,
+        "wall_time_s": round(seconds, 3),
+        "config": recipe.about.name,
+        "seed": recipe.system.seed,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "step": None if checkpoint is None else read_card(checkpoint).get("step"),
+        "max_new_tokens": limit,
+        "batch_size": size,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "device": _device(student.model.device),
+        "versions": versions(),
+    }
+    write(files, results, predictions)
+    return results
+
+
+def _generator(student: Student) -> torch.Generator | None:
+    """None for greedy decoding, else a generator seeded by the recipe."""
+    if student.recipe.evaluation.temperature == 0:
+        return None
+    return torch.Generator(student.model.device).manual_seed(student.recipe.system.seed)
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

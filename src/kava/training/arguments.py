@@ -1,4 +1,4 @@
-"""A recipe in the words of transformers.TrainingArguments, for every version we support."""
+"""transformers.TrainingArguments from a recipe, for every supported version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSTALL = {"tensorboard": "pip install 'kava[track]'", "wandb": "pip install wan
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """Saving and validating are scheduled by our own callback, so their strategies are off here."""
+    """TrainingArguments; saving and validation are scheduled by `callbacks.Schedule`, so their strategies are off."""
     training, system, logs = recipe.training, recipe.system, recipe.logging
     _refuse_other_wrappers(recipe)
     _set_up_trackers(recipe, folder)
@@ -45,7 +45,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "data_seed": system.seed,
         "bf16": system.mixed_precision == "bf16",
         "fp16": system.mixed_precision == "fp16",
-        "use_cpu": pick_device(system.device).type == "cpu",  # with "auto", too, where there is nothing else
+        "use_cpu": pick_device(system.device).type == "cpu",  # also for "auto" on a machine without a GPU
         "dataloader_num_workers": system.num_workers,
         "dataloader_pin_memory": torch.cuda.is_available() and system.device != "cpu",
         "dataloader_drop_last": recipe.rkv.shuffle == "examples",  # a lone sample has no partner
@@ -70,7 +70,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
 
 
 def _refuse_other_wrappers(recipe: Recipe) -> None:
-    """What an `accelerate launch` with a configuration of its own would bring in."""
+    """Raises where `accelerate launch` would wrap the model with FSDP, DeepSpeed or Megatron."""
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
         if os.environ.get(name, "false").lower() not in ("false", "0", ""):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""When to save, validate and stop; what the console, train.log and log.jsonl show."""
+"""Trainer callbacks: when to save, validate and stop; the console, train.log and log.jsonl."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from kava.training.sharding import whole_tensor
 from kava.training.trainer import KavaTrainer
 
 log = logging.getLogger("kava.train")
-SHOWN = ("loss", "ce_student", "ce_teacher", "codi", "kv", "kv_cosine", "attention", "cka", "guard", "entropy")
+CONSOLE_TERMS = ("loss", "ce_student", "ce_teacher", "codi", "kv", "kv_cosine", "attention", "cka", "guard", "entropy")
 
 
 class Schedule(TrainerCallback):
-    """A checkpoint every `save_steps` and every epoch, a validation every `eval_steps` and every epoch.
+    """Saves every `save_steps` and every epoch, validates every `eval_steps` and every epoch.
 
-    A signal saves at once and validates nothing; the run that continues begins with the validation that is due.
+    After a signal it saves at once and does not validate; the resumed run begins with the validation that is due.
     """
 
     def __init__(self, trainer: KavaTrainer, interrupt: Interrupt):
@@ -57,21 +57,22 @@ class Schedule(TrainerCallback):
 
 
 def _validated(state: Any) -> bool:
-    """This very update has its validation in the history already."""
+    """Whether the current update's validation is in the log history."""
     return any(line["step"] == state.global_step for line in state.log_history if validates(line))
 
 
 def validates(logs: dict[str, Any]) -> bool:
-    """This line of the log holds a validation's numbers."""
+    """Whether a line of the log holds validation metrics."""
     return any(name.startswith("eval_") for name in logs)
 
 
 def _whole(epoch: float) -> bool:
+    """Whether an epoch has just ended."""
     return math.isclose(epoch, round(epoch), abs_tol=1e-9)
 
 
 class GradientNorms(TrainerCallback):
-    """The gradient norm of each group of weights, after clipping, on the updates that are logged."""
+    """Logs the gradient norm of each group of weights, after clipping."""
 
     def __init__(self, trainer: KavaTrainer):
         self.trainer = trainer
@@ -88,7 +89,7 @@ class GradientNorms(TrainerCallback):
 
 
 def group_of(name: str) -> str:
-    """router, projector (or adapters of teachers), projection (of latents), embedding or backbone."""
+    """router, projector (also the teachers' adapters), projection (of latents), embedding or backbone."""
     if "mixture.fusion." in name:
         return "router"
     if not name.startswith("model."):
@@ -99,7 +100,7 @@ def group_of(name: str) -> str:
 
 
 class JsonLines:
-    """A file of one object a line, each with its step; after a resume the lines of undone updates are cut."""
+    """A JSON-lines file whose lines have a step; `cut` removes the lines after a step, when a run resumes from it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -118,7 +119,7 @@ class JsonLines:
 
 
 class Journal(TrainerCallback):
-    """log.jsonl."""
+    """Writes log.jsonl."""
 
     def __init__(self, path: Path):
         self.lines = JsonLines(path)
@@ -133,7 +134,7 @@ class Journal(TrainerCallback):
 
 
 class Console(TrainerCallback):
-    """A progress bar with the loss terms on a terminal, a line per log elsewhere; train.log gets the lines always."""
+    """A progress bar with the loss terms if stderr is a terminal; a log line for every log in any case."""
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
@@ -145,9 +146,9 @@ class Console(TrainerCallback):
         from tqdm import tqdm
 
         self.began, self.first = time.perf_counter(), state.global_step
-        shown = sys.stderr.isatty() and not self.quiet and state.is_world_process_zero
+        visible = sys.stderr.isatty() and not self.quiet and state.is_world_process_zero
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, ascii=True, disable=not shown, desc="train", unit="upd"
+            total=state.max_steps, initial=state.global_step, ascii=True, disable=not visible, desc="train", unit="upd"
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -157,10 +158,10 @@ class Console(TrainerCallback):
         logs = logs or {}
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
-        shown = {name: logs[name] for name in SHOWN if name in logs}
-        if self.bar is not None and shown:
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
-        parts = [f"{name} {value:.4f}" for name, value in shown.items()]
+        terms = {name: logs[name] for name in CONSOLE_TERMS if name in logs}
+        if self.bar is not None and terms:
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()})
+        parts = [f"{name} {value:.4f}" for name, value in terms.items()]
         parts += [f"{name.removeprefix('eval_')} {logs[name]:.4f}" for name in logs if name.startswith("eval_")]
         if "learning_rate" in logs:
             done = state.global_step - self.first

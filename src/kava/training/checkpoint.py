@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which are whole, which is newest, which may go."""
+"""Checkpoints on disk: which are complete, which is the newest, which are deleted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ _NAME = re.compile(r"checkpoint-(ep|step)(\d+)$")
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """A complete checkpoint; `at_epoch` tells checkpoint-epN from checkpoint-stepN."""
+
     path: Path
     step: int
     at_epoch: bool
 
 
 def problem(folder: Path) -> str | None:
-    """Why a checkpoint cannot be continued from, or None."""
+    """Why a run cannot continue from this checkpoint; None if it can."""
     for name in NEEDED:
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -50,24 +52,25 @@ def problem(folder: Path) -> str | None:
 
 
 def _is_whole_zip(path: Path) -> bool:
-    """torch.save writes a zip whose directory stands at the end: a cut file is not one any more."""
+    """False for a cut file: torch.save writes a zip, whose directory is at the end."""
     import zipfile
 
     return zipfile.is_zipfile(path)
 
 
 def step_of(folder: Path) -> int:
+    """The update after which the checkpoint was written."""
     return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
 
 
 def examples_of(folder: Path) -> int | None:
-    """How many examples each update had that led there; None where it was not written down yet."""
-    found = read_card(folder).get("effective_batch_size")
-    return None if found is None else int(found)
+    """Examples per update of the run that wrote the checkpoint; None in checkpoints that do not record it."""
+    examples = read_card(folder).get("effective_batch_size")
+    return None if examples is None else int(examples)
 
 
 def find(run: Path) -> tuple[list[Checkpoint], list[str]]:
-    """The whole checkpoints of a run, oldest first, and a line for each one that had to be passed over."""
+    """The complete checkpoints of a run, oldest first, and a line about each incomplete one."""
     whole, broken = [], []
     for folder in sorted(run.glob("checkpoint-*")):
         match = _NAME.match(folder.name)
@@ -82,7 +85,7 @@ def find(run: Path) -> tuple[list[Checkpoint], list[str]]:
 
 
 def choose(run: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """What `--resume auto|DIR` continues from (None: from the start), and what has to be told about it."""
+    """The checkpoint that `--resume auto|DIR` continues from (None: from the start), and lines for the log."""
     if resume != "auto":
         folder = Path(resume)
         if not folder.is_dir():
@@ -96,7 +99,7 @@ def choose(run: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Keeps the newest `keep` step checkpoints and the newest `keep` epoch checkpoints."""
+    """Deletes all but the newest `keep` step checkpoints and the newest `keep` epoch checkpoints."""
     whole, _ = find(run)
     for group in (True, False):
         for old in [c for c in whole if c.at_epoch is group][:-keep]:

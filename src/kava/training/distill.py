@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kava.config import Recipe, explain
 from kava.config.effects import without_effect
@@ -18,14 +17,8 @@ BATCH, ACCUMULATION = "training.batch_size", "training.gradient_accumulation_ste
 PREFETCH = f"{FREE}.dataloader_prefetch_factor"
 
 
-class Machine(Protocol):
-    """What `create_environment_adapter` returns."""
-
-    def recipe_settings(self, device: str | None = None) -> Mapping[str, Any]: ...
-
-
 def distill(
-    recipe: Recipe | str | Path, output_dir: str | Path | None = None, *, machine: Machine | None = None, **options: Any
+    recipe: Recipe | str | Path, output_dir: str | Path | None = None, *, machine: Any = None, **options: Any
 ) -> TrainResult:
     """Trains a student on the keys and values of a separate teacher, or of several; other options are those of `train`.
 
@@ -41,7 +34,7 @@ def distill(
     return train(recipe if machine is None else for_machine(recipe, machine), output_dir, **options)
 
 
-def for_machine(recipe: Recipe, machine: Machine) -> Recipe:
+def for_machine(recipe: Recipe, machine: Any) -> Recipe:
     """The recipe with the machine's settings, but for those that were overridden and those without effect here."""
     chosen = {row.key for row in explain(recipe) if row.origin in (COMMAND_LINE, OVERRIDES)}
     if BATCH in chosen:

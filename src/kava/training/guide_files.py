@@ -1,8 +1,8 @@
-"""What the guides' readers look for beside a run of the explicit line, and what they see while it trains.
+"""The files and console lines that the guides describe for a run of the explicit line.
 
-training_log.txt        a line per log and per epoch, see STEP_LINE and EPOCH_LINE; log.jsonl has the same and more
-TRAINING_COMPLETED.txt  settings and last losses of a run that came to its end; no other run has it
-emergency_checkpoint/   after Ctrl-C: the guides' keys as files, and everything to continue from
+training_log.txt        a line per log and per epoch, see STEP_LINE and EPOCH_LINE; log.jsonl holds more
+TRAINING_COMPLETED.txt  settings and last losses, once the run is finished
+emergency_checkpoint/   after Ctrl-C: a complete checkpoint, with the guides' names for its files as well
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ Lines = Sequence[Mapping[str, Any]]  # the trainer's log_history
 
 
 class TrainingLog(TrainerCallback):
-    """Writes training_log.txt, of every epoch at least one line; after a resume the lines of undone updates are cut.
+    """Writes training_log.txt, at least one line per epoch; a resumed run first removes the lines of later updates.
 
         step 50/1000 | loss 0.2139 | CE 0.1801 | KV 0.0338 | CODI off | lr 4.5e-05
         epoch 1/3 | average loss 0.2139 | CE 0.1801 | KV 0.0338 | CODI off
 
-    Steps are optimiser updates. A line holds means over the updates since the line before; an epoch's line the mean
-    loss over its updates and the terms of its last line. A term whose weight is 0 is "off".
+    Steps are optimiser updates. A line holds means since the previous line; an epoch's line the mean loss over its
+    updates and the terms of its last line. A term whose weight is 0 is "off".
     """
 
     def __init__(self, path: Path):
@@ -62,7 +62,7 @@ class TrainingLog(TrainerCallback):
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
             step = STEP_LINE.fullmatch(line.strip())
             if not line.endswith("\n") or (step and int(step["step"]) > state.global_step):
-                break  # what follows was written behind it
+                break  # everything after it is later
             kept.append(line)
         write_text(self.path, "".join(kept))
 
@@ -85,17 +85,18 @@ class TrainingLog(TrainerCallback):
 
 
 def _ends(state: Any) -> bool:
-    """This update is an epoch's last one, or the run's."""
+    """Whether this update is the last of an epoch or of the run."""
     return math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9) or state.global_step >= state.max_steps
 
 
 def step_line(logs: Mapping[str, Any], step: int, steps: int) -> str:
+    """A line of training_log.txt for one log."""
     cka = f" | CKA {logs['cka']:.6g}" if "cka" in logs else ""
     return f"step {step}/{steps} | loss {logs['loss']:.6g} | {_terms(logs)}{cka} | lr {logs['learning_rate']:.6g}"
 
 
 def epoch_line(text: str, logs: Mapping[str, Any], epoch: int, epochs: int) -> str:
-    """The line that ends an epoch; its mean loss is read off the lines of `text` since the epoch before."""
+    """The line at the end of an epoch; its mean loss is computed from the step lines in `text` since the last epoch."""
     before, total, count = 0, 0.0, 0
     for line in text.splitlines():
         step = STEP_LINE.fullmatch(line)
@@ -109,30 +110,30 @@ def epoch_line(text: str, logs: Mapping[str, Any], epoch: int, epochs: int) -> s
 
 
 def _terms(logs: Mapping[str, Any]) -> str:
-    shown = {"CE": "ce_student", "KV": "kv", "CODI": "codi"}
-    return " | ".join(f"{word} {logs[name]:.6g}" if name in logs else f"{word} off" for word, name in shown.items())
+    terms = {"CE": "ce_student", "KV": "kv", "CODI": "codi"}
+    return " | ".join(f"{word} {logs[name]:.6g}" if name in logs else f"{word} off" for word, name in terms.items())
 
 
-# -- what is seen while it trains --------------------------------------------------------------------------------------
+# -- the console -------------------------------------------------------------------------------------------------------
 
 
 def status_word(cossim: float) -> str:
-    """The guide's word for a held-out cosine similarity; Excellent (0.90) is the goal."""
+    """The guide's word for a held-out cosine similarity; Excellent begins at 0.90."""
     return next((word for least, word in STATUS if cossim >= least), "Adapting")
 
 
 def live(history: Lines) -> dict[str, str]:
-    """Loss of the last log line, CosSim and Status of the last validation: what the progress bar shows."""
-    shown = {}
+    """The progress bar's postfix: Loss of the last log, CosSim and Status of the last validation."""
+    postfix = {}
     if (loss := _last(history, "loss")) is not None:
-        shown["Loss"] = f"{loss:.4f}"
+        postfix["Loss"] = f"{loss:.4f}"
     if (cossim := _last(history, "eval_cossim")) is not None:
-        shown |= {"CosSim": f"{cossim:.4f}", "Status": status_word(cossim)}
-    return shown
+        postfix |= {"CosSim": f"{cossim:.4f}", "Status": status_word(cossim)}
+    return postfix
 
 
 class GuideConsole(Console):
-    """The console with Loss, CosSim and Status on the progress bar, and a line on every validation."""
+    """The console with Loss, CosSim and Status on the progress bar, and a line for every validation."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         super().on_log(args, state, control, logs=logs)
@@ -158,7 +159,7 @@ def best_cossim(history: Lines) -> float | None:
 
 
 def summary(steps: int, best: float | None, run: Path, done: bool) -> str:
-    """The lines a run closes with."""
+    """The last lines of a run on the console."""
     last = f"Student for transformers: {run / 'final_model'}" if done else f"Emergency checkpoint: {run / EMERGENCY}"
     return "\n".join(
         [
@@ -180,7 +181,7 @@ def _last(history: Lines, name: str) -> Any:
 
 
 def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, processes: int = 1) -> None:
-    """TRAINING_COMPLETED.txt, `name: value` on every line; what a run does not have is "off"."""
+    """Writes TRAINING_COMPLETED.txt, `name: value` per line; "off" for what the run does not have."""
     loss, training, explicit = recipe.loss, recipe.training, recipe.explicit
     kv, at_once = loss.alpha2_kv > 0, training.batch_size * processes
     last = next((line for line in reversed(history) if "loss" in line), {})
@@ -212,8 +213,8 @@ def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, proce
         "seed": recipe.system.seed,
         "output_dir": run,
     }
-    shown = {"loss": "loss", "ce": "ce_student", "kv": "kv", "codi": "codi", "cka": "cka"}
-    facts |= {f"final_{word}": f"{last[name]:.6g}" if name in last else "off" for word, name in shown.items()}
+    terms = {"loss": "loss", "ce": "ce_student", "kv": "kv", "codi": "codi", "cka": "cka"}
+    facts |= {f"final_{word}": f"{last[name]:.6g}" if name in last else "off" for word, name in terms.items()}
     best = best_cossim(history)
     facts |= {"best_cossim": "off" if best is None else f"{best:.6g}"}
     facts |= {} if best is None else {"status": status_word(best)}
@@ -221,18 +222,17 @@ def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, proce
 
 
 def write_emergency(folder: Path, whole: Path, step: int, best: float | None) -> None:
-    """The whole checkpoint `whole` again, under the guide's names as well; --resume takes this folder, too.
+    """Writes the checkpoint `whole` again with the guide's file names added; --resume accepts this folder.
 
-    checkpoint.json holds step, best_cossim and the file of each state dict (null: this run has none). Files are linked,
-    so that nothing is stored twice, or copied where links are not to be had.
+    checkpoint.json holds step, best_cossim and the file of each state dict (null: this run has none). Files are hard
+    links, or copies where the file system has no links.
     """
     with new_folder(folder) as partial:
         shutil.copytree(whole, partial, copy_function=_link, dirs_exist_ok=True)
         files = {}
         for name, file in STATES.items():
-            there = (whole / file).is_file()
-            files[name] = name + Path(file).suffix if there else None
-            if there:
+            files[name] = name + Path(file).suffix if (whole / file).is_file() else None
+            if files[name] is not None:
                 _link(whole / file, partial / (name + Path(file).suffix))
         write_json(partial / "checkpoint.json", {"step": step, "best_cossim": best, **files, "copy_of": whole.name})
 
@@ -245,11 +245,11 @@ def _link(source: str | Path, target: str | Path) -> None:
 
 
 def close(run: Path, recipe: Recipe, state: Any, done: bool, processes: int = 1) -> None:
-    """The files and the words at the end of a run, or (not `done`) behind the checkpoint that Ctrl-C has left."""
+    """Writes and logs the end of a run, or (not `done`) the emergency checkpoint after Ctrl-C."""
     best = best_cossim(state.log_history)
     if done:
         write_completed(run, recipe, state.global_step, state.log_history, processes)
-        shutil.rmtree(run / EMERGENCY, ignore_errors=True)  # of an earlier stop; the run is past it
+        shutil.rmtree(run / EMERGENCY, ignore_errors=True)  # left by an earlier stop
     else:
         whole, _ = checkpoint.find(run)
         if whole:

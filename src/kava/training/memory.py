@@ -1,4 +1,4 @@
-"""Out of memory: the same batch again in smaller pieces. Terms are sums with counts, so nothing but the time changes."""
+"""Out of memory: repeats the batch in smaller pieces. Terms are sums with counts, so only the time changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Batch = dict[str, Tensor]
 
 
 class Pieces:
-    """How many examples go through the model at once; halved whenever memory runs out."""
+    """Cuts batches into pieces; their size is halved whenever memory runs out."""
 
     def __init__(self, may_halve: bool, why_not: str = ""):
         self.may_halve, self.why_not = may_halve, why_not
@@ -24,28 +24,29 @@ class Pieces:
         self._window: list[Batch] = []
 
     def begin(self) -> None:
-        """A new update: what went wrong before is behind us."""
+        """Starts a new update."""
         self._window = []
 
     def of(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in pieces of the present size."""
         rows = len(batch["example_id"])
         size = self.size or rows
         for start in range(0, rows, size):
             yield {name: value[start : start + size] for name, value in batch.items()}
 
     def run(self, batch: Batch, step: Callable[[Batch], Tensor], undo: Callable[[], None]) -> Tensor:
-        """`step` on every piece, summed. When memory runs out, `undo` takes back this update, which is begun again."""
+        """The sum of `step` over the pieces. When memory runs out, `undo` resets the update and it starts again."""
         self._window.append(batch)
-        todo = [batch]
+        batches = [batch]
         while True:
             try:
-                losses = [torch.stack([step(piece) for piece in self.of(one)]).sum() for one in todo]
+                losses = [torch.stack([step(piece) for piece in self.of(part)]).sum() for part in batches]
                 return losses[-1]
             except torch.OutOfMemoryError as error:
                 self._halve(batch, error)
             undo()
             torch.cuda.empty_cache()
-            todo = self._window
+            batches = self._window
 
     def _halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
         rows = self.size or len(batch["example_id"])
@@ -66,7 +67,7 @@ class Pieces:
 
 
 def pieces_of(recipe: Any, world_size: int) -> Pieces:
-    """May this run be cut into smaller pieces, and if not, why."""
+    """The Pieces of a run, with the reason where its batches may not be cut."""
     if recipe.training.on_oom == "error":
         return Pieces(False, "set training.on_oom=reduce_batch to go on in smaller pieces")
     if recipe.rkv.shuffle == "examples" or recipe.loss.std_scope == "batch":

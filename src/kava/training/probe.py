@@ -1,4 +1,4 @@
-"""`--batch_size probe`: the largest batch that fits, measured with the longest examples before the run begins."""
+"""`--batch_size probe`: the largest batch that fits, measured on the longest examples before the run."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from kava.training.data import load_data
 from kava.training.method_line import explicit_line
 
 SIZES = (1, 2, 4, 8, 16, 32)
-LOOKED_AT = 4096  # examples of a stream among which the longest are sought
+CANDIDATES = 4096  # examples of a stream among which the longest are searched
 SHARE = 0.8  # of the free memory of a machine without a GPU
 
 
 def largest_batch(
     step: Callable[[int], None], sizes: Iterable[int] = SIZES, fits: Callable[[int], bool] = lambda _: True
 ) -> int:
-    """The largest of the rising `sizes` that `step` gets through; the first one that runs out of memory is the end.
+    """The largest of the rising `sizes` for which `step` does not run out of memory.
 
-    `fits` may end it before, where running out would take the machine down.
+    `fits` may stop earlier, where running out of memory would end the process.
     """
     best = 0
     for size in sizes:
@@ -54,13 +54,13 @@ def largest_batch(
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """CUDA's error has a class of its own; the CPU's allocator and Apple's backend have words."""
-    words = ("DefaultCPUAllocator", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Whether this is CUDA's out-of-memory error, or the CPU allocator's or MPS's, known by their messages."""
+    messages = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(message in str(error) for message in messages)
 
 
 def measured_batch(recipe: Recipe) -> int:
-    """Forward, backward and the optimizer's own memory for 1, 2, 4, ... of the longest training examples."""
+    """The largest batch of 1, 2, 4, ... of the longest training examples for forward, backward and optimizer."""
     silence_libraries()
     try:
         return _measure(recipe, pick_device(recipe.system.device))
@@ -73,7 +73,7 @@ def measured_batch(recipe: Recipe) -> int:
 def _measure(recipe: Recipe, device: torch.device) -> int:
     model, tokenizer = build_model(recipe)
     data = load_data(recipe, tokenizer)
-    rows = sorted(islice(iter(data.train), LOOKED_AT), key=len, reverse=True)
+    rows = sorted(islice(iter(data.train), CANDIDATES), key=len, reverse=True)
     objective = explicit_line(recipe, model, tokenizer, data, device, lambda: False).objective
     collate, precision = Collator(tokenizer.pad_token_id), _autocast(recipe, device)
     optimizer = torch.optim.AdamW([w for w in objective.parameters() if w.requires_grad], lr=0.0)
@@ -83,7 +83,7 @@ def _measure(recipe: Recipe, device: torch.device) -> int:
         with precision():
             loss = add(objective(batch).terms)
         loss.backward()
-        optimizer.step()  # its two moments stay in memory from the first update on
+        optimizer.step()  # its moments stay in memory from the first update on
         optimizer.zero_grad(set_to_none=True)
 
     sizes = [size for size in SIZES if size <= len(rows)]
@@ -96,21 +96,21 @@ def _autocast(recipe: Recipe, device: torch.device) -> Callable[[], Any]:
 
 
 def _room(device: torch.device) -> Callable[[int], bool]:
-    """Without a GPU running out ends the process: a size is tried only while twice the growth so far is free."""
+    """On the CPU, where running out ends the process: tries a size only while twice the growth so far is free."""
     if device.type != "cpu":
         return lambda _: True
     import psutil
 
-    at_first = psutil.Process().memory_info().rss
+    initial = psutil.Process().memory_info().rss
 
     def fits(size: int) -> bool:
-        return 2 * max(_peak() - at_first, 0) < SHARE * psutil.virtual_memory().available
+        return 2 * max(_peak() - initial, 0) < SHARE * psutil.virtual_memory().available
 
     return fits
 
 
 def _peak() -> int:
-    """The most memory this process has ever had, in bytes; what it has now where the system does not tell."""
+    """Peak memory of this process in bytes; its present memory on Windows."""
     if sys.platform == "win32":
         import psutil
 

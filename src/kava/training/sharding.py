@@ -1,7 +1,7 @@
-"""system.sharding: fsdp2. Weights, gradients and optimizer lie in shards on all processes; each gathers them to compute.
+"""system.sharding: fsdp2. Every process holds a shard of weights, gradients and optimizer state.
 
-Only the root is wrapped: keys and values leave a layer by the side, which a layer that is gathered by itself forgets. What
-is saved is whole, in the same files as without shards, so that a run may go on with others or none.
+Only the root is wrapped: keys and values bypass a layer's output, which per-layer FSDP does not track. Checkpoints hold
+whole tensors in the same files as without shards, so a run may resume with another sharding or none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kava.objective.records import Result
 
 
 class _Root(nn.Module):
-    """What is wrapped. Plain tensors come out, for a wrapper waits for the gradient of what it can see."""
+    """The wrapped module. It returns plain tensors, because FSDP hooks the gradients of tensors in the output."""
 
     def __init__(self, objective: nn.Module):
         super().__init__()
@@ -35,7 +35,7 @@ class _Root(nn.Module):
 
 
 class Sharded(nn.Module):
-    """The objective in shards; called as the objective is."""
+    """The sharded objective; called like the objective."""
 
     def __init__(self, objective: nn.Module, device: torch.device):
         super().__init__()
@@ -57,11 +57,11 @@ class Sharded(nn.Module):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All weights on every process, as plain tensors."""
+        """Context manager: all weights on every process, as plain tensors."""
         hooks = {module: module._state_dict_pre_hooks for module in self.root.modules()}
         self.root.unshard()
         try:
-            for module in hooks:  # the wrapper's own, with which state_dict() would give shards
+            for module in hooks:  # FSDP's own hooks, with which state_dict() would give shards
                 module._state_dict_pre_hooks = OrderedDict()
             yield
         finally:
@@ -71,7 +71,7 @@ class Sharded(nn.Module):
 
 
 def refuse_types(objective: nn.Module) -> None:
-    """Gradients of one type can be shared out, of several not."""
+    """Raises where trained weights have several dtypes: FSDP reduces gradients of one dtype only."""
     kinds = sorted(
         {str(weight.dtype).removeprefix("torch.") for weight in objective.parameters() if weight.requires_grad}
     )
@@ -83,12 +83,12 @@ def refuse_types(objective: nn.Module) -> None:
 
 
 def whole_tensor(value: Any) -> Any:
-    """A number or tensor as it is without shards; all processes ask together."""
+    """A sharded tensor gathered, anything else unchanged; all processes call it together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def follow_shards(optimizer: torch.optim.Optimizer) -> None:
-    """What the optimizer saves is whole, and what it loads is cut up again."""
+    """Makes the optimizer save whole tensors and shard what it loads."""
 
     def joined(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         state = {
