@@ -7,6 +7,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,15 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
 
 
 def test_no_submodule_hides_a_function() -> None:
-    code = """
-import importlib, pkgutil, kava
-names = [name for name in kava.__all__ if name != "__version__"]
-assert all(callable(getattr(kava, name)) for name in names)
-for module in pkgutil.walk_packages(kava.__path__, "kava."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-assert all(callable(getattr(kava, name)) for name in names), names
-from kava import train, evaluate, distill, load_recipe
-assert all(callable(name) for name in (train, evaluate, distill, load_recipe))
-assert set(kava.__all__) <= set(dir(kava))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    """An imported submodule becomes an attribute of its package, so one named like a function would replace it."""
+    names = [name for name in kava.__all__ if name != "__version__"]
+    before = {name: getattr(kava, name) for name in names}
+    for module in pkgutil.walk_packages(kava.__path__, "kava."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    assert {name: getattr(kava, name) for name in names} == before
+    assert all(callable(value) for value in before.values())
+    assert set(kava.__all__) <= set(dir(kava))
 
 
 def test_import_loads_nothing_heavy() -> None:
@@ -211,6 +207,16 @@ def test_callbacks_are_called_and_may_stop_the_run(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_in_a_thread(tmp_path: Path) -> None:
+    """Python delivers signals to the main thread only, so none can be caught elsewhere."""
+    results: list[Any] = []
+    few = recipe(**{"training.max_steps": 1})
+    thread = threading.Thread(target=lambda: results.append(train(few, tmp_path / "run", quiet=True)))
+    thread.start()
+    thread.join(300)
+    assert [result.steps for result in results] == [1]
+
+
 class Crash(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 3:
@@ -280,6 +286,8 @@ def test_distill_trains_the_explicit_line(tmp_path: Path) -> None:
     assert student.answer(["3+4?"], max_new_tokens=3) == student.answer(["3+4?"], "cot", max_new_tokens=3)
     with pytest.raises(ConfigError, match="has no separate teacher"):
         distill("embedded", tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"give create_environment_adapter\(\)"):
+        distill("explicit_embedded", tmp_path / "other", machine="cuda")
 
 
 def test_the_machine_chooses_what_was_not_overridden() -> None:

@@ -31,6 +31,8 @@ def distill(
             f"recipe {recipe.about.name or 'run'} has no separate teacher (explicit.enabled is false)",
             "train it with kava.train",
         )
+    if machine is not None and not hasattr(machine, "recipe_settings"):
+        raise ConfigError(f"machine is a {type(machine).__name__}", "give create_environment_adapter()")
     return train(recipe if machine is None else for_machine(recipe, machine), output_dir, **options)
 
 
