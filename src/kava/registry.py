@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from kava.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
@@ -16,7 +18,7 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
 
 
-def lookup(table: Mapping[str, type], name: str, kind: str) -> type:
+def lookup(table: Mapping[str, type[T]], name: str, kind: str) -> type[T]:
     """The class called `name`: from `table`, or imported when it is written as "package.module:Name"."""
     if name in table:
         return table[name]

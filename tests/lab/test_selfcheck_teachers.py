@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kava.cli.main import main
-from kava.fuse import router
+from kava.fuse.routers import Router
 from kava.lab.selfcheck import multi_teacher
 from kava.lab.selfcheck.multi_teacher import COMPONENTS
 
@@ -54,8 +54,8 @@ def test_a_defect_in_a_module_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(
         multi_teacher, "compute_teacher_prototype", lambda kvs, how, _, **more: compute(kvs, how, **more)
     )
-    scores = router.LearnableRouter.scores
-    monkeypatch.setattr(router.LearnableRouter, "scores", lambda self, query: scores(self, query).detach())
+    scores = Router.scores
+    monkeypatch.setattr(Router, "scores", lambda self, query: scores(self, query).detach())
     wrong = ["rope", "proto_mean"]
     assert main(["smoke", "multi-teacher", "--only", *wrong, "entropy"]) == 1
     lines = capsys.readouterr().out.splitlines()

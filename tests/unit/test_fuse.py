@@ -116,7 +116,7 @@ def _permute(fusion: Fusion) -> None:
         fusion.prototypes.copy_(fusion.prototypes[ORDER])
     elif isinstance(fusion, Learnable):
         router = fusion.router
-        rows = [router.teachers] if router.router_type == "attention" else list(router.net[-1].parameters())
+        rows = [router.teachers] if isinstance(router, AttentionRouter) else list(router.net[-1].parameters())
         for row in rows:
             row.copy_(row.unflatten(0, (-1, S))[:, ORDER].flatten(0, 1))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
@@ -31,14 +33,29 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _known_method(value: Any) -> Any:
-    """A compressor's name, an alias of one, or "package.module:Name"."""
-    if not isinstance(value, str):
-        return value
-    name = METHOD_ALIASES.get(value.lower(), value)
-    if name not in METHODS and ":" not in name:
-        raise ValueError(f"one of {', '.join(METHODS)}, or package.module:Name")
-    return name
+@dataclass(frozen=True)
+class Variants:
+    """The known names of a variant that may also be "package.module:Name"."""
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}, or package.module:Name"
+
+
+def variant(names: tuple[str, ...], aliases: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """The type of a key that names a variant, in any spelling of `aliases`."""
+    variants = Variants(names)
+
+    def known(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        name = aliases.get(value.lower(), value)
+        if name not in names and ":" not in name:
+            raise ValueError(str(variants))
+        return name
+
+    return Annotated[str, BeforeValidator(known), variants]
 
 
 Flag = Annotated[bool, Strict(False)]
@@ -50,11 +67,10 @@ PROMPTS = {
     "direct": "Give the answer at once.\n{question}",
 }
 DistanceLoss = Annotated[Literal["smooth_l1", "mse", "l1"], _spelling({"smoothl1": "smooth_l1"})]
-KVLoss = Annotated[
-    Literal["smooth_l1", "mse", "l1", "cosine", "mercator", "hybrid", "structural"],
-    _spelling({"smoothl1": "smooth_l1"}),
-]
-Method = Annotated[str, BeforeValidator(_known_method)]
+KVLoss = variant((*DISTANCES, "cosine", "mercator", "hybrid", "structural"), {"smoothl1": "smooth_l1"})
+Method = variant(METHODS, METHOD_ALIASES)
+FusionName = variant(("fixed", "similarity", "learnable"))
+RouterName = variant(("mlp", "gate", "attention"))
 Shuffle = Annotated[Literal["none", "time", "examples"], _spelling({True: "time", False: "none", None: "none"})]
 Precision = Annotated[Literal["no", "bf16", "fp16"], _spelling({False: "no"})]
 Optimizer = Annotated[str, _spelling({"adamw": "adamw_torch"})]

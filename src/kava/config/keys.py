@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kava.config.fields import METHODS, Idle
+from kava.config.fields import Idle, Variants
 from kava.config.schema import Recipe
 from kava.errors import ConfigError
 
@@ -132,8 +132,8 @@ def _describe(name: str, field: FieldInfo) -> str:
     (kind, *_), nullable = _choices(field.annotation)
     if get_origin(kind) is Literal:
         text = "one of " + ", ".join(str(choice) for choice in get_args(kind))
-    elif name == "rkv.method":
-        text = f"one of {', '.join(METHODS)}, or package.module:Name"
+    elif variants := [str(rule) for rule in field.metadata if isinstance(rule, Variants)]:
+        text = variants[0]
     else:
         plain = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
         numbers = get_args(kind)[:1] == (float,)

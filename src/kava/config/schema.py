@@ -273,7 +273,7 @@ class Recipe(RecipeSection):
         loss, training = self.loss, self.training
         if self.explicit.enabled:
             self._explicit_consistent()
-        elif loss.kv_loss_type not in DISTANCES:
+        elif loss.kv_loss_type not in DISTANCES and ":" not in loss.kv_loss_type:
             raise ValueError(
                 f"loss.kv_loss_type = {loss.kv_loss_type} belongs to the explicit line; use {', '.join(DISTANCES)}, or "
                 "set explicit.enabled=true"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from kava.config import idle
-from kava.config.fields import PROMPTS, Flag, Names, Ramp, RecipeSection, as_tuple, knob
+from kava.config.fields import PROMPTS, Flag, FusionName, Names, Ramp, RecipeSection, RouterName, as_tuple, knob
 
 
 # fmt: off
@@ -133,11 +133,11 @@ class MixtureConfig(RecipeSection):
         "how teachers' keys were rotated: as each model says, or scaled to the student's length so", "S3",
         idle=idle.CODES)
     share_adapters: Flag = knob(False, "ours", "teachers of one shape share their adapters")
-    fusion: Literal["fixed", "similarity", "learnable"] = knob("fixed", "noted", "how teachers are weighted",
+    fusion: FusionName = knob("fixed", "noted", "how teachers are weighted",
         "the guide")
     weights: Annotated[tuple[float, ...] | None, BeforeValidator(as_tuple)] = knob(None, "noted",
         "fixed: one weight per teacher, summing to 1; null = equal", "the guide", idle=idle.NOT_FIXED)
-    router: Literal["mlp", "gate", "attention"] = knob("mlp", "noted", "learnable: what weighs", "the guide",
+    router: RouterName = knob("mlp", "noted", "learnable: what weighs", "the guide",
         idle=idle.NO_ROUTER)
     router_layers: int = knob(2, "noted", "learnable: linear layers of the mlp", "the plan", ge=1,
         idle=(idle.NO_ROUTER, idle.NO_MLP_ROUTER))

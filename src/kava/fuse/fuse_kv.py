@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kava.errors import ConfigError, ModelError
 from kava.fuse.prototypes import compute_routing_weights
-from kava.fuse.router import LearnableRouter
+from kava.fuse.routers import Router
 from kava.shapes import at_least_float32
 
 
@@ -80,7 +80,7 @@ def fuse_kvs_similarity(
 def fuse_kvs_learnable(
     parts: Sequence[Tensor],
     query: Tensor,
-    router: LearnableRouter,
+    router: Router,
     temperature: float = 1.0,
     present: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:

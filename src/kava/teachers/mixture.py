@@ -16,8 +16,8 @@ from kava.align.tokens import matched
 from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
 from kava.backbone.rotary import rotary_of
-from kava.config import MixtureConfig, Recipe
-from kava.fuse import Fixed, Fusion, Learnable, Query, Similar, annealed, fuse
+from kava.config import Recipe
+from kava.fuse import Query, annealed, fuse, make_fusion
 from kava.losses.guard import variance_guard, variation
 from kava.shapes import at_least_float32
 from kava.teachers.base import Batch, KVShape, TeacherKV
@@ -70,25 +70,6 @@ def pool_query(states: Tensor, mask: Tensor, tokens: Tensor) -> Query:
     return Query(hidden=mean, tokens=at_least_float32(tokens.detach()))
 
 
-def _fusion(settings: MixtureConfig, count: int, student: KVShape) -> Fusion:
-    layers = student.num_layers if settings.per_layer else 1
-    if settings.fusion == "fixed":
-        return Fixed(settings.weights or [1 / count] * count)
-    if settings.fusion == "similarity":
-        centres = settings.centres if settings.prototype == "kmeans" else 1
-        empty = torch.zeros(count, student.num_layers, centres, student.layer_size)
-        return Similar(empty, settings.similarity, settings.per_layer)
-    return Learnable(
-        student.hidden_size,
-        count,
-        settings.router,
-        layers,
-        settings.per_token,
-        settings.router_layers,
-        settings.router_dropout,
-    )
-
-
 class Mixture(nn.Module):
     """Aligners, fusion and guard that turn several teachers into one target."""
 
@@ -120,7 +101,7 @@ class Mixture(nn.Module):
         made, self.which = self._make_aligners()
         self.adapters = nn.ModuleList(made)
         self.coder = Coder(student, shapes, recipe.mixture.z_size) if self.codes else None
-        self.fusion = _fusion(recipe.mixture, len(names), student)
+        self.fusion = make_fusion(recipe.mixture, len(names), student)
         width = recipe.mixture.z_size if self.codes else student.layer_size
         start = torch.ones if self.codes else torch.zeros
         self.register_buffer("initial_kv_loss", torch.full((2,), float("nan")))

@@ -29,7 +29,7 @@ from kava.fuse import (
     fuse_kvs_similarity,
 )
 from kava.fuse.prototypes import METHODS as PROTOTYPES
-from kava.fuse.router import ROUTERS
+from kava.fuse.routers import ROUTERS
 from kava.lab.selfcheck.components import FEW_EXAMPLES, distill, log_lines, weight_gap
 from kava.lab.selfcheck.context import Component, SelfCheckContext, closeness, expect
 from kava.lab.selfcheck.foreign_teachers import KINDS, teacher_folder, tokenizer_of
