@@ -26,6 +26,7 @@ from kava.fuse import (
     kmeans,
     shares,
 )
+from kava.fuse.routers.attention import AttentionRouter
 from kava.losses.entropy import entropy_of, entropy_term
 from kava.losses.guard import variance_guard
 from kava.losses.zspace import z_counted, z_loss

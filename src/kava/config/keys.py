@@ -153,7 +153,7 @@ def _table() -> dict[str, RecipeKey]:
             name,
             defaults.get(name, {}),
             _describe(name, field),
-            kind is str and name != "rkv.method",
+            kind is str and not any(isinstance(rule, Variants) for rule in field.metadata),
             str(extra.get("tag", "ours")),
             str(extra.get("source", "")),
             field.description or "",
