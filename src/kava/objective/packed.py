@@ -1,4 +1,4 @@
-"""TeacherView, pass 0 and the shared question in one forward pass; last round and answer in another: T + 1 in all.
+"""Teacher, pass 0 and the shared question in one forward pass; last round and answer in another: T + 1 in all.
 
     columns   question | chain of thought, cue, answer, eos | <bot>, slots [, <eot>, cue, answer, eos]
     branch        0    |               1                    |            2

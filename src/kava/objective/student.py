@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,21 +17,24 @@ from kava.objective.records import Batch, PassOutputs, StudentView, TeacherView
 from kava.objective.unpacked import targets, unpacked
 
 
-class View(Protocol):
-    """The passes of a micro-batch; the second record is the teacher mode of the same weights, where it was run."""
+class View:
+    """batch -> what the passes show of the student, and the teacher mode of the same weights where it was run."""
 
     model: LatentModel
 
-    def __call__(self, batch: Batch) -> tuple[StudentView | None, TeacherView | None]: ...
+    def __call__(self, batch: Batch) -> tuple[StudentView | None, TeacherView | None]:
+        raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """How many targets each cross-entropy has, from the batch alone."""
+        raise NotImplementedError
 
     def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
         """Figures for the log; `compared`: how many numbers the KV term compares, None without one."""
+        return {}
 
 
-class LatentSlots:
+class LatentSlots(View):
     """M latents after T Jacobi rounds, and the answer after them; teacher mode shares the passes where it is needed."""
 
     def __init__(
@@ -90,7 +92,7 @@ class LatentSlots:
         return health
 
 
-class TextColumns:
+class TextColumns(View):
     """The student reads question, chain of thought and answer; its keys and values at the CoT columns are compared."""
 
     def __init__(self, model: LatentModel, cue: bool = False):
@@ -110,6 +112,3 @@ class TextColumns:
 
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"ce_student": float(batch["cot_mask"].sum() + batch["tail_mask"].sum())}
-
-    def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
-        return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,39 +32,31 @@ class Target:
     blend: Blend | None = None
 
 
-class TargetSource(Protocol):
-    """A source of targets. `terms` and `counts` are those of what it trains itself; `shape` is that of its entries."""
+class TargetSource:
+    """(batch, student, own teacher mode, wants, step) -> Target. `shape`: sizes of its entries; `terms` and `counts` are
+    those of what it trains itself, here nothing."""
 
     shape: KVShape
-    target_is_trained: bool
+    target_is_trained = False
 
     def __call__(
         self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
-    ) -> Target: ...
+    ) -> Target:
+        raise NotImplementedError
 
     def columns(self, batch: Batch) -> Tensor:
         """[B, N] the CoT columns that are compared, from the batch alone."""
-
-    def counts(self, batch: Batch) -> dict[str, float]: ...
-
-    def terms(self, target: Target, step: Step) -> Iterator[tuple[str, Tensor, float]]:
-        """Name, sum and weight of each term of its own."""
-
-
-class _NothingTrained:
-    target_is_trained = False
-
-    def columns(self, batch: Batch) -> Tensor:
         return batch["cot_mask"]
 
     def counts(self, batch: Batch) -> dict[str, float]:
         return {}
 
     def terms(self, target: Target, step: Step) -> Iterator[tuple[str, Tensor, float]]:
+        """Name, sum and weight of each term of its own."""
         yield from ()
 
 
-class OwnTeacher(_NothingTrained):
+class OwnTeacher(TargetSource):
     """The student's own weights, which have read the chain of thought in the same passes; no gradient reaches them."""
 
     def __init__(self, model: LatentModel, rotary: str = "after"):
@@ -88,7 +79,7 @@ class OwnTeacher(_NothingTrained):
         return Target(TeacherKV(keys, values, weights, own.cue), self.columns(batch))
 
 
-class SeparateTeacher(_NothingTrained):
+class SeparateTeacher(TargetSource):
     """A frozen model (`teachers/live.py`) or a folder of its entries (`teachers/store.py`). It is no module of the
     objective: nothing trains, saves or moves it."""
 
@@ -101,7 +92,7 @@ class SeparateTeacher(_NothingTrained):
         return Target(self.teacher(batch, wants), self.columns(batch))
 
 
-class MixtureOfTeachers(nn.Module):
+class MixtureOfTeachers(nn.Module, TargetSource):
     """Several teachers, each aligned to the student, weighted and summed (`teachers/mixture.py`)."""
 
     def __init__(self, recipe: Recipe, model: LatentModel, teachers: TeacherSet):
