@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from kava.cli.distill import app, wish_of
+from kava.cli.distill import app, request_of
 from kava.cli.distill_flags import read_words
-from kava.cli.distill_settings import Plan, Wish, plan, use_cache
+from kava.cli.distill_settings import DistillRequest, DistillRun, resolve, use_cache
 from kava.cli.distill_table import BY_NAME, FLAGS, REFUSED
 from kava.cli.main import main, underscores, verb_command
 from kava.config import load_recipe, save_recipe
@@ -162,19 +162,19 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., En
 
 
 @pytest.fixture
-def planned(machine) -> Callable[..., Plan]:
+def planned(machine) -> Callable[..., DistillRun]:
     """What a command line becomes on a machine; without one there is no GPU."""
 
-    def run(line: str, adapter: EnvironmentAdapter | None = None, probe: Any = lambda recipe: 6) -> Plan:
+    def run(line: str, adapter: EnvironmentAdapter | None = None, probe: Any = lambda recipe: 6) -> DistillRun:
         adapter = adapter or machine(fake_torch())
         command = verb_command("distill", SimpleNamespace(app=app))
         context = command.make_context("distill", underscores(shlex.split(line)))
-        return plan(wish_of(context), adapter, probe)
+        return resolve(request_of(context), adapter, probe)
 
     return run
 
 
-def values(made: Plan) -> dict[str, object]:
+def values(made: DistillRun) -> dict[str, object]:
     return flatten(made.recipe.to_dict(), "recipe", None)
 
 
@@ -309,7 +309,7 @@ def test_flags_for_both_models_leave_out_a_teacher_that_is_not_loaded(planned) -
 # ---- several teachers
 
 
-def teachers(made: Plan) -> list[tuple[str, str | None, str]]:
+def teachers(made: DistillRun) -> list[tuple[str, str | None, str]]:
     return [(one.label, one.model, one.prompt) for one in made.recipe.mixture.teachers]
 
 
@@ -535,5 +535,5 @@ def test_the_hubs_cache_is_moved_before_anything_is_loaded(machine, monkeypatch,
         use_cache({"cache_dir": "cache"}, adapter, {})
 
 
-def test_a_wish_needs_nothing() -> None:
-    assert Wish().config == "adaptive"
+def test_a_request_needs_nothing() -> None:
+    assert DistillRequest().config == "adaptive"

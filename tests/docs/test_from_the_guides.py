@@ -19,8 +19,8 @@ import yaml
 import hub
 import kava
 from kava.cli.common import OVERRIDES, check_flags
-from kava.cli.distill import wish_of
-from kava.cli.distill_settings import plan
+from kava.cli.distill import request_of
+from kava.cli.distill_settings import resolve
 from kava.cli.main import VERBS, main, underscores, verb_command
 from kava.config import load_recipe
 from kava.errors import KavaError
@@ -91,7 +91,7 @@ def parse(words: list[str]) -> None:
         return
     context = command.make_context(verb, list(rest))
     if verb == "distill":
-        plan(wish_of(context), find_environment(), probe=lambda recipe: 1)
+        resolve(request_of(context), find_environment(), probe=lambda recipe: 1)
     if getattr(module, "CONTEXT", None) is OVERRIDES:
         load_recipe(context.params.get("config") or context.params.get("get") or "debug", check_flags(context))
 

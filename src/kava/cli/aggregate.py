@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 from kava.lab.analysis.aggregate import accuracy_table, held_out_table, missing, write
 from kava.lab.analysis.aggregate import aggregate as over_seeds
 
@@ -40,6 +39,3 @@ def aggregate(
     if held_out := held_out_table(document):
         text += f"\n\nheld out, at the last validation\n{held_out}"
     show_result(document, text, quiet)
-
-
-app = app_of("aggregate", aggregate)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 from kava.errors import RunError
 
 REPORT = "EXPERIMENT_REPORT.txt"
@@ -50,6 +49,3 @@ def analyze(
         write_json(save_json, document)
     show_result(document, f"{text}\nwrote {output_base / REPORT}", quiet)
     return 0
-
-
-app = app_of("analyze", analyze)

@@ -20,6 +20,7 @@ from kava.config import KEYS, Recipe, load_recipe
 from kava.errors import ConfigError
 from kava.registry import nearest
 
+HELP_FLAGS: dict[str, Any] = {"help_option_names": ["--help", "-h"]}
 OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -8,31 +8,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from kava.cli.common import OVERRIDES, show_result
+from kava.cli.common import HELP_FLAGS, OVERRIDES, show_result
 from kava.cli.distill_flags import read_words
-from kava.cli.distill_settings import ADAPTIVE, Wish, settle
+from kava.cli.distill_settings import ADAPTIVE, DistillRequest, prepared_machine, resolve
 from kava.cli.distill_table import GROUPS
-from kava.cli.distill_teachers import recipe_for
+from kava.cli.distill_teachers import default_recipe
 from kava.config import Recipe
 
 
 class DistillCommand(TyperCommand):
-    """Its help lists the table of flags behind the declared ones."""
+    """Its help lists the table of flags after the verb's own."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         super().format_options(ctx, formatter)
         for group, flags in GROUPS.items():
             with formatter.section(group):
-                formatter.write_dl(
-                    [
-                        (
-                            ", ".join(f"--{name}" for name in flag.names.split())
-                            + ("" if flag.switch else " V ..." if flag.many else " V"),
-                            flag.help,
-                        )
-                        for flag in flags
-                    ]
-                )
+                formatter.write_dl([(flag.usage, flag.help) for flag in flags])
 
 
 def distill(
@@ -40,60 +31,63 @@ def distill(
     config: Annotated[
         str | None,
         typer.Option(
-            help="adaptive (the machine decides what is not given; the default), explicit_hpc, or a YAML file; with "
-            "--phase N, --teacher_models or --teacher_prompts the default is phaseN, phase3 or phase1"
+            help="a recipe's name (kava config --list) or a YAML file; default: adaptive, which lets this machine set "
+            "what is not given; with --phase N phaseN, with --teacher_models phase3, with --teacher_prompts phase1"
         ),
     ] = None,
     output_dir: Annotated[
-        str | None, typer.Option(help="the run's folder; default <output path>/<recipe>_seed_<seed>")
+        str | None, typer.Option(help="folder of the run; default <output path>/<recipe>_seed_<seed> (see kava env)")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="short for system.seed=N")] = None,
-    use_wandb: Annotated[bool, typer.Option("--use_wandb", "--wandb", help="also report to Weights & Biases")] = False,
-    quick_test: Annotated[bool, typer.Option("--quick_test", help="four updates on 32 examples: does it run?")] = False,
+    seed: Annotated[int | None, typer.Option(help="the same as system.seed=N")] = None,
+    use_wandb: Annotated[bool, typer.Option("--use_wandb", "--wandb", help="also log to Weights & Biases")] = False,
+    quick_test: Annotated[
+        bool, typer.Option("--quick_test", help="a trial run: four updates on 32 training examples")
+    ] = False,
     resume: Annotated[
-        str | None, typer.Option(help="auto: continue the folder's newest whole checkpoint; or a checkpoint folder")
+        str | None, typer.Option(help="auto: continue from the newest complete checkpoint of the folder; or name one")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="only warnings, and one JSON line at the end")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="print warnings only, and the result as one JSON line")
+    ] = False,
 ) -> int:
-    """Train a student on the keys and values of a separate teacher, or of several: all read the same text.
+    """Train a student on the keys and values of one separate teacher, or of several, that read the same text.
 
-    Needs no argument. Every setting of the recipe can follow as section.key=value, and the flags of the guides'
-    train_with_kv.py, train_adaptive.py and train_multi_teacher_kv.py are known (below; underscores or dashes). Steps are
-    optimiser updates.
+    Runs without any flag. Every setting of the recipe can follow as section.key=value. The flags of the guides'
+    train_with_kv.py, train_adaptive.py and train_multi_teacher_kv.py are listed below, with underscores; dashes work too.
+    Steps are optimiser updates.
 
-    Beside what kava train writes, the folder holds training_log.txt, TRAINING_COMPLETED.txt and final_model/; Ctrl-C
-    writes emergency_checkpoint/ and --resume auto continues.
+    In addition to the files of kava train, the folder gets training_log.txt, TRAINING_COMPLETED.txt and final_model/.
+    Ctrl-C writes emergency_checkpoint/; --resume auto continues from there.
     """
-    made = settle(wish_of(ctx), _probe)
+    request = request_of(ctx)
+    run = resolve(request, prepared_machine(request), _measured_batch)
     if not quiet and os.environ.get("RANK", "0") == "0":
-        print(made.line, flush=True)
+        print(run.line, flush=True)
 
     from kava.training.processes import is_main_process
     from kava.training.run import train
 
-    outcome = train(made.recipe, made.folder, resume, quiet)
+    outcome = train(run.recipe, run.folder, resume, quiet)
     if quiet and is_main_process():
         show_result(outcome.facts, "", quiet)
     return outcome.exit_code
 
 
-def wish_of(ctx: Any) -> Wish:
-    """What a command line asks for, from its parsed words."""
+def request_of(ctx: Any) -> DistillRequest:
+    """What a parsed command line says."""
     own = ctx.params
     declared = [name for parameter in ctx.command.params for name in parameter.opts]
     seed = [] if own["seed"] is None else [f"system.seed={own['seed']}"]
-    asked = read_words([*ctx.args, *seed], declared)
-    config = own["config"] or recipe_for(asked.given) or ADAPTIVE
-    return Wish(asked, config, own["output_dir"], own["resume"], own["quick_test"], own["use_wandb"])
+    flags = read_words([*ctx.args, *seed], declared)
+    config = own["config"] or default_recipe(flags.typed) or ADAPTIVE
+    return DistillRequest(flags, config, own["output_dir"], own["resume"], own["quick_test"], own["use_wandb"])
 
 
-def _probe(recipe: Recipe) -> int:
-    from kava.training.probe import measured_batch
+def _measured_batch(recipe: Recipe) -> int:
+    from kava.training.probe import measured_batch  # after the hub's cache has been moved
 
     return measured_batch(recipe)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-app.command("distill", cls=DistillCommand, context_settings={"help_option_names": ["--help", "-h"], **OVERRIDES})(
-    distill
-)
+app.command("distill", cls=DistillCommand, context_settings={**HELP_FLAGS, **OVERRIDES})(distill)

@@ -1,7 +1,7 @@
-"""What a command line of `kava distill` leaves open: settled by the machine, by the run it continues, by arithmetic.
+"""From a command line of `kava distill` to a run: recipe, folder, and one line on what was chosen.
 
-Whatever was given wins. With the recipe `adaptive` the machine decides the rest (see `kava env`); with any other recipe
-its own values hold, and the machine is asked only where `auto` or `probe` is written.
+What is typed wins. With the recipe `adaptive` this machine sets everything else that depends on it (see `kava env`); with
+any other recipe it sets only the batch size or accumulation that is written as `auto` or `probe`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kava.cli.distill_flags import Asked
+from kava.cli.distill_flags import FlagSettings
 from kava.cli.distill_table import AUTO, CACHE, WARMUP
-from kava.cli.distill_teachers import with_teachers
+from kava.cli.distill_teachers import add_effective, with_teachers
 from kava.cli.train import QUICK
 from kava.config import Recipe, load_recipe, show
 from kava.config.compare import FREE_TO_CHANGE
-from kava.config.effects import without_effect
 from kava.config.keys import FREE, flatten
 from kava.data.shared_store import CACHES, move_cache
 from kava.errors import ConfigError
@@ -29,7 +28,7 @@ ADAPTIVE = "adaptive"
 RATIO = "training.warmup_ratio"
 PREFETCH = f"{FREE}.dataloader_prefetch_factor"
 BATCH, ACCUMULATION, STEPS = "training.batch_size", "training.gradient_accumulation_steps", "training.max_steps"
-LOCAL = {  # what the guide has downloaded to its own folders; taken where it is there
+LOCAL = {  # the folders that the guides download to; used where they exist
     "teacher.name": ("models", "qwen-1.5b-teacher"),
     "model.name": ("models", "qwen-0.5b-student"),
     "dataset.name": ("data", "gsm8k/train"),
@@ -38,10 +37,10 @@ Probe = Callable[[Recipe], int]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A command line: the verb's own flags, and what the guides' flags and settings say."""
+class DistillRequest:
+    """A parsed command line: the verb's own flags, and the settings that the table's flags stand for."""
 
-    asked: Asked = field(default_factory=Asked)
+    flags: FlagSettings = field(default_factory=FlagSettings)
     config: str = ADAPTIVE
     output_dir: str | None = None
     resume: str | None = None
@@ -50,16 +49,16 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run: its recipe, its folder, and a line on what was chosen and why."""
+class DistillRun:
+    """What will be trained, in which folder, and a line on what was chosen and why."""
 
     recipe: Recipe
     folder: Path
     line: str
 
 
-class Machine:
-    """What `kava env` recommends, as text of a recipe. The CPU may be forbidden: then this raises."""
+class MachineChoice:
+    """What this machine recommends, as settings of a recipe. Raises where the only device is a CPU that is forbidden."""
 
     def __init__(self, adapter: EnvironmentAdapter, device: str | None = None):
         self.adapter = adapter
@@ -70,19 +69,19 @@ class Machine:
         return str(accumulate(self.adapter.settings, batch * self.processes))
 
     def settings(self) -> dict[str, str]:
-        """Every setting that is the machine's to choose."""
-        found = {key: show(value) for key, value in self.adapter.recipe_settings(self.device).items()}
-        if found.get(PREFETCH) == "2":  # torch's own
-            del found[PREFETCH]
+        """Every setting that depends on the machine."""
+        chosen = {key: show(value) for key, value in self.adapter.recipe_settings(self.device).items()}
+        if chosen.get(PREFETCH) == "2":  # torch's default
+            del chosen[PREFETCH]
         for key, (place, name) in LOCAL.items():
             path = Path(self.adapter.paths[place]) / name
             if path.is_dir():
-                found[key] = str(path)
-        if "dataset.name" in found:
-            found["dataset.config"] = "null"
+                chosen[key] = str(path)
+        if "dataset.name" in chosen:
+            chosen["dataset.config"] = "null"
         bitsandbytes = any(package.name == "bitsandbytes" and package.ok for package in self.adapter.packages)
-        small = self.device.startswith("cuda") and self.adapter.hardware.device == "CUDA" and bitsandbytes
-        return found | {"teacher.quantization": "nf4" if small else "none"}
+        quantized = self.device.startswith("cuda") and self.adapter.hardware.device == "CUDA" and bitsandbytes
+        return chosen | {"teacher.quantization": "nf4" if quantized else "none"}
 
     def __str__(self) -> str:
         hardware = self.adapter.hardware
@@ -92,44 +91,51 @@ class Machine:
         return f"{hardware.device} ({hardware.name}{memory})"
 
 
-def plan(wish: Wish, adapter: EnvironmentAdapter, probe: Probe) -> Plan:
-    """The run that a command line asks for. `probe` measures the largest batch of a recipe."""
-    given = with_teachers(wish.asked, wish.config)
-    auto = {key: given.pop(key) for key in (BATCH, ACCUMULATION) if given.get(key) in AUTO}
-    warmup, _ = given.pop(WARMUP, None), given.pop(CACHE, None)
-    if warmup is not None and RATIO in given:
+def resolve(request: DistillRequest, adapter: EnvironmentAdapter, probe: Probe) -> DistillRun:
+    """The run that a command line describes, on the machine of `adapter`; `probe` measures a recipe's largest batch."""
+    typed = with_teachers(request.flags, request.config)
+    auto = {key: typed.pop(key) for key in (BATCH, ACCUMULATION) if typed.get(key) in AUTO}
+    warmup, _ = typed.pop(WARMUP, None), typed.pop(CACHE, None)
+    if warmup is not None and RATIO in typed:
         raise ConfigError(f"--warmup_steps and {RATIO} set the same", "leave one of them out")
-    machine = Machine(adapter, given.get("system.device"))
-    base = _explicit(wish.config, given)
-    folder = Path(wish.output_dir or _folder(base, adapter, wish.quick))
+    machine = MachineChoice(adapter, typed.get("system.device"))
+    base = _with_separate_teacher(request.config, typed)
+    folder = Path(request.output_dir or _folder(base, adapter, request.quick))
 
-    open_ = _quick(auto) if wish.quick else {}
-    if wish.resume is not None and (folder / "recipe.yaml").is_file():
-        chosen, why = _as_it_began(wish, auto, machine, folder), "as the run began"
+    words = (word.partition("=") for word in QUICK if request.quick)
+    quick = {key: value for key, _, value in words if key not in auto}
+    chosen, why = machine.settings(), "as the run began"
+    open_keys = set(chosen) if request.config == ADAPTIVE else set(auto)  # the machine's to set
+    if request.resume is not None and (folder / "recipe.yaml").is_file():
+        chosen = _as_it_began(chosen, open_keys, request.config == ADAPTIVE, folder)
     else:
-        chosen, why = _by_machine(wish, given | open_, auto, machine, base, probe)
-    open_ = chosen | open_ | wish.asked.teacher
-    settings = {key: value for key, value in open_.items() if key not in given and _matters(base, key)} | given
-    recipe = load_recipe(wish.config, _words(settings))
-    if recipe.system.num_workers == 0 and PREFETCH not in given:
+        batch, why = _batch(request.config, quick | typed, auto, machine, base, probe)
+        if batch is not None:
+            chosen |= {BATCH: batch, ACCUMULATION: machine.accumulation(int(batch) if batch.isdigit() else 1)}
+        chosen = {key: value for key, value in chosen.items() if key in open_keys}
+    settings = add_effective(typed, chosen | quick | request.flags.teacher, base)
+    recipe = load_recipe(request.config, _words(settings))
+
+    if recipe.system.num_workers == 0 and PREFETCH not in typed:
         settings.pop(PREFETCH, None)
-    settings, note = _known_length(settings, recipe, machine)
+    updates, note = _updates(recipe, machine)
+    if note:
+        settings[STEPS] = str(updates)
+        settings.pop("training.epochs", None)
     if warmup is not None:
-        settings[RATIO] = _warmup_ratio(warmup, load_recipe(wish.config, _words(settings)))
-    if wish.wandb and "wandb" not in recipe.logging.report_to:
+        settings[RATIO] = _warmup_ratio(warmup, updates)
+    if request.wandb and "wandb" not in recipe.logging.report_to:
         settings["logging.report_to"] = show([*recipe.logging.report_to, "wandb"])
-    recipe = load_recipe(wish.config, _words(settings))
-    if BATCH in given:
-        why = "as given"
-    return Plan(recipe, folder, _line(recipe, machine, why) + note)
+    recipe = load_recipe(request.config, _words(settings))
+    return DistillRun(recipe, folder, _line(recipe, machine, "as given" if BATCH in typed else why) + note)
 
 
 def _words(settings: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
-def _explicit(config: str, given: Mapping[str, str]) -> Recipe:
-    recipe = load_recipe(config, _words(given))
+def _with_separate_teacher(config: str, typed: Mapping[str, str]) -> Recipe:
+    recipe = load_recipe(config, _words(typed))
     if not recipe.explicit.enabled and not recipe.mixture.on:
         raise ConfigError(
             f"recipe {config} has no separate teacher (explicit.enabled is false)",
@@ -143,68 +149,52 @@ def _folder(recipe: Recipe, adapter: EnvironmentAdapter, quick: bool) -> Path:
     return Path(adapter.paths["output"]) / (name + "_quick" if quick else name)
 
 
-def _matters(recipe: Recipe, key: str) -> bool:
-    """Whether a setting does anything in this recipe. One that does not is left out, not refused: nobody gave it."""
-    return without_effect(recipe, {key: 1}) is None
-
-
-def _quick(auto: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, _, value in (word.partition("=") for word in QUICK) if key not in auto}
-
-
-def _asked_for(wish: Wish, auto: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
-    """Of the machine's settings those that it was asked for."""
-    return {key: value for key, value in found.items() if wish.config == ADAPTIVE or key in auto}
-
-
-def _as_it_began(wish: Wish, auto: Mapping[str, str], machine: Machine, folder: Path) -> dict[str, str]:
-    """What a machine chose when the run began: another one continues with the same, but for what may change."""
-    now = _asked_for(wish, auto, machine.settings())
+def _as_it_began(chosen: Mapping[str, str], keys: set[str], adaptive: bool, folder: Path) -> dict[str, str]:
+    """The machine's settings stored when the run began; those of this machine only where they may change in between."""
     stored = flatten(load_recipe(folder / "recipe.yaml").to_dict(), "recipe.yaml", None)
-    own = (FREE + ".",) if wish.config == ADAPTIVE else ()
-    began = {key: show(value) for key, value in stored.items() if key in now or key.startswith(own)}
-    return began | {key: value for key, value in now.items() if key.startswith(FREE_TO_CHANGE)}
+    began = {
+        key: show(value) for key, value in stored.items() if key in keys or (adaptive and key.startswith(FREE + "."))
+    }
+    return began | {key: chosen[key] for key in keys if key.startswith(FREE_TO_CHANGE)}
 
 
-def _by_machine(
-    wish: Wish, given: Mapping[str, str], auto: Mapping[str, str], machine: Machine, base: Recipe, probe: Probe
-) -> tuple[dict[str, str], str]:
-    """The machine's settings, and why the batch is what it is."""
-    found = machine.settings()
-    why = "by memory" if machine.device != "cpu" else "without a GPU"
-    batch = given.get(BATCH)
+def _batch(
+    config: str,
+    typed: Mapping[str, str],
+    auto: Mapping[str, str],
+    machine: MachineChoice,
+    base: Recipe,
+    probe: Probe,
+) -> tuple[str | None, str]:
+    """The batch size (None: the machine's table decides) and why."""
     if auto.get(ACCUMULATION) == "probe":
         raise ConfigError("--gradient_accumulation probe: only the batch is measured", "write auto")
     if auto.get(BATCH) == "probe":
         if machine.processes > 1:
             raise ConfigError("--batch_size probe measures one process, and there are several", "give a number")
-        trial = {key: value for key, value in _asked_for(wish, auto, found).items() if _matters(base, key)}
-        trial |= {key: value for key, value in given.items() if key != "training.epochs"}
-        trial |= {BATCH: "1", ACCUMULATION: "1", STEPS: "1"}
-        batch, why = str(probe(load_recipe(wish.config, _words(trial)))), "as measured"
-    elif batch is None and wish.config != ADAPTIVE and BATCH not in auto:
-        batch, why = str(base.training.batch_size), "by the recipe"
-    elif batch is not None:
-        why = "for --quick_test"
-    if batch is not None:
-        found |= {BATCH: batch, ACCUMULATION: machine.accumulation(int(batch) if batch.isdigit() else 1)}
-    return _asked_for(wish, auto, found), why
+        chosen = machine.settings() if config == ADAPTIVE else {}
+        trial = {key: value for key, value in typed.items() if key != "training.epochs"}
+        trial = add_effective(trial, chosen, base) | {BATCH: "1", ACCUMULATION: "1", STEPS: "1"}
+        return str(probe(load_recipe(config, _words(trial)))), "as measured"
+    if BATCH in typed:
+        return typed[BATCH], "for --quick_test"
+    if config != ADAPTIVE and BATCH not in auto:
+        return str(base.training.batch_size), "by the recipe"
+    return None, "by memory" if machine.device != "cpu" else "without a GPU"
 
 
-def _known_length(settings: Mapping[str, str], recipe: Recipe, machine: Machine) -> tuple[dict[str, str], str]:
-    """A stream does not know its end: epochs become updates where subset_size says how long it is."""
+def _updates(recipe: Recipe, machine: MachineChoice) -> tuple[int | None, str]:
+    """The number of updates, if it is known; a note where epochs of a stream became updates (dataset.subset_size)."""
     training, size = recipe.training, recipe.dataset.subset_size
     if not recipe.dataset.streaming or training.max_steps is not None or size is None:
-        return dict(settings), ""
-    at_once = training.batch_size * training.gradient_accumulation_steps * machine.processes
-    steps = training.epochs * math.ceil(size / at_once)
-    kept = {key: value for key, value in settings.items() if key != "training.epochs"}
-    return kept | {STEPS: str(steps)}, f"; {training.epochs} epochs of {size} streamed examples are {steps} updates"
+        return training.max_steps, ""
+    examples = training.batch_size * training.gradient_accumulation_steps * machine.processes
+    updates = training.epochs * math.ceil(size / examples)
+    return updates, f"; {training.epochs} epochs of {size} streamed examples are {updates} updates"
 
 
-def _warmup_ratio(text: str, recipe: Recipe) -> str:
-    """The share of the updates that is exactly so many of them; transformers rounds up."""
-    updates = recipe.training.max_steps
+def _warmup_ratio(text: str, updates: int | None) -> str:
+    """The share of the updates that transformers, which rounds up, turns into exactly `text` updates of warm-up."""
     if not text.isdigit():
         raise ConfigError(f"--warmup_steps {text}: not a number of updates")
     if updates is None:
@@ -219,7 +209,7 @@ def _warmup_ratio(text: str, recipe: Recipe) -> str:
     return repr(exact if math.ceil(updates * exact) == count else (count - 0.5) / updates)
 
 
-def _line(recipe: Recipe, machine: Machine, why: str) -> str:
+def _line(recipe: Recipe, machine: MachineChoice, why: str) -> str:
     training, precision = recipe.training, recipe.system.mixed_precision
     examples = training.batch_size * training.gradient_accumulation_steps * machine.processes
     parts = [
@@ -234,22 +224,22 @@ def _line(recipe: Recipe, machine: Machine, why: str) -> str:
     return f"{machine}: {', '.join(parts)}"
 
 
-def use_cache(asked: Mapping[str, str], adapter: EnvironmentAdapter, environ: MutableMapping[str, str]) -> None:
-    """--cache_dir, else KAVA_CACHE_PATH where nothing says otherwise, becomes the hub's cache of this process."""
-    given = asked.get(CACHE)
-    if given is None:
-        named = any(place.name == "cache" and place.source in environ for place in adapter.places)
-        if not named or any(name in environ for name in ("HF_HOME", *CACHES)):
-            return
-    folder = str(Path(given).expanduser().resolve()) if given is not None else adapter.paths["cache"]
-    move_cache(folder, environ)
+def use_cache(typed: Mapping[str, str], adapter: EnvironmentAdapter, environ: MutableMapping[str, str]) -> None:
+    """Make --cache_dir, else KAVA_CACHE_PATH where no variable of the hub is set, the hub's cache of this process."""
+    folder = typed.get(CACHE)
+    if folder is not None:
+        move_cache(str(Path(folder).expanduser().resolve()), environ)
+    elif not any(name in environ for name in ("HF_HOME", *CACHES)) and any(
+        place.name == "cache" and place.source in environ for place in adapter.places
+    ):
+        move_cache(adapter.paths["cache"], environ)
 
 
-def settle(wish: Wish, probe: Probe) -> Plan:
-    """`plan` on this machine, with the hub's cache in its place and the GPU's memory limited as the settings say."""
+def prepared_machine(request: DistillRequest) -> EnvironmentAdapter:
+    """This machine, with the hub's cache moved and the GPU's memory limited as its settings say."""
     adapter = create_environment_adapter(quiet=True)
-    use_cache(wish.asked.given, adapter, os.environ)
-    machine = Machine(adapter, wish.asked.given.get("system.device"))
+    use_cache(request.flags.typed, adapter, os.environ)
+    machine = MachineChoice(adapter, request.flags.typed.get("system.device"))
     if machine.device.startswith("cuda") and machine.processes == 1:
         adapter.limit_memory()
-    return plan(wish, adapter, probe)
+    return adapter

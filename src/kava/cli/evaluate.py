@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet
 
 QUICK_LIMIT = 16
@@ -78,6 +77,3 @@ def evaluate(
         nothing = "nothing to do: every set has results of this checkpoint"
         show_result([result.to_dict() for result in results], nothing, quiet)
     return 0
-
-
-app = app_of("evaluate", evaluate)

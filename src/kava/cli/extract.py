@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
-from kava.cli.list_flags import app_of
 from kava.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from kava.config import Recipe, TeacherSpec
     from kava.teachers.live import LiveTeacher
     from kava.teachers.manifest import Manifest
+
+CONTEXT = OVERRIDES
 
 
 def extract(
@@ -210,6 +211,3 @@ def _estimate(manifest: Manifest, stored: np.ndarray, size: int) -> str:
 def _amount(size: int) -> str:
     unit = next((unit for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= least), "bytes")
     return f"{size / {'GB': 1e9, 'MB': 1e6, 'kB': 1e3, 'bytes': 1}[unit]:.3g} {unit}"
-
-
-app = app_of("extract", extract, **OVERRIDES)

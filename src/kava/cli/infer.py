@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.errors import ConfigError, DataError
 from kava.infer.checks import stored_recipe
@@ -84,9 +83,6 @@ def infer(
         _write(output_file, rows)
     show_result(rows, _printed(rows, output_file), quiet)
     return 0
-
-
-app = app_of("infer", infer)
 
 
 def check_config(config: str, stored: Recipe) -> None:

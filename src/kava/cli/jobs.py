@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 from kava.text_table import table
 
 
@@ -52,6 +51,3 @@ def jobs(
     text = f"{table(lines, header)}\n\n{summary(found)}" if found else f"no jobs under {', '.join(map(str, where))}"
     show_result([row._asdict() for row in found], text, quiet)
     return 0
-
-
-app = app_of("jobs", jobs)

@@ -1,4 +1,4 @@
-"""Flags that take several values: `--questions a b c` is read as `--questions a --questions b --questions c`."""
+"""List flags: `--questions a b c` takes every word up to the next flag, or up to section.key=value where a verb takes it."""
 
 from __future__ import annotations
 
@@ -6,49 +6,51 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
-_FLAG = re.compile(r"--[A-Za-z][\w.-]*(=.*)?", re.DOTALL)
-_SETTING = re.compile(r"[a-z]\w*(\.\w+)+=.*", re.DOTALL)
+_FLAG = re.compile(r"-h|--[A-Za-z][\w.-]*(=.*)?", re.DOTALL)
+_SETTING = re.compile(r"[A-Za-z][\w-]*(\.[\w-]+)+=.*", re.DOTALL)
 
 
 class ListFlagCommand(TyperCommand):
     """A verb whose list flags take all words up to the next flag; a word such as "-3+4?" is one of them.
 
-    Where the verb takes recipe settings, section.key=value ends a list as well.
+    Where words without a flag are the verb's own list (FILE ...), a list flag takes one word and is repeated.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
+        if any(parameter.nargs == -1 for parameter in self.params):
+            lists = set()
         return super().parse_args(ctx, spread(args, lists, self.context_settings.get("allow_extra_args", False)))
 
 
-def app_of(verb: str, function: Any, **context: Any) -> typer.Typer:
-    """The `app` of a verb's file, with list flags as above; `context` may be OVERRIDES."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(verb, cls=ListFlagCommand, context_settings={"help_option_names": ["--help", "-h"], **context})(
-        function
-    )
-    return app
+def grouped(words: Sequence[str], settings: bool) -> list[tuple[str, list[str]]]:
+    """Each flag (with `settings`, also each section.key=value) and the words after it; first "" and what is before them.
+
+    After "--" nothing is a flag any more; that word itself is kept.
+    """
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    literal = False
+    for word in words:
+        literal = literal or word == "--"
+        if not literal and (_FLAG.fullmatch(word) or (settings and _SETTING.fullmatch(word))):
+            groups.append((word, []))
+        else:
+            groups[-1][1].append(word)
+    return groups
 
 
 def spread(words: Sequence[str], lists: Collection[str], settings: bool = False) -> list[str]:
-    """`words` with every value behind a flag of `lists` glued to it; after "--" nothing is a flag any more."""
-    found: list[str] = []
-    current: str | None = None
-    literal = False
-    for i, word in enumerate(words):
-        if word == "--" and current and not literal:
-            literal = True
-        elif not literal and (word == "-h" or _FLAG.fullmatch(word)):
-            name, equals, _ = word.partition("=")
-            current = name if name in lists else None
-            bare = current is None or equals or i + 1 == len(words) or _FLAG.fullmatch(words[i + 1])
-            found += [word] if bare else []
-        elif settings and not literal and _SETTING.fullmatch(word):
-            current = None
-            found.append(word)
-        else:
-            found.append(f"{current}={word}" if current else word)
-    return found
+    """`words` with every value of a flag in `lists` attached to it: `--q a b` becomes `--q=a --q=b`, as click reads lists."""
+    result: list[str] = []
+    for flag, values in grouped(words, settings):
+        name, equals, _ = flag.partition("=")
+        if name not in lists:
+            result += [flag, *values] if flag else values
+            continue
+        if "--" in values:
+            values.remove("--")
+        result += [flag] if equals or not values else []
+        result += [f"{name}={value}" for value in values]
+    return result

@@ -137,14 +137,17 @@ def verb_command(verb: str, module: ModuleType) -> Any:
     """The command object of a verb's module, with its flags spelt with underscores."""
     import typer
 
+    from kava.cli.common import HELP_FLAGS
+    from kava.cli.list_flags import ListFlagCommand
+
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        settings = {"help_option_names": ["--help", "-h"], **getattr(module, "CONTEXT", {})}
-        app.command(verb, context_settings=settings)(getattr(module, verb))
+        settings = {**HELP_FLAGS, **getattr(module, "CONTEXT", {})}
+        app.command(verb, cls=ListFlagCommand, context_settings=settings)(getattr(module, verb))
     command = typer.main.get_command(app)
-    for one in (command, *getattr(command, "commands", {}).values()):
-        for parameter in one.params:
+    for subcommand in (command, *getattr(command, "commands", {}).values()):
+        for parameter in subcommand.params:
             if parameter.param_type_name == "option":
                 parameter.opts = underscores(parameter.opts)
                 parameter.secondary_opts = underscores(parameter.secondary_opts)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import OVERRIDES, check_flags, show_result
-from kava.cli.list_flags import app_of
 from kava.config import load_recipe
 from kava.errors import ConfigError, RunError
 from kava.lab.analysis.aggregate import accuracy_table, aggregate, missing, write
@@ -86,6 +85,3 @@ def short_names(sets: list[str]) -> list[str]:
     from kava.evaluation.eval_sets import short_name
 
     return [short_name(name) for name in sets]
-
-
-app = app_of("seeds", seeds, **OVERRIDES)

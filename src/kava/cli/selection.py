@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 from kava.cli.student import Base, Checkpoint, Device, Quiet
 from kava.errors import ConfigError
 from kava.infer.checks import stored_recipe
@@ -70,6 +69,3 @@ def _text(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return f"{head}\n{table(lines, ['compressor', 'entries', 'step results', 'most kept tokens'])}"
-
-
-app = app_of("selection", selection)

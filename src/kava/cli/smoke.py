@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kava.cli.common import show_result
-from kava.cli.list_flags import app_of
 
 if TYPE_CHECKING:
     from kava.lab.selfcheck.run import ComponentResult
@@ -48,6 +47,3 @@ def smoke(
     verdict = f"FAILED: {', '.join(failed)}" if failed else "all well"
     show_result(document, f"{len(results)} components, {verdict}, {seconds} s", quiet)
     return 1 if failed else 0
-
-
-app = app_of("smoke", smoke)

@@ -40,19 +40,19 @@ def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
 
     `more` are settings of a preset; those that the command line sets, or that would do nothing, are removed from it.
     """
-    from kava.cli.distill import wish_of
+    from kava.cli.distill import request_of
     from kava.cli.distill_table import AUTO, CACHE, WARMUP
     from kava.cli.distill_teachers import with_teachers
 
-    wish = wish_of(context)
+    request = request_of(context)
     open_ = (CACHE, WARMUP)
-    settings = {key: text for key, text in with_teachers(wish.asked, wish.config).items() if key not in open_}
+    settings = {key: text for key, text in with_teachers(request.flags, request.config).items() if key not in open_}
     settings = {key: text for key, text in settings.items() if text not in AUTO}
-    recipe = load_recipe(wish.config, [f"{key}={text}" for key, text in settings.items()])
+    recipe = load_recipe(request.config, [f"{key}={text}" for key, text in settings.items()])
     if not recipe.explicit.enabled and not recipe.mixture.on:
-        raise ConfigError(f"recipe {wish.config} has no separate teacher", f"kava submit train --config {wish.config}")
+        raise ConfigError(f"recipe {request.config} has no separate teacher", f"kava submit train --config {request.config}")
     for key in list(more or {}):
-        if key in settings or key in wish.asked.given or without_effect(recipe, {key: 1}) is not None:
+        if key in settings or key in request.flags.typed or without_effect(recipe, {key: 1}) is not None:
             del (more or {})[key]
     return recipe
 

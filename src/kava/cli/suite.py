@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import OVERRIDES, check_flags, show_result
-from kava.cli.list_flags import app_of
 from kava.cli.seeds import runs_of
 from kava.lab.plan import SUITES, plan_suite, suite_members, suite_named
 from kava.lab.run_local import run_jobs
@@ -72,6 +71,3 @@ def _list_suites(quiet: bool) -> int:
     text = table([[suite["name"], suite["title"]] for suite in data], ("suite", "what"))
     show_result(data, text + "\n\nkava suite NAME --list shows the members", quiet)
     return 0
-
-
-app = app_of("suite", suite, **OVERRIDES)
