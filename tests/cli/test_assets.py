@@ -17,7 +17,6 @@ import fake_hub
 import hub
 from kava.backbone.cached import cached, weights_problem
 from kava.backbone.load import build_model
-from kava.cli.assets_needed import merged, needs_of
 from kava.cli.main import main
 from kava.config import load_recipe
 from kava.data import hub as cache
@@ -27,6 +26,7 @@ from kava.data.load import load_file
 from kava.data.places import open_set
 from kava.data.shared_store import take_shared_store
 from kava.errors import DataError
+from kava.lab.assets import merged, needed_assets
 
 SMALL, LLAMA, MANY = "Qwen/Qwen2.5-0.5B-Instruct", "meta-llama/Llama-3.2-1B-Instruct", "gpt2"
 
@@ -191,7 +191,7 @@ def test_what_recipes_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.chdir(tmp_path)
 
     def needed(name: str, *settings: str) -> list[tuple[str, str, str]]:
-        return [(one.kind, one.name, one.role) for one in merged(needs_of(load_recipe(name, list(settings))))]
+        return [(one.kind, one.name, one.role) for one in merged(needed_assets(load_recipe(name, list(settings))))]
 
     assert needed("explicit_embedded") == [
         ("model", "kava:blank", "student"), ("model", "kava:embedded", "teacher"),

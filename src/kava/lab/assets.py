@@ -1,0 +1,235 @@
+"""Models, data sets, stores and files that runs of a recipe load: whether they are on this machine, and fetching them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kava.errors import DataError, KavaError, ModelError
+
+if TYPE_CHECKING:
+    from kava.config import DatasetConfig, ModelConfig, Recipe, TeacherSpec
+    from kava.data.hub import Repo
+
+HubPart = tuple["Repo", str | None]  # a repository of the hub and, of a data set, its configuration
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Something that runs load. `locate` returns where it is, or raises what is wrong with it; `hub` is what to fetch."""
+
+    kind: str
+    name: str
+    role: str
+    locate: Callable[[], str]
+    hub: HubPart | None = None
+
+    def check(self, fetch_error: str | None = None) -> dict[str, str | None]:
+        """Its kind, name and role; its place, or the problem (with `fetch_error`, why it could not be fetched)."""
+        try:
+            place, problem = self.locate(), None
+        except KavaError as error:
+            place, problem = None, fetch_error or self._not_in_cache() or error.message
+        return {"kind": self.kind, "name": self.name, "role": self.role, "place": place, "problem": problem}
+
+    def _not_in_cache(self) -> str | None:
+        from kava.data.hub import absent, snapshot
+
+        if self.hub is None or snapshot(self.hub[0]) is not None:
+            return None
+        return absent(self.hub[0]) + (", nor in ./datasets" if self.kind == "data set" else "")
+
+
+def merged(assets: Iterable[Asset]) -> list[Asset]:
+    """Each asset once, with all its roles; it is checked once for each use: training and evaluation read other parts."""
+    groups: dict[tuple[Any, ...], list[Asset]] = {}
+    for asset in assets:
+        groups.setdefault((asset.kind, asset.name, asset.hub), []).append(asset)
+    return [
+        replace(same[0], role=", ".join(dict.fromkeys(use.role for use in same)), locate=partial(_locate_all, same))
+        for same in groups.values()
+    ]
+
+
+def _locate_all(uses: list[Asset]) -> str:
+    return "; ".join(dict.fromkeys([use.locate() for use in uses]))
+
+
+def needed_assets(recipe: Recipe) -> Iterator[Asset]:
+    """Everything that training, validation and evaluation of a recipe read."""
+    from kava.data.hub import data_repo
+
+    yield from _models(recipe)
+    yield data_asset(recipe.dataset, "training")
+    for name in recipe.evaluation.datasets:
+        config = recipe.dataset.config if name == recipe.dataset.name else None
+        yield Asset("data set", name, "evaluation", partial(_eval_set, recipe, name), data_repo(name, config))
+    if recipe.training.start_from is not None:
+        yield Asset(
+            "file", recipe.training.start_from, "training.start_from", partial(_file, recipe.training.start_from)
+        )
+    for name in recipe.mixture.layer_map_files:
+        yield Asset("file", name, "mixture.layer_map_files", partial(_file, name))
+
+
+def model_asset(model: ModelConfig, role: str) -> Asset:
+    from kava.data.hub import model_repo
+
+    repo = model_repo(model.name, model.revision)
+    return Asset("model", model.name, role, lambda: str(_model(model)), None if repo is None else (repo, None))
+
+
+def data_asset(dataset: DatasetConfig, role: str) -> Asset:
+    from kava.data.hub import data_repo
+
+    return Asset("data set", dataset.name, role, partial(_data, dataset), data_repo(dataset.name, dataset.config))
+
+
+def _models(recipe: Recipe) -> Iterator[Asset]:
+    from kava.backbone.load import foreign_model, spec_of, teacher_model
+
+    yield model_asset(recipe.model, "student")
+    if recipe.mixture.on:
+        for spec in recipe.mixture.teachers:
+            role = f"teacher {spec.label}"
+            if spec.store is None:
+                yield model_asset(foreign_model(spec, recipe.model), role)
+            else:
+                yield Asset("store", spec.store, role, partial(_store, spec, True))
+    elif recipe.explicit.enabled and recipe.teacher.store is None:
+        yield model_asset(teacher_model(recipe), "teacher")
+    elif recipe.explicit.enabled:
+        spec = spec_of(recipe).model_copy(update={"store": recipe.teacher.store})
+        yield Asset("store", str(spec.store), "teacher", partial(_store, spec, False))
+
+
+def _model(model: ModelConfig, weights: bool = True) -> Path:
+    """The folder of a model that loads without a network."""
+    from kava.backbone.cached import weights_problem
+    from kava.backbone.load import SHIPPED, load_tokenizer, locate
+    from kava.data.hub import absent, model_repo, snapshot
+
+    repo = model_repo(model.name, model.revision)
+    folder = Path(locate(model.name)).expanduser() if repo is None else snapshot(repo)
+    if folder is None or not folder.is_dir():
+        raise ModelError("there is no such folder" if repo is None else absent(repo))
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} is torn ({error})") from error
+    if weights and (problem := weights_problem(folder)):
+        raise ModelError(f"{folder}: {problem}")
+    load_tokenizer(folder, model.model_copy(update={"revision": None}))
+    return SHIPPED.get(model.name, folder)
+
+
+def _data(dataset: DatasetConfig) -> str:
+    """Reads every row that training reads; of a stream the first 100."""
+    from kava.data.generator import BUILT_IN
+    from kava.data.hub import missing_parts
+    from kava.data.load import load_examples
+    from kava.data.places import open_set
+
+    if dataset.name in BUILT_IN:
+        return "built in"
+    opened = open_set(dataset.name, dataset.config)
+    place = Path(opened.place)
+    if parts := missing_parts(place) if place.is_dir() else []:  # x-00001-of-00004: the rows alone would not tell
+        raise DataError(f"{place}: {', '.join(parts)} missing")
+    rows = load_examples(dataset.model_copy(update={"val_size": 0, "subset_size": None}), "train")
+    count = sum(1 for _ in islice(rows, 100)) if dataset.streaming else len(list(rows))
+    if "validation" in opened.splits:
+        load_examples(dataset, "validation")
+    return f"{opened.place} ({'at least ' if dataset.streaming else ''}{count} training rows)"
+
+
+def _eval_set(recipe: Recipe, name: str) -> str:
+    from kava.data.generator import BUILT_IN
+    from kava.evaluation.eval_sets import load_eval_set
+
+    if name in BUILT_IN:
+        return "built in"
+    return f"{len(load_eval_set(recipe, name).examples)} questions"
+
+
+def _store(spec: TeacherSpec, own_tokenizer: bool) -> str:
+    """The folder of a teacher store with all of its shards; a mixture also loads its teacher's tokenizer."""
+    from kava.config import ModelConfig
+    from kava.teachers.manifest import read_manifest
+    from kava.teachers.store import missing_shards
+
+    folder = Path(str(spec.store))
+    if not folder.is_dir():
+        raise DataError("there is no such folder")
+    manifest = read_manifest(folder)
+    if shards := missing_shards(folder, manifest):
+        raise DataError(
+            f"{folder}: {len(shards)} of {manifest.num_shards} shards are missing, the first is {shards[0]}"
+        )
+    if own_tokenizer:
+        name, revision = manifest.teacher["name"], manifest.teacher["revision"]
+        model = ModelConfig(name=spec.model or name, revision=spec.revision or revision)
+        try:
+            _model(model.model_copy(update={"trust_remote_code": spec.trust_remote_code}), weights=False)
+        except KavaError as error:
+            raise DataError(f"{folder} needs the tokenizer of {model.name}: {error.message}") from error
+    return f"{folder} ({manifest.num_examples} examples)"
+
+
+def _file(name: str) -> str:
+    if not Path(name).expanduser().exists():
+        raise DataError("there is no such file or folder")
+    return name
+
+
+def fetch_missing(assets: Iterable[Asset], quiet: bool) -> tuple[list[str], dict[HubPart, str]]:
+    """Download into the hub's cache what is not complete there: the names, and why others could not be fetched.
+
+    A failed download stops no other one, and an earlier copy stays as it was.
+    """
+    from huggingface_hub import constants
+
+    from kava.data.hub import cache, fetch, plan
+
+    fetched: list[str] = []
+    errors: dict[HubPart, str] = {}
+    if constants.HF_HUB_OFFLINE:
+        print("note: HF_HUB_OFFLINE is set: the hub is not asked", file=sys.stderr)
+        return fetched, errors
+    for repo, config in dict.fromkeys(asset.hub for asset in assets if asset.hub is not None):
+        try:
+            planned = plan(repo, config)
+            size = f"{len(planned.missing)} of {len(planned.files)} files, {planned.bytes / 1e9:.2f} GB"
+            if not quiet:
+                print(f"{repo.kind} {repo.name}: {size} to fetch into {cache()}", flush=True)
+            fetch(planned, progress=not quiet)
+        except (ModelError, DataError) as error:
+            errors[repo, config] = f"{error.message}; {error.hint}"
+            print(f"warning: {errors[repo, config]}", file=sys.stderr)
+            continue
+        fetched += [repo.name] if planned.missing else []
+    return fetched, errors
+
+
+def export_training_rows(names: Iterable[str], config: str | None, quiet: bool) -> Mapping[str, int]:
+    """Write each training set as prompts and targets into data/; file -> number of rows."""
+    from kava.data.export import export_name, export_train, published
+
+    written: dict[str, int] = {}
+    for name in dict.fromkeys(names):
+        path = Path("data") / export_name(name, config)
+        written[str(path)] = count = export_train(name, config, path, progress=not quiet)
+        if not quiet:
+            print(f"wrote {count} rows to {path}")
+        whole = published(name)
+        if whole is not None and count != whole:
+            print(f"warning: {name} was published with {whole} training rows, this one has {count}", file=sys.stderr)
+    return written
