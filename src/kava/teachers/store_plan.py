@@ -1,0 +1,98 @@
+"""A teacher store before it is written: which teacher, what it will hold, how large it will be; and writing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from kava.backbone.load import load_teacher, load_tokenizer, locate, spec_of
+from kava.config import Recipe, TeacherSpec
+from kava.errors import ConfigError
+from kava.teachers import extract
+from kava.teachers.live import LiveTeacher
+from kava.teachers.request import Request, described, planned, read_source, refuse_too_long
+from kava.teachers.shards import SIZE
+from kava.teachers.teacher_set import load_live, tokenization_of
+
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
+
+
+def teacher_to_store(recipe: Recipe, name: str | None, own_tokenizer: bool, prompt: str | None) -> TeacherSpec | None:
+    """The teacher that reads its own tokens; None: the recipe's one teacher, which reads the student's."""
+    teachers = {spec.label: spec for spec in recipe.mixture.teachers}
+    if name is not None or teachers:
+        if own_tokenizer or prompt is not None:
+            raise ConfigError(
+                "--own_tokenizer and --prompt are for the teacher of a recipe without a mixture",
+                "the entries of mixture.teachers say how each reads",
+            )
+        if name is None and len(teachers) == 1:
+            name = next(iter(teachers))
+        if name not in teachers:
+            reason = "the recipe has several teachers" if name is None else f"no teacher is called {name!r}"
+            hint = (
+                f"--teacher takes one of: {', '.join(teachers)}" if teachers else "the recipe has no mixture.teachers"
+            )
+            raise ConfigError(reason, hint)
+        return teachers[name]
+    if not own_tokenizer:
+        if prompt is not None:
+            raise ConfigError(
+                "--prompt without --own_tokenizer", "a teacher with the student's tokens reads the student's text"
+            )
+        return None
+    try:
+        return TeacherSpec(**(spec_of(recipe).model_dump() | {"prompt": "default" if prompt is None else prompt}))
+    except ValidationError as error:
+        raise ConfigError(f"--prompt: {error.errors()[0]['msg']}", "such as 'Think first. {question}'") from error
+
+
+class StorePlan:
+    """The store that a request makes of a recipe's teacher and data; reads the data, loads no weights until `write`."""
+
+    def __init__(self, recipe: Recipe, request: Request, progress: bool):
+        self.recipe, self.progress = recipe, progress
+        self.request = request.checked(recipe)
+        self.tokenizer = load_tokenizer(locate(recipe.model.name), recipe.model)
+        self.tokenization = None if request.spec is None else tokenization_of(request.spec, recipe)
+        self.source = read_source(recipe, self.tokenizer, self.request.splits, progress, self.tokenization)
+        self.manifest = planned(self.request, recipe, len(self.source.encoded))
+        self.columns = extract.stored_columns(self.source.encoded, self.manifest)
+        self.size = int(extract.shard_bytes(self.manifest, self.columns).sum())
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "examples": self.manifest.num_examples,
+            "shards": self.manifest.num_shards,
+            "columns": int(self.columns.sum()),
+            "dtype": self.manifest.dtype,
+            "method": self.manifest.method,
+            "estimated_bytes": self.size,
+        }
+
+    def estimate(self) -> str:
+        """The size of the store and how it comes about, on one line."""
+        manifest = self.manifest
+        optional = [name for name in ("importance", "cue", "question") if getattr(manifest, f"with_{name}")]
+        unit, divisor = next(pair for pair in UNITS if self.size >= pair[1] or pair is UNITS[-1])
+        return (
+            f"{manifest.num_examples} examples x 2 x {manifest.shape} x {self.columns.mean():.1f} columns x "
+            f"{SIZE[manifest.dtype]} bytes{''.join(f' + {name}' for name in optional)} = {self.size / divisor:.3g} {unit} "
+            f"in {manifest.num_shards} shards ({manifest.method})"
+        )
+
+    def write(self, device: torch.device, folder: Path, batch_size: int, part: tuple[int, int]) -> dict[str, Any]:
+        """Load the teacher and write those shards of part i of n that are missing; how many were written, kept, missing."""
+        recipe, spec, source = self.recipe, self.request.spec, self.source
+        if spec is None:
+            teacher = LiveTeacher(load_teacher(recipe, self.tokenizer, device))
+        else:
+            teacher = load_live(spec, recipe, device)
+        refuse_too_long(source.encoded, teacher.max_positions, spec.label if spec else "of the recipe")
+        tokenizer = self.tokenization.encoder.tokenizer if self.tokenization else self.tokenizer
+        manifest = described(self.request, recipe, teacher, tokenizer, source)
+        written = extract.extract(teacher, device, source.encoded, manifest, folder, batch_size, part, self.progress)
+        return vars(written)
