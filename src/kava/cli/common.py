@@ -1,4 +1,4 @@
-"""What the verbs share: a recipe from flags and overrides, and results for people or for programs.
+"""Shared by the verbs: a recipe from flags and settings, and results for people or for programs.
 
 A verb that takes recipe settings looks like this:
 
@@ -25,23 +25,23 @@ OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options":
 
 
 def parse_recipe_args(config: str, extra: typer.Context | Sequence[str], *flags: str | None) -> Recipe:
-    """The recipe `config` (name or path) under the settings on the command line.
+    """The recipe `config` (name or path) changed by the settings on the command line.
 
-    `extra` is what the verb's own flags left over; `flags` are settings that flags of the verb stand for
-    ("system.seed=7"; None = flag not given). A setting given both ways with different values is an error.
+    `extra` is what remains after the verb's own flags; `flags` are settings that flags of the verb stand for
+    ("system.seed=7"; None = flag not given). A setting given both ways is an error.
     """
     words = check_flags(extra)
     settings = [flag for flag in flags if flag is not None]
-    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    keys = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     for setting in settings:
         key = setting.partition("=")[0]
-        if key in given:
+        if key in keys:
             raise ConfigError(f"command line: {key} is set twice, by a flag and as {key}=...", "leave one of them out")
     return load_recipe(config, [*words, *settings])
 
 
 def check_flags(extra: typer.Context | Sequence[str]) -> list[str]:
-    """The left-over words, once every unknown flag has been refused with the nearest known one."""
+    """The words that remain after the verb's own flags; an unknown flag is an error that names the nearest known one."""
     own: list[str] = []
     if isinstance(extra, Sequence):
         words = list(extra)
@@ -60,7 +60,7 @@ def check_flags(extra: typer.Context | Sequence[str]) -> list[str]:
 
 
 def no_settings(extra: typer.Context) -> None:
-    """Refuse section.key=value where the verb (or this use of it) reads no recipe."""
+    """An error for section.key=value where the verb, used like this, reads no recipe."""
     words = check_flags(extra)
     if words:
         raise ConfigError(f"unexpected {words[0]!r}", "settings need a recipe they apply to")

@@ -1,4 +1,4 @@
-"""`kava config`: list, explain, compare and export recipes; every value with how well it is known."""
+"""kava config: list, explain, compare and export recipes; every value with a tag that says how well it is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result
+from kava.cli.student import Quiet
 from kava.config import KEYS, Recipe, RecipeRow, explain, list_recipes, load_recipe, save_recipe, show
 from kava.config.text import dump_yaml
 from kava.errors import ConfigError
@@ -24,19 +25,21 @@ LEGEND = (
 
 def config(
     ctx: typer.Context,
-    list_: Annotated[bool, typer.Option("--list", help="the shipped recipes (the default)")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="with --list: every value that is not a default")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="list the shipped recipes (the default)")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="with --list: also what differs from defaults")] = False,
     get: Annotated[str | None, typer.Option(metavar="NAME", help="every value of a recipe (name or path)")] = None,
     compare: Annotated[tuple[str, str] | None, typer.Option(metavar="A B", help="where two recipes differ")] = None,
-    export: Annotated[Path | None, typer.Option(metavar="DIR", help="write full recipe files into a folder")] = None,
+    export: Annotated[Path | None, typer.Option(metavar="DIR", help="write full recipe files to a folder")] = None,
     format_: Annotated[
         Literal["yaml", "json"] | None,
-        typer.Option("--format", help="of --export (default yaml); with --get: print the recipe as such a file"),
+        typer.Option("--format", help="of the files of --export (yaml); with --get: print such a file"),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="every key: default, tag, allowed values, meaning")] = False,
-    filter_size: Annotated[str | None, typer.Option(metavar="SIZE", help="1b, 0.5b, 3b, 7b, embedded, blank")] = None,
-    filter_dataset: Annotated[str | None, typer.Option(metavar="SET", help="aug, aug_nl, chains")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="JSON on stdout and nothing else")] = False,
+    filter_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="model size: 1b, 0.5b, 3b, 7b, embedded, blank")
+    ] = None,
+    filter_dataset: Annotated[str | None, typer.Option(metavar="SET", help="data set: aug, aug_nl, chains")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """List, explain, compare and export recipes.
 
@@ -60,23 +63,23 @@ def config(
     elif get and not export:
         _get(load_recipe(get, check_flags(ctx)), format_, quiet)
     else:
-        found = [load_recipe(get, check_flags(ctx))] if get else _filtered(filter_size, filter_dataset)
+        recipes = [load_recipe(get, check_flags(ctx))] if get else _filtered(filter_size, filter_dataset)
         if export:
-            _export(found, export, format_ or "yaml", quiet)
+            _export(recipes, export, format_ or "yaml", quiet)
         else:
-            _list(found, verbose, quiet)
+            _list(recipes, verbose, quiet)
 
 
 def size_of(recipe: Recipe) -> str:
-    """The model's size as its name says it: "1b", "0.5b"; "embedded" for the shipped checkpoint."""
+    """The model's size as in its name: "1b", "0.5b"; "embedded" for the shipped checkpoint."""
     if recipe.model.name.startswith("kava:"):
         return recipe.model.name.removeprefix("kava:")
-    found = re.search(r"(\d+(?:\.\d+)?b)(?![a-z0-9])", recipe.model.name.lower())
-    return found.group(1) if found else "?"
+    size = re.search(r"(\d+(?:\.\d+)?b)(?![a-z0-9])", recipe.model.name.lower())
+    return size.group(1) if size else "?"
 
 
 def dataset_of(recipe: Recipe) -> str:
-    """The data set in short: "aug", "aug_nl", or its own name."""
+    """The data set's short name: "aug", "aug_nl", or its own."""
     name = recipe.dataset.name.rpartition("/")[2]
     return name.removeprefix("gsm8k-").replace("-", "_")
 
@@ -86,10 +89,10 @@ def _filtered(size: str | None, dataset: str | None) -> list[Recipe]:
     for wanted, read, flag in ((size, size_of, "--filter_size"), (dataset, dataset_of, "--filter_dataset")):
         if wanted is None:
             continue
-        there = sorted({read(recipe) for recipe in recipes})
+        known = sorted({read(recipe) for recipe in recipes})
         wanted = wanted.lower().replace("-", "_")
-        if wanted not in there:
-            raise ConfigError(f"{flag} {wanted!r}: no recipe has it", nearest(wanted, there))
+        if wanted not in known:
+            raise ConfigError(f"{flag} {wanted!r}: no recipe has it", nearest(wanted, known))
         recipes = [recipe for recipe in recipes if read(recipe) == wanted]
     return recipes
 

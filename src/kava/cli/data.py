@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
+from kava.cli.common import HELP_FLAGS, OVERRIDES, parse_recipe_args, show_result
+from kava.cli.student import Quiet
 from kava.errors import DataError
 from kava.text_table import table
 
 if TYPE_CHECKING:
     from kava.config import DatasetConfig
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+UNCOUNTED = ("encoded", "keep", "mean_cot_tokens", "max_cot_tokens")  # of a card without a tokenizer; and shares
+app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
 
 
 @app.callback()
@@ -21,24 +23,24 @@ def data() -> None:
     """Look at a data set: counts, lengths, hashes, and where it comes from."""
 
 
-@app.command("check", context_settings={"help_option_names": ["--help", "-h"], **OVERRIDES})
+@app.command("check", context_settings=OVERRIDES)
 def check(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="a set's name, a hub id, a file or a folder")],
+    name: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="known name, hub name, file or folder")],
     config: Annotated[
-        str | None, typer.Option(help="count tokens as this recipe does: its tokenizer, M, dropped last step")
+        str | None, typer.Option(help="count tokens as this recipe does: its tokenizer, M and dataset.drop_last_step")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="count tokens with this model's tokenizer instead")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="count tokens with the tokenizer of this model")] = None,
     split: Annotated[Literal["train", "validation", "test", "all"], typer.Option(help="which part to read")] = "all",
-    quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Read a set as training would, and print its card: rows, hash, steps, share of N_C < M and of N_C = 0.
+    """Read a data set as training would and print its card: rows, hash, steps, share of N_C < M and of N_C = 0.
 
     Every row is read and checked; the first bad one is named by file, line and field. Token counts need a tokenizer:
     --config or --tokenizer. Settings can follow: dataset.drop_last_step=false.
     """
     from kava.backbone.silence_libraries import silence_libraries
-    from kava.data.cards import shipped_card
+    from kava.data.cards import card, shipped_card
     from kava.data.generator import BUILT_IN
     from kava.data.load import load_examples
     from kava.evaluation.eval_sets import cot_type_of
@@ -47,8 +49,8 @@ def check(
     recipe = parse_recipe_args(config or ("embedded" if name in BUILT_IN else "llama1b_aug"), ctx)
     cot_type = cot_type_of(name, recipe.dataset.cot_type)
     dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": cot_type, "streaming": False})
-    wanted = _splits(dataset) if split == "all" else [split]
-    parts = {one: list(load_examples(dataset, one)) for one in wanted}
+    splits = _splits(dataset) if split == "all" else [split]
+    parts = {part: list(load_examples(dataset, part)) for part in splits}
     encoder = None
     if config is not None or tokenizer is not None:
         from kava.backbone.load import load_tokenizer, locate
@@ -56,10 +58,16 @@ def check(
 
         model = recipe.model.model_copy(update={"name": tokenizer} if tokenizer is not None else {})
         encoder = Encoder(load_tokenizer(locate(model.name), model), dataset.drop_last_step, dataset.cot_type)
-    cards = {one: _card(one, parts, encoder, recipe.latent.num_tokens, quiet) for one in parts}
+    cards: dict[str, dict[str, Any]] = {}
+    for part, examples in parts.items():
+        encoded = [] if encoder is None else encoder.encode_all(examples, progress=not quiet)
+        facts = card(encoded, examples, recipe.latent.num_tokens, parts.get("test") if part != "test" else None)
+        if encoder is None:
+            facts = {k: v for k, v in facts.items() if k not in UNCOUNTED and not k.startswith("share_")}
+        cards[part] = facts
     try:
         about = shipped_card(name)
-    except DataError:  # a set of the user's own
+    except DataError:  # a data set of the user's own
         about = None
     text = "\n".join([f"{name} ({dataset.cot_type})", "", _table(cards), *(["", about.strip()] if about else [])])
     show_result({"name": name, "cot_type": dataset.cot_type, "splits": cards, "card": about}, text, quiet)
@@ -67,7 +75,7 @@ def check(
 
 
 def _splits(dataset: DatasetConfig) -> list[str]:
-    """The splits that training and evaluation would find."""
+    """The splits that training and evaluation would use."""
     from kava.data.generator import BUILT_IN
     from kava.data.load import SPLITS
     from kava.data.places import open_set
@@ -75,23 +83,12 @@ def _splits(dataset: DatasetConfig) -> list[str]:
     if dataset.name in BUILT_IN:
         return list(SPLITS)
     opened = open_set(dataset.name, dataset.config)
-    found = set(opened.splits)
+    names = set(opened.splits)
     if opened.whole is not None:
-        found = {"test" if opened.source.whole_is_test else "train"}
-    if "train" in found and dataset.val_size:
-        found.add("validation")
-    return [one for one in SPLITS if one in found]
-
-
-def _card(split: str, parts: dict[str, list[Any]], encoder: Any, keep: int, quiet: bool) -> dict[str, Any]:
-    from kava.data.cards import card
-
-    other = parts.get("test") if split != "test" else None
-    if encoder is not None:
-        return card(encoder.encode_all(parts[split], progress=not quiet), parts[split], keep, other)
-    uncounted = ("encoded", "keep", "mean_cot_tokens", "max_cot_tokens")
-    found = card([], parts[split], keep, other)
-    return {key: value for key, value in found.items() if key not in uncounted and not key.startswith("share_")}
+        names = {"test" if opened.source.whole_is_test else "train"}
+    if "train" in names and dataset.val_size:
+        names.add("validation")
+    return [split for split in SPLITS if split in names]
 
 
 def _table(cards: dict[str, dict[str, Any]]) -> str:

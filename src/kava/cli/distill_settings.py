@@ -65,9 +65,6 @@ class MachineChoice:
         self.device = adapter.device_for_training(device)
         self.processes: int = adapter.get_training_config(self.device)["processes"]
 
-    def accumulation(self, batch: int) -> str:
-        return str(accumulate(self.adapter.settings, batch * self.processes))
-
     def settings(self) -> dict[str, str]:
         """Every setting that depends on the machine."""
         chosen = {key: show(value) for key, value in self.adapter.recipe_settings(self.device).items()}
@@ -111,7 +108,8 @@ def resolve(request: DistillRequest, adapter: EnvironmentAdapter, probe: Probe) 
     else:
         batch, why = _batch(request.config, quick | typed, auto, machine, base, probe)
         if batch is not None:
-            chosen |= {BATCH: batch, ACCUMULATION: machine.accumulation(int(batch) if batch.isdigit() else 1)}
+            examples = machine.processes * (int(batch) if batch.isdigit() else 1)
+            chosen |= {BATCH: batch, ACCUMULATION: str(accumulate(adapter.settings, examples))}
         chosen = {key: value for key, value in chosen.items() if key in open_keys}
     settings = add_effective(typed, chosen | quick | request.flags.teacher, base)
     recipe = load_recipe(request.config, _words(settings))

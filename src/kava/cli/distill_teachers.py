@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,7 +36,7 @@ class TeacherFlags:
     models: list[str | None] | None
     prompts: list[str] | None
     stores: list[str] | None
-    fields: dict[str, Any]
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 def default_recipe(typed: Mapping[str, str]) -> str | None:
@@ -50,7 +50,7 @@ def with_teachers(flags: FlagSettings, config: str) -> dict[str, str]:
     """Everything that flags set, as settings of the recipe, and what --phase sets where they do not."""
     typed = {**flags.implied, **flags.typed}
     phase = typed.pop(PHASE, None)
-    teachers = TeacherFlags(*(json.loads(typed.pop(name, "null")) for name in (MODELS, PROMPTS, STORES)), {})
+    teachers = TeacherFlags(*(json.loads(typed.pop(name, "null")) for name in (MODELS, PROMPTS, STORES)))
     recipe = load_recipe(config)
     phase_sets: dict[str, str] = {}
     if phase is None:

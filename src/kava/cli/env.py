@@ -1,4 +1,4 @@
-"""kava env: which machine this is, whether everything is there, and what settings fit."""
+"""kava env: describe and check this machine, and recommend settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def env(
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="an environment file in place of configs/environment_config.yaml"),
+        typer.Option(metavar="FILE", help="environment file to use instead of configs/environment_config.yaml"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", "--quiet", help="one JSON document and nothing else")] = False,
 ) -> int:
     """Check this machine: scheduler, device, precision, paths, packages, KV extractor; recommend settings.
 
-    Makes no file and no folder. Exit code 1 when a required package is missing or too old, a path cannot be used, the
-    GPU does not answer or the extractor fails; a machine without a GPU is no error. An environment file of yours holds
-    only what differs from the shipped kava/env/environment_config.yaml, which lists every key.
+    Creates no file and no folder. Exit code 1 if a required package is missing or too old, a path cannot be used, the GPU
+    does not answer or the extractor fails; having no GPU is no error. An environment file of yours holds only what differs
+    from the shipped kava/machine/environment_config.yaml, which lists every key.
     """
     from kava.machine.adapter import find_environment, say
     from kava.machine.checks import next_step
@@ -51,7 +51,7 @@ def env(
 
 
 def _check_extractor(torch_works: bool) -> Check:
-    """Probes a tiny random model whose cache has known sizes: 3 layers, 2 heads of 8, 48 in all."""
+    """Whether the extractor reads the right sizes from a tiny random model: 3 layers, 2 heads of 8, 48 in all."""
     from kava.machine.checks import Check
     from kava.machine.detect import IMPORT_ERRORS, first_line
 
@@ -66,11 +66,11 @@ def _check_extractor(torch_works: bool) -> Check:
 
         silence_libraries()
         model = library_twin(random_model(layers, 4 * size, 4, heads, 64, LatentConfig()))
-        found = probe(model)
-        seen = (found.num_layers, found.num_heads, found.head_dim, found.total_dim)
+        shape = probe(model)
+        sizes = (shape.num_layers, shape.num_heads, shape.head_dim, shape.total_dim)
     except (KavaError, LookupError, *IMPORT_ERRORS) as error:
         return Check(name, "failed", f"{type(error).__name__}: {first_line(error)}", "kava smoke")
     wanted = (layers, heads, size, layers * heads * size)
-    if seen != wanted:
-        return Check(name, "failed", f"layers, heads, head size, sum are {seen}, not {wanted}", "kava smoke")
+    if sizes != wanted:
+        return Check(name, "failed", f"layers, heads, head size, sum are {sizes}, not {wanted}", "kava smoke")
     return Check(name, "ok", f"ready ({layers} layers x {heads} heads x {size} = {wanted[-1]})")

@@ -1,4 +1,4 @@
-"""kava jobs: states of submitted jobs, and their end."""
+"""kava jobs: states of submitted jobs, and cancelling them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import show_result
+from kava.cli.student import Quiet
 from kava.text_table import table
 
 
@@ -15,39 +16,41 @@ def jobs(
     folders: Annotated[
         list[Path] | None, typer.Argument(metavar="[FOLDER ...]", help="runs, or folders of runs; default: outputs")
     ] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="end what is not through")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="read the status files, ask no scheduler")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="cancel every job that has not finished")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="read the status files only, without asking a scheduler")
+    ] = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Every task of every submission: what its own status file says, else what the scheduler says.
+    """Print the state of every submitted task: from its status file, else from the scheduler.
 
-    pending, running, ok, failed, refused (something it needed is not ok), requeued, cancelled, lost (it began, never said
-    how it ended, and the scheduler does not have it any more).
+    pending, running, ok, failed, refused (something it needs is not ok), requeued, cancelled, lost (it started, wrote no
+    result, and the scheduler does not know it any more).
     """
     import os
 
-    from kava.cluster.jobs import cancel as end
+    from kava.cluster.jobs import cancel as cancel_jobs
     from kava.cluster.jobs import records, rows, summary
     from kava.errors import RunError
 
-    where = folders or [Path(os.environ.get("KAVA_OUTPUT_PATH") or "outputs")]
-    for folder in where:
+    roots = folders or [Path(os.environ.get("KAVA_OUTPUT_PATH") or "outputs")]
+    for folder in roots:
         if not folder.is_dir():
             raise RunError(f"no folder {folder}", "name the folder that kava submit wrote to")
-    known = records(where)
+    known = records(roots)
     if cancel:
-        ended = [job for record in known for job in end(record)]
-        show_result({"cancelled": ended}, f"cancelled: {', '.join(ended) or 'nothing was open'}", quiet)
+        cancelled = [job for record in known for job in cancel_jobs(record)]
+        show_result({"cancelled": cancelled}, f"cancelled: {', '.join(cancelled) or 'nothing was open'}", quiet)
         return 0
-    found = [row for record in known for row in rows(record, ask=not offline)]
+    states = [row for record in known for row in rows(record, ask=not offline)]
     lines = [
         [
             row.submission, row.label, row.id, "-" if row.task is None else str(row.task), row.state,
             "-" if row.exit_code is None else str(row.exit_code), row.host or "-", str(row.attempt or "-"), row.note,
         ]
-        for row in found
+        for row in states
     ]  # fmt: skip
     header = ("submission", "job", "id", "task", "state", "exit", "host", "attempt", "")
-    text = f"{table(lines, header)}\n\n{summary(found)}" if found else f"no jobs under {', '.join(map(str, where))}"
-    show_result([row._asdict() for row in found], text, quiet)
+    text = f"{table(lines, header)}\n\n{summary(states)}" if states else f"no jobs under {', '.join(map(str, roots))}"
+    show_result([row._asdict() for row in states], text, quiet)
     return 0

@@ -1,8 +1,9 @@
-"""The one command. This file knows the verbs' names and imports only the one that runs; `kava --help` imports none.
+"""The command `kava`. This file knows the verbs' names and imports only the one that runs; `kava --help` imports none.
 
 A verb is a file `cli/<verb>.py` with a function of the verb's name (or a `typer.Typer` called `app`, for a verb with
-verbs of its own). Its parameters are the flags: underscores are canonical, `--output-dir` is read as `--output_dir`.
-A module attribute `CONTEXT = OVERRIDES` lets it take section.key=value (see `cli/common.py`).
+verbs of its own). Its parameters are the flags: underscores are canonical, `--output-dir` is read as `--output_dir`, and
+a list parameter takes all words up to the next flag (see `cli/list_flags.py`). A module attribute `CONTEXT = OVERRIDES`
+lets it take section.key=value (see `cli/common.py`).
 """
 
 from __future__ import annotations
@@ -29,34 +30,36 @@ class Verb(NamedTuple):
 
 
 VERBS: tuple[Verb, ...] = (
-    Verb("demo", "Train and use", "distil the shipped checkpoint on built-in arithmetic and show what it learnt"),
+    Verb("demo", "Train and use", "a first run: distil the shipped checkpoint on built-in arithmetic, then compare"),
     Verb("train", "Train and use", "train a student from a recipe"),
-    Verb("distill", "Train and use", "train a student on a separate teacher, with this machine's settings"),
-    Verb("infer", "Train and use", "ask a trained student, one question at a time or a file of them"),
+    Verb("distill", "Train and use", "train a student on a separate teacher, with settings that fit this machine"),
+    Verb("infer", "Train and use", "ask a trained student questions, one at a time or from a file"),
     Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),
-    Verb("rescore", "Measure", "judge saved predictions again, without the model"),
-    Verb("selection", "Measure", "which tokens of the chain of thought each compressor keeps"),
-    Verb("bench", "Measure", "time passes and decoding, after checking that the fast way gives the same result"),
-    Verb("smoke", "Measure", "try every component once, a line each"),
+    Verb("rescore", "Measure", "score saved predictions again, without the model"),
+    Verb("selection", "Measure", "show which tokens of the chain of thought each compressor keeps"),
+    Verb("bench", "Measure", "measure speed, after checking that the fast and the plain way agree"),
+    Verb("smoke", "Measure", "self-test: try every component once"),
     Verb("env", "Measure", "check this machine: device, paths, packages; recommend settings"),
     Verb("seeds", "Reproduce and compare", "train, evaluate and aggregate a recipe over several seeds"),
     Verb("suite", "Reproduce and compare", "run an experiment with all its controls: e1-e5, ablations"),
     Verb("aggregate", "Reproduce and compare", "mean and spread over seeds, as JSON and YAML"),
-    Verb("format", "Reproduce and compare", "aggregated results as LaTeX tables and CSV, beside the paper's numbers"),
-    Verb("analyze", "Reproduce and compare", "what a suite's results support, with the tests behind each word"),
+    Verb("format", "Reproduce and compare", "aggregated results as LaTeX tables and CSV, next to the paper's numbers"),
+    Verb("analyze", "Reproduce and compare", "which claims a suite's results support, with statistical tests"),
     Verb("report", "Reproduce and compare", "runs as one self-contained page of figures and tables"),
     Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
-    Verb("data", "Recipes and data", "look at a data set: counts, lengths, hashes"),
-    Verb("assets", "Recipes and data", "fetch models and data for nodes without a network; verify what is there"),
-    Verb("align", "Recipes and data", "how a teacher's tokens and layers meet a student's; a layer map by likeness"),
-    Verb("extract", "Recipes and data", "store a teacher's keys and values of a data set, for training without it"),
-    Verb("submit", "Cluster", "a verb as jobs of a scheduler: script, arrays, dependencies, requeueing"),
-    Verb("jobs", "Cluster", "states of submitted jobs; cancel them"),
+    Verb("data", "Recipes and data", "inspect a data set: counts, lengths, hashes"),
+    Verb(
+        "assets", "Recipes and data", "fetch models and data for nodes without a network; check that they are complete"
+    ),
+    Verb("align", "Recipes and data", "match a teacher's tokens and layers to a student's; measure a layer map"),
+    Verb("extract", "Recipes and data", "store a teacher's keys and values on disk, for training without the teacher"),
+    Verb("submit", "Cluster", "run a verb as jobs of a scheduler: scripts, arrays, dependencies, requeueing"),
+    Verb("jobs", "Cluster", "show the states of submitted jobs; cancel them"),
 )
-# all that torch.save says of a disk that takes no more
+# messages of torch.save on a full disk
 TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
-HIDDEN = ("task",)  # what job scripts start
-FORMER = {"kept": "selection"}  # old names that keep working
+HIDDEN = ("task",)  # started by job scripts
+FORMER = {"kept": "selection"}  # old names, still accepted
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
 --quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
@@ -79,7 +82,7 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code; every mistake of the user ends here as one clear message."""
+    """Run one command line and return its exit code; every user error ends here as one message."""
     _survive_any_code_page()
     words = list(sys.argv[1:] if argv is None else argv)
     with _Border() as border:
@@ -105,14 +108,14 @@ def _dispatch(words: list[str]) -> int:
 
 def underscores(words: Sequence[str]) -> list[str]:
     """Flag names with underscores: `--output-dir=a-b` becomes `--output_dir=a-b`; values stay as they are."""
-    found: list[str] = []
+    result: list[str] = []
     for position, word in enumerate(words):
         if word == "--":
-            return [*found, *words[position:]]
+            return [*result, *words[position:]]
         name, equals, value = word.partition("=")
         flag = word.startswith("--") and name[2:3].isalpha() and not any(space in name for space in " \n\t")
-        found.append("--" + name[2:].replace("-", "_") + equals + value if flag else word)
-    return found
+        result.append("--" + name[2:].replace("-", "_") + equals + value if flag else word)
+    return result
 
 
 def _run(verb: str, words: list[str]) -> int:
@@ -155,7 +158,7 @@ def verb_command(verb: str, module: ModuleType) -> Any:
 
 
 class _Border:
-    """Turns what a verb raises into a message and an exit code. Anything unforeseen keeps its traceback."""
+    """Turns an exception of a verb into a message and an exit code; an unexpected one keeps its traceback."""
 
     code = 0
 
@@ -182,23 +185,23 @@ class _Border:
 
 
 def _users_problem(error: BaseException) -> KavaError | None:
-    """The error as one clear line, if it is the user's or the machine's and not a fault of ours."""
+    """The error as one message, if its cause is the user or the machine; None for a bug of kava."""
     if isinstance(error, KavaError):
         return error
     name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-    # not every library raises OSError here: safetensors and torch have errors of their own with the same words
+    # safetensors and torch raise errors of their own, not OSError, with the same words
     if any(words in str(error) for words in ("No space left on device", "Disk quota exceeded", "File too large")):
         return KavaError(f"the disk is full{name} ({error})", "free some space or choose another --output_dir")
     if isinstance(error, RuntimeError) and any(words in str(error) for words in TORN):
-        said = str(error).splitlines()[0]
-        return KavaError(f"a file could not be written: is the disk full? ({said})", "free some space, then continue")
+        reason = str(error).splitlines()[0]
+        return KavaError(f"a file could not be written: is the disk full? ({reason})", "free some space, then continue")
     if isinstance(error, PermissionError):
         return KavaError(f"not allowed{name} ({error.strerror})", "choose a folder that you may write to")
     return None
 
 
 def _survive_any_code_page() -> None:
-    """What a terminal's code page (GBK, ASCII) cannot show is printed escaped instead of raising."""
+    """Print characters that the terminal's code page (GBK, ASCII) lacks as escapes instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

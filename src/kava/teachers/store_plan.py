@@ -13,6 +13,7 @@ from kava.config import Recipe, TeacherSpec
 from kava.errors import ConfigError
 from kava.teachers import extract
 from kava.teachers.live import LiveTeacher
+from kava.teachers.offloaded import Live
 from kava.teachers.request import Request, described, planned, read_source, refuse_too_long
 from kava.teachers.shards import SIZE
 from kava.teachers.teacher_set import load_live, tokenization_of
@@ -87,10 +88,11 @@ class StorePlan:
     def write(self, device: torch.device, folder: Path, batch_size: int, part: tuple[int, int]) -> dict[str, Any]:
         """Load the teacher and write those shards of part i of n that are missing; how many were written, kept, missing."""
         recipe, spec, source = self.recipe, self.request.spec, self.source
-        if spec is None:
-            teacher = LiveTeacher(load_teacher(recipe, self.tokenizer, device))
-        else:
-            teacher = load_live(spec, recipe, device)
+        teacher: Live = (
+            LiveTeacher(load_teacher(recipe, self.tokenizer, device))
+            if spec is None
+            else load_live(spec, recipe, device)
+        )
         refuse_too_long(source.encoded, teacher.max_positions, spec.label if spec else "of the recipe")
         tokenizer = self.tokenization.encoder.tokenizer if self.tokenization else self.tokenizer
         manifest = described(self.request, recipe, teacher, tokenizer, source)
