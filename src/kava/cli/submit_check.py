@@ -50,7 +50,9 @@ def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
     settings = {key: text for key, text in settings.items() if text not in AUTO}
     recipe = load_recipe(request.config, [f"{key}={text}" for key, text in settings.items()])
     if not recipe.explicit.enabled and not recipe.mixture.on:
-        raise ConfigError(f"recipe {request.config} has no separate teacher", f"kava submit train --config {request.config}")
+        raise ConfigError(
+            f"recipe {request.config} has no separate teacher", f"kava submit train --config {request.config}"
+        )
     for key in list(more or {}):
         if key in settings or key in request.flags.typed or without_effect(recipe, {key: 1}) is not None:
             del (more or {})[key]

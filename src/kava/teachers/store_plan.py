@@ -13,7 +13,6 @@ from kava.config import Recipe, TeacherSpec
 from kava.errors import ConfigError
 from kava.teachers import extract
 from kava.teachers.live import LiveTeacher
-from kava.teachers.offloaded import Live
 from kava.teachers.request import Request, described, planned, read_source, refuse_too_long
 from kava.teachers.shards import SIZE
 from kava.teachers.teacher_set import load_live, tokenization_of
@@ -88,7 +87,7 @@ class StorePlan:
     def write(self, device: torch.device, folder: Path, batch_size: int, part: tuple[int, int]) -> dict[str, Any]:
         """Load the teacher and write those shards of part i of n that are missing; how many were written, kept, missing."""
         recipe, spec, source = self.recipe, self.request.spec, self.source
-        teacher: Live = (
+        teacher = (
             LiveTeacher(load_teacher(recipe, self.tokenizer, device))
             if spec is None
             else load_live(spec, recipe, device)
