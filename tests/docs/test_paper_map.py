@@ -149,29 +149,33 @@ def test_every_room_is_on_the_map() -> None:
     rooms = {path.name + "/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     files = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
     assert {name for name in rooms | files if f"`{name}`" not in LAYOUT} == set()
-    for name in re.findall(r"`((?:src|tests|scripts)/[\w./]+)`", LAYOUT + VARIANT):
-        there = (ROOT / name).exists()
-        assert there or name == "src/kava/data/sources/riddles.py", name  # the page's own example
 
 
 # ---- add-a-variant.md
 
 
-def example(index: int) -> str:
-    return re.findall(r"^```python\n(.*?)^```$", VARIANT, re.M | re.S)[index]
+def examples(title: str) -> list[str]:
+    """The Python blocks below this heading."""
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", VARIANT, re.M | re.S)
+    return re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
 
 
-def names_of(*numbers: int) -> dict[str, Any]:
-    """What these examples define, one behind the other."""
-    names: dict[str, Any] = {}
-    for index in numbers:
-        exec(compile(example(index), "add-a-variant.md", "exec"), names)
+def names_of(title: str) -> dict[str, Any]:
+    """What the examples below this heading define, run in order."""
+    names: dict[str, Any] = {"__name__": "add_a_variant"}
+    for text in examples(title):
+        exec(compile(text, "add-a-variant.md", "exec"), names)
     return names
+
+
+def test_every_example_runs() -> None:
+    for title in re.findall(r"^## (.+)$", VARIANT, re.M):
+        names_of(title)
 
 
 @pytest.fixture
 def my_compressors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    (tmp_path / "my_compressors.py").write_text(example(0), encoding="utf-8")
+    (tmp_path / "my_compressors.py").write_text(examples("A compressor")[0], encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_compressors", raising=False)
     return importlib.import_module("my_compressors")
@@ -204,8 +208,8 @@ def test_the_compressor_of_the_page_trains(
 
 
 def test_the_source_of_the_page_reads_its_row() -> None:
-    names = names_of(1, 2)
-    row = ast.literal_eval(re.search(r"\{.*\}", example(1)).group(0))
+    names = names_of("A data source")
+    row = ast.literal_eval(re.search(r"\{.*\}", examples("A data source")[0]).group(0))
     assert names["parse"](row, "riddles.jsonl line 1", "equation") == ("I am 3 more than 4.", ("4+3=7",), "7")
     assert names["riddles"].names == ("owner/riddles", "riddles")
     with pytest.raises(DataError, match=r"riddles.jsonl line 1: field 'solution' is missing"):
@@ -213,12 +217,31 @@ def test_the_source_of_the_page_reads_its_row() -> None:
 
 
 def test_the_family_of_the_page_is_a_family() -> None:
-    assert names_of(3)["mine"].rotary
+    assert names_of("A model family")["mine"].rotary
+
+
+def test_the_distance_of_the_page_is_a_distance() -> None:
+    log_cosh = names_of("A distance")["log_cosh"]
+    student, teacher = (torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    torch.testing.assert_close(log_cosh(student, teacher), torch.log(torch.cosh(student - teacher)))
+    assert float(log_cosh(student, student).abs().max()) < 1e-15
+    log_cosh(student, teacher).sum().backward()
+    torch.testing.assert_close(student.grad, torch.tanh(student - teacher))
+    assert teacher.grad is None
+
+
+def test_the_router_of_the_page_begins_with_equal_weights_and_learns() -> None:
+    router = names_of("A router")["NormGate"](8, 3)
+    scores = router.scores(torch.randn(4, 8))
+    assert scores.shape == (4, 3)
+    torch.testing.assert_close(scores.softmax(-1), torch.full((4, 3), 1 / 3))
+    scores.softmax(-1)[:, 0].log().sum().backward()
+    assert bool((router.linear.weight.grad.abs().amax(1) > 0).all())
 
 
 def test_the_fusion_of_the_page_weighs_and_learns() -> None:
     layers = 3
-    constant = names_of(4)["Constant"](len(mixtures.THREE), layers).double()
+    constant = names_of("A fusion")["Constant"](len(mixtures.THREE), layers).double()
     asked = Query(hidden=torch.zeros(2, 5))
     torch.testing.assert_close(constant(asked), torch.full((2, layers, 1, 3), 1 / 3, dtype=torch.float64))
     with torch.no_grad():
@@ -233,7 +256,7 @@ def test_the_fusion_of_the_page_weighs_and_learns() -> None:
 
 
 def test_the_layer_map_of_the_page_is_a_map() -> None:
-    top = names_of(5)["top"]
+    top = names_of("An alignment step")["top"]
     assert top(2, 5) == [[(3, 1.0)], [(4, 1.0)]]
     assert unused(top(2, 5), 5) == [0, 1, 2]
     assert top(3, 3) == [[(0, 1.0)], [(1, 1.0)], [(2, 1.0)]]

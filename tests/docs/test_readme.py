@@ -1,58 +1,50 @@
-"""README.md and its translation: every block runs, in order, as it stands, on tiny models under the real names."""
+"""README.md, its translation and the manuals: blocks run as they stand, on tiny models under the real names."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from pages import BLOCK, CHINESE, DOCS, LINK, PAGES, README, ROOT, blocks, commands
+from test_from_the_guides import parse
 
 import hub
 from kava.backbone.families import FAMILIES
 from kava.cli import main as cli
+from kava.config import load_recipe
 from kava.data.load import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-PAGES = [README, ROOT / "README.zh-CN.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(
-    r"(?:<!-- test: skip because (?P<reason>[^>]+) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S
-)
-LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
-
-
-def blocks(page: Path, *kinds: str) -> list[str]:
-    """The fenced blocks of these kinds, in order; a block behind <!-- test: skip because ... --> is left out."""
-    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    return [match["text"] for match in found if match["kind"] in kinds and not match["reason"]]
-
-
-def commands(block: str) -> Iterator[list[str]]:
-    for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if words:
-            yield words
+MANUALS = [README, *(ROOT / "docs" / f"{name}.md" for name in ("train", "evaluate", "data", "compare", "python"))]
+MANUALS += [ROOT / "docs" / "separate-teacher.md"]
+TRAINED = ["train", "--config", "llama1b_aug", "--seed", "42"]  # whose student the pages evaluate and ask
+DONE: set[tuple[str, ...]] = set()  # a command that several pages have runs once
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the hub in miniature and the shipped data; the blocks below build on each other in it."""
+    """A working folder with the hub in miniature and the shipped data."""
     root = hub.build(tmp_path_factory.mktemp("readme"))
     shutil.copytree(ROOT / "data", root / "data", dirs_exist_ok=True)
+    DONE.clear()
     return root
 
 
 @pytest.fixture
 def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return hub.enter(home, monkeypatch)
+    """That folder as the working folder, with a trained student in it."""
+    hub.enter(home, monkeypatch)
+    kava(TRAINED, monkeypatch)
+    return home
 
 
 def quick(words: list[str]) -> list[str]:
@@ -69,8 +61,11 @@ def quick(words: list[str]) -> list[str]:
 
 
 def kava(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if tuple(words) in DONE:
+        return
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ann has 3 apples. How many?\n/latent off\n/quit\n"))
     assert cli.main(quick(words)) == 0, f"kava {shlex.join(words)}"
+    DONE.add(tuple(words))
 
 
 def make(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,24 +84,33 @@ def pip(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PROGRAMS: dict[str, Callable[[list[str], pytest.MonkeyPatch], None]] = {"kava": kava, "make": make, "pip": pip}
-BLOCKS = [(kind, text) for kind in ("bash", "python") for text in blocks(README, kind)]
-ORDERED = sorted(BLOCKS, key=lambda block: README.read_text(encoding="utf-8").index(block[1]))
 
 
+@pytest.mark.parametrize("page", MANUALS, ids=lambda page: page.stem)
 def test_every_block_runs_in_order(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for kind, text in ORDERED:
-        if kind == "python":
-            exec(compile(text, str(README), "exec"), {})
-            assert re.fullmatch(r".* \d+ (True|False)", capsys.readouterr().out.strip().splitlines()[-1])
-            continue
-        for program, *words in commands(text):
-            PROGRAMS[program](words, monkeypatch)
+    for block in blocks(page):
+        if block.kind == "python":
+            exec(compile(block.text, str(page), "exec"), {})
+            if "truncated" in block.text:
+                assert re.fullmatch(r".* \d+ (True|False)", capsys.readouterr().out.strip().splitlines()[-1])
+        if block.kind == "yaml":
+            (here / "recipe_of_the_page.yaml").write_text(block.text, encoding="utf-8")
+            load_recipe(here / "recipe_of_the_page.yaml")
+        for program, *words in commands(block.text) if block.kind == "bash" else ():
+            if block.reason is None:
+                PROGRAMS[program](words, monkeypatch)
+            else:
+                parse(words)
+
+
+def test_the_files_that_the_pages_promise(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = here / "outputs" / "llama1b_aug_seed_42"
+    kava(["evaluate", "--checkpoint", f"outputs/{run.name}/best_checkpoint", "--dataset", "gsm8k", "gsm8k-hard", "svamp"],
+         monkeypatch)  # fmt: skip
     named = ("recipe.yaml", "meta.json", "data_card.json", "train.log", "log.jsonl", "best_checkpoint")
     assert [name for name in named if not (run / name).exists()] == []
-    assert (here / "outputs" / "routed" / "routing.jsonl").is_file()
     for name in ("gsm8k", "gsm8k-hard", "svamp"):
         results = yaml.safe_load((run / f"results_{name}.yaml").read_text(encoding="utf-8"))
         assert results["total"] == hub.TEST_ROWS
@@ -115,44 +119,46 @@ def test_every_block_runs_in_order(
 
 def test_its_rows_are_read_as_data(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(blocks(README, "json")), encoding="utf-8")
+    file.write_text("".join(block.text for block in blocks(README) if block.kind == "json"), encoding="utf-8")
     examples = load_file(file)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [list(example.steps) for example in examples] == [row.get("steps", []) for row in rows]
     assert [example.answer for example in examples] == ["36", "7"]
 
 
-def test_the_translation_has_the_same_blocks_numbers_and_links() -> None:
-    def facts(page: Path) -> tuple[list[str], list[list[str]], list[str]]:
+def test_the_translation_has_the_same_headings_blocks_numbers_and_links() -> None:
+    def facts(page: Path) -> tuple[list[int], list[str], list[list[str]], list[str]]:
         text = page.read_text(encoding="utf-8")
-        table = [re.findall(r"\d+\.\d+", line) for line in text.splitlines() if re.match(r"\| (Qwen|Llama)", line)]
-        links = [target for target, _ in LINK.findall(text) if not target.startswith("README")]
-        return [match["text"] for match in BLOCK.finditer(text)], table, links
+        outside = BLOCK.sub("", text)
+        headings = [len(marks) for marks in re.findall(r"^(#+) ", outside, re.M)]
+        table = [re.findall(r"\d[\d.,]*", line) for line in outside.splitlines() if re.search(r"\|.*\d\.\d.*\|", line)]
+        links = [target for target, _ in LINK.findall(outside) if not target.startswith("README")]
+        return headings, [block.text for block in blocks(page)], table, links
 
-    assert facts(README) == facts(ROOT / "README.zh-CN.md")
+    assert facts(README) == facts(CHINESE)
+    assert len(facts(README)[2]) == 4  # the rows of the demo
+
+
+def test_every_page_is_one_click_from_a_readme_of_one_page() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text) <= 7500
+    links = {target for target, _ in LINK.findall(text)}
+    assert {f"docs/{page.name}" for page in DOCS} - links == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
-        there = (page.parent / target) if target else page
-        assert there.exists(), f"{page.name}: {target}"
+        path = (page.parent / target) if target else page
+        assert path.exists(), f"{page.name}: {target}"
         if anchor:
-            titles = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.M)
+            titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
             assert anchor in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], anchor
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "zh-CN" not in page.name], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != CHINESE], ids=lambda page: page.name)
 def test_english_pages_are_ascii(page: Path) -> None:
     assert [line for line in page.read_text(encoding="utf-8").splitlines() if not line.isascii()] == []
-
-
-def test_paths_it_names_exist() -> None:
-    package = ROOT / "src" / "kava"
-    for page in (README, ROOT / "README.zh-CN.md"):
-        rows = [line for line in page.read_text(encoding="utf-8").splitlines() if re.search(r"^\|.*`\w+/.*\|$", line)]
-        for name in re.findall(r"`((?!src/)\w+/[\w./]*)`", "\n".join(rows)):
-            assert (package / name).exists(), f"{page.name}: {name}"
 
 
 def test_versions_and_families_are_those_of_the_tree() -> None:
@@ -163,3 +169,10 @@ def test_versions_and_families_are_those_of_the_tree() -> None:
         assert f"{package} {major_minor}" in text
     line = next(line for line in text.splitlines() if line.startswith("Model families:")).lower().replace("-", "")
     assert all(name in line for name in FAMILIES)
+
+
+def test_the_pictures_are_those_that_the_script_draws() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "draw_two_passes.py"))
+    for name, theme in (("two-passes.svg", "LIGHT"), ("two-passes-dark.svg", "DARK")):
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == script["draw"](script[theme])
+        assert f"docs/{name}" in README.read_text(encoding="utf-8")
