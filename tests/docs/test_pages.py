@@ -25,9 +25,6 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# What the coordinator of a running change has yet to fill in is not looked at.
-OPEN = re.compile(r"<!-- coordinator: begin.*?<!-- coordinator: end -->", re.S)
-
 # Files of a run, of a reader, or of other programs; `outputs/...` and the like are never looked up.
 RUN_FILES = words(
     "recipe.yaml meta.json data_card.json train.log log.jsonl training_log.txt TRAINING_COMPLETED.txt alignment.json"
@@ -51,7 +48,7 @@ EXTENSION = re.compile(
 
 
 def names_in_backticks(page: Path) -> list[str]:
-    text = BLOCK.sub("", OPEN.sub("", page.read_text(encoding="utf-8")))
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     if page.name == "from-the-guides.md":
         text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)  # the first column has the guides' words
     return sorted({code.strip() for code in re.findall(r"`([^`\n]+)`", text)})

@@ -17,15 +17,21 @@ import yaml
 
 import explicit
 import mixtures
-from compare import load_by_hand
+import zoo
+from compare import UNEVEN, load_by_hand
 from kava.align import Aligner
 from kava.align.layers import unused
+from kava.backbone.masks import positions
 from kava.cli import main as cli
 from kava.compress import make_compressor
-from kava.config import KEYS, TAGS, explain, list_recipes, load_recipe, parse_overrides
+from kava.config import KEYS, TAGS, LossConfig, explain, list_recipes, load_recipe, parse_overrides
 from kava.errors import DataError
 from kava.fuse import Query
+from kava.objective.compare import KVComparison
+from kava.objective.make import latent_objective, make_objective
+from kava.objective.student import TextColumns
 from kava.teachers.base import KVShape
+from kava.teachers.live import shape_of
 from matrix import KEEP, TOLERANCE, alone, cases, compress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -221,13 +227,51 @@ def test_the_family_of_the_page_is_a_family() -> None:
 
 
 def test_the_distance_of_the_page_is_a_distance() -> None:
-    log_cosh = names_of("A distance")["log_cosh"]
-    student, teacher = (torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    torch.testing.assert_close(log_cosh(student, teacher), torch.log(torch.cosh(student - teacher)))
-    assert float(log_cosh(student, student).abs().max()) < 1e-15
-    log_cosh(student, teacher).sum().backward()
-    torch.testing.assert_close(student.grad, torch.tanh(student - teacher))
-    assert teacher.grad is None
+    distance = names_of("A distance")["LogCosh"]()
+    student, target = (torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    kept = torch.rand(2, 3, 4) > 0.3
+    total = distance(KVComparison("k", 0, student, target, kept))
+    torch.testing.assert_close(total, (torch.log(torch.cosh(student - target)) * kept[..., None]).sum())
+    total.backward()
+    torch.testing.assert_close(student.grad, torch.tanh(student - target) * kept[..., None])
+    assert target.grad is None
+    assert distance.count(kept[:, 0].sum(1), 3, 5) == int(kept[:, 0].sum()) * 15
+
+
+def test_the_source_of_the_page_is_a_source_of_targets() -> None:
+    model, batch = zoo.latent_model("llama-gqa", dtype=torch.float64), zoo.batch(UNEVEN)
+    loss = LossConfig(alpha1_codi=0.0, kv_loss_type="l1", layerwise_std=False)
+    source = names_of("A target source")["Zeros"](shape_of(model))
+    objective = latent_objective(model, loss, make_compressor("crop"), source=source)
+    terms = {term.name: term for term in objective(batch).terms}
+    student, _ = objective.view(batch)
+    kept = torch.arange(model.latent.num_tokens) < batch["cot_mask"].sum(1, keepdim=True)
+    entries = torch.stack([*student.keys, *student.values])
+    assert terms["kv"].count > 0
+    torch.testing.assert_close(terms["kv"].total, (entries.abs() * kept[None, :, None, :, None]).sum() / 2)
+
+
+def test_the_view_of_the_page_is_a_view() -> None:
+    model, batch = explicit.student("llama-gqa"), zoo.batch(UNEVEN)
+    view = names_of("A view")["UnrotatedColumns"](model)
+    (plain, _), (found, _) = TextColumns(model)(batch), view(batch)
+    real = batch["cot_mask"][:, None, :, None]
+    place = positions(batch["cot_mask"], batch["question_mask"].sum(1))
+    for before, after, value, same in zip(found.keys, plain.keys, found.values, plain.values, strict=True):
+        assert not torch.allclose(before * real, after * real)
+        torch.testing.assert_close(rotated(model, before, place) * real, after * real)
+        assert torch.equal(value, same)
+    kind = make_objective(explicit.recipe_of(), model, explicit.teacher("llama-gqa"))
+    kind.view = view
+    assert {"ce_student", "kv"} <= {term.name for term in kind(batch).terms}
+
+
+def rotated(model: Any, keys: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """keys [B, H, N, D] with the model's own rotary embedding."""
+    cos, sin = model.decoder.rotary_emb(keys, place)
+    half = keys.shape[-1] // 2
+    turned = torch.cat([-keys[..., half:], keys[..., :half]], dim=-1)
+    return keys * cos[:, None] + turned * sin[:, None]
 
 
 def test_the_router_of_the_page_begins_with_equal_weights_and_learns() -> None:
@@ -248,9 +292,9 @@ def test_the_fusion_of_the_page_weighs_and_learns() -> None:
         constant.scores[1, 2] = 1.0
     assert constant(asked, 0.1)[0, 1, 0, 2] > constant(asked)[0, 1, 0, 2] > 1 / 3
     kind = mixtures.objective(mixtures.THREE, *mixtures.ROUTED)
-    kind.mixture.fusion = constant
+    kind.mixture.mixture.fusion = constant
     _, gradients = explicit.measure(kind, [mixtures.batch(mixtures.THREE)])
-    moved = gradients["mixture.fusion.scores"]
+    moved = gradients["source.mixture.fusion.scores"]
     assert bool((moved.abs().amax(1) > 0).all())
     torch.testing.assert_close(moved.sum(1), torch.zeros(layers, dtype=torch.float64))  # what one gains, others lose
 
