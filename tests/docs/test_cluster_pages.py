@@ -1,4 +1,4 @@
-"""docs/hpc.md, docs/oom.md, docs/quick-reference.md: commands parse, keys and flags exist, what `kava says` it does say."""
+"""docs/hpc.md, docs/oom.md, docs/quick-reference.md: commands parse, keys and flags exist, messages are those of the source."""
 
 from __future__ import annotations
 
@@ -36,10 +36,8 @@ def commands() -> list[str]:
     return list(dict.fromkeys(line for line in found if "..." not in line and not INVENTED & set(line.split())))
 
 
-@pytest.mark.parametrize("line", commands())
-def test_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words behind `kava submit VERB` are a command line of that verb, too."""
-    monkeypatch.chdir(tmp_path)
+def parse_line(line: str) -> None:
+    """A command of ours; what follows `kava submit VERB` is a command line of that verb, too."""
     words = shlex.split(line, comments=True)[1:]
     if words[0] != "submit":
         return parse(words)
@@ -55,6 +53,12 @@ def test_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             parse(["seeds", "--config", name, *(["--quick_test"] if "--quick_test" in rest else [])])
         return None
     return parse([own["verb"], *rest])
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parse_line(line)
 
 
 def test_there_are_commands_of_every_cluster_verb() -> None:
@@ -115,7 +119,7 @@ def texts() -> str:
 
 
 def test_what_kava_says_stands_in_the_source() -> None:
-    table = HPC.partition("What comes from `kava` itself:")[2].partition("What comes from elsewhere:")[0]
+    table = HPC.partition("Messages of `kava` itself:")[2].partition("Messages of other programs:")[0]
     rows = [line.strip("|").split("|")[0] for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) > 15
     source = texts()
