@@ -55,6 +55,8 @@ def quick(words: list[str]) -> list[str]:
     """A command that ends in seconds; a training writes to the folder that it would write to without --quick_test."""
     if words[0] == "extract":
         return [*words, "dataset.generator.train_size=16"]
+    if words[0] in ("evaluate", "infer"):
+        return [*words, "--max_new_tokens", "8"]
     if words[0] not in ("train", "distill"):
         return words
     folder = []
