@@ -37,6 +37,13 @@ def test_what_writes_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_its_first_run_writes_what_the_report_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (words,) = [words[1:] for words in map(shlex.split, LINES) if words[1] == "distill" and "outputs/routed" in words]
+    assert main(quick(words) or []) == 0
+    assert (tmp_path / "outputs" / "routed" / "routing.jsonl").is_file()
+
+
 @pytest.mark.long
 def test_a_run_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first lines, with fewer updates, and the files that the page promises."""

@@ -63,7 +63,8 @@ def quick(words: list[str]) -> list[str]:
     if "--output_dir" not in words:
         recipe, seed = (words[words.index(flag) + 1] for flag in ("--config", "--seed"))
         folder = ["--output_dir", f"outputs/{recipe}_seed_{seed}"]
-    return [*words, "--quick_test", *folder, "system.num_workers=0"]  # loader processes cost seconds each
+    # loader processes cost seconds each, and untrained models never stop by themselves
+    return [*words, "--quick_test", *folder, "system.num_workers=0", "evaluation.max_new_tokens=8"]
 
 
 def kava(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
