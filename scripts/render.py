@@ -87,8 +87,8 @@ def printed(scheduler: str, words: tuple[str, ...]) -> list[str]:
 def rendered() -> dict[str, str]:
     """Every file's name and text."""
     os.environ.pop("KAVA_OUTPUT_PATH", None)
-    found = {name: printed(scheduler, words)[job] for name, (scheduler, job, words) in SCRIPTS.items()}
-    return found | {"hpc_run_all.sh": RUN_ALL}
+    texts = {name: printed(scheduler, words)[job] for name, (scheduler, job, words) in SCRIPTS.items()}
+    return texts | {"hpc_run_all.sh": RUN_ALL}
 
 
 def main(words: list[str]) -> int:

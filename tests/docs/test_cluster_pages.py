@@ -23,17 +23,17 @@ INVENTED = {"RECIPE", "FOLDER"}  # what a reader fills in
 
 def commands() -> list[str]:
     """Every line of ours in a block, and every inline command that is written out."""
-    found = []
+    lines = []
     for text in PAGES.values():
         for block in re.findall(r"```(?:bash|text)\n(.*?)```", text, re.DOTALL):
-            found += [line for line in block.splitlines() if line.startswith("kava ")]
+            lines += [line for line in block.splitlines() if line.startswith("kava ")]
         outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-        found += [
+        lines += [
             line for line in re.findall(r"`([^`\n]+)`", outside) if re.match(r"(torchrun .*-m )?kava \w+ -", line)
         ]
-        found += re.findall(r"`(kava submit \w+[^`\n]*)`", outside)
-    found = [re.sub(r"^torchrun .*-m ", "", line) for line in found]
-    return list(dict.fromkeys(line for line in found if "..." not in line and not INVENTED & set(line.split())))
+        lines += re.findall(r"`(kava submit \w+[^`\n]*)`", outside)
+    lines = [re.sub(r"^torchrun .*-m ", "", line) for line in lines]
+    return list(dict.fromkeys(line for line in lines if "..." not in line and not INVENTED & set(line.split())))
 
 
 def parse_line(line: str) -> None:
@@ -108,14 +108,14 @@ def test_the_site_file_of_the_page_is_read(tmp_path: Path) -> None:
 
 def texts() -> str:
     """Every string of the source, parts of an f-string joined by a mark."""
-    found = []
+    strings = []
     for path in (ROOT / "src" / "kava").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values))
+                strings.append("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return "\n".join(found)
+                strings.append(node.value)
+    return "\n".join(strings)
 
 
 def test_what_kava_says_stands_in_the_source() -> None:

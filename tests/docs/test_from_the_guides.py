@@ -51,7 +51,7 @@ MEMBERS = {
 
 
 class Row(NamedTuple):
-    there: str
+    guide: str
     here: str
     state: str
 
@@ -105,8 +105,8 @@ def test_every_row_has_a_state_and_every_script_a_row() -> None:
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     heads = [line for line in lines if line.startswith(("| there", "|---"))]
     assert len(ROWS) + len(heads) == len(lines)
-    there = " ".join(row.there for row in ROWS)
-    assert [name for name in SCRIPTS if not re.search(rf"(?<![\w]){re.escape(name)}", there)] == []
+    guide = " ".join(row.guide for row in ROWS)
+    assert [name for name in SCRIPTS if not re.search(rf"(?<![\w]){re.escape(name)}", guide)] == []
 
 
 @pytest.mark.parametrize("row", [row for row in OURS if row.state == "planned"], ids=lambda row: row.here)
@@ -146,8 +146,8 @@ def quick(words: list[str]) -> list[str] | None:
         return shown(words)
     words = [word for word in words if word != "--use_wandb"]
     if words[0] == "train":
-        given = [word for word in words if word.startswith("training.batch_size=")]  # a batch larger than the tiny set
-        words = [word for word in words if word not in given]
+        batch = [word for word in words if word.startswith("training.batch_size=")]  # a batch larger than the tiny set
+        words = [word for word in words if word not in batch]
         words += ["system.num_workers=0", *([] if "--quick_test" in words else ["--quick_test"])]
     if words[0] == "distill":
         words = ["--bf16" if word == "--fp16" else word for word in words]  # a CPU has no float16
@@ -183,11 +183,11 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (root / "outputs" / "llama1b_aug_seed_42_quick" / "results_gsm8k.yaml").is_file()
     for tree in ("llama1b_aug", "llama1b_aug_multi_seed"):
         whole = root / "outputs" / tree / "aggregated_results.json"
-        found = json.loads(whole.read_text())
-        assert found == json.loads(json.dumps(yaml.safe_load(whole.with_suffix(".yaml").read_text())))
-        assert list(found) == ["llama1b_aug"]
-        assert found["llama1b_aug"]["num_seeds"] == 3
-        assert list(found["llama1b_aug"]["datasets"]) == ["gsm8k", "gsm8k-hard", "svamp"]
+        aggregated = json.loads(whole.read_text())
+        assert aggregated == json.loads(json.dumps(yaml.safe_load(whole.with_suffix(".yaml").read_text())))
+        assert list(aggregated) == ["llama1b_aug"]
+        assert aggregated["llama1b_aug"]["num_seeds"] == 3
+        assert list(aggregated["llama1b_aug"]["datasets"]) == ["gsm8k", "gsm8k-hard", "svamp"]
     assert r"\begin{tabular}{llccc}" in (root / "paper_tables.tex").read_text()
     assert len((root / "results.csv").read_text().splitlines()) == 4
     assert "E4_rkv" in (root / "outputs" / "EXPERIMENT_REPORT.txt").read_text()

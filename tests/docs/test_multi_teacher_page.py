@@ -30,10 +30,10 @@ def test_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_writes_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    mine = [words for words in map(shlex.split, LINES) if "align" in words or "--dry_run" in words]
-    assert len(mine) == 2
+    commands = [words for words in map(shlex.split, LINES) if "align" in words or "--dry_run" in words]
+    assert len(commands) == 2
     small = ["dataset.generator.train_size=16"]
-    assert [main([*words[1:], *(small if "extract" in words else [])]) for words in mine] == [0, 0]
+    assert [main([*words[1:], *(small if "extract" in words else [])]) for words in commands] == [0, 0]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -48,13 +48,13 @@ def test_its_first_run_writes_what_the_report_reads(tmp_path: Path, monkeypatch:
 def test_a_run_and_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first lines, with fewer updates, and the files that the page promises."""
     monkeypatch.chdir(tmp_path)
-    mine = [words[1:] for words in map(shlex.split, LINES) if "outputs/routed" in words]
-    assert [words[0] for words in mine] == ["distill", "report"]
-    assert [main(quick(words) or []) for words in mine] == [0, 0]
+    commands = [words[1:] for words in map(shlex.split, LINES) if "outputs/routed" in words]
+    assert [words[0] for words in commands] == ["distill", "report"]
+    assert [main(quick(words) or []) for words in commands] == [0, 0]
     run = tmp_path / "outputs" / "routed"
     for name in re.findall(r"^\| `(\S+)` ", TEXT.partition("## Files of a run")[2].partition("\n## ")[0], re.MULTILINE):
-        found = run / name
-        assert found.is_file() or list(run.glob(f"*/{name}")), name
+        path = run / name
+        assert path.is_file() or list(run.glob(f"*/{name}")), name
     held = [line for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "eval_kv" in line][-1]
     for key in re.findall(r"`(eval_\w+)`", TEXT):
         if "NAME" not in key:

@@ -76,10 +76,10 @@ def resolve(reference: str) -> Any:
         module = load_by_hand()
     else:
         module = importlib.import_module("kava." + path.removesuffix(".py").replace("/", "."))
-    found: Any = module
+    target: Any = module
     for part in name.split("."):
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def references() -> list[str]:
@@ -99,9 +99,9 @@ def functions_in(stem: str) -> set[str]:
 
 
 def test_every_test_is_there() -> None:
-    found = re.findall(r"`(test_\w+)::(test_\w+)`", MAP)
-    assert len(found) > 40
-    assert [f"{stem}::{name}" for stem, name in found if name not in functions_in(stem)] == []
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", MAP)
+    assert len(named) > 40
+    assert [f"{stem}::{name}" for stem, name in named if name not in functions_in(stem)] == []
 
 
 def test_every_setting_is_a_key_and_accepted() -> None:
@@ -120,7 +120,7 @@ def test_the_table_of_recipes() -> None:
     table = rows(section(6), "recipe")
     assert {row["recipe"] for row in table} == set(PAPER)
     for row in table:
-        values = {found.key: found.value for found in explain(load_recipe(row["recipe"]))}
+        values = {setting.key: setting.value for setting in explain(load_recipe(row["recipe"]))}
         for name, key in COLUMNS.items():
             assert values[key] == value(row[name]), f"{row['recipe']}: {key}"
 
@@ -128,7 +128,7 @@ def test_the_table_of_recipes() -> None:
 def test_what_the_recipes_share() -> None:
     table = rows(section(6)[section(6).index("Common to the six") :], "setting")
     for name in PAPER:
-        values = {found.key: found for found in explain(load_recipe(name))}
+        values = {setting.key: setting for setting in explain(load_recipe(name))}
         for row in table:
             key = row["setting"].strip("`")
             assert values[key].value == value(row["value"]), f"{name}: {key}"
@@ -254,10 +254,10 @@ def test_the_source_of_the_page_is_a_source_of_targets() -> None:
 def test_the_view_of_the_page_is_a_view() -> None:
     model, batch = explicit.student("llama-gqa"), zoo.batch(UNEVEN)
     view = names_of("A view")["UnrotatedColumns"](model)
-    (plain, _), (found, _) = TextColumns(model)(batch), view(batch)
+    (plain, _), (unrotated, _) = TextColumns(model)(batch), view(batch)
     real = batch["cot_mask"][:, None, :, None]
     place = positions(batch["cot_mask"], batch["question_mask"].sum(1))
-    for before, after, value, same in zip(found.keys, plain.keys, found.values, plain.values, strict=True):
+    for before, after, value, same in zip(unrotated.keys, plain.keys, unrotated.values, plain.values, strict=True):
         assert not torch.allclose(before * real, after * real)
         torch.testing.assert_close(rotated(model, before, place) * real, after * real)
         assert torch.equal(value, same)
@@ -286,11 +286,11 @@ def test_the_router_of_the_page_begins_with_equal_weights_and_learns() -> None:
 def test_the_fusion_of_the_page_weighs_and_learns() -> None:
     layers = 3
     constant = names_of("A fusion")["Constant"](len(mixtures.THREE), layers).double()
-    asked = Query(hidden=torch.zeros(2, 5))
-    torch.testing.assert_close(constant(asked), torch.full((2, layers, 1, 3), 1 / 3, dtype=torch.float64))
+    query = Query(hidden=torch.zeros(2, 5))
+    torch.testing.assert_close(constant(query), torch.full((2, layers, 1, 3), 1 / 3, dtype=torch.float64))
     with torch.no_grad():
         constant.scores[1, 2] = 1.0
-    assert constant(asked, 0.1)[0, 1, 0, 2] > constant(asked)[0, 1, 0, 2] > 1 / 3
+    assert constant(query, 0.1)[0, 1, 0, 2] > constant(query)[0, 1, 0, 2] > 1 / 3
     kind = mixtures.objective(mixtures.THREE, *mixtures.ROUTED)
     kind.mixture.mixture.fusion = constant
     _, gradients = explicit.measure(kind, [mixtures.batch(mixtures.THREE)])
@@ -307,5 +307,5 @@ def test_the_layer_map_of_the_page_is_a_map() -> None:
     deep, small = KVShape(5, 2, 4, 8), KVShape(2, 2, 4, 8)
     entries = [torch.full((1, 2, 3, 4), float(layer)) for layer in range(5)]
     keys, values = Aligner(deep, small, top(2, 5))(entries, entries, torch.eye(3)[None])
-    for found in (keys, values):
-        assert [float(layer.detach().mean()) for layer in found] == [3.0, 4.0]
+    for mapped in (keys, values):
+        assert [float(layer.detach().mean()) for layer in mapped] == [3.0, 4.0]
