@@ -10,11 +10,12 @@
 #
 # Start it again after any interruption: what is finished is not repeated, what was cut off continues.
 # Run it in the folder that is to hold outputs/. Variables: SEEDS="42 123 456", OUTPUTS=outputs, JOBS=1 (seeds at once,
-# one GPU each), KAVA=kava. Nobody has timed a full run yet. Try everything in minutes first, in another folder:
+# one GPU each), KAVA=kava. A full run has not been timed yet. Try everything in minutes first, in another folder:
 #   OUTPUTS=rehearsal bash runs/reproduce_paper.sh llama1b_aug -- --quick_test
 # Out of memory: docs/oom.md.
 set -euo pipefail
 
+HERE=$(dirname "${BASH_SOURCE[0]}")
 RECIPES=(llama1b_aug llama1b_aug_nl qwen05b_aug qwen05b_aug_nl llama3b_aug llama3b_aug_nl)  # Table 6
 read -r -a SEED_LIST <<< "${SEEDS:-42 123 456}"
 OUTPUTS=${OUTPUTS:-outputs}
@@ -43,7 +44,7 @@ kava() {  # print a command; run it unless --dry_run
 note() { printf '# %s\n' "$*"; }
 
 # 1. Models and data. Llama is gated: accept the licence on its page and run `hf auth login` once. Only what is missing
-#    is downloaded; the check asks no network and lists everything that is missing.
+#    is downloaded; the check needs no network and lists everything that is missing.
 note "models and data"
 if $dry_run || ! kava assets verify --config "${chosen[@]}"; then
   kava assets fetch --config "${chosen[@]}"
@@ -56,29 +57,26 @@ kava assets verify --config "${chosen[@]}"
 
 # 2. Train every seed. 3. Evaluate its best checkpoint on GSM8k, GSM8k-Hard and SVAMP; mean and spread over seeds go to
 #    aggregated_results.json. A seed that fails stops no other one and is missing from the table.
-seeds() {  # seeds NAME RECIPE [SETTING ...]
-  local folder=$OUTPUTS/$1_multi_seed recipe=$2
-  shift 2
-  note "${folder##*/}: train, then evaluate and aggregate"
-  kava seeds --config "$recipe" --seeds "${SEED_LIST[@]}" --output_dir "$folder" --jobs "$JOBS" --skip_eval \
-    "$@" ${more[@]+"${more[@]}"} || failed+=("training of $folder")
-  kava seeds --config "$recipe" --seeds "${SEED_LIST[@]}" --output_dir "$folder" --jobs "$JOBS" --skip_train \
-    "$@" ${more[@]+"${more[@]}"} || failed+=("evaluation of $folder")
-}
 folders=()
+seeds() {  # seeds RECIPE
+  local name folder
+  name=$(basename "$1" .yaml)
+  folder=$OUTPUTS/${name}_multi_seed
+  folders+=("$folder")
+  note "$name: train, then evaluate and aggregate"
+  kava seeds --config "$1" --seeds "${SEED_LIST[@]}" --output_dir "$folder" --jobs "$JOBS" --skip_eval \
+    ${more[@]+"${more[@]}"} || failed+=("training of $name")
+  kava seeds --config "$1" --seeds "${SEED_LIST[@]}" --output_dir "$folder" --jobs "$JOBS" --skip_train \
+    ${more[@]+"${more[@]}"} || failed+=("evaluation of $name")
+}
 for recipe in "${chosen[@]}"; do
-  seeds "$recipe" "$recipe"
-  folders+=("$OUTPUTS/${recipe}_multi_seed")
+  seeds "$recipe"
 done
 
 # 4. The paper's ablations of Llama-3.2-1B on AUG (docs/paper-map.md, section 7).
 if $ablations; then
-  seeds no_codi llama1b_aug loss.alpha1_codi=0
-  seeds no_projection llama1b_aug loss.use_projection=false
-  seeds all_steps llama1b_aug dataset.drop_last_step=false
-  seeds all_steps_no_kv llama1b_aug dataset.drop_last_step=false loss.alpha2_kv=0
-  for name in no_codi no_projection all_steps all_steps_no_kv; do
-    folders+=("$OUTPUTS/${name}_multi_seed")
+  for recipe in "$HERE"/ablations/*.yaml; do
+    seeds "$recipe"
   done
 fi
 

@@ -19,6 +19,7 @@ import hub
 from kava.config import list_recipes, load_recipe
 
 SCRIPT = ROOT / "runs" / "reproduce_paper.sh"
+ABLATIONS = sorted((ROOT / "runs" / "ablations").glob("*.yaml"))
 
 
 def run(folder: Path, *words: str, **variables: str) -> str:
@@ -37,13 +38,20 @@ def test_every_command_parses_and_none_is_run(tmp_path: Path) -> None:
     assert any(line.startswith("kava submit seeds") for line in lines)
     for line in lines:
         parse_line(line)
+    configs = {shlex.split(line)[3] for line in lines if line.startswith("kava seeds --config")}
     paper = {name for name in list_recipes() if "Table 6" in load_recipe(name).about.source}
-    configs = [shlex.split(line)[3] for line in lines if line.startswith("kava seeds --config")]
-    assert set(configs) == paper
-    settings = {word for line in lines for word in shlex.split(line) if "=" in word}
-    page = (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8")
-    ablations = page.partition("## 7.")[2].partition("## 8.")[0]
-    assert settings == set(re.findall(r"`([\w.]+=[^`]+)`", ablations))
+    assert configs == paper | {str(path) for path in ABLATIONS}
+
+
+def test_the_ablations_are_those_of_the_paper() -> None:
+    page = (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8").partition("## 7.")[2].partition("## 8.")[0]
+    rows = [re.findall(r"`([\w.]+=[^`]+)`", line) for line in page.splitlines()]
+    wanted = [load_recipe("llama1b_aug", settings) for settings in rows if settings]
+    made = [load_recipe(path) for path in ABLATIONS]
+    assert len(made) == len(wanted) == 4
+    for recipe in made:
+        same = recipe.model_copy(update={"about": wanted[0].about})
+        assert sum(same == other for other in wanted) == 1, recipe.about.name
 
 
 def test_the_shell_has_no_complaint(tmp_path: Path) -> None:
