@@ -29,7 +29,8 @@ MANUALS += [ROOT / "docs" / "separate-teacher.md"]
 TRAINED = ["train", "--config", "llama1b_aug", "--seed", "42"]  # whose student the pages evaluate and ask
 FEWER = (  # what makes the example of Python end in seconds
     '{"training.max_steps": 20}',
-    '{"training.max_steps": 2, "training.batch_size": 8, "logging.report_to": [], "evaluation.validation_size": 8}',
+    '{"training.max_steps": 2, "training.batch_size": 8, "logging.report_to": [], "evaluation.validation_size": 8, '
+    '"dataset.generator.train_size": 64, "dataset.generator.val_size": 8}',
 )
 DONE: set[tuple[str, ...]] = set()  # a command that several pages have runs once
 
