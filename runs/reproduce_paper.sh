@@ -58,10 +58,10 @@ kava assets verify --config "${chosen[@]}"
 # 2. Train every seed. 3. Evaluate its best checkpoint on GSM8k, GSM8k-Hard and SVAMP; mean and spread over seeds go to
 #    aggregated_results.json. A seed that fails stops no other one and is missing from the table.
 folders=()
-seeds() {  # seeds RECIPE
+seeds() {  # seeds RECIPE FOLDER
   local name folder
   name=$(basename "$1" .yaml)
-  folder=$OUTPUTS/${name}_multi_seed
+  folder=$2/${name}_multi_seed
   folders+=("$folder")
   note "$name: train, then evaluate and aggregate"
   kava seeds --config "$1" --seeds "${SEED_LIST[@]}" --output_dir "$folder" --jobs "$JOBS" --skip_eval \
@@ -70,13 +70,14 @@ seeds() {  # seeds RECIPE
     ${more[@]+"${more[@]}"} || failed+=("evaluation of $name")
 }
 for recipe in "${chosen[@]}"; do
-  seeds "$recipe"
+  seeds "$recipe" "$OUTPUTS"
 done
 
-# 4. The paper's ablations of Llama-3.2-1B on AUG (docs/paper-map.md, section 7).
+# 4. The paper's ablations of Llama-3.2-1B on AUG (docs/paper-map.md, section 7), in a folder of their own: the table of
+#    step 6 is the paper's main table.
 if $ablations; then
   for recipe in "$HERE"/ablations/*.yaml; do
-    seeds "$recipe"
+    seeds "$recipe" "${OUTPUTS}_ablations"
   done
 fi
 
@@ -86,7 +87,7 @@ for recipe in "${chosen[@]}"; do
     --ablate swap --missing || failed+=("swapped latents of $recipe")
 done
 
-# 6. The table with the paper's numbers beside these, as LaTeX and CSV; every figure on one page.
+# 6. The table with the paper's numbers beside these, as LaTeX and CSV; every run, ablations too, on one page of figures.
 note "tables and report"
 kava format --input_dir "$OUTPUTS" --output_latex "$OUTPUTS/paper_tables.tex" --output_csv "$OUTPUTS/results.csv"
 kava report "${folders[@]}" --output "$OUTPUTS/report.html"
