@@ -275,17 +275,17 @@ def rotated(model: Any, keys: torch.Tensor, place: torch.Tensor) -> torch.Tensor
 
 
 def test_the_router_of_the_page_begins_with_equal_weights_and_learns() -> None:
-    router = names_of("A router")["NormGate"](8, 3)
-    scores = router.scores(torch.randn(4, 8))
-    assert scores.shape == (4, 3)
-    torch.testing.assert_close(scores.softmax(-1), torch.full((4, 3), 1 / 3))
-    scores.softmax(-1)[:, 0].log().sum().backward()
+    router = names_of("A router")["NormGate"](8, 3, num_outputs=2)
+    weights = router(torch.randn(4, 8))
+    torch.testing.assert_close(weights, torch.full((4, 2, 3), 1 / 3))
+    weights[..., 0].log().sum().backward()
     assert bool((router.linear.weight.grad.abs().amax(1) > 0).all())
 
 
 def test_the_fusion_of_the_page_weighs_and_learns() -> None:
     layers = 3
-    constant = names_of("A fusion")["Constant"](len(mixtures.THREE), layers).double()
+    shape = KVShape(layers, 2, 6, 12)
+    constant = names_of("A fusion")["Constant"].of(None, len(mixtures.THREE), shape).double()
     query = Query(hidden=torch.zeros(2, 5))
     torch.testing.assert_close(constant(query), torch.full((2, layers, 1, 3), 1 / 3, dtype=torch.float64))
     with torch.no_grad():
