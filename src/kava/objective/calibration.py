@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from kava.objective.compare import TO_STUDENT, ByColumn, Sides
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step
 from kava.teachers import mixture_calibration
-from kava.teachers.moments import Moments
+from kava.teachers.moments import Moments, WithinSample
 
 
 @torch.no_grad()
@@ -37,9 +36,7 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
     varies much less has collapsed."""
     source = objective.source
     assert source is not None
-    within: dict[tuple[str, int], Tensor] = {}
-    counted: dict[tuple[str, int], int] = {}
-    moments: dict[tuple[str, int], tuple[Moments, Moments]] = {}
+    measured: dict[tuple[str, int], tuple[WithinSample, Moments, Moments]] = {}
     for batch in batches:
         student, _ = objective.view(batch)
         assert student is not None
@@ -47,22 +44,16 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
         every = compare.pairing.all_columns()
         for pair in compare(Sides(batch, student, target, objective.samples(batch), pairing=every)):
             place = pair.kind, pair.layer
-            for entries, kept in zip(pair.student[:, 0], pair.kept[:, 0], strict=True):
-                if kept.sum() > 1:
-                    within[place] = within.get(place, 0) + entries[kept].cpu().double().std(0)
-                    counted[place] = counted.get(place, 0) + 1
-            own, projected = moments.setdefault(place, (Moments(), Moments()))
+            within, own, projected = measured.setdefault(place, (WithinSample(), Moments(), Moments()))
+            within.add(pair.student[:, 0], pair.kept[:, 0])
             own.add(pair.student[pair.kept])
             projected.add(pair.target[pair.kept])
-    for (kind, layer), (own, projected) in moments.items():
+    for (kind, layer), (within, own, projected) in measured.items():
         projector = compare.projector_at(layer)
         if match_start and projector is not None and own.count > 1:
-            gain = own.std / projected.std.clamp(min=1e-12)
-            projector.rescale(kind, gain, own.mean - gain * projected.mean)
-    if compare.target_is_trained:
-        for (kind, layer), total in within.items():
-            mean = total / counted[kind, layer]
-            compare.reference[int(kind == "v"), layer] = mean.to(compare.reference)
+            projector.rescale(kind, *projected.onto(own))
+        if compare.target_is_trained and within.count:
+            compare.reference[int(kind == "v"), layer] = within.mean.to(compare.reference)
 
 
 def find_prototypes(objective: Objective, batches: Iterable[Batch]) -> None:

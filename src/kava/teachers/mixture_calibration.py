@@ -16,7 +16,7 @@ from kava.compress import importance
 from kava.fuse import Similar, compute_teacher_prototype
 from kava.teachers.base import Batch, TeacherWants
 from kava.teachers.mixture import Layers, Mixture, present_in
-from kava.teachers.moments import Moments
+from kava.teachers.moments import Moments, WithinSample
 from kava.teachers.teacher_set import TeacherSet
 
 WANTS = TeacherWants(rotary=False)
@@ -36,30 +36,25 @@ def calibrate_mixture(
         return
     if mixture.settings.heads == "matched":
         _match_heads(mixture, model, teachers, batches)
-    student = mixture.student
-    shape = (2, student.num_layers, student.layer_size)
-    within, counted = torch.zeros(shape, dtype=torch.float64), 0
+    layers = range(mixture.student.num_layers)
     own_moments, *teacher_moments = [
-        [[Moments() for _ in range(shape[1])] for _ in range(2)] for _ in ("student", *mixture.names)
+        [[Moments() for _ in layers] for _ in range(2)] for _ in ("student", *mixture.names)
     ]
+    within = [[WithinSample() for _ in layers] for _ in range(2)]
     for batch in batches:
         keys, values = _cot_kv(teacher_forced_pass(model, batch))
-        own, real = (mixture.unrotated(batch, keys), values), batch["cot_mask"]
-        counted += int((real.sum(1) > 1).sum())
-        for part in range(2):
-            for layer, entries in enumerate(own[part]):
-                flat = flatten_heads(entries)
+        real = batch["cot_mask"]
+        for part, entries in enumerate((mixture.unrotated(batch, keys), values)):
+            for layer, flat in enumerate(map(flatten_heads, entries)):
                 own_moments[part][layer].add(flat[real])
-                for row, kept in zip(flat, real, strict=True):
-                    if kept.sum() > 1:
-                        within[part, layer] += row[kept].cpu().double().std(0)
+                within[part][layer].add(flat, real)
         for number, kv in enumerate(teachers(batch, WANTS)):
             present = present_in(batch, number)
-            for part, layers in enumerate(mixture.align(number, batch, kv)):
-                for layer, entries in enumerate(layers):
-                    teacher_moments[number][part][layer].add(flatten_heads(entries)[present])
-    if counted:
-        mixture.reference.copy_(within / counted)
+            for part, entries in enumerate(mixture.align(number, batch, kv)):
+                for layer, flat in enumerate(map(flatten_heads, entries)):
+                    teacher_moments[number][part][layer].add(flat[present])
+    if within[0][0].count:
+        mixture.reference.copy_(torch.stack([torch.stack([each.mean for each in part]) for part in within]))
     if match:
         _match_spread(mixture, own_moments, teacher_moments)
 
@@ -68,12 +63,11 @@ def _match_spread(mixture: Mixture, own_moments: LayerMoments, teacher_moments: 
     shape = (mixture.student.num_heads, mixture.student.head_size)
     done: set[int] = set()
     for aligner, moments in zip(mixture.aligners, teacher_moments, strict=True):
-        for part in range(2):
+        for part, kind in enumerate("kv"):
             for layer, (own, other) in enumerate(zip(own_moments[part], moments[part], strict=True)):
-                adapter = aligner.adapter("kv"[part], layer)
+                adapter = aligner.adapter(kind, layer)
                 if own.count > 1 and other.count > 1 and id(adapter) not in done:
-                    gain = own.std / other.std.clamp(min=1e-12)
-                    adapter.rescale(gain.reshape(shape), (own.mean - gain * other.mean).reshape(shape))
+                    adapter.rescale(*(numbers.reshape(shape) for numbers in other.onto(own)))
                 done.add(id(adapter))  # a shared one has been matched by the first teacher that has it
 
 
