@@ -1,4 +1,4 @@
-"""Reads the final number of an answer text; used by data, inference and evaluation alike. Level 0: no torch.
+"""Reads the final number of a generated text, for inference and evaluation (gold answers: data/rows.py). No torch.
 
     strict    the number right after the last "The answer is:" or "####", or the first one inside the last \\boxed{}
     flexible  the strict one, or else the last number of the text

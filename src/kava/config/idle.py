@@ -17,8 +17,8 @@ def when(cause: str, reason: str, *values: Any) -> Idle:
 
 
 def unless(cause: str, reason: str, *values: Any) -> Idle:
-    """Ignored if the setting `cause` has none of these values."""
-    return _judged(cause, reason, lambda value: value not in values)
+    """Ignored if the setting `cause` has none of these values; what a package.module:Name reads is not known here."""
+    return _judged(cause, reason, lambda value: value not in values and ":" not in str(value))
 
 
 def every(reason: str, *rules: Idle) -> Idle:
@@ -113,7 +113,7 @@ STUDENT_ALONE = Idle(
 FIXED_FUSION = when("mixture.fusion", "weights are fixed", "fixed")
 NOT_FIXED = unless("mixture.fusion", "weights are not fixed", "fixed")
 NO_ROUTER = unless("mixture.fusion", "no router is trained", "learnable")
-NO_MLP_ROUTER = unless("mixture.router", "only the mlp has hidden layers", "mlp")
+NO_MLP_ROUTER = when("mixture.router", "only the mlp has hidden layers", "gate", "attention")
 NO_PROTOTYPES = unless("mixture.fusion", "nothing is compared with prototypes", "similarity")
 NO_CENTRES = unless("mixture.prototype", "only kmeans has centres", "kmeans")
 ENTROPY_OFF = when("mixture.entropy", "the weights' entropy is left alone", "none")
