@@ -104,10 +104,10 @@ def longer(others: set[str]) -> list[Any]:
 
 def views(kind: Objective, batch: dict[str, Tensor], step: Step = Step()) -> tuple[StudentView, Target]:  # noqa: B008
     """The student's view of a batch, and what its source of targets gives for it."""
-    student, own = kind.view(batch)
+    student, _ = both = kind.view(batch)
     assert student is not None
     assert kind.source is not None
-    return student, kind.source(batch, student, own, kind.teacher_wants(step), step)
+    return student, kind.source(batch, both, kind.teacher_wants(step), step)
 
 
 def comparisons(kind: Objective, batch: dict[str, Tensor], student: StudentView, target: Target) -> list[KVComparison]:

@@ -243,7 +243,7 @@ def test_targets_get_no_gradient(family: str, packed: bool) -> None:
     counts = kind.counts(batch)
     assert kind.source is not None
     assert kind.compare is not None
-    target = kind.source(batch, student, teacher, kind.teacher_wants(), Step())
+    target = kind.source(batch, (student, teacher), kind.teacher_wants(), Step())
     kv = torch.stack(
         [kind.distance(pair) / 2 for pair in kind.compare(Sides(batch, student, target, kind.samples(batch)))]
     )

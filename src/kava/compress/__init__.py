@@ -1,4 +1,5 @@
-"""Which chain-of-thought entries the student is taught: one file per choice. The table below is all there is to add."""
+"""Which chain-of-thought entries the student is taught: one file per choice. A new one is a line in the table below, and
+its name in config/fields.py."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ def _judged(cause: str, reason: str, ignored: Callable[[Any], bool]) -> Idle:
 # which line, which teachers
 NOT_EXPLICIT = when("explicit.enabled", "only the explicit line has a separate teacher", False)
 EXPLICIT = when("explicit.enabled", "the explicit line has no latents", True)
+LATENT_LAYERS = when("explicit.enabled", "latents are compared at all layers from the start", False)
 ONE_TEACHER = when("mixture.teachers", "there is one teacher", ())
 MIXTURE = unless("mixture.teachers", "the teachers are those of mixture.teachers", ())
 OWN_TEACHER = every("there is no separate teacher", NOT_EXPLICIT, ONE_TEACHER)

@@ -168,7 +168,8 @@ class MixtureConfig(RecipeSection):
     collapse_alarm: float = knob(0.95, "noted", "warn when one teacher's mean weight is above", "the plan", gt=0, le=1,
         idle=idle.FIXED_FUSION)
     layer_warmup: float = knob(0.0, "noted",
-        "share of the updates with a KV loss on the first third of the layers only", "the plan: 0.3", ge=0, lt=1)
+        "share of the updates with a KV loss on the first third of the layers only", "the plan: 0.3",
+        idle=idle.LATENT_LAYERS, ge=0, lt=1)
     space: Literal["kv", "z"] = knob("kv", "noted", "compare keys and values, or trained codes of both", "the plan")
     z_size: int = knob(64, "ours", "z: size of the codes", ge=1, idle=idle.NO_CODES)
     z_loss: Literal["mse", "cosine", "barlow"] = knob("mse", "noted", "z: distance of codes", "the plan",

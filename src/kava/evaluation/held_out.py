@@ -68,7 +68,7 @@ def held_out(
                 if stop():
                     return None
                 batch = {name: value.to(objective.model.device) for name, value in collate(rows).items()}
-                student, _ = objective.view(batch)
+                student, _ = views = objective.view(batch)
                 assert student is not None
                 if first:
                     aim = student.targets
@@ -76,7 +76,7 @@ def held_out(
                     sums.tokens += len(aim.tokens)
                 if objective.compare is None or objective.source is None:
                     continue
-                target = objective.source(batch, student, None, objective.teacher_wants(step), step)
+                target = objective.source(batch, views, objective.teacher_wants(step), step)
                 sums.measure(objective, batch, student, target, first)
                 if first and note is not None and target.blend is not None:
                     note(rows, target)

@@ -58,7 +58,7 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
         return terms
     terms.append(ce("ce_teacher", own.targets))
     if kv:
-        target = OwnTeacher(model)(batch, student, own, TeacherWants(importance=True), Step())
+        target = OwnTeacher(model)(batch, (student, own), TeacherWants(importance=True), Step())
         samples = Samples(batch["example_id"], batch["cot_result"])
         for name in COMPRESSORS:
             compare = BySlot(make_compressor(name), shape_of(model), model.latent.num_tokens)

@@ -88,7 +88,7 @@ def _kept(student: Student, row: Encoded, compressors: dict[str, Compressor]) ->
     model, recipe = student.model.eval(), student.recipe
     batch = {name: value.to(model.device) for name, value in Collator(student.tokenizer.pad_token_id)([row]).items()}
     teacher = run_teacher(model, batch, PassOutputs(teacher=True, student=False, kv=True, codi=False))
-    kv = OwnTeacher(model, recipe.rkv.rotary)(batch, None, teacher, TeacherWants(importance=True), Step()).kv
+    kv = OwnTeacher(model, recipe.rkv.rotary)(batch, (None, teacher), TeacherWants(importance=True), Step()).kv
     samples = Samples(batch["example_id"], batch["cot_result"], recipe.system.seed)
     assert kv.importance is not None
     columns: dict[str, list[list[list[int]]]] = {}

@@ -38,9 +38,9 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
     assert source is not None
     measured: dict[tuple[str, int], tuple[WithinSample, Moments, Moments]] = {}
     for batch in batches:
-        student, _ = objective.view(batch)
+        student, _ = views = objective.view(batch)
         assert student is not None
-        target = source(batch, student, None, objective.teacher_wants(), Step())
+        target = source(batch, views, objective.teacher_wants(), Step())
         every = compare.pairing.all_columns()
         for pair in compare(Sides(batch, student, target, objective.samples(batch), pairing=every)):
             place = pair.kind, pair.layer

@@ -63,7 +63,7 @@ class Comparison(nn.Module):
 
     @property
     def needs_importance(self) -> bool:
-        """The choice of entries depends on the teacher's attention to them."""
+        """True if the choice of entries depends on the teacher's attention to them."""
         return self.pairing.compressor.needs_importance
 
     @property
@@ -145,7 +145,7 @@ class ByColumn(Comparison):
         return module if isinstance(module, KVDimensionProjector) else None
 
     def _finish(self) -> None:
-        """The half of a projector whose kind is not compared would wait for a gradient that never comes."""
+        """Freezes the half of a projector whose kind is not compared, and makes room for the guard's reference."""
         for kind in {"k", "v"} - set(self.kinds):
             for name, weight in self.named_parameters():
                 if name.startswith("projector.") and kind.upper() in name.split("."):
@@ -154,7 +154,7 @@ class ByColumn(Comparison):
             self.register_buffer("reference", torch.zeros(2, len(self.sizes), self.sizes[0][1]))
 
     def _project(self, module: nn.Module | None, layer: int, student: list[Tensor], target: list[Tensor]) -> Any:
-        """Keys and values [B, M, width] of both sides, in one width, as one head."""
+        """Keys and values [B, M, width] of both sides -> [B, 1, M, width] in one width."""
         if isinstance(module, KVDimensionProjector):
             target = list(module(*target))
         elif isinstance(module, StudentProjector):

@@ -49,15 +49,15 @@ class Objective(nn.Module):
         self.to(self.model.device)
 
     def forward(self, batch: Batch, step: Step = NO_STEP, counts: dict[str, float] | None = None) -> Result:
-        """`counts`: those of this batch, where they are known already."""
-        student, own = self.view(batch)
+        """The terms of a micro-batch, and figures for the log. `counts`: what `counts(batch, step)` gave, if it was called."""
+        student, own_teacher = views = self.view(batch)
         terms: list[tuple[str, Tensor, float]] = []
         if student is not None:
             terms.append(("ce_student", self._ce(student.targets), self._student_weight(step)))
-        if own is not None:
-            terms.append(("ce_teacher", self._ce(own.targets), self.loss.teacher_ce))
+        if own_teacher is not None:
+            terms.append(("ce_teacher", self._ce(own_teacher.targets), self.loss.teacher_ce))
         if student is not None and self.source is not None:
-            target = self.source(batch, student, own, self.teacher_wants(step), step)
+            target = self.source(batch, views, self.teacher_wants(step), step)
             for name, term in self._aux_terms().items():
                 terms.append((name, term(batch, student, target), term.weight(step)))
             if self.compare is not None:
@@ -65,7 +65,7 @@ class Objective(nn.Module):
                 terms += self._kv_terms(self.compare(sides), step)
             terms += self.source.terms(target, step)
         counts = self.counts(batch, step) if counts is None else counts
-        health = self.view.health(student, counts.get("kv")) if student is not None and step.log else {}
+        health = self.view.health(student, self._pair_counts(batch, step)) if student is not None and step.log else {}
         return Result([Term(name, total, counts[name], weight) for name, total, weight in terms], health)
 
     def _ce(self, targets: Targets) -> Tensor:
@@ -103,7 +103,8 @@ class Objective(nn.Module):
         mask = self.source.columns(batch)
         counts |= {name: term.count(batch, mask) for name, term in self._aux_terms().items()}
         if self.compare is not None:
-            pairs = self.compare.pair_counts(mask, self.samples(batch, step))
+            pairs = self._pair_counts(batch, step)
+            assert pairs is not None
             layers = list(zip(self._layer_weights(step), self.compare.sizes, strict=True))
             counts["kv"] = sum(weight * self.distance.count(pairs, *size) for weight, size in layers)
             if self.explicit.beta_cos > 0:
@@ -111,6 +112,12 @@ class Objective(nn.Module):
             if self.compare.guarded:
                 counts["guard"] = float((pairs > 1).sum()) * len(layers) * len(self.compare.kinds)
         return counts | self.source.counts(batch)
+
+    def _pair_counts(self, batch: Batch, step: Step) -> Tensor | None:
+        """[B] compared entries of a head, None without a KV term."""
+        if self.compare is None or self.source is None:
+            return None
+        return self.compare.pair_counts(self.source.columns(batch), self.samples(batch, step))
 
     def _compared(self, pair: KVComparison) -> float:
         return self.distance.count(pair.kept[:, 0].sum(1), pair.kept.shape[1], pair.student.shape[-1])
@@ -129,12 +136,13 @@ class Objective(nn.Module):
         return layer_weights(step.progress, self.compare.layers, self.model.num_layers, self.layer_warmup)
 
     def _kind_weights(self) -> dict[str, float]:
+        """The share of keys and of values (or of codes) in the KV term."""
         assert self.compare is not None
         weights = {"k": self.explicit.lambda_k, "v": self.explicit.lambda_v, "z": 1.0}
         return {kind: weights[kind] / len(self.compare.kinds) for kind in self.compare.kinds}
 
     def _weighted(self, step: Step) -> bool:
-        """Entries are weighted by the teacher's attention to them."""
+        """True if entries are weighted by the teacher's attention to them."""
         explicit = self.explicit
         return explicit.attention_weighted and step.update >= explicit.attention_weighted_after
 
@@ -150,6 +158,7 @@ class Objective(nn.Module):
         return TeacherWants(importance=importance, cue="codi" in self.aux_terms)
 
     def samples(self, batch: Batch, step: Step = NO_STEP) -> Samples:
+        """Example ids and step results of the batch, for compressors."""
         return Samples(batch["example_id"], batch["cot_result"], self.seed, step.epoch)
 
     def _aux_terms(self) -> dict[str, AuxTerm]:
@@ -161,7 +170,7 @@ class Objective(nn.Module):
 
     @property
     def target_is_trained(self) -> bool:
-        """The gradient goes into the targets too: adapters or a projection make them."""
+        """True if the gradient goes into the targets too: adapters or a projection make them."""
         assert self.source is not None
         assert self.compare is not None
         return self.source.target_is_trained or self.compare.target_is_trained

@@ -10,7 +10,7 @@ from kava.backbone.teacher_forced import TextPass
 from kava.losses import Term
 from kava.teachers.base import Batch
 
-__all__ = ["Batch", "PassOutputs", "Result", "Step", "StudentView", "Targets", "TeacherView"]
+__all__ = ["Batch", "PassOutputs", "Result", "Step", "StudentView", "Targets", "TeacherView", "Views"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ class StudentView:
     latents: Tensor | None = None
     states: Tensor | None = None
     text: TextPass | None = None
+
+
+Views = tuple[StudentView | None, TeacherView | None]
 
 
 @dataclass(frozen=True)

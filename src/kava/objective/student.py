@@ -13,7 +13,7 @@ from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.config import LossConfig
 from kava.latents import residual
 from kava.objective.packed import packed
-from kava.objective.records import Batch, PassOutputs, StudentView, TeacherView
+from kava.objective.records import Batch, PassOutputs, StudentView, Views
 from kava.objective.unpacked import targets, unpacked
 
 
@@ -22,15 +22,15 @@ class View:
 
     model: LatentModel
 
-    def __call__(self, batch: Batch) -> tuple[StudentView | None, TeacherView | None]:
+    def __call__(self, batch: Batch) -> Views:
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """How many targets each cross-entropy has, from the batch alone."""
         raise NotImplementedError
 
-    def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
-        """Figures for the log; `compared`: how many numbers the KV term compares, None without one."""
+    def health(self, student: StudentView, kept: Tensor | None) -> dict[str, Tensor]:
+        """Figures for the log; kept [B]: entries that the KV term compares in each head, None without one."""
         return {}
 
 
@@ -55,7 +55,7 @@ class LatentSlots(View):
             codi=codi,
         )
 
-    def __call__(self, batch: Batch) -> tuple[StudentView | None, TeacherView | None]:
+    def __call__(self, batch: Batch) -> Views:
         run = packed if self.packed else unpacked
         teacher, student = run(self.model, batch, self.outputs)
         if student is not None and student.keys and self.rotary_before:
@@ -69,14 +69,12 @@ class LatentSlots(View):
         return {"ce_student": answer, "ce_teacher": answer + cot}
 
     @torch.no_grad()
-    def health(self, student: StudentView, compared: float | None) -> dict[str, Tensor]:
+    def health(self, student: StudentView, kept: Tensor | None) -> dict[str, Tensor]:
         """Norm of the latents against that of token embeddings, their mean cosine, what one more round would change, and
         the share of the slots that have a target."""
         model, health = self.model, {}
-        if compared is not None:
-            slots = len(student.keys[0]) * model.latent.num_tokens
-            per_slot = model.num_kv_heads * model.head_size * model.num_layers
-            health["kept_share"] = torch.tensor(compared / (slots * per_slot))
+        if kept is not None:
+            health["kept_share"] = kept.float().mean() / model.latent.num_tokens
         if student.latents is None or student.states is None or student.latents.shape[1] == 0:
             return health
         latents = student.latents.float()

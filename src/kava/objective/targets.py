@@ -15,7 +15,7 @@ from kava.compress import importance
 from kava.config import Recipe
 from kava.fuse import Query
 from kava.losses.entropy import entropy_term
-from kava.objective.records import Batch, Step, StudentView, TeacherView
+from kava.objective.records import Batch, Step, StudentView, Views
 from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
 from kava.teachers.live import pooled_values, shape_of
 from kava.teachers.mixture import Blend, make_mixture, pool_query
@@ -33,15 +33,13 @@ class Target:
 
 
 class TargetSource:
-    """(batch, student, own teacher mode, wants, step) -> Target. `shape`: sizes of its entries; `terms` and `counts` are
+    """(batch, views of its passes, wants, step) -> Target. `shape`: sizes of its entries; `terms` and `counts` are
     those of what it trains itself, here nothing."""
 
     shape: KVShape
     target_is_trained = False
 
-    def __call__(
-        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
-    ) -> Target:
+    def __call__(self, batch: Batch, views: Views, wants: TeacherWants, step: Step) -> Target:
         raise NotImplementedError
 
     def columns(self, batch: Batch) -> Tensor:
@@ -57,26 +55,27 @@ class TargetSource:
 
 
 class OwnTeacher(TargetSource):
-    """The student's own weights, which have read the chain of thought in the same passes; no gradient reaches them."""
+    """Entries of the student's own teacher mode, computed in the same passes; keys and values without gradient."""
 
     def __init__(self, model: LatentModel, rotary: str = "after"):
         self.model, self.shape = model, shape_of(model)
         self.rotary_before = rotary == "before" and model.family.rotary
 
     @torch.no_grad()
-    def __call__(
-        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
-    ) -> Target:
-        assert own is not None
-        keys, values = ([entries.detach() for entries in part] for part in (own.keys, own.values))
+    def __call__(self, batch: Batch, views: Views, wants: TeacherWants, step: Step) -> Target:
+        _, own_teacher = views
+        assert own_teacher is not None
+        keys, values = ([entries.detach() for entries in part] for part in (own_teacher.keys, own_teacher.values))
         weights = None
         if wants.importance:
             answer, cot, scale = batch["tail_answer"], batch["cot_mask"], self.model.scale
-            weights = [importance(query, key, answer, cot, scale) for query, key in zip(own.queries, keys, strict=True)]
+            weights = [
+                importance(query, key, answer, cot, scale) for query, key in zip(own_teacher.queries, keys, strict=True)
+            ]
         if self.rotary_before:
             place = positions(batch["cot_mask"], batch["question_mask"].sum(1))
             keys = [unrotate(key, self.model.decoder, place) for key in keys]
-        return Target(TeacherKV(keys, values, weights, own.cue), self.columns(batch))
+        return Target(TeacherKV(keys, values, weights, own_teacher.cue), self.columns(batch))
 
 
 class SeparateTeacher(TargetSource):
@@ -86,9 +85,7 @@ class SeparateTeacher(TargetSource):
     def __init__(self, teacher: Teacher):
         self.teacher, self.shape = teacher, teacher.shape
 
-    def __call__(
-        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
-    ) -> Target:
+    def __call__(self, batch: Batch, views: Views, wants: TeacherWants, step: Step) -> Target:
         return Target(self.teacher(batch, wants), self.columns(batch))
 
 
@@ -106,14 +103,13 @@ class MixtureOfTeachers(nn.Module, TargetSource):
     def target_is_trained(self) -> bool:  # type: ignore[override]
         return self.mixture.target_is_trained
 
-    def forward(
-        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
-    ) -> Target:
+    def forward(self, batch: Batch, views: Views, wants: TeacherWants, step: Step) -> Target:
+        student, own_teacher = views
         assert student is not None
         entries = self.teachers(batch, replace(wants, cue=False, rotary=False))
         query, temperature = self._query(batch, student), self.mixture.temperature(step.epoch)
         blend = self.mixture(batch, query, entries, temperature)
-        kv = blend.kv if own is None else replace(blend.kv, cue=own.cue)
+        kv = blend.kv if own_teacher is None else replace(blend.kv, cue=own_teacher.cue)
         return Target(kv, self.columns(batch), blend)
 
     def columns(self, batch: Batch) -> Tensor:

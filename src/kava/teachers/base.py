@@ -43,7 +43,8 @@ class TeacherWants:
 
 @dataclass(frozen=True)
 class TeacherKV:
-    """keys and values per layer [B, H, N, D] at the batch's CoT columns; no gradient anywhere.
+    """keys and values per layer [B, H, N, D] at the batch's CoT columns; gradient only through a
+    mixture's adapters.
 
     importance per layer [B, H, N]; cue [B, L, E] hidden states after layers 1..L at the last cue token; `only` [B, N]
     the columns that a store has kept (None: all); question [B, L, H*D] values of the real tokens of the question, with

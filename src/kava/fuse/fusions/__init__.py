@@ -1,5 +1,5 @@
-"""Ways to weight the teachers, a file each. The table below is all there is to add; a recipe also takes
-"package.module:Name"."""
+"""Ways to weight the teachers, a file each. The table below and the names in config/fields.py register them; a recipe
+also takes "package.module:Name"."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Trained routers, a file each: from a representation of the question to a weight for every teacher. The table below is
-all there is to add; a recipe also takes "package.module:Name"."""
+"""Trained routers, a file each: from a representation of the question to a weight for every teacher. The table below and
+the names in config/fields.py register them; a recipe also takes "package.module:Name"."""
 
 from __future__ import annotations
 

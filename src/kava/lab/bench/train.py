@@ -27,7 +27,7 @@ from kava.lab.bench.timing import hardware, ratios, take_turns
 from kava.losses import add
 from kava.objective.make import latent_objective
 from kava.objective.objective import Objective
-from kava.objective.records import Batch, Step, StudentView, Targets, TeacherView
+from kava.objective.records import Batch, Step, StudentView, Targets, TeacherView, Views
 from kava.objective.student import LatentSlots
 from kava.objective.targets import OwnTeacher, Target
 from kava.objective.unpacked import read_teacher
@@ -104,9 +104,8 @@ class PccotTeacher(OwnTeacher):
     """The student's own teacher mode, with importance read off the attention logits of `PccotView`."""
 
     @torch.no_grad()
-    def __call__(
-        self, batch: Batch, student: StudentView | None, own: TeacherView | None, wants: TeacherWants, step: Step
-    ) -> Target:
+    def __call__(self, batch: Batch, views: Views, wants: TeacherWants, step: Step) -> Target:
+        student, own = views
         assert own is not None
         weight = batch["tail_answer"][:, None, :, None].float()
         importance = []
@@ -114,7 +113,7 @@ class PccotTeacher(OwnTeacher):
             grouped = logits.unflatten(1, (key.shape[1], -1)).amax(2)
             attention = masked_softmax(grouped.float(), batch["cot_mask"][:, None, None])
             importance.append((attention * weight).sum(2) / weight.sum(2))
-        target = super().__call__(batch, student, own, replace(wants, importance=False), step)
+        target = super().__call__(batch, (student, own), replace(wants, importance=False), step)
         return replace(target, kv=replace(target.kv, importance=importance))
 
 
