@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,12 @@ class PageSection:
     name: str
     title: str
     parts: tuple[Block, ...]
+
+
+def titled(parts: Mapping[str, Iterable[Block]]) -> list[Block]:
+    """Parts below their subheadings; subheadings without parts are left out, the subheading "" is not written."""
+    filled = {title: blocks for title, inside in parts.items() if (blocks := list(inside))}
+    return [part for title, inside in filled.items() for part in ([Subheading(title)] if title else []) + inside]
 
 
 def section_by_set(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, log10
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
 from kava.lab.analysis.study import Group, StudyMember
-from kava.lab.page.figures import INK, SHADE, WIDTH, colour, tip
+from kava.lab.page.figures import INK, SHADE, WIDTH, colour, plot_with_tip
 
 Points = Sequence[tuple[float, float]]
 Lines = Mapping[str, Mapping[str, Points]]  # member's label -> seed's name -> points
@@ -26,9 +26,14 @@ def add_panel(figure: Any, left: float, top: float, width: float, height: float)
 
 
 class Grid:
-    """A row of panels per measure and a column per group; with one group, the measures two by two. Sizes in inches."""
+    """A row of panels per measure and a column per group; with one group, the measures two by two. Sizes in inches.
 
-    def __init__(self, titles: Sequence[str], groups: Sequence[Group], height: float = 1.35, xlabel: str = "") -> None:
+    `titles` are those of the measures, by a key.
+    """
+
+    def __init__(
+        self, titles: Mapping[str, str], groups: Sequence[Group], height: float = 1.35, xlabel: str = ""
+    ) -> None:
         self.titles, self.groups, self.height, self.xlabel = titles, groups, height, xlabel
         several = len(groups) > 1
         self.columns = len(groups) if several else min(2, len(titles))
@@ -45,11 +50,13 @@ class Grid:
         room = self.width if len(self.groups) > 1 else WIDTH - LEFT
         return max(1, min(len(group.members), int(room / longest)))
 
-    def axes(self, figure: Any) -> list[list[tuple[Any, Group]]]:
-        """For each measure its panels, with titles, legends and the label below."""
+    def panels(self, figure: Any) -> Iterator[tuple[Any, str, Group]]:
+        """Axes to fill, for each measure those of all groups, which then get the same y; only the first shows its numbers."""
         several = len(self.groups) > 1
-        panels: list[list[tuple[Any, Group]]] = [[] for _ in self.titles]
-        for index, title in enumerate(self.titles):
+        for column, group in enumerate(self.groups):
+            self._add_legend(figure, group, self._left(column))
+        for index, (key, title) in enumerate(self.titles.items()):
+            row = []
             for column, group in enumerate(self.groups):
                 x, y = (column, index) if several else (index % self.columns, index // self.columns)
                 top = self.above + y * (self.height + GAP)
@@ -60,10 +67,14 @@ class Grid:
                     axes.set_xlabel(self.xlabel, labelpad=2)
                 elif self.xlabel:  # the panels below have the same x
                     axes.tick_params(axis="x", labelbottom=False)
-                panels[index].append((axes, group))
-        for column, group in enumerate(self.groups):
-            self._add_legend(figure, group, self._left(column))
-        return panels
+                row.append(axes)
+                yield axes, key, group
+            limits = [axes.get_ylim() for axes in row]
+            for axes in row:
+                axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            for axes in row[1:]:
+                axes.tick_params(axis="y", labelleft=False)
+                axes.spines["left"].set_visible(False)
 
     def _left(self, column: int) -> float:
         return LEFT + column * (self.width + self.between)
@@ -78,14 +89,9 @@ class Grid:
             figure.text(left / width, top / height, group.title, va="top", color=INK, weight="bold", size=7.6)
             top -= 0.2
         handles = [Line2D([], [], label=short(member.label), **line_style(member)) for member in group.members]
+        place = {"loc": "upper left", "bbox_to_anchor": (left / width, top / height)}
         if handles:
-            figure.legend(
-                handles=handles,
-                loc="upper left",
-                bbox_to_anchor=(left / width, top / height),
-                ncols=self._legend_columns(group),
-                columnspacing=1.2,
-            )
+            figure.legend(handles=handles, ncols=self._legend_columns(group), columnspacing=1.2, **place)
 
 
 def short(label: str, most: int = LONGEST) -> str:
@@ -105,9 +111,8 @@ def letters(members: Iterable[StudyMember]) -> float:
 
 
 def line_style(member: StudyMember, size: float = 3.6) -> dict[str, Any]:
-    shade = colour(member.look)
-    style = {"color": shade, "linestyle": member.look.dash, "marker": member.look.marker, "markersize": size}
-    return style | {"markeredgecolor": "none"}
+    style = {"linestyle": member.look.dash, "marker": member.look.marker, "markersize": size}
+    return style | {"color": colour(member.look), "markeredgecolor": "none"}
 
 
 def curves(
@@ -127,14 +132,13 @@ def curves(
         style = line_style(member, 3.2)
         for seed, points in {**(seeds if len(seeds) > 1 else {}), **cut.get(member.label, {})}.items():
             if points:
-                (thin,) = axes.plot(
-                    *zip(*points, strict=True), color=style["color"], linewidth=0.5, alpha=0.4, zorder=2
-                )
-                tip(thin, f"{member.label}, seed {seed}")
+                thin = {"color": style["color"], "linewidth": 0.5, "alpha": 0.4, "zorder": 2}
+                plot_with_tip(axes, f"{member.label}, seed {seed}", *zip(*points, strict=True), **thin)
         mean = mean_line(seeds)
         if mean:
-            (thick,) = axes.plot(*zip(*mean, strict=True), **style, markevery=max(1, len(mean) // marks), zorder=3)
-            tip(thick, f"{member.label}, mean of {len(seeds)} seeds" if len(seeds) > 1 else member.label)
+            words = f"{member.label}, mean of {len(seeds)} seeds" if len(seeds) > 1 else member.label
+            every = max(1, len(mean) // marks)
+            plot_with_tip(axes, words, *zip(*mean, strict=True), **style, markevery=every, zorder=3)
     if log:
         log_ticks(axes)
 
@@ -158,16 +162,6 @@ def log_ticks(axes: Any) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="y", which="minor", length=0)
-
-
-def share_scale(row: Sequence[tuple[Any, Group]]) -> None:
-    """Gives the panels of a row the same y; only the first shows its numbers."""
-    limits = [axes.get_ylim() for axes, _ in row]
-    for i, (axes, _) in enumerate(row):
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-        if i:
-            axes.tick_params(axis="y", labelleft=False)
-            axes.spines["left"].set_visible(False)
 
 
 def percent_scale(low: float, high: float) -> tuple[float, float]:

@@ -66,6 +66,12 @@ def tip(artist: Any, words: str) -> None:
     artist.set_gid(_TIP + words)
 
 
+def plot_with_tip(axes: Any, words: str, x: Any, y: Any, **style: Any) -> None:
+    """Draws a line or marks that have a tip."""
+    (line,) = axes.plot(x, y, **style)
+    tip(line, words)
+
+
 def page_svg(svg: str, name: str, title: str, alt: str) -> str:
     """matplotlib's SVG as part of a page: no fixed size, fonts or colours, ids that no other figure has."""
     svg = svg[svg.index("<svg") :]

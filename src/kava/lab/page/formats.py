@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 DASH = "\u2013"  # an en dash: no value
 SEED_LINES = "Thin lines are seeds, thick ones their mean."
+GREY_LINES = "Grey: the other panels' means."
 
 
 def percent(share: float | None, digits: int = 1) -> str:

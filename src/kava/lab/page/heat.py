@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import ceil
 from statistics import fmean
@@ -32,18 +32,19 @@ class Scale:
 
     def level(self, value: float) -> int:
         """The shade of a number, from 0 (nothing drawn) to LEVELS."""
-        low, high, place = map(math.log, (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        share = min(1.0, max(0.0, (place - low) / (high - low))) if high > low else 1.0
+        share = float(self._norm(value)) if self.high > self.low else 1.0
         return self._lowest + round(share * (LEVELS - self._lowest))
 
     def range_of(self, level: int) -> str:
         """The numbers that are drawn in this shade."""
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        ends = []
-        for half in (-0.5, 0.5):
-            share = min(1.0, max(0.0, (level - self._lowest + half) / (LEVELS - self._lowest)))
-            ends.append(low + share * (high - low))
-        return " to ".join(f"{math.exp(end) if self.log else end:.3g}" for end in ends)
+        shares = ((level - self._lowest + half) / (LEVELS - self._lowest) for half in (-0.5, 0.5))
+        return " to ".join(f"{self._norm.inverse(min(1.0, max(0.0, share))):.3g}" for share in shares)
+
+    @cached_property
+    def _norm(self) -> Any:
+        from matplotlib.colors import LogNorm, Normalize
+
+        return (LogNorm if self.log else Normalize)(self.low, self.high, clip=True)
 
     @property
     def _lowest(self) -> int:
@@ -72,10 +73,8 @@ def heat(axes: Any, rows: Rows, scale: Scale, shade: str = BLUE) -> None:
             boxes.setdefault(level, []).append((start, y, end, y + 1))
     for level, inside in sorted(boxes.items()):
         if level:
-            grey = level < 0
-            patch = rectangles(inside, SHADE if grey else shade, alpha=1.0 if grey else level / LEVELS, sharp=True)
-            axes.add_patch(patch)
-            tip(patch, "not measured" if grey else scale.range_of(level))
+            fill = (SHADE, "not measured", 1.0) if level < 0 else (shade, scale.range_of(level), level / LEVELS)
+            add_rectangles(axes, inside, *fill)
     axes.set_xlim(0, max(map(len, rows), default=0))
     axes.set_ylim(len(rows), 0)
     axes.grid(visible=False)
@@ -83,18 +82,18 @@ def heat(axes: Any, rows: Rows, scale: Scale, shade: str = BLUE) -> None:
     axes.spines[["left", "bottom", "top", "right"]].set(visible=True, linewidth=0.4, color=MUTED)
 
 
-def rectangles(boxes: Sequence[Box], colour: str, alpha: float = 1.0, sharp: bool = False) -> Any:
-    """Many rectangles as one shape; `sharp`: without the seams that smoothing leaves between neighbours."""
+def add_rectangles(axes: Any, boxes: Sequence[Box], colour: str, words: str = "", alpha: float = 1.0) -> None:
+    """Draws many rectangles as one shape; one with a tip without the seams that smoothing leaves between neighbours."""
+    import numpy as np
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
-    corners: list[tuple[float, float]] = []
-    codes: list[Any] = []
-    for x, y, right, low in boxes:
-        corners += [(x, y), (right, y), (right, low), (x, low), (x, y)]
-        codes += [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY]
-    outline = Outline(corners, codes) if corners else Outline([(0.0, 0.0)])
-    return PathPatch(outline, facecolor=colour, edgecolor="none", alpha=alpha, zorder=2, antialiased=not sharp)
+    corners = np.array([((x, y), (right, y), (right, low), (x, low)) for x, y, right, low in boxes])
+    outline = Outline.make_compound_path_from_polys(corners) if boxes else Outline([(0.0, 0.0)])
+    patch = PathPatch(outline, facecolor=colour, edgecolor="none", alpha=alpha, zorder=2, antialiased=not words)
+    axes.add_patch(patch)
+    if words:
+        tip(patch, words)
 
 
 def stretches(levels: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -118,14 +117,14 @@ def mean_of_known(values: Iterable[Value]) -> Value:
     return fmean(known) if known else None
 
 
-def step_ticks(axes: Any, steps: Sequence[int], most: int) -> None:
-    """Writes up to `most` updates below their columns."""
-    every = max(1, ceil(len(steps) / most))
-    places = range(0, len(steps), every)
-    axes.set_xticks([place + 0.5 for place in places], [f"{steps[place]:,}" for place in places])
+def mean_over_seeds(by_seed: Sequence[Mapping[int, Sequence[Value]]]) -> tuple[list[int], list[list[Value]]]:
+    """The updates that all seeds logged, and for each layer its mean over seeds at them."""
+    steps = sorted(set.intersection(*map(set, by_seed))) if by_seed else []
+    layers = range(len(by_seed[0][steps[0]]) if steps else 0)
+    return steps, [[mean_of_known(logged[step][layer] for logged in by_seed) for step in steps] for layer in layers]
 
 
-def name_ticks(axis: Any, names: Sequence[Any], most: int) -> None:
+def name_ticks(axis: Any, names: Sequence[Any], most: int = 1000) -> None:
     """Writes the first and every second, fifth, ... name in the middle of its cell: at most `most`."""
     every = next((n for n in (1, 2, 5, 10, 20, 50) if len(names) <= n * most), 100)
     axis.set_ticks([place + 0.5 for place in range(0, len(names), every)], list(map(str, names[::every])))
@@ -161,9 +160,21 @@ class Panels:
             panels.append(add_panel(figure, left, top, self.width, self.height))
         return panels
 
-    def label(self, axes: Any, title: str, x: str, y: str, layers: Sequence[Any] = ()) -> None:
-        """Writes a panel's title, the labels of its axes and the names of its rows."""
+    def label(self, axes: Any, title: str, x: str, layers: Sequence[Any]) -> None:
+        """Writes a panel's title, the label of x and the names of its rows, which are student layers."""
         axes.set_title(title, x=0, pad=4)
         axes.set_xlabel(x, labelpad=2)
-        axes.set_ylabel(y, labelpad=2)
+        axes.set_ylabel("student layer", labelpad=2)
         name_ticks(axes.yaxis, layers, most=int(self.height / 0.12))
+
+    def draw_over_updates(
+        self, axes: Any, title: str, steps: Sequence[int], rows: Rows, layers: Sequence[Any], most: int,
+        scale: Scale | None = None, shade: str = BLUE,
+    ) -> None:  # fmt: skip
+        """Fills a panel with layers over updates, `most` of which are named; the title tells a scale that was not given."""
+        steps, rows = thinned_columns(steps, rows)
+        fitting = scale or scale_of(cell for row in rows for cell in row)
+        heat(axes, rows, fitting, shade)
+        places = range(0, len(steps), max(1, ceil(len(steps) / most)))
+        axes.set_xticks([place + 0.5 for place in places], [f"{steps[place]:,}" for place in places])
+        self.label(axes, title if scale else f"{title}, {fitting.words}", "updates", layers)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import kava
 from kava.lab.analysis.study import Study
-from kava.lab.page.blocks import PageSection, Plot
+from kava.lab.page.blocks import Missing, PageSection, Plot, section_by_set
 from kava.lab.page.sections.ablations import ablations
-from kava.lab.page.sections.accuracy import accuracy, by_steps
+from kava.lab.page.sections.accuracy import EVALUATE, accuracy, accuracy_by_steps
 from kava.lab.page.sections.claims import claims
 from kava.lab.page.sections.held_out import held_out
 from kava.lab.page.sections.passes import passes
@@ -22,9 +22,27 @@ from kava.lab.page.sections.training import latents, losses
 
 def sections(study: Study) -> list[PageSection]:
     """All sections of a study, in the order of the page."""
-    of_latents = () if study.explicit else (latents, selection, ablations)
-    makers = (accuracy, by_steps, passes, losses, teachers, *of_latents, held_out, claims, settings)
-    return [section for make in makers if (section := make(study)) is not None]
+    no_passes, command = "The results hold no forward passes.", f"{EVALUATE} --losses"
+    uncounted = "The results count no problems by number of steps: their sets do not tell their steps."
+    of_latents = () if study.explicit else (latents(study), selection(study), ablations(study))
+    every = (
+        section_by_set(study, "accuracy", "Accuracy", accuracy, Missing("No run has results on any set.", EVALUATE)),
+        section_by_set(study, "steps", "Accuracy by number of steps", accuracy_by_steps, Missing(uncounted)),
+        section_by_set(
+            study,
+            "passes",
+            "Accuracy against forward passes",
+            passes,
+            Missing(no_passes, EVALUATE),
+        ),
+        losses(study),
+        teachers(study),
+        *of_latents,
+        section_by_set(study, "held-out", "Held-out losses", held_out, Missing("No results hold losses.", command)),
+        claims(study),
+        settings(study),
+    )
+    return [section for section in every if section is not None]
 
 
 def plots(page_sections: Sequence[PageSection]) -> list[Plot]:

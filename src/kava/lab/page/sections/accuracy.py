@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from kava.lab.analysis.runs import RunResult
 from kava.lab.analysis.study import GROUPS, Score, Study, StudyMember, panels
-from kava.lab.page.blocks import Heading, Missing, PageSection, Plot, Row, section_by_set
-from kava.lab.page.charts import Grid, add_panel, curves, letters, line_style, percent_scale, share_scale, short
-from kava.lab.page.figures import GRID, INK, MUTED, WIDTH, colour, tip
-from kava.lab.page.formats import DASH, SEED_LINES, counted, mean_sd, percent, plot_name, seed_name
+from kava.lab.page.blocks import Heading, Plot, Row
+from kava.lab.page.charts import Grid, add_panel, curves, letters, line_style, percent_scale, short
+from kava.lab.page.figures import GRID, INK, MUTED, WIDTH, colour, plot_with_tip
+from kava.lab.page.formats import DASH, GREY_LINES, SEED_LINES, counted, mean_sd, percent, plot_name, seed_name
 
 EVALUATE = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET"
 Scores = list[tuple[StudyMember, Score]]
 ROW = 0.21  # inches
-
-
-def accuracy(study: Study) -> PageSection:
-    nothing = Missing("No run has results on any set.", EVALUATE)
-    return section_by_set(study, "accuracy", "Accuracy", _dots, nothing)
-
-
-def by_steps(study: Study) -> PageSection:
-    nothing = Missing("The results count no problems by number of steps: their sets do not tell their steps.")
-    return section_by_set(study, "steps", "Accuracy by number of steps", _step_lines, nothing)
 
 
 def scores_on(study: Study, label: str) -> Scores:
@@ -31,10 +23,11 @@ def scores_on(study: Study, label: str) -> Scores:
     return [(entry, score) for entry, score in scores if score.results]
 
 
-def _dots(study: Study, label: str) -> list[Plot]:
+def accuracy(study: Study, label: str) -> Iterator[Plot]:
+    """Means with their intervals, and every seed."""
     scores = scores_on(study, label)
     if not scores:
-        return []
+        return
     kinds = {score.interval[2] for _, score in scores if score.interval}
     how = {
         "lines are 95 % t intervals of the mean over seeds": "t" in kinds,
@@ -51,7 +44,7 @@ def _dots(study: Study, label: str) -> list[Plot]:
             counts = ", ".join(DASH if r.correct is None else f"{r.correct:,}" for _, r in score.results)
             mean = mean_sd(score.mean, score.sd)
             rows.append((member.label, len(score.results), mean, interval, kind, seeds, counts))
-    plot = Plot(
+    yield Plot(
         name=plot_name("accuracy", label),
         title=f"Accuracy on {label}",
         caption=f"{counted(scores[0][1].results[0][1].total, 'item')}. Large marks are means over seeds, dots below them "
@@ -63,14 +56,13 @@ def _dots(study: Study, label: str) -> list[Plot]:
         header=("member", "seeds", "accuracy, % (sd)", "95 % interval", "kind", "each seed, %", "correct"),
         rows=rows,
     )
-    return [plot]
 
 
 def _draw_dots(figure: Any, scores: Scores, lines: int) -> None:
     left = 0.15 + letters(member for member, _ in scores)
     width = WIDTH - left - 0.85
     axes = add_panel(figure, left, 0.22, width, lines * ROW)
-    y, ticks, edge = 0.0, [], axes.get_yaxis_transform()
+    y, places, edge = 0, [], axes.get_yaxis_transform()
     for group, inside in _by_group(scores):
         if group:
             axes.text(-left / width, y, group, transform=edge, color=MUTED, style="italic", va="center")
@@ -78,17 +70,17 @@ def _draw_dots(figure: Any, scores: Scores, lines: int) -> None:
         for member, score in inside:
             _draw_score(axes, member, score, y)
             axes.text(1.02, y, mean_sd(score.mean, score.sd), transform=edge, va="center", ha="left", color=INK)
-            ticks.append((y, short(member.label)))
+            places.append(y)
             y += 1
     axes.text(1.02, -1.05, "mean (sd), %", transform=edge, va="center", ha="left", color=MUTED)
     axes.set_xlim(percent_scale(*axes.get_xlim()))
     axes.set_ylim(lines - 0.5, -0.5)
-    names_beside_rows(axes, *zip(*ticks, strict=True))
+    names_beside_rows(axes, places, [member for _, inside in _by_group(scores) for member, _ in inside])
 
 
-def names_beside_rows(axes: Any, places: Any, names: Any) -> None:
-    """Names on y without lines, accuracy on x."""
-    axes.set_yticks(places, names)
+def names_beside_rows(axes: Any, places: Sequence[float], members: Sequence[StudyMember]) -> None:
+    """Members' names on y without lines, accuracy on x."""
+    axes.set_yticks(places, [short(member.label) for member in members])
     axes.tick_params(axis="y", labelcolor=INK)
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
@@ -102,57 +94,63 @@ def _draw_score(axes: Any, member: StudyMember, score: Score, y: float) -> None:
     if score.interval:
         low, high, _ = score.interval
         axes.plot([100 * low, 100 * high], [y - 0.1] * 2, color=shade, linewidth=1.6, solid_capstyle="butt", zorder=2)
-    (mark,) = axes.plot([100 * score.mean], [y - 0.1], **line_style(member, 5.2), zorder=3)
-    tip(mark, f"{member.label}: {mean_sd(score.mean, score.sd)} %")
+    words = f"{member.label}: {mean_sd(score.mean, score.sd)} %"
+    plot_with_tip(axes, words, [100 * score.mean], [y - 0.1], **line_style(member, 5.2), zorder=3)
+    dots = {"markersize": 2.4, "alpha": 0.65, "zorder": 2.5}
+    mark_seeds(axes, member, score, lambda result: (100 * result.accuracy, y + 0.24), **dots)
+
+
+def mark_seeds(
+    axes: Any, member: StudyMember, score: Score, place: Callable[[RunResult], tuple[float | None, float]], **style: Any
+) -> None:
+    """Draws a dot for each seed at the place of its result, if there are several seeds."""
+    style |= {"marker": "o", "linestyle": "none", "color": colour(member.look), "markeredgecolor": "none"}
     for run, result in score.results if len(score.results) > 1 else ():
-        (dot,) = axes.plot([100 * result.accuracy], [y + 0.24], "o", color=shade, markersize=2.4, alpha=0.65,
-                           markeredgecolor="none", zorder=2.5)  # fmt: skip
-        tip(dot, f"{member.label}, seed {seed_name(run.seed)}: {percent(result.accuracy)} %")
+        x, y = place(result)
+        words = f"{member.label}, seed {seed_name(run.seed)}: {percent(result.accuracy)} %"
+        plot_with_tip(axes, words, [x], [y], **style)
 
 
-def _step_lines(study: Study, label: str) -> list[Plot]:
+def accuracy_by_steps(study: Study, label: str) -> Iterator[Plot]:
     scores = [(m, s) for m, s in scores_on(study, label) if any(_steps(r.fields) for _, r in s.results)]
     if not scores:
-        return []
+        return
     counts = sorted({n for _, score in scores for _, result in score.results for n in _steps(result.fields)})
     groups = panels([member for member, _ in scores])
     lines = {
         member.label: {seed_name(run.seed): _points(result.fields) for run, result in score.results}
         for member, score in scores
     }
-    grid = Grid([f"accuracy on {label}, %"], groups, height=2.1, xlabel="steps of the problem")
+    grid = Grid({"accuracy": f"accuracy on {label}, %"}, groups, height=2.1, xlabel="steps of the problem")
 
     def draw(figure: Any) -> None:
-        (row,) = grid.axes(figure)
-        for axes, group in row:
+        for axes, _, group in grid.panels(figure):
             curves(axes, group, lines, marks=len(counts))
             axes.set_xticks(counts)
             axes.set_xlim(counts[0] - 0.25, counts[-1] + 0.25)
-        share_scale(row)
-        for axes, _ in row:
+        for axes in figure.axes:
             axes.set_ylim(percent_scale(*axes.get_ylim()))
 
-    rows: list[Row] = []
-    for member, score in scores:
-        for run, result in score.results:
-            steps = _steps(result.fields)
-            cells = [f"{s['correct']:,} of {s['total']:,}" if (s := steps.get(n)) else DASH for n in counts]
-            rows.append((member.label, seed_name(run.seed), *cells))
+    def cells(steps: dict[int, dict[str, int]]) -> list[str]:
+        return [f"{steps[n]['correct']:,} of {steps[n]['total']:,}" if n in steps else DASH for n in counts]
+
     first = _steps(scores[0][1].results[0][1].fields)
-    grey = " Grey: the other panels' means."
     sizes = ", ".join(f"{counted(n, 'step')}: {counted(first[n]['total'], 'problem')}" for n in counts if n in first)
-    plot = Plot(
+    yield Plot(
         name=plot_name("steps", label),
         title=f"Accuracy on {label} by number of steps",
-        caption=f"{sizes}. {SEED_LINES}" + (grey if len(groups) > 1 else ""),
+        caption=f"{sizes}. {SEED_LINES}" + (f" {GREY_LINES}" if len(groups) > 1 else ""),
         alt=f"Lines over {counted(len(counts), 'length')} of problems for {counted(len(scores), 'member')}; counts in the "
         "table below.",
         size=grid.size,
         draw=draw,
         header=("member", "seed", *(counted(n, "step") for n in counts)),
-        rows=rows,
+        rows=[
+            (member.label, seed_name(run.seed), *cells(_steps(result.fields)))
+            for member, score in scores
+            for run, result in score.results
+        ],
     )
-    return [plot]
 
 
 def _by_group(scores: Scores) -> list[tuple[str, Scores]]:

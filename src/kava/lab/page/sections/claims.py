@@ -75,41 +75,31 @@ def _word(word: str) -> str:
 def _why(claim: Document) -> Markup:
     """The numbers of every comparison that decides, and the reason for the word."""
     lines: list[str] = []
-    for entry in (entry for entry in claim["comparisons"] if entry["decides"]):
-        if entry.get("difference") is not None:
+    for entry in claim["comparisons"]:
+        if entry["decides"] and entry.get("difference") is not None:
             unit = "points" if entry["measure"] == "accuracy" else "times"
             interval = "" if entry.get("low") is None else f" ({_interval(entry)})"
-            p = "" if entry["p_holm"] is None else f", p\u00a0{_relation(entry['p_holm'])}"
-            lines.append(
-                f"{entry['first']} against {entry['second']}: {_effect(entry, 'difference')} {unit}{interval}{p}"
-            )
+            p = p_value(entry["p_holm"])
+            p = ("p " if p.startswith("<") else "p = ") + p
+            p = "" if entry["p_holm"] is None else ", " + p.replace(" ", "\u00a0")
+            effect = _effect(entry, "difference")
+            lines.append(f"{entry['first']} against {entry['second']}: {effect} {unit}{interval}{p}")
     if claim["reason"]:
         lines.append(styled(claim["reason"], "sub"))
     return join(lines, "<br>")
 
 
-def _relation(p: float) -> str:
-    """p with its sign, "= 0.03" or "< 0.0001", in no-break spaces."""
-    words = p_value(p)
-    return (words if words.startswith("<") else f"= {words}").replace(" ", "\u00a0")
-
-
 def _comparison(claim: Document, entry: Document) -> Row:
-    by_seed = ", ".join(f"{pair['seed']}: {p_value(pair['p'])}" for pair in entry.get("mcnemar") or [])
-    return (
+    words = (
         claim["name"],
         join([entry["first"], entry["wants"], entry["second"]]),
         entry["measure"],
         _word(entry["word"]),
-        len(entry.get("seeds") or ()) or DASH,
-        number(entry.get("items")),
-        _effect(entry, "difference"),
-        _interval(entry),
-        p_value(entry["p"]),
-        p_value(entry["p_holm"]),
-        number(entry.get("d_z"), 3),
-        by_seed or DASH,
     )
+    counts = (len(entry.get("seeds") or ()) or DASH, number(entry.get("items")))
+    tests = (_effect(entry, "difference"), _interval(entry), p_value(entry["p"]), p_value(entry["p_holm"]))
+    by_seed = ", ".join(f"{pair['seed']}: {p_value(pair['p'])}" for pair in entry.get("mcnemar") or [])
+    return *words, *counts, *tests, number(entry.get("d_z"), 3), by_seed or DASH
 
 
 def _effect(entry: Document, key: str) -> str:

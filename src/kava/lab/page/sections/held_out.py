@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -10,35 +11,20 @@ from markupsafe import Markup
 
 from kava.lab.analysis.stats import spread
 from kava.lab.analysis.study import Study, StudyMember, value
-from kava.lab.page.blocks import (
-    Block,
-    Missing,
-    PageSection,
-    Paragraph,
-    Row,
-    Subheading,
-    Table,
-    rows_by_group,
-    section_by_set,
-)
+from kava.lab.page.blocks import Block, Paragraph, Table, rows_by_group, titled
 from kava.lab.page.formats import DASH, counted, join, listed, styled
 
 KV = "kv_"
 PPL = "ppl"  # exp(ce_student): left out
-COMMAND = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET --losses"
 Losses = dict[str, list[float]]  # name -> a value per seed
 
 
-def held_out(study: Study) -> PageSection:
-    return section_by_set(study, "held-out", "Held-out losses", _on_set, Missing("No results hold losses.", COMMAND))
-
-
-def _on_set(study: Study, label: str) -> list[Block]:
+def held_out(study: Study, label: str) -> list[Block]:
     losses = {member.label: _losses(study, member, label) for member in study.members}
     if not any(losses.values()):
         return []
-    title: list[Block] = [Subheading(label)] if len(study.sets) > 1 else []
-    return [*title, _table(study, label, losses), _about(study, label, losses)]
+    parts: list[Block] = [_table(study, label, losses), _about(study, label, losses)]
+    return titled({label if len(study.sets) > 1 else "": parts})
 
 
 def _losses(study: Study, member: StudyMember, label: str) -> Losses:
@@ -55,7 +41,7 @@ def _table(study: Study, label: str, losses: dict[str, Losses]) -> Table:
     names.sort(key=lambda name: name.startswith(KV))
     means = {name: [fmean(of_member[name]) for of_member in losses.values() if name in of_member] for name in names}
 
-    def row(member: StudyMember) -> Row:
+    def row(member: StudyMember) -> Sequence[Any]:
         of_member = losses[member.label]
         cells = [_cell(member, name, of_member.get(name, []), means[name]) for name in names]
         return (member.label, max(map(len, of_member.values())), *cells)

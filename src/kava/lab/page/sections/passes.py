@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from kava.lab.analysis.study import Score, Study, StudyMember
-from kava.lab.page.blocks import Missing, PageSection, Plot, section_by_set
+from kava.lab.page.blocks import Plot
 from kava.lab.page.charts import add_panel, apart, letters, line_style, percent_scale, short
-from kava.lab.page.figures import WIDTH, colour, tip
-from kava.lab.page.formats import DASH, number, percent, plot_name, seconds, seed_name
-from kava.lab.page.sections.accuracy import EVALUATE, Scores, scores_on
+from kava.lab.page.figures import WIDTH, colour, plot_with_tip
+from kava.lab.page.formats import DASH, number, percent, plot_name, seconds
+from kava.lab.page.sections.accuracy import Scores, mark_seeds, scores_on
 
 Mark = tuple[StudyMember, float, float]  # forward passes, accuracy in percent
 HEIGHT, PANEL_WIDTH, PANEL_HEIGHT = 3.1, WIDTH - 0.5, 3.1 - 0.72  # inches
 
 
-def passes(study: Study) -> PageSection:
-    nothing = Missing("The results hold no forward passes.", EVALUATE)
-    return section_by_set(study, "passes", "Accuracy against forward passes", _against_passes, nothing)
-
-
-def _against_passes(study: Study, label: str) -> list[Plot]:
+def passes(study: Study, label: str) -> Iterator[Plot]:
     scores = [(member, score) for member, score in scores_on(study, label) if score.passes is not None]
     if not scores:
-        return []
-    rows = [
-        (member.label, len(score.results), percent(score.mean), number(score.passes),
-         number(score.average("avg_executed_calls")), number(score.average("avg_generated_tokens")),
-         seconds(score.average("wall_time_s")), _device_and_batch(score))
-        for member, score in scores
-    ]  # fmt: skip
-    plot = Plot(
+        return
+    yield Plot(
         name=plot_name("passes", label),
         title=f"Accuracy on {label} against forward passes per question",
         caption="Means over seeds, dots are seeds. Passes by the rule 1 + T + generated tokens (the end token included). "
@@ -41,9 +31,13 @@ def _against_passes(study: Study, label: str) -> list[Plot]:
         draw=lambda figure: _draw_passes(figure, scores),
         header=("member", "seeds", "accuracy, %", "passes", "executed calls", "generated tokens", "wall time",
                 "device, batch size"),
-        rows=rows,
+        rows=[
+            (member.label, len(score.results), percent(score.mean), number(score.passes),
+             number(score.average("avg_executed_calls")), number(score.average("avg_generated_tokens")),
+             seconds(score.average("wall_time_s")), _device_and_batch(score))
+            for member, score in scores
+        ],
     )  # fmt: skip
-    return [plot]
 
 
 def _draw_passes(figure: Any, scores: Scores) -> None:
@@ -53,12 +47,10 @@ def _draw_passes(figure: Any, scores: Scores) -> None:
     marks = [(member, float(score.passes or 0), 100 * float(score.mean or 0)) for member, score in scores]
     most = max(x for _, x, _ in marks)
     for (member, x, y), (_, score) in zip(marks, scores, strict=True):
-        for run, result in score.results if len(score.results) > 1 else ():
-            (dot,) = axes.plot([result.passes_mean], [100 * result.accuracy], "o", color=colour(member.look), alpha=0.5,
-                               markersize=2.2, markeredgecolor="none", zorder=2)  # fmt: skip
-            tip(dot, f"{member.label}, seed {seed_name(run.seed)}: {percent(result.accuracy)} %")
-        (mark,) = axes.plot([x], [y], **line_style(member, 5.5), zorder=3)
-        tip(mark, f"{member.label}: {y:.1f} %, {x:.3g} passes")
+        dots = {"markersize": 2.2, "alpha": 0.5, "zorder": 2}
+        mark_seeds(axes, member, score, lambda result: (result.passes_mean, 100 * result.accuracy), **dots)
+        words = f"{member.label}: {y:.1f} %, {x:.3g} passes"
+        plot_with_tip(axes, words, [x], [y], **line_style(member, 5.5), zorder=3)
     inch = PANEL_WIDTH / max(most * 1.04, most / (1 - _reach(marks) / PANEL_WIDTH))  # per pass
     axes.set_xlim(0, PANEL_WIDTH / inch)
     low, high = axes.get_ylim()
@@ -96,13 +88,9 @@ def _reach(marks: Sequence[Mark]) -> float:
 
 def _columns(marks: Sequence[Mark], near: float) -> list[list[Mark]]:
     """Marks that stand above each other, from left to right."""
-    columns: list[list[Mark]] = []
-    for mark in sorted(marks, key=lambda mark: mark[1]):
-        if columns and mark[1] - columns[-1][-1][1] < near:
-            columns[-1].append(mark)
-        else:
-            columns.append([mark])
-    return columns
+    ordered = sorted(marks, key=lambda mark: mark[1])
+    starts = [i for i, mark in enumerate(ordered) if i == 0 or mark[1] - ordered[i - 1][1] >= near]
+    return [ordered[start:end] for start, end in pairwise([*starts, len(ordered)])]
 
 
 def _device_and_batch(score: Score) -> str:

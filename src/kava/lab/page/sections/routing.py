@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from math import ceil, log
 from statistics import fmean
 from typing import Any
 
 from kava.lab.analysis.mixture_logs import Routing, RoutingSamples
 from kava.lab.analysis.study import Group, Look, StudyMember
-from kava.lab.page.blocks import Block, Paragraph, Plot, Row
-from kava.lab.page.charts import Grid, Lines, curves, share_scale, short
-from kava.lab.page.figures import INK, MUTED, PAPER, colour, tip
+from kava.lab.page.blocks import Block, Paragraph, Plot
+from kava.lab.page.charts import Grid, Lines, Points, curves, short
+from kava.lab.page.figures import INK, MUTED, PAPER, colour
 from kava.lab.page.formats import SEED_LINES, counted, listed, number, percent, plot_name, seed_name
-from kava.lab.page.heat import SHARE, Box, Panels, Scale, heat, rectangles, step_ticks, thinned_columns
+from kava.lab.page.heat import SHARE, Panels, Rows, Scale, add_rectangles, heat, mean_over_seeds, name_ticks
 from kava.lab.page.sections.training import thinned
 
 RoutingBySeed = Mapping[int | None, Routing]
@@ -25,16 +26,16 @@ HEAD = 24  # letters of a name above them
 ENTROPY = StudyMember("entropy", "", "", "kv", (), Look(5, "", "-"))
 
 
-def routing(logs: Mapping[str, RoutingBySeed], looks: Looks) -> list[Block]:
+def routing(logs: Mapping[str, RoutingBySeed], looks: Looks) -> Iterator[Block]:
     """Figures of the weights of each member; a sentence for members whose weights never change."""
     changing = {label: seeds for label, seeds in logs.items() if any(map(_changes, seeds.values()))}
     constant = [label for label in logs if label not in changing]
-    parts: list[Block] = []
     if constant:
-        parts.append(Paragraph(f"The weights of {listed(constant)} stay as they were set and are not drawn."))
+        yield Paragraph(f"The weights of {listed(constant)} stay as they were set and are not drawn.")
     for i, labels in enumerate(by_figure(list(changing)), 1):
-        parts.append(_over_time(i, {label: changing[label] for label in labels}, looks))
-    return [*parts, *(plot for label, seeds in changing.items() for plot in _by_layer(label, seeds, looks))]
+        yield _over_time(i, {label: changing[label] for label in labels}, looks)
+    for label, seeds in changing.items():
+        yield from _by_layer(label, seeds, looks)
 
 
 def _changes(logged: Routing) -> bool:
@@ -51,18 +52,17 @@ def by_figure(labels: Sequence[str]) -> list[Sequence[str]]:
 
 def _over_time(index: int, logs: Mapping[str, RoutingBySeed], looks: Looks) -> Plot:
     groups = [Group(short(label, HEAD), tuple(looks[name] for name in _names(seeds))) for label, seeds in logs.items()]
-    grid = Grid(("weight of each teacher", "entropy of the weights / its largest, ln S"), groups, xlabel="updates")
+    titles = {"weight": "weight of each teacher", "entropy": "entropy of the weights / its largest, ln S"}
+    grid = Grid(titles, groups, xlabel="updates")
     many = max(len(seeds) for seeds in logs.values()) > 1
 
     def draw(figure: Any) -> None:
-        rows = grid.axes(figure)
-        for (above, group), (below, _), seeds in zip(*rows, logs.values(), strict=True):
-            curves(above, group, _weight_lines(seeds))
-            curves(below, Group("", (ENTROPY,)), {"entropy": {seed_name(s): _entropy(r) for s, r in seeds.items()}})
-            above.set_ylim(-0.03, 1.03)
-            below.set_ylim(-0.03, 1.03)
-        for row in rows:
-            share_scale(row)
+        for (axes, measure, group), seeds in zip(grid.panels(figure), [*logs.values()] * len(titles), strict=True):
+            if measure == "weight":
+                curves(axes, group, _weight_lines(seeds))
+            else:
+                curves(axes, Group("", (ENTROPY,)), {"entropy": {seed_name(s): _entropy(r) for s, r in seeds.items()}})
+            axes.set_ylim(-0.03, 1.03)
 
     return Plot(
         name=f"routing_{index}",
@@ -88,15 +88,11 @@ def _names(seeds: RoutingBySeed) -> list[str]:
 
 
 def _weight_lines(seeds: RoutingBySeed) -> Lines:
-    return {
-        name: {
-            seed_name(seed): thinned([(step, row[i]) for step, row in zip(logged.steps, logged.weights, strict=True)])
-            for seed, logged in seeds.items()
-            for i, teacher in enumerate(logged.teachers)
-            if teacher == name
-        }
-        for name in _names(seeds)
-    }
+    lines: dict[str, dict[str, Points]] = {name: {} for name in _names(seeds)}
+    for seed, logged in seeds.items():
+        for name, weights in zip(logged.teachers, zip(*logged.weights, strict=True), strict=True):
+            lines[name][seed_name(seed)] = thinned(list(zip(logged.steps, weights, strict=True)))
+    return lines
 
 
 def _entropy(logged: Routing) -> Sequence[tuple[float, float]]:
@@ -105,29 +101,26 @@ def _entropy(logged: Routing) -> Sequence[tuple[float, float]]:
     return thinned([(step, entropy / most) for step, entropy in points if entropy is not None])
 
 
-def _by_layer(label: str, seeds: RoutingBySeed, looks: Looks) -> list[Plot]:
-    """A panel per teacher, layers over updates; [] where layers share their weights."""
+def _by_layer(label: str, seeds: RoutingBySeed, looks: Looks) -> Iterator[Plot]:
+    """A panel per teacher, layers over updates; nothing where layers share their weights."""
     logs = [logged for logged in seeds.values() if logged.by_layer]
-    steps = sorted(set.intersection(*(set(logged.steps) for logged in logs))) if logs else []
+    steps: Sequence[int] = ()
+    means: dict[str, Rows] = {}
+    for i, name in enumerate(logs[0].teachers if logs else ()):
+        by_seed = (zip(logged.steps, logged.by_layer, strict=True) for logged in logs)
+        steps, means[name] = mean_over_seeds([{step: [w[i] for w in layers] for step, layers in s} for s in by_seed])
     if not steps:
-        return []
-    layers = range(len(logs[0].by_layer[0]))
-    at_steps = [[logged.by_layer[logged.steps.index(step)] for logged in logs] for step in steps]
-    means = {
-        name: [[fmean(weights[layer][i] for weights in by_seed) for by_seed in at_steps] for layer in layers]
-        for i, name in enumerate(logs[0].teachers)
-    }
+        return
+    layers = range(len(next(iter(means.values()))))
     panels = Panels(len(means), min(3, len(means)), height=min(2.4, max(0.8, 0.1 * len(layers))))
 
     def draw(figure: Any) -> None:
         for axes, (name, rows) in zip(panels.axes(figure), means.items(), strict=True):
-            columns, cells = thinned_columns(steps, rows)
-            heat(axes, cells, SHARE, colour(looks[name].look))
-            step_ticks(axes, columns, most=5)
-            panels.label(axes, short(name), "updates", "student layer", layers)
+            shade = colour(looks[name].look)
+            panels.draw_over_updates(axes, short(name), steps, rows, layers, 5, SHARE, shade)
 
     over = f" Means over {counted(len(logs), 'seed')}." if len(logs) > 1 else ""
-    plot = Plot(
+    yield Plot(
         name=plot_name("routing_layers", label),
         title=f"Weights by student layer over training, {label}",
         caption=f"Full colour is a weight of 1, no colour 0; the first layer is on top.{over}",
@@ -137,18 +130,17 @@ def _by_layer(label: str, seeds: RoutingBySeed, looks: Looks) -> list[Plot]:
         header=("layer", *(f"{name}, {when}" for name in means for when in ("first", "last"))),
         rows=[(i, *(number(rows[i][k], 3) for rows in means.values() for k in (0, -1))) for i in layers],
     )
-    return [plot]
 
 
-def by_question(logs: Mapping[str, SamplesBySeed], looks: Looks) -> list[Block]:
+def by_question(logs: Mapping[str, SamplesBySeed], looks: Looks) -> Iterator[Block]:
+    """Figures of the weights by question; a sentence for members whose weights are the same for all."""
     varying = {label: seeds for label, seeds in logs.items() if any(samples.vary for samples in seeds.values())}
     same = [label for label in logs if label not in varying]
-    parts: list[Block] = []
     if same:
-        parts.append(Paragraph(f"The weights of {listed(same)} are the same for every question."))
+        yield Paragraph(f"The weights of {listed(same)} are the same for every question.")
     if varying:
-        parts += [_samples_plot(varying, looks), _tasks_plot(varying)]
-    return parts
+        yield _samples_plot(varying, looks)
+        yield _tasks_plot(varying)
 
 
 def _samples_plot(logs: Mapping[str, SamplesBySeed], looks: Looks) -> Plot:
@@ -163,11 +155,6 @@ def _samples_plot(logs: Mapping[str, SamplesBySeed], looks: Looks) -> Plot:
             axes.set_title(f"{short(label)}{of_seed}, update {samples.step:,}", x=0, pad=14)
 
     first = next(iter(first_seeds.values()))[1]
-    rows: list[Row] = []
-    for label, (seed, samples) in first_seeds.items():
-        for sample in samples.samples:
-            words = ", ".join(f"{name} {w:.3f}" for name, w in zip(samples.teachers, sample.weights, strict=True))
-            rows.append((label, seed_name(seed), sample.name, sample.task, words))
     return Plot(
         name="routing_samples",
         title="Weights of the teachers for every validation question",
@@ -177,30 +164,31 @@ def _samples_plot(logs: Mapping[str, SamplesBySeed], looks: Looks) -> Plot:
         size=panels.size,
         draw=draw,
         header=("member", "seed", "question", "task", "weights"),
-        rows=rows,
+        rows=[
+            (label, seed_name(seed), sample.name, sample.task, _beside_names(samples, sample.weights, "{:.3f}".format))
+            for label, (seed, samples) in first_seeds.items()
+            for sample in samples.samples
+        ],
     )
+
+
+def _beside_names(samples: RoutingSamples, weights: Sequence[float], form: Callable[[float], str]) -> str:
+    return ", ".join(f"{name} {form(weight)}" for name, weight in zip(samples.teachers, weights, strict=True))
 
 
 def _draw_samples(axes: Any, samples: RoutingSamples, looks: Looks) -> None:
     from matplotlib.patches import Patch
 
-    boxes: dict[str, list[Box]] = {name: [] for name in samples.teachers}
-    starts = [0]
-    for task in samples.tasks:
-        for place, sample in enumerate(sorted(samples.of_task(task), key=lambda s: -s.weights[0]), starts[-1]):
-            level = 0.0
-            for name, weight in zip(samples.teachers, sample.weights, strict=True):
-                boxes[name].append((place, level, place + 1, level + weight))
-                level += weight
-        starts.append(len(boxes[samples.teachers[0]]))
-    for name, of_teacher in boxes.items():
-        patch = rectangles(of_teacher, colour(looks[name].look), sharp=True)
-        axes.add_patch(patch)
-        tip(patch, name)
+    by_task = [sorted(samples.of_task(task), key=lambda sample: -sample.weights[0]) for task in samples.tasks]
+    starts = list(accumulate(map(len, by_task), initial=0))
+    levels = [list(accumulate(sample.weights, initial=0.0)) for of_task in by_task for sample in of_task]
+    for i, name in enumerate(samples.teachers):
+        boxes = [(place, ends[i], place + 1, ends[i + 1]) for place, ends in enumerate(levels)]
+        add_rectangles(axes, boxes, colour(looks[name].look), name)
     axes.set_xlim(0, starts[-1])
     axes.set_ylim(0, 1)
     axes.grid(visible=False)
-    for task, start, end in zip(samples.tasks, starts, starts[1:], strict=False):
+    for task, (start, end) in zip(samples.tasks, pairwise(starts), strict=True):
         axes.axvline(start, color=PAPER, linewidth=1.6, zorder=3) if start else None
         axes.text((start + end) / 2, -0.06, short(task), ha="center", va="top", color=MUTED, size=6.4, clip_on=False)
     axes.set_xticks([])
@@ -221,21 +209,17 @@ def _tasks_plot(logs: Mapping[str, SamplesBySeed]) -> Plot:
             heat(axes, [*means.values(), *[[]] * (most - len(means))], SOFT)
             for y, weights in enumerate(means.values()):
                 for x, weight in enumerate(weights):
-                    axes.text(
-                        x + 0.5, y + 0.5, f"{weight:.2f}", ha="center", va="center", color=INK, size=6.8, zorder=3
-                    )
+                    style = {"ha": "center", "va": "center", "color": INK, "size": 6.8, "zorder": 3}
+                    axes.text(x + 0.5, y + 0.5, f"{weight:.2f}", **style)
             names = next(iter(seeds.values())).teachers
             axes.set_xlim(0, len(names))
-            axes.set_xticks([i + 0.5 for i in range(len(names))], [short(name) for name in names])
-            axes.set_yticks([i + 0.5 for i in range(len(means))], [short(task) for task in means])
+            name_ticks(axes.xaxis, list(map(short, names)))
+            name_ticks(axes.yaxis, list(map(short, means)))
             axes.set_title(short(label), x=0, pad=4)
 
-    rows: list[Row] = []
-    for label, seeds in logs.items():
-        for seed, samples in seeds.items():
-            for task, weights in _task_means([samples]).items():
-                words = ", ".join(f"{name} {percent(w)} %" for name, w in zip(samples.teachers, weights, strict=True))
-                rows.append((label, seed_name(seed), task, len(samples.of_task(task)), words))
+    def in_percent(weight: float) -> str:
+        return f"{percent(weight)} %"
+
     seeds_words = " and seeds" if max(map(len, logs.values())) > 1 else ""
     return Plot(
         name="routing_tasks",
@@ -245,7 +229,18 @@ def _tasks_plot(logs: Mapping[str, SamplesBySeed]) -> Plot:
         size=panels.size,
         draw=draw,
         header=("member", "seed", "task", "questions", "mean weights"),
-        rows=rows,
+        rows=[
+            (
+                label,
+                seed_name(seed),
+                task,
+                len(samples.of_task(task)),
+                _beside_names(samples, weights, lambda w: f"{percent(w)} %"),
+            )
+            for label, seeds in logs.items()
+            for seed, samples in seeds.items()
+            for task, weights in _task_means([samples]).items()
+        ],
     )
 
 

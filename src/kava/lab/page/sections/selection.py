@@ -17,7 +17,7 @@ from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, R
 from kava.lab.page.charts import visible_token
 from kava.lab.page.figures import GRID, INK, MARK, MUTED, WIDTH
 from kava.lab.page.formats import code, counted, join, listed, percent, seed_name
-from kava.lab.page.heat import BLUE, Panels, mean_of_known, rectangles, stretches
+from kava.lab.page.heat import BLUE, Panels, add_rectangles, mean_of_known, stretches
 
 FILE = "kept.json"
 LEFT, GAP = 0.5, 0.12  # inches left of the first panel and between panels
@@ -81,11 +81,10 @@ def read_examples(data: Mapping[str, Any], path: Path) -> list[SelectionExample]
 
 def _counts(examples: Sequence[SelectionExample]) -> list[Block]:
     """How much of what each compressor keeps is a step's result."""
-    measures = (_share_of_results, _share_of_tokens, _same_in_all)
-    rows: list[Row] = [
-        (name, *(percent(mean_of_known(measure(e, name) for e in examples)) for measure in measures))
-        for name in examples[0].kept
-    ]
+    rows: list[Row] = []
+    for name in examples[0].kept:
+        measures = zip(*(_shares(example, name) for example in examples), strict=True)
+        rows.append((name, *map(percent, map(mean_of_known, measures))))
     chance = fmean(fmean(map(bool, example.is_result)) for example in examples)
     rows.append(("all tokens", percent(chance), "100.0", ""))
     words = Paragraph(
@@ -96,44 +95,26 @@ def _counts(examples: Sequence[SelectionExample]) -> list[Block]:
     return [Table(header, rows, "Kept tokens by compressor"), words]
 
 
-def _share_of_results(example: SelectionExample, name: str) -> float | None:
-    """The share of results among the kept tokens, mean over heads."""
-    return mean_of_known(fmean(bool(example.is_result[i]) for i in head) for head in example.heads(name) if head)
-
-
-def _share_of_tokens(example: SelectionExample, name: str) -> float | None:
-    """The share of the tokens that some head keeps."""
-    return len(set().union(*example.heads(name))) / len(example.tokens) if example.tokens else None
-
-
-def _same_in_all(example: SelectionExample, name: str) -> float | None:
-    """The share of the kept tokens that every layer and head keeps."""
+def _shares(example: SelectionExample, name: str) -> tuple[float | None, ...]:
+    """Of results among the kept tokens (mean over heads), of tokens that a head keeps, of these that all heads keep."""
     heads = [set(head) for head in example.heads(name)]
+    results = mean_of_known(fmean(bool(example.is_result[i]) for i in head) for head in heads if head)
     union = set().union(*heads)
-    return len(set.intersection(*heads)) / len(union) if union else None
-
-
-def _layout(example: SelectionExample) -> tuple[Panels, bool]:
-    """A panel per compressor, as many side by side as their tokens leave room for; whether tokens fit below upright."""
-    count, tokens = len(example.kept), len(example.tokens)
-    longest = 0.02 + 0.056 * max(map(len, map(visible_token, example.tokens)), default=1)  # inches
-    cell = max(0.12, longest) if longest < 0.3 else 0.12
-    rows = ceil(count / max(1, int((WIDTH - LEFT) / max(1.2, cell * tokens + GAP))))
-    height = min(2.6, max(0.5, 0.11 * max(len(example.heads(name)) for name in example.kept)))
-    panels = Panels(count, ceil(count / rows), height, GAP, above=0.26, right=0.05 + GAP, margin=LEFT - GAP)
-    upright = longest <= panels.width / max(1, tokens)
-    return replace(panels, below=0.28 if upright else 0.12 + longest), upright
+    in_some = len(union) / len(example.tokens) if example.tokens else None
+    return results, in_some, len(set.intersection(*heads)) / len(union) if union else None
 
 
 def _picture(number: int, example: SelectionExample, resampled: Sequence[str]) -> Plot:
-    panels, upright = _layout(example)
+    """A panel per compressor, as many side by side as their tokens leave room for."""
+    count, tokens = len(example.kept), len(example.tokens)
     lines = max(len(example.heads(name)) for name in example.kept)
-    rows: list[Row] = []
-    for name, layers in example.kept.items():
-        for i, heads in enumerate(layers):
-            for j, head in enumerate(heads):
-                words = " ".join(visible_token(example.tokens[k]) for k in head)
-                rows.append((name, i, j, words, " ".join(map(str, head))))
+    longest = 0.02 + 0.056 * max(map(len, map(visible_token, example.tokens)), default=1)  # inches
+    cell = max(0.12, longest) if longest < 0.3 else 0.12
+    rows = ceil(count / max(1, int((WIDTH - LEFT) / max(1.2, cell * tokens + GAP))))
+    height = min(2.6, max(0.5, 0.11 * lines))
+    panels = Panels(count, ceil(count / rows), height, GAP, above=0.26, right=0.05 + GAP, margin=LEFT - GAP)
+    upright = longest <= panels.width / max(1, tokens)  # the tokens fit below their columns without being turned
+    panels = replace(panels, below=0.28 if upright else 0.12 + longest)
     near = [name for name in example.kept if name in resampled]
     note = f" {listed(near)} resamples in time: the nearest token is shown." if near else ""
     return Plot(
@@ -142,11 +123,16 @@ def _picture(number: int, example: SelectionExample, resampled: Sequence[str]) -
         caption=f"\u201c{example.question}\u201d A row is a head, lines separate layers, the first layer is on top; a filled "
         f"cell is kept. Marked columns hold a step's result.{note}",
         alt=f"A panel for each of {listed(list(example.kept))}; {counted(lines, 'row')} of heads by "
-        f"{counted(len(example.tokens), 'token')}; the kept tokens are in the table below.",
+        f"{counted(tokens, 'token')}; the kept tokens are in the table below.",
         size=(WIDTH, panels.size[1] + 0.05),
         draw=lambda figure: _draw(figure, example, panels, upright),
         header=("compressor", "layer", "head", "kept tokens", "their places"),
-        rows=rows,
+        rows=[
+            (name, i, j, " ".join(visible_token(example.tokens[k]) for k in head), " ".join(map(str, head)))
+            for name, layers in example.kept.items()
+            for i, heads in enumerate(layers)
+            for j, head in enumerate(heads)
+        ],
     )
 
 
@@ -165,7 +151,7 @@ def _draw(figure: Any, example: SelectionExample, panels: Panels, upright: bool)
         for y, head in enumerate(example.heads(name)):
             filled = [i in set(head) for i in range(tokens)]
             boxes += [(start, y + 0.1, end, y + 0.9) for start, end, kept in stretches(filled) if kept]
-        axes.add_patch(rectangles(boxes, BLUE))
+        add_rectangles(axes, boxes, BLUE)
         axes.grid(visible=False)
         for place in range(1, tokens):
             axes.axvline(place, color=GRID, linewidth=0.35, zorder=0.8)

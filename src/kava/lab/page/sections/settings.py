@@ -7,7 +7,6 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from statistics import fmean
 from typing import Any
 
 from kava.lab.analysis.study import Study, StudyMember
@@ -19,26 +18,29 @@ from kava.lab.page.blocks import (
     Missing,
     PageSection,
     Paragraph,
-    Row,
-    Subheading,
     Table,
     rows_by_group,
+    titled,
 )
 from kava.lab.page.formats import DASH, code, counted, distinct, join, listed, number, seconds, seed_name
+from kava.lab.page.heat import mean_of_known
 
 SEED = "system.seed"
 
 
 def settings(study: Study) -> PageSection:
-    parts = [*_recipes(study), *_machines(study), _provenance(study), *_commands(study)]
-    return PageSection("settings", "How the runs were made", tuple(parts))
-
-
-def _recipes(study: Study) -> list[Block]:
-    """Settings that differ between the recipes, and those that all share."""
     recipes = {id(run): flat(run.recipe) for run in study.runs if run.recipe}
-    if not recipes:
-        return [Missing("No run has its recipe.yaml beside the results.", "kava train")]
+    parts: dict[str, Sequence[Block]] = {
+        "What differs": _recipes(study, recipes) if recipes else (),
+        "": () if recipes else [Missing("No run has its recipe.yaml beside the results.", "kava train")],
+        "Data, machines and times": [_machines(study), _provenance(study)],
+        "Commands to repeat them": _commands(study),
+    }
+    return PageSection("settings", "How the runs were made", tuple(titled(parts)))
+
+
+def _recipes(study: Study, recipes: Mapping[int, Mapping[str, Any]]) -> list[Block]:
+    """Settings that differ between the recipes, and those that all share."""
     keys = list(dict.fromkeys(key for recipe in recipes.values() for key in recipe if key != SEED))
     first = next(iter(recipes.values()))
     differing = [key for key in keys if any(recipe.get(key) != first.get(key) for recipe in recipes.values())]
@@ -49,7 +51,7 @@ def _recipes(study: Study) -> list[Block]:
     else:
         table = Paragraph("Nothing but the seed." if len(recipes) > 1 else "There is one run.")
     details = Details("The settings they share", (Table(("setting", "value"), shared, "Shared settings"),))
-    return [Subheading("What differs"), table, Paragraph(words), details]
+    return [table, Paragraph(words), details]
 
 
 def flat(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _as_written(setting: Any) -> str:
 
 
 def _differing(study: Study, recipes: Mapping[int, Mapping[str, Any]], keys: Sequence[str]) -> Table:
-    def row(member: StudyMember) -> Row:
+    def row(member: StudyMember) -> Sequence[Any]:
         by_seed = [(seed_name(run.seed), recipes[id(run)]) for run in member.runs if id(run) in recipes]
         return (member.label, *(_for_all_seeds(by_seed, key) for key in keys))
 
@@ -89,41 +91,40 @@ def _for_all_seeds(by_seed: Sequence[tuple[str, Mapping[str, Any]]], key: str) -
     return "; ".join(f"{seed}: {setting}" for seed, setting in values)
 
 
-def _machines(study: Study) -> list[Block]:
-    rows: list[Row] = []
+def _machines(study: Study) -> Block:
+    keys = ("steps", "effective_batch_size", "trained_parameters", "device", "threads")
+    rows = []
     for member in study.members:
         metas = [run.meta for run in member.runs if run.meta]
         if metas:
             times = [float(meta["seconds"]) for meta in metas if meta.get("seconds") is not None]
-            keys = ("steps", "effective_batch_size", "trained_parameters", "device", "threads")
             cells = [listed(distinct(number(meta[key]) for meta in metas if meta.get(key) is not None)) for key in keys]
             data = sorted({str((meta.get("data") or {}).get("sha256"))[:12] for meta in metas})
-            time = seconds(fmean(times)) if times else DASH
+            time = seconds(mean_of_known(times))
             rows.append((member.label, len(metas), *(cell or DASH for cell in cells), time, listed(data)))
     header = ("member", "runs", "updates", "batch", "trained parameters", "device", "threads", "time per run", "data")
-    table = Table(header, rows, "Machines and times") if rows else Missing("No run has a meta.json.", "kava train")
-    return [Subheading("Data, machines and times"), table]
+    return Table(header, rows, "Machines and times") if rows else Missing("No run has a meta.json.", "kava train")
 
 
 def _provenance(study: Study) -> Facts:
     """Versions and revisions of training, hashes of the test sets."""
     metas = [run.meta for run in study.runs]
-    versions = Counter(
-        ", ".join(f"{name} {version}" for name, version in meta["versions"].items() if version)
-        for meta in metas
-        if meta.get("versions")
-    )
+    versions = Counter(_versions(meta["versions"]) for meta in metas if meta.get("versions"))
     rows: list[tuple[str, Any]] = [
         ("trained with", f"{words} ({counted(count, 'run')})") for words, count in versions.items()
     ]
-    rows += [("git", code(revision)) for revision in distinct(meta["git"] for meta in metas if meta.get("git"))]
-    rows += [("platform", name) for name in distinct(meta["platform"] for meta in metas if meta.get("platform"))]
+    rows += [("git", code(revision)) for revision in distinct(meta.get("git") or None for meta in metas)]
+    rows += [("platform", name) for name in distinct(meta.get("platform") or None for meta in metas)]
     for label in study.sets:
         results = [r for member in study.entries for _, r in study.score(member, label).results]
-        for sha in distinct(r.sha256 for r in results if r.sha256):
-            rows.append((f"set {label}", join(["sha256", code(sha)])))
+        hashes = distinct(r.sha256 or None for r in results)
+        rows += [(f"set {label}", join(["sha256", code(sha)])) for sha in hashes]
         rows += [(f"asked {label}", words) for words in distinct(_eval_settings(r.fields) for r in results)]
     return Facts(rows)
+
+
+def _versions(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 
 def _eval_settings(fields: Mapping[str, Any]) -> str:
@@ -141,7 +142,7 @@ def _commands(study: Study) -> list[Block]:
     if not lines:
         return []
     note = "Per member the command of its first run; the other seeds differ in --seed and the folder."
-    return [Subheading("Commands to repeat them"), Paragraph(note), CommandLines(lines)]
+    return [Paragraph(note), CommandLines(lines)]
 
 
 def command_of(member: StudyMember) -> str:

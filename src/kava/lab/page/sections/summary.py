@@ -11,17 +11,22 @@ from kava.lab.analysis.runs import RunResult
 from kava.lab.analysis.study import COUNTED, Study, StudyMember, plain, value
 from kava.lab.page.blocks import Block, Facts, Missing, Paragraph, Row, Table, rows_by_group
 from kava.lab.page.formats import DASH, code, counted, distinct, join, listed, mean_sd, number, seed_name, styled
+from kava.lab.page.sections.accuracy import EVALUATE
 
 
 def summary(study: Study) -> list[Block]:
     """What is compared, in a sentence and as facts, then the table of all members."""
+    finished = sum(run.status in COUNTED for run in study.runs)
+    unfinished = len(study.runs) - finished
+    seeds = f" over {counted(len(study.seeds), 'seed')}" if study.seeds else ""
+    end = f", {unfinished} of them not finished." if unfinished else ", all of them finished." if finished > 1 else "."
+    lead = f"{counted(len(study.members), 'member')}{seeds}, {counted(len(study.runs), 'run')}{end}"
     note = (
         "Accuracy is the mean over seeds, with the sample standard deviation; seeds are those with results. Broken, "
         "stopped and missing runs enter no number."
     )
-    command = "kava evaluate --checkpoint RUN/best_checkpoint --dataset SET"
-    last = Paragraph(note, "note") if study.sets else Missing("No run has results yet.", command)
-    return [_sentence(study), _facts(study), _overview(study), last]
+    last = Paragraph(note, "note") if study.sets else Missing("No run has results yet.", EVALUATE)
+    return [Paragraph(lead, "lead"), _facts(study), _overview(study), last]
 
 
 def default_title(study: Study) -> str:
@@ -31,31 +36,24 @@ def default_title(study: Study) -> str:
     return f"Report on {listed([m.label for m in study.members])}" if len(study.members) < 4 else "Report"
 
 
-def _sentence(study: Study) -> Paragraph:
-    finished = sum(run.status in COUNTED for run in study.runs)
-    unfinished = len(study.runs) - finished
-    seeds = f" over {counted(len(study.seeds), 'seed')}" if study.seeds else ""
-    end = f", {unfinished} of them not finished." if unfinished else ", all of them finished." if finished > 1 else "."
-    words = f"{counted(len(study.members), 'member')}{seeds}, {counted(len(study.runs), 'run')}{end}"
-    return Paragraph(words, "lead")
-
-
 def _facts(study: Study) -> Facts:
-    rows: list[tuple[str, Any]] = []
-    for label in study.sets:
-        results = [r for member in study.entries for _, r in study.score(member, label).results]
-        if results:
-            rows.append((f"set {label}", _about_set(results)))
+    on_sets = {
+        f"set {label}": [r for member in study.entries for _, r in study.score(member, label).results]
+        for label in study.sets
+    }
+    rows: list[tuple[str, Any]] = [(name, _about_set(results)) for name, results in on_sets.items() if results]
     if study.left_out:
         words = f"{listed(study.left_out)}: parts of a set, or sets not asked for; --dataset NAME shows one"
         rows.append(("left out", words))
-    results = [r for run in study.runs for r in run.results]
+    fields = [r.fields for run in study.runs for r in run.results]
     configs = distinct(value(run.recipe, "about.name") for run in study.runs)
-    rows.append(("config", listed(configs or distinct(r.fields.get("config") for r in results)) or DASH))
-    rows.append(("model", listed(distinct(value(run.recipe, "model.name") for run in study.runs)) or DASH))
-    rows.append(("seeds", listed(study.seeds) or DASH))
-    rows.append(("versions", _versions([*(r.fields for r in results), *(run.meta for run in study.runs)]) or DASH))
-    return Facts(rows)
+    facts = {
+        "config": listed(configs or distinct(of_result.get("config") for of_result in fields)),
+        "model": listed(distinct(value(run.recipe, "model.name") for run in study.runs)),
+        "seeds": listed(study.seeds),
+        "versions": _versions([*fields, *(run.meta for run in study.runs)]),
+    }
+    return Facts([*rows, *((name, words or DASH) for name, words in facts.items())])
 
 
 def _about_set(results: Sequence[RunResult]) -> str:
@@ -72,12 +70,9 @@ def _about_set(results: Sequence[RunResult]) -> str:
 
 def _versions(sources: Sequence[Any]) -> str:
     """The libraries of results and of training; all versions of one library are named."""
-    versions: dict[str, dict[str, None]] = {}
-    for source in sources:
-        for name, version in (source.get("versions") or {}).items():
-            if version is not None:
-                versions.setdefault(name, {})[str(version)] = None
-    return ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in versions.items())
+    used = [source.get("versions") or {} for source in sources]
+    versions = {name: distinct(of_source.get(name) for of_source in used) for of_all in used for name in of_all}
+    return ", ".join(f"{name} {' and '.join(numbers)}" for name, numbers in versions.items() if numbers)
 
 
 def _overview(study: Study) -> Table:
@@ -105,22 +100,16 @@ def _status(study: Study, member: StudyMember) -> Markup:
     if finished:
         kind = "finished" if any(run.status == "finished" for run in finished) else "evaluated"
         words.append(kind if len(finished) == len(member.runs) + len(absent) else f"{len(finished)} {kind}")
-    unfinished = {
-        "not evaluated": [run.seed for run in finished if not plain(run)],
-        "not finished": [run.seed for run in member.runs if run.status == "stopped"],
-    }
-    words += [_warning(kind, seeds) for kind, seeds in unfinished.items() if seeds]
-    for run in member.runs:
-        if run.status == "broken":
-            line = study.broken.get(run.folder.resolve(), "")
-            name = styled(f"broken (seed {seed_name(run.seed)})", "bad")
-            words.append(join([name, *([styled(line, "sub")] if line else [])]))
-    if absent:
-        words.append(_warning("missing", absent))
-    return join(words, ", ")
+    words += _warning("not evaluated", [run.seed for run in finished if not plain(run)])
+    words += _warning("not finished", [run.seed for run in member.runs if run.status == "stopped"])
+    for run in (run for run in member.runs if run.status == "broken"):
+        line = study.broken.get(run.folder.resolve(), "")
+        name = styled(f"broken (seed {seed_name(run.seed)})", "bad")
+        words.append(join([name, *([styled(line, "sub")] if line else [])]))
+    return join([*words, *_warning("missing", absent)], ", ")
 
 
-def _warning(kind: str, seeds: Sequence[int | None]) -> Markup:
-    """A count and its seeds: 2 missing (seeds 3, 4)."""
+def _warning(kind: str, seeds: Sequence[int | None]) -> list[Markup]:
+    """A count and its seeds, "2 missing (seeds 3, 4)"; [] without seeds."""
     names = ", ".join(map(seed_name, seeds))
-    return styled(f"{len(seeds)} {kind} (seed{'' if len(seeds) == 1 else 's'} {names})", "warn")
+    return [styled(f"{len(seeds)} {kind} (seed{'' if len(seeds) == 1 else 's'} {names})", "warn")] if seeds else []

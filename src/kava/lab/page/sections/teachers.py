@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from kava.lab.analysis.mixture_logs import (
-    PARTS,
-    LayerLoss,
-    LogsByMember,
-    counted_runs,
-    load_mixture_logs,
-    teacher_specs,
-)
+from kava.lab.analysis.mixture_logs import PARTS, LogsByMember, counted_runs, load_mixture_logs, teacher_specs
 from kava.lab.analysis.stats import spread
 from kava.lab.analysis.study import Group, Look, Study, StudyMember, value, with_looks
 from kava.lab.analysis.validations import MEANING, NUMBERS, TO_TEACHER, WEIGHT_OF, held_out_numbers, teachers_in
-from kava.lab.page.blocks import Block, PageSection, Paragraph, Plot, Row, Subheading, Table
-from kava.lab.page.charts import Grid, Lines, curves, share_scale, short
+from kava.lab.page.blocks import Block, PageSection, Paragraph, Plot, Row, Table, titled
+from kava.lab.page.charts import Grid, Lines, curves, short
 from kava.lab.page.formats import DASH, SEED_LINES, join, listed, mean_sd, number, percent, seed_name, styled
-from kava.lab.page.heat import Panels, Rows, heat, mean_of_known, scale_of, step_ticks, thinned_columns
+from kava.lab.page.heat import Panels, Rows, mean_over_seeds, scale_of
 from kava.lab.page.sections.alignment import alignment
 from kava.lab.page.sections.routing import HEAD, Looks, by_figure, by_question, routing
 from kava.lab.page.sections.training import series, thinned
@@ -38,41 +31,38 @@ def teachers(study: Study) -> PageSection | None:
     if not logs and not taught:
         return None
     numbers = _numbers(study)
-    weighted = [
-        part for seeds in logs.values() for log in seeds.values() for part in (log.routing, log.samples) if part
-    ]
-    names = [name for part in weighted for name in part.teachers]
+    routings, samples = (
+        _filled({label: {seed: getattr(log, part) for seed, log in seeds.items()} for label, seeds in logs.items()})
+        for part in ("routing", "samples")
+    )
+    weighted = [part for seeds in logs.values() for log in seeds.values() for part in (log.routing, log.samples)]
+    names = [name for part in weighted if part for name in part.teachers]
     names += [name for seeds in numbers.values() for of_seed in seeds.values() for name in teachers_in(of_seed)]
     # A teacher has the same colour in all figures.
     looks = {m.label: m for m in with_looks([StudyMember(name, "", "", "kv", ()) for name in dict.fromkeys(names)])}
-    weights = [*routing(_logged(logs, "routing"), looks), *by_question(_logged(logs, "samples"), looks)]
-    parts: dict[str, Sequence[Block]] = {
+    parts: dict[str, Iterable[Block]] = {
         "Held-out distances": [*_table(study, numbers), *_distances(study, numbers, looks)],
         "Each teacher": _each_teacher(taught, logs, numbers),
-        "Weights of the teachers": [*_alarms(logs), *weights],
+        "Weights of the teachers": [*_alarms(logs), *routing(routings, looks), *by_question(samples, looks)],
         "Losses by layer": _layer_losses(logs),
         "Tokens and layers": alignment(logs),
     }
-    blocks = [block for title, inside in parts.items() if inside for block in (Subheading(title), *inside)]
+    blocks = titled(parts)
     return PageSection("teachers", "The teachers", tuple(blocks)) if blocks else None
 
 
-def _logged(logs: LogsByMember, name: str) -> dict[str, dict[int | None, Any]]:
-    """`routing` or `samples` of the runs that have it; members without any are left out."""
-    by_member = {
-        label: {seed: part for seed, log in seeds.items() if (part := getattr(log, name)) is not None}
-        for label, seeds in logs.items()
-    }
-    return {label: seeds for label, seeds in by_member.items() if seeds}
+def _filled(by_member: Mapping[str, Mapping[int | None, Any]]) -> dict[str, dict[int | None, Any]]:
+    """Member's label -> seed -> what is not empty; members without any are left out."""
+    filled = {label: {seed: part for seed, part in seeds.items() if part} for label, seeds in by_member.items()}
+    return {label: seeds for label, seeds in filled.items() if seeds}
 
 
 def _numbers(study: Study) -> Numbers:
     """The last held-out numbers of all members that have any, with or without teachers."""
-    numbers = {}
-    for member in study.members:
-        logs = {run.seed: held_out_numbers(study.logs[member.label][run.seed]) for run in counted_runs(member)}
-        numbers[member.label] = {seed: of_seed for seed, of_seed in logs.items() if of_seed}
-    return {label: seeds for label, seeds in numbers.items() if seeds}
+    return _filled({
+        m.label: {run.seed: held_out_numbers(study.logs[m.label][run.seed]) for run in counted_runs(m)}
+        for m in study.members
+    })  # fmt: skip
 
 
 def _table(study: Study, numbers: Numbers) -> list[Block]:
@@ -105,9 +95,8 @@ def _each_teacher(taught: Sequence[StudyMember], logs: LogsByMember, numbers: Nu
     rows: list[Row] = []
     for member in taught:
         specs = next(specs for run in member.runs if (specs := teacher_specs(run)))
-        aligned = {
-            teacher.name: teacher for log in logs.get(member.label, {}).values() for teacher in log.alignment or ()
-        }
+        mixture_logs = logs.get(member.label, {}).values()
+        aligned = {teacher.name: teacher for log in mixture_logs for teacher in log.alignment or ()}
         seeds = numbers.get(member.label, {})
         for name, spec in specs.items():
             layers, coverage = (aligned[name].num_layers, aligned[name].coverage) if name in aligned else (DASH, None)
@@ -120,9 +109,8 @@ def _each_teacher(taught: Sequence[StudyMember], logs: LogsByMember, numbers: Nu
     return [Table(header, rows, "Each teacher"), Paragraph(about, "note")] if rows else []
 
 
-def _alarms(logs: LogsByMember) -> list[Block]:
+def _alarms(logs: LogsByMember) -> Iterator[Block]:
     """A line for every run whose weights went to one teacher, though they were not fixed."""
-    lines: list[Block] = []
     for label, seeds in logs.items():
         for seed, log in seeds.items():
             alarm = value(log.run.recipe, "mixture.collapse_alarm")
@@ -132,16 +120,14 @@ def _alarms(logs: LogsByMember) -> list[Block]:
             weight, name = max(zip(log.routing.weights[-1], log.routing.teachers, strict=True))
             if weight > alarm:
                 words = f"{label}, seed {seed_name(seed)}: {percent(weight)} % of the weight is {name}'s"
-                alarm_words = f"{words} (alarm at {percent(alarm)} %)."
-                lines.append(Paragraph(join([styled("collapsed", "warn"), alarm_words])))
-    return lines
+                yield Paragraph(join([styled("collapsed", "warn"), f"{words} (alarm at {percent(alarm)} %)."]))
 
 
-def _distances(study: Study, numbers: Numbers, looks: Looks) -> list[Plot]:
+def _distances(study: Study, numbers: Numbers, looks: Looks) -> Iterator[Plot]:
     """The distance to the fused target and to each teacher at every validation."""
     labels = [label for label, seeds in numbers.items() if any("kv" in of_seed for of_seed in seeds.values())]
-    parts = enumerate(by_figure(labels), 1)
-    return [_distance_plot(i, study, {label: numbers[label] for label in part}, looks) for i, part in parts]
+    for i, part in enumerate(by_figure(labels), 1):
+        yield _distance_plot(i, study, {label: numbers[label] for label in part}, looks)
 
 
 def _distance_plot(index: int, study: Study, numbers: Numbers, looks: Looks) -> Plot:
@@ -156,15 +142,14 @@ def _distance_plot(index: int, study: Study, numbers: Numbers, looks: Looks) -> 
         drawn = {target: by_seed for target, by_seed in every.items() if any(by_seed.values())}
         groups.append(Group(short(label, HEAD), tuple(drawn)))
         lines[label] = {target.label: by_seed for target, by_seed in drawn.items()}
-    grid = Grid(("mean squared distance of keys and values, held out",), groups, height=1.6, xlabel="updates")
+    title = "mean squared distance of keys and values, held out"
+    grid = Grid({"kv": title}, groups, height=1.6, xlabel="updates")
     every_line = [line for of_member in lines.values() for by_seed in of_member.values() for line in by_seed.values()]
     log = scale_of(y for line in every_line for _, y in line).log
 
     def draw(figure: Any) -> None:
-        (row,) = grid.axes(figure)
-        for (axes, group), label in zip(row, lines, strict=True):
-            curves(axes, group, lines[label], log)
-        share_scale(row)
+        for (axes, _, group), of_member in zip(grid.panels(figure), lines.values(), strict=True):
+            curves(axes, group, of_member, log)
 
     many = max(map(len, numbers.values())) > 1
     return Plot(
@@ -186,18 +171,22 @@ def _distance_plot(index: int, study: Study, numbers: Numbers, looks: Looks) -> 
     )
 
 
-def _layer_losses(logs: LogsByMember) -> list[Plot]:
+def _layer_losses(logs: LogsByMember) -> Iterator[Plot]:
     """One figure: a row of panels per member (keys, values; or codes), student layers over updates."""
     means: dict[str, dict[str, tuple[Sequence[int], Rows]]] = {}
     names: dict[str, Sequence[Any]] = {}
     for label, seeds in logs.items():
         losses = [log.layer_loss for log in seeds.values() if log.layer_loss is not None]
         if losses and set.intersection(*(set(loss.steps) for loss in losses)):
-            means[label] = {part: _mean_by_layer(losses, part) for part in losses[0].parts}
+            by_seed = {part: [loss for loss in losses if part in loss.parts] for part in losses[0].parts}
+            means[label] = {
+                part: mean_over_seeds([dict(zip(loss.steps, loss.parts[part], strict=True)) for loss in of_part])
+                for part, of_part in by_seed.items()
+            }
             recipe = next(log.run.recipe for log in seeds.values() if log.layer_loss is not None)
             names[label] = _layer_names(recipe, len(next(iter(losses[0].parts.values()))[0]))
     if not means:
-        return []
+        return
     columns = max(map(len, means.values()))
     layers = max(len(rows) for parts in means.values() for _, rows in parts.values())
     panels = Panels(len(means) * columns, columns, height=min(2.2 if len(means) < 3 else 1.1, max(0.7, 0.1 * layers)))
@@ -209,20 +198,15 @@ def _layer_losses(logs: LogsByMember) -> list[Plot]:
             for panel in row[len(parts) :]:
                 panel.set_visible(False)
             for panel, (part, (steps, rows)) in zip(row, parts.items(), strict=False):
-                drawn_steps, cells = thinned_columns(steps, rows)
-                scale = scale_of(cell for line in cells for cell in line)
-                heat(panel, cells, scale)
-                step_ticks(panel, drawn_steps, most=6)
-                title = f"{short(label)}: {PARTS[part]}, {scale.words}"
-                panels.label(panel, title, "updates", "student layer", names[label])
+                panels.draw_over_updates(panel, f"{short(label)}: {PARTS[part]}", steps, rows, names[label], most=6)
 
     table: list[Row] = []
     for label, parts in means.items():
         for part, (_, rows) in parts.items():
             for name, row in zip(names[label], rows, strict=True):
-                known = [loss for loss in row if loss is not None]
-                table.append((label, PARTS[part], name, *(number(known[k]) if known else DASH for k in (0, -1))))
-    plot = Plot(
+                known = [number(loss) for loss in row if loss is not None] or [DASH]
+                table.append((label, PARTS[part], name, known[0], known[-1]))
+    yield Plot(
         name="layer_losses",
         title="Loss of every student layer over training",
         caption="The fuller the colour, the larger the loss; the ends of each panel's shades stand above it, between them "
@@ -233,7 +217,6 @@ def _layer_losses(logs: LogsByMember) -> list[Plot]:
         header=("member", "part", "layer", "first", "last"),
         rows=table,
     )
-    return [plot]
 
 
 def _layer_names(recipe: Mapping[str, Any], count: int) -> Sequence[Any]:
@@ -242,11 +225,3 @@ def _layer_names(recipe: Mapping[str, Any], count: int) -> Sequence[Any]:
         return ["all"] * count
     first = int(str(value(recipe, "explicit.layers") or 0).partition("-")[0])
     return range(first, first + count)
-
-
-def _mean_by_layer(losses: Sequence[LayerLoss], part: str) -> tuple[Sequence[int], Rows]:
-    """Updates that all seeds logged, and for each layer its mean over seeds at them."""
-    by_seed = [dict(zip(loss.steps, loss.parts[part], strict=True)) for loss in losses if part in loss.parts]
-    steps = sorted(set.intersection(*map(set, by_seed)))
-    layers = range(len(by_seed[0][steps[0]]))
-    return steps, [[mean_of_known(seed[step][layer] for seed in by_seed) for step in steps] for layer in layers]

@@ -9,10 +9,10 @@ from typing import Any
 from kava.lab.analysis.mixture_logs import counted_runs
 from kava.lab.analysis.study import Study, StudyMember, panels
 from kava.lab.page.blocks import Missing, PageSection, Plot, Row
-from kava.lab.page.charts import Grid, Lines, Points, curves, share_scale
+from kava.lab.page.charts import Grid, Lines, Points, curves
 from kava.lab.page.figures import MUTED
-from kava.lab.page.formats import SEED_LINES, number, seed_name
-from kava.lab.page.heat import thinned_columns
+from kava.lab.page.formats import DASH, GREY_LINES, SEED_LINES, number, seed_name
+from kava.lab.page.heat import scale_of, thinned_columns
 
 TERMS = {
     "ce_student": "student's cross-entropy (ce_student)",
@@ -41,7 +41,6 @@ HEALTH = {
     "kept_share": "share of latents that have a target (kept_share)",
 }
 MOST_POINTS = 200
-LOG_FROM = 4.0  # ratio of largest to smallest value from which the axis is logarithmic
 
 
 def losses(study: Study) -> PageSection:
@@ -75,13 +74,7 @@ def latents(study: Study) -> PageSection:
 
 
 def _plot(
-    study: Study,
-    name: str,
-    title: str,
-    about: str,
-    keys: Mapping[str, str],
-    log: bool = False,
-    scale: float = 1,
+    study: Study, name: str, title: str, about: str, keys: Mapping[str, str], log: bool = False, scale: float = 1
 ) -> Plot | None:
     """A panel per key and group; None where no log has any of them."""
     every = {key: _lines(study, key, scale) for key in keys}
@@ -90,24 +83,28 @@ def _plot(
     if not members:
         return None
     groups = panels(members)
-    grid = Grid([keys[key] for key in lines], groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
+    grid = Grid({key: keys[key] for key in lines}, groups, height=1.7 if len(lines) == 1 else 1.3, xlabel="updates")
     ended = {member.label: {seed_name(run.seed) for run in counted_runs(member)} for member in members}
     drawn, cut = ({key: _part(of_key, ended, inside) for key, of_key in lines.items()} for inside in (True, False))
 
     def draw(figure: Any) -> None:
-        for key, row in zip(lines, grid.axes(figure), strict=True):
-            for axes, group in row:
-                curves(axes, group, drawn[key], log and _wide(lines[key]), cut=cut[key])
-                if not any(_longest(lines[key][member.label]) for member in group.members):
-                    words = {"ha": "center", "va": "center", "color": MUTED, "style": "italic"}
-                    axes.text(0.5, 0.5, "not measured for these", transform=axes.transAxes, **words)
-            share_scale(row)
+        for axes, key, group in grid.panels(figure):
+            wide = scale_of(y for seeds in lines[key].values() for points in seeds.values() for _, y in points).log
+            curves(axes, group, drawn[key], log and wide, cut=cut[key])
+            if not any(_longest(lines[key][member.label]) for member in group.members):
+                words = {"ha": "center", "va": "center", "color": MUTED, "style": "italic"}
+                axes.text(0.5, 0.5, "not measured for these", transform=axes.transAxes, **words)
+
+    def ends(member: StudyMember, seed: str) -> Row:
+        points = [by_member[member.label].get(seed, []) for by_member in lines.values()]
+        last = max((line[-1][0] for line in points if line), default=0)
+        return (member.label, seed, f"{last:,}", *(number(p[i][1]) if p else DASH for p in points for i in (0, -1)))
 
     longest = max(_longest(seeds) for by_member in lines.values() for seeds in by_member.values())
     words = {
         about: True,
         SEED_LINES: len(study.seeds) > 1,
-        "Grey: the other panels' means.": len(groups) > 1,
+        GREY_LINES: len(groups) > 1,
         "Runs that were cut short are in no mean.": any(_longest(seeds) for c in cut.values() for seeds in c.values()),
         f"Lines of more than {MOST_POINTS} points are drawn as means of neighbours.": longest > MOST_POINTS,
     }
@@ -119,7 +116,12 @@ def _plot(
         size=grid.size,
         draw=draw,
         header=("member", "seed", "updates", *(f"{key}, {when}" for key in lines for when in ("first", "last"))),
-        rows=_rows(members, lines),
+        rows=[
+            ends(member, seed)
+            for member in members
+            for seed in dict.fromkeys(seed_name(run.seed) for run in member.runs)
+            if any(by_member[member.label].get(seed) for by_member in lines.values())
+        ],
     )
 
 
@@ -155,19 +157,3 @@ def thinned(points: Points) -> Points:
         return points
     steps, (values,) = thinned_columns([step for step, _ in points], [[value for _, value in points]], MOST_POINTS)
     return [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-
-
-def _wide(lines: Lines) -> bool:
-    values = [y for seeds in lines.values() for points in seeds.values() for _, y in points]
-    return min(values) > 0 and max(values) / min(values) > LOG_FROM
-
-
-def _rows(members: Sequence[StudyMember], lines: Mapping[str, Lines]) -> list[Row]:
-    rows: list[Row] = []
-    for member in members:
-        for seed in dict.fromkeys(seed_name(run.seed) for run in member.runs):
-            points = [by_member[member.label].get(seed, []) for by_member in lines.values()]
-            if any(points):
-                ends = [number(p[i][1]) if p else number(None) for p in points for i in (0, -1)]
-                rows.append((member.label, seed, f"{max(p[-1][0] for p in points if p):,}", *ends))
-    return rows
