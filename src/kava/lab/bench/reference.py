@@ -4,23 +4,17 @@ its logits and probabilities, as older code does."""
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from kava.backbone.attention import NAME, Call
 from kava.backbone.families import FAMILIES
-from kava.backbone.kv import Pass
 from kava.backbone.model import LatentModel
 from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
@@ -88,57 +82,32 @@ def library_generate(twin: Any, ids: Tensor, mask: Tensor, eos: int, limit: int)
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
-@dataclass
-class EagerCall(Call):
-    """Also holds each layer's logits and probabilities [B, H*R, T, T]."""
+@contextmanager
+def eager_attention(model: LatentModel) -> Iterator[list[Tensor]]:
+    """Inside the block the model attends by softmax(q k^T) v with every matrix materialized, which transformers calls eager.
 
-    logits: dict[int, Tensor] = field(default_factory=dict)
-    probabilities: dict[int, Tensor] = field(default_factory=dict)
+    Yields the logits [B, H*R, T, T] of every layer, in the order of the calls. A KV prefix is not read.
+    """
+    kept: list[Tensor] = []
+    probabilities: list[Tensor] = []  # held until the end of the block, as older code does
 
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, kava_call: Call, scaling: float,
+               **_: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+        layer = module.layer_idx
+        kava_call.queries[layer], kava_call.keys[layer], kava_call.values[layer] = query, key, value
+        groups = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+        logits = query @ key.transpose(2, 3) * scaling
+        kept.append(logits.masked_fill(~mask, torch.finfo(logits.dtype).min))
+        probabilities.append(torch.softmax(kept[-1], dim=-1, dtype=torch.float32).to(query.dtype))
+        return (probabilities[-1] @ value).transpose(1, 2).contiguous(), probabilities[-1]
 
-def eager_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    kava_call: EagerCall,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T) v with every matrix materialized, which transformers calls eager."""
-    layer = module.layer_idx
-    kava_call.queries[layer], kava_call.keys[layer], kava_call.values[layer] = query, key, value
-    groups = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    logits = query @ key.transpose(2, 3) * scaling
-    logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
-    probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
-    kava_call.logits[layer], kava_call.probabilities[layer] = logits, probabilities
-    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
-
-
-def run_eager(model: LatentModel, embeds: Tensor, positions: Tensor, mask: Tensor) -> tuple[Pass, list[Tensor]]:
-    """LatentModel.run without a prefix, and every layer's logits [B, H*R, T, T]."""
-    call = EagerCall()
+    AttentionInterface.register(EAGER, attend)
     model.causal_lm.set_attn_implementation(EAGER)
     try:
-        out = model.decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=True,
-            kava_call=call,
-        )
+        yield kept
     finally:
         model.causal_lm.set_attn_implementation(NAME)
-    order = range(len(call.keys))
-    queries, keys, values, logits = (
-        [by_layer[i] for i in order] for by_layer in (call.queries, call.keys, call.values, call.logits)
-    )
-    return Pass(out.last_hidden_state, queries, keys, values, tuple(out.hidden_states[1:])), logits
 
 
-AttentionInterface.register(EAGER, eager_attention)
 AttentionMaskInterface.register(EAGER, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,22 +16,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from kava.backbone.kv import Pass, join
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
-from kava.backbone.teacher_forced import cue_states
+from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress import make_compressor
 from kava.compress.importance import masked_softmax
 from kava.config import LatentConfig, LossConfig
 from kava.data.collate import Collator
 from kava.infer.student import pick_device
-from kava.lab.bench.reference import run_eager
+from kava.lab.bench.reference import eager_attention
 from kava.lab.bench.sizes import ModelSizes
 from kava.lab.bench.timing import hardware, ratios, take_turns
-from kava.losses import add
+from kava.losses import Term, add
 from kava.objective.make import latent_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step, StudentView, Targets, TeacherView, Views
 from kava.objective.student import LatentSlots
 from kava.objective.targets import OwnTeacher, Target
-from kava.objective.unpacked import read_teacher
+from kava.objective.unpacked import answer_part, read_teacher
 from kava.teachers.base import TeacherWants
 
 ANSWER = 3  # tokens of the answer
@@ -58,15 +59,12 @@ class PccotView(LatentSlots):
         return self._student(batch), self._teacher(batch)
 
     def _teacher(self, batch: Batch) -> TeacherView:
-        ids, mask = (
-            torch.cat([batch[name + end] for name in ("question", "cot", "tail")], dim=1) for end in ("", "_mask")
-        )
-        out, logits = run_eager(self.model, self.model.embed(ids), positions(mask), causal_mask(mask))
-        question, cot = batch["question"].shape[1], batch["cot"].shape[1]
-        columns = slice(question, question + cot)
-        teacher = read_teacher(out, batch, ids, mask, question, columns, self.outputs)
-        cot_logits = [layer[:, :, columns.stop :, columns] for layer in logits]
-        return replace(teacher, targets=every_position(out.hidden, ids, question), queries=cot_logits)
+        with eager_attention(self.model) as logits:
+            text = teacher_forced_pass(self.model, batch, all_layers=True)
+        first, cot = text.cot.start, text.cot
+        teacher = read_teacher(text.out, batch, text.ids, text.mask, first, cot, self.outputs)
+        cot_logits = [layer[:, :, cot.stop :, cot] for layer in logits]
+        return replace(teacher, targets=every_position(text.out.hidden, text.ids, first), queries=cot_logits)
 
     def _student(self, batch: Batch) -> StudentView:
         model, num_latents = self.model, self.model.latent.num_tokens
@@ -84,8 +82,7 @@ class PccotView(LatentSlots):
         latents = model.think(first.hidden[:, bot:], lambda embeds: run(embeds).hidden)
         last = run(latents)
         known = torch.cat([known, torch.ones_like(slots[:, 1:], dtype=torch.bool)], dim=1)
-        ids = torch.cat([torch.full_like(slots[:, :1], model.special.eot), batch["tail"]], dim=1)
-        mask = torch.cat([torch.ones_like(slots[:, :1], dtype=torch.bool), batch["tail_mask"]], dim=1)
+        ids, mask = (part[:, num_latents:] for part in answer_part(model, batch))
         prefix = join(prefix, last.kv(slice(0, num_latents)))
         place = positions(mask, known.sum(1))
         out = model.run(model.embed(ids), place, causal_mask(mask, known), prefix, all_layers=True)
@@ -144,7 +141,7 @@ def objectives(model: LatentModel) -> dict[str, tuple[str, int, Objective]]:
     }
 
 
-def bench(sizes: TrainBenchSizes, repeats: int, device: str = "cpu", progress: bool = False) -> dict[str, Any]:
+def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> dict[str, Any]:
     """The result as plain data: hardware, sizes, each order's loss terms and times, ratios to packed.
 
     `differences` names the loss terms that differ; then `equal` is false and nothing is timed.
@@ -152,23 +149,25 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str = "cpu", progress: b
     target = pick_device(device)
     latent = LatentConfig(num_tokens=sizes.latents, num_iterations=sizes.rounds)
     orders = objectives(sizes.model(latent).to(target))
-    batch, terms = random_batch(sizes, target), {}
-    for name, (_, _, objective) in orders.items():
-        losses = objective(batch, UNLOGGED).terms
-        terms[name] = {term.name: float(term.value().detach()) for term in losses}
-        terms[name]["loss"] = float(add(losses).detach())
+    batch = random_batch(sizes, target)
+    terms = {name: _values(objective(batch, UNLOGGED).terms) for name, (_, _, objective) in orders.items()}
     differences = unequal(terms)
     result = {"hardware": hardware(target), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
     result |= {"equal": not differences, "differences": differences}
     if differences:
         return result
-    steps = {name: _step(objective, batch) for name, (_, _, objective) in orders.items()}
+    steps = {name: partial(_step, objective, batch) for name, (_, _, objective) in orders.items()}
     times = take_turns(steps, repeats, target, progress=progress)
     result["orders"] = {
         name: {"title": title, "passes": passes, "gflop": _gflop(steps[name]), **times[name].facts()}
         for name, (title, passes, _) in orders.items()
     }
     return result | ratios(times, "packed")
+
+
+def _values(terms: list[Term]) -> dict[str, float]:
+    """Each term's value, and their sum as `loss`."""
+    return {term.name: float(term.value().detach()) for term in terms} | {"loss": float(add(terms).detach())}
 
 
 def unequal(terms: dict[str, dict[str, float]]) -> list[str]:
@@ -181,12 +180,9 @@ def unequal(terms: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def _step(objective: Objective, batch: Batch) -> Callable[[], None]:
-    def step() -> None:
-        objective.zero_grad(set_to_none=True)
-        add(objective(batch, UNLOGGED).terms).backward()
-
-    return step
+def _step(objective: Objective, batch: Batch) -> None:
+    objective.zero_grad(set_to_none=True)
+    add(objective(batch, UNLOGGED).terms).backward()
 
 
 def _gflop(step: Callable[[], None]) -> float:
