@@ -108,7 +108,7 @@ def generate(
 @torch.inference_mode()
 def think(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
     """The latents [B, M, E] as `generate` takes them: input embeddings of their last pass."""
-    return _think(model, question, mask)[0]
+    return think_with_prefix(model, question, mask)[0]
 
 
 def _prefill(
@@ -127,7 +127,7 @@ def _prefill(
         return _read(model, question, mask, torch.cat([slots[:, :1], after], 1))
     if not model.feeds_back:
         return _read(model, question, mask, torch.cat([slots, after], 1))
-    latents, prefix, known = _think(model, question, mask, latents)
+    latents, prefix, known = think_with_prefix(model, question, mask, latents)
     return _extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)
 
 
@@ -140,7 +140,7 @@ def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> 
     return _State(pick(out.hidden, last), out.kv(slice(None)), known)
 
 
-def _think(
+def think_with_prefix(
     model: LatentModel, question: Tensor, mask: Tensor, latents: Tensor | None = None
 ) -> tuple[Tensor, KV, Tensor]:
     """Pass 0 and all rounds but the last: the latents (or those given), and the KV of [Q, <bot>] with its mask."""
@@ -151,18 +151,18 @@ def _think(
     bot = question.shape[1]
     prefix, known = first.kv(slice(0, bot + 1)), real[:, : bot + 1]
     if latents is None:
-        latents = model.think(first.hidden[:, bot:], lambda embeds: _continue(model, embeds, prefix, known).hidden)
+        latents = model.think(first.hidden[:, bot:], lambda embeds: run_after(model, embeds, prefix, known).hidden)
     return latents.to(first.hidden), prefix, known
 
 
 def _extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> _State:
     """The state after embeds [B, T, E]."""
-    out = _continue(model, embeds, prefix, known)
+    out = run_after(model, embeds, prefix, known)
     real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
     return _State(out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, real], 1))
 
 
-def _continue(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> Pass:
+def run_after(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> Pass:
     """One pass over embeds [B, T, E], none of them padding, with the KV prefix before them."""
     real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
     return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kava.backbone.kv import Pass, join
+from kava.backbone.kv import join
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
 from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
@@ -21,6 +21,7 @@ from kava.compress import make_compressor
 from kava.compress.importance import masked_softmax
 from kava.config import LatentConfig, LossConfig
 from kava.data.collate import Collator
+from kava.infer.generate import run_after, think_with_prefix
 from kava.infer.student import pick_device
 from kava.lab.bench.reference import eager_attention
 from kava.lab.bench.sizes import ModelSizes
@@ -67,24 +68,12 @@ class PccotView(LatentSlots):
         return replace(teacher, targets=every_position(text.out.hidden, text.ids, first), queries=cot_logits)
 
     def _student(self, batch: Batch) -> StudentView:
-        model, num_latents = self.model, self.model.latent.num_tokens
-        slots = model.slots(len(batch["question"]))
-        ids = torch.cat([batch["question"], slots], dim=1)
-        mask = torch.cat([batch["question_mask"], torch.ones_like(slots, dtype=torch.bool)], dim=1)
-        first = model.run(model.embed(ids), positions(mask), causal_mask(mask))
-        bot = batch["question"].shape[1]
-        prefix, known = first.kv(slice(0, bot + 1)), mask[:, : bot + 1]
-
-        def run(embeds: Tensor) -> Pass:
-            real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-            return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix)
-
-        latents = model.think(first.hidden[:, bot:], lambda embeds: run(embeds).hidden)
-        last = run(latents)
-        known = torch.cat([known, torch.ones_like(slots[:, 1:], dtype=torch.bool)], dim=1)
-        ids, mask = (part[:, num_latents:] for part in answer_part(model, batch))
-        prefix = join(prefix, last.kv(slice(0, num_latents)))
-        place = positions(mask, known.sum(1))
+        model = self.model
+        latents, prefix, known = think_with_prefix(model, batch["question"], batch["question_mask"])
+        last = run_after(model, latents, prefix, known)
+        known = torch.cat([known, torch.ones_like(latents[..., 0], dtype=torch.bool)], dim=1)
+        ids, mask = (part[:, latents.shape[1] :] for part in answer_part(model, batch))
+        prefix, place = join(prefix, last.kv(slice(None))), positions(mask, known.sum(1))
         out = model.run(model.embed(ids), place, causal_mask(mask, known), prefix, all_layers=True)
         cue = cue_states(out, 1 + batch["cue_last"])
         return StudentView(every_position(out.hidden, ids, 1), last.keys, last.values, cue)
