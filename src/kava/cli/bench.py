@@ -12,6 +12,7 @@ from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Base, Checkpoint
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
 Output = Annotated[Path | None, typer.Option(help="also write the result as JSON")]
@@ -40,10 +41,7 @@ def decode(
     prompts: Annotated[list[str] | None, typer.Option(help='"p1" "p2" ...; default: four of different length')] = None,
     num_warmup: Warmup = 2,
     repeats: Repeats = 5,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "auto"],
-        typer.Option(help="of the weights; in half precision equal text cannot be expected"),
-    ] = "float32",
+    dtype: Annotated[Dtype, typer.Option(help="of the weights; half precision need not give equal text")] = "float32",
     device: Device = "auto",
     threads: Threads = 0,
     output: Output = None,
@@ -57,8 +55,7 @@ def decode(
     from kava.lab.bench.decode import PROMPTS
     from kava.lab.bench.decode import bench as run
 
-    texts = prompts or PROMPTS
-    result = run(model, texts, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
+    result = run(model, prompts or PROMPTS, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
     return _show(result, decode_text, "the texts differ", quiet, output)
 
 
@@ -71,9 +68,7 @@ def latent(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer; default: the recipe's")] = None,
     num_warmup: Warmup = 1,
     repeats: Repeats = 3,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="of the weights; auto = as trained")
-    ] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="of the weights; auto = as trained")] = "auto",
     device: Device = "auto",
     base: Base = None,
     threads: Threads = 0,
@@ -94,7 +89,8 @@ def latent(
 
     eval_set = load_eval_set(recipe, dataset or recipe.evaluation.datasets[0], questions)
     student = open_student(checkpoint, dtype, device, base)
-    result = run(student, eval_set, batch_sizes or (16,), max_new_tokens, num_warmup, repeats, progress=not quiet)
+    limit = max_new_tokens or recipe.evaluation.max_new_tokens
+    result = run(student, eval_set, batch_sizes or (16,), limit, num_warmup, repeats, progress=not quiet)
     return _show({"checkpoint": str(checkpoint), **result}, latent_text, "the answers differ", quiet, output)
 
 
@@ -144,9 +140,7 @@ def extract(
     kv_method: Annotated[Literal["raw", "rkv", "crop", "uniform"], typer.Option(help="what is stored")] = "raw",
     target_len: Annotated[int, typer.Option(min=1, help="columns kept, unless raw")] = 8,
     repeats: Repeats = 7,
-    folder: Annotated[
-        Path | None, typer.Option(help="on the disk to write to; default: the system's temporary")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="where to write; default: the system's temporary folder")] = None,
     threads: Threads = 0,
     device: Device = "cpu",
     output: Output = None,

@@ -34,11 +34,11 @@ class Collator:
 
         tails = [[*e.cue, *e.answer, e.eos] for e in examples]
         answers = [[False] * len(e.cue) + [True] * len(e.answer) + [False] for e in examples]
-        question, question_mask = self._pad([e.question for e in examples])
-        cot, cot_mask = self._pad([e.cot for e in examples])
-        cot_result, _ = self._pad([e.result for e in examples], fill=False)
-        tail, tail_mask = self._pad(tails)
-        tail_answer, _ = self._pad(answers, fill=False)
+        question, question_mask = self.pad([e.question for e in examples])
+        cot, cot_mask = self.pad([e.cot for e in examples])
+        cot_result, _ = self.pad([e.result for e in examples], fill=False)
+        tail, tail_mask = self.pad(tails)
+        tail_answer, _ = self.pad(answers, fill=False)
         # The first real column of each tail: 0 with right padding.
         start = [tail.shape[1] - len(t) if self.padding_side == "left" else 0 for t in tails]
         return {
@@ -54,7 +54,7 @@ class Collator:
             "example_id": torch.tensor([stable_hash(e.id) for e in examples], dtype=torch.long),
         }
 
-    def _pad(self, rows: Sequence[Sequence[int]], fill: int | bool | None = None) -> tuple[Tensor, Tensor]:
+    def pad(self, rows: Sequence[Sequence[int]], fill: int | bool | None = None) -> tuple[Tensor, Tensor]:
         """[B, longest] values and mask; bool rows give a bool tensor."""
         import torch
 

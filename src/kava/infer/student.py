@@ -15,6 +15,7 @@ from kava.backbone.artifact import load_student
 from kava.backbone.model import LatentModel
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
+from kava.data.collate import Collator
 from kava.data.encode import CUE, QUESTION_END, Encoder
 from kava.data.progress import progress_bar
 from kava.errors import ConfigError, DataError
@@ -121,11 +122,7 @@ class Student:
         texts = [question + QUESTION_END for question in questions]
         rows = [bos + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         self._check_length(rows, questions, 2 + self.model.latent.num_tokens + more)
-        ids = torch.full((len(rows), max(map(len, rows))), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = True
+        ids, mask = Collator(self.tokenizer.pad_token_id).pad(rows)
         self.model.eval()
         return ids.to(self.model.device), mask.to(self.model.device)
 

@@ -172,7 +172,7 @@ def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
     spec = request.spec or spec_of(recipe)
     model = without_weights(foreign_model(spec, recipe.model), any_family=request.spec is not None)
     dtype = stored_dtype(model) if spec.dtype == "auto" else spec.dtype
-    return _manifest(request, recipe, model, num_examples, dtype)
+    return manifest_of(request, recipe, model, num_examples, dtype)
 
 
 def described(
@@ -192,7 +192,7 @@ def described(
         rotary = teacher.rotary
         facts["rope"] = recipe.mixture.rope
         own = {"own_tokenizer": True, "prompt": spec.template, "rotary": None if rotary is None else plain(rotary)}
-    return _manifest(
+    return manifest_of(
         request,
         recipe,
         model,
@@ -206,9 +206,10 @@ def described(
     )
 
 
-def _manifest(
+def manifest_of(
     request: Request, recipe: Recipe, model: Backbone, num_examples: int, dtype: str, **facts: Any
 ) -> Manifest:
+    """The manifest of a checked request; `dtype` is that of a request without one."""
     settings: dict[str, Any] = {}
     if request.method != RAW:
         settings = asdict(_compressor(request.method, recipe))  # type: ignore[call-overload]

@@ -11,16 +11,16 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kava.backbone.model import Backbone, LatentModel
+from kava.backbone.model import LatentModel
 from kava.backbone.teacher_forced import teacher_forced_pass
-from kava.compress import make_compressor
-from kava.config import LatentConfig
+from kava.config import LatentConfig, load_recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.errors import ConfigError
@@ -28,10 +28,11 @@ from kava.infer.student import pick_device
 from kava.lab.bench.reference import library_twin
 from kava.lab.bench.sizes import ModelSizes
 from kava.lab.bench.timing import hardware, ratios, take_turns
-from kava.teachers.base import TeacherKV, TeacherWants
+from kava.teachers.base import Batch, TeacherKV, TeacherWants
 from kava.teachers.extract import extract, shard_bytes, stored_columns
-from kava.teachers.live import LiveTeacher, shape_of
+from kava.teachers.live import LiveTeacher
 from kava.teachers.manifest import RAW, Manifest
+from kava.teachers.request import Request, manifest_of
 from kava.teachers.store import StoredTeacher
 
 ANSWER = 4  # tokens of the answer
@@ -50,25 +51,31 @@ class ExtractBenchSizes(ModelSizes):
     target_len: int | None
 
 
-def bench(
-    sizes: ExtractBenchSizes, repeats: int, device: str = "cpu", folder: Path | None = None, progress: bool = False
-) -> dict[str, Any]:
+def bench(sizes: ExtractBenchSizes, repeats: int, device: str, folder: Path | None, progress: bool) -> dict[str, Any]:
     """The result as plain data; `differences` says where stored and live numbers differ, and then nothing is timed."""
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--folder {folder} is not a folder", "name one that exists")
-    target = pick_device(device)
+    target, size = pick_device(device), sizes.batch_size
     model = sizes.model(LatentConfig(num_tokens=0, num_iterations=0))
     model = model.to(device=target, dtype=getattr(torch, sizes.dtype)).eval()
-    examples = sizes.examples(sizes.batch_size * sizes.batches, ANSWER)
+    examples = sizes.examples(size * sizes.batches, ANSWER)
     batches = [
-        {name: value.to(target) for name, value in Collator(0)(examples[i : i + sizes.batch_size]).items()}
-        for i in range(0, len(examples), sizes.batch_size)
+        {name: value.to(target) for name, value in Collator(0)(examples[i : i + size]).items()}
+        for i in range(0, len(examples), size)
     ]
-    manifest = _manifest(model, sizes, len(examples))
+    keep = None if sizes.method == RAW else sizes.target_len
+    request = Request(sizes.method, keep, sizes.dtype, examples_per_shard=sizes.examples_per_shard)
+    manifest = manifest_of(request, load_recipe("explicit_embedded"), model, len(examples), sizes.dtype)
     tokens = sum(map(len, examples))
     with tempfile.TemporaryDirectory(dir=folder, prefix="kava-bench-") as scratch:
-        ways = _ways(model, examples, batches, manifest, Path(scratch), sizes.batch_size)
-        differences = _differences(ways, model, batches, manifest, Path(scratch), sizes.dtype)
+        teacher, store = LiveTeacher(model), Path(scratch) / "store"
+        ids = [torch.cat([batch[name] for name in ("question", "cot", "tail")], dim=1) for batch in batches]
+        ways = {
+            "forward": partial(_forward, getattr(library_twin(model), model.family.decoder), ids),
+            "ours": partial(_ours, model, batches),
+            "extract": partial(_extract, teacher, target, examples, manifest, store, size),
+        }
+        differences = _differences(ways, teacher, store, batches, TOLERANCE[sizes.dtype])
         result: dict[str, Any] = {
             "hardware": hardware(target),
             "sizes": asdict(sizes),
@@ -88,56 +95,31 @@ def bench(
     return result | ratios(times, "extract")
 
 
-def _manifest(model: Backbone, sizes: ExtractBenchSizes, count: int) -> Manifest:
-    chosen = sizes.method != RAW
-    settings = asdict(make_compressor(sizes.method)) if chosen else {}  # type: ignore[call-overload]
-    return Manifest(
-        teacher={"name": "random"},
-        tokenizer="",
-        shape=shape_of(model),
-        dtype=sizes.dtype,
-        method=sizes.method,
-        settings=settings,
-        target_len=sizes.target_len if chosen else None,
-        with_importance=False,
-        with_cue=False,
-        data={},
-        num_examples=count,
-        examples_per_shard=sizes.examples_per_shard,
-    )
+@torch.no_grad()
+def _forward(decoder: Any, ids: list[Tensor]) -> list[Tensor]:
+    return [decoder(input_ids=rows, use_cache=False).last_hidden_state for rows in ids]
 
 
-def _ways(model: LatentModel, examples: list[Encoded], batches: list[dict[str, Tensor]], manifest: Manifest,
-          scratch: Path, batch_size: int) -> dict[str, Callable[[], Any]]:  # fmt: skip
-    teacher = LiveTeacher(model)
-    twin = getattr(library_twin(model), model.family.decoder)
-    ids = [torch.cat([batch[name] for name in ("question", "cot", "tail")], dim=1) for batch in batches]
-
-    @torch.no_grad()
-    def forward() -> list[Tensor]:
-        return [twin(input_ids=rows, use_cache=False).last_hidden_state for rows in ids]
-
-    @torch.no_grad()
-    def ours() -> list[Tensor]:
-        return [teacher_forced_pass(model, batch).out.hidden for batch in batches]
-
-    def store() -> None:
-        shutil.rmtree(scratch / "store", ignore_errors=True)
-        extract(teacher, model.device, examples, manifest, scratch / "store", batch_size, progress=False)
-
-    return {"forward": forward, "ours": ours, "extract": store}
+@torch.no_grad()
+def _ours(model: LatentModel, batches: list[Batch]) -> list[Tensor]:
+    return [teacher_forced_pass(model, batch).out.hidden for batch in batches]
 
 
-def _differences(ways: dict[str, Callable[[], Any]], model: Backbone, batches: list[dict[str, Tensor]],
-                 manifest: Manifest, scratch: Path, dtype: str) -> list[str]:  # fmt: skip
-    """Both passes give the same hidden states, and the store gives back what the teacher gives, bit for bit."""
-    lines = []
+def _extract(teacher: LiveTeacher, device: torch.device, examples: list[Encoded], manifest: Manifest, store: Path,
+             batch_size: int) -> None:  # fmt: skip
+    shutil.rmtree(store, ignore_errors=True)
+    extract(teacher, device, examples, manifest, store, batch_size, progress=False)
+
+
+def _differences(
+    ways: dict[str, Callable[[], Any]], teacher: LiveTeacher, store: Path, batches: list[Batch], tolerance: float
+) -> list[str]:
+    """Lines unless both passes give the same hidden states, and the store gives what the teacher gives, bit for bit."""
     gap = max(float((a - b).abs().max()) for a, b in zip(ways["forward"](), ways["ours"](), strict=True))
-    if not gap <= TOLERANCE[dtype]:
-        lines.append(f"hidden states of the two passes differ by {gap:.2g}")
+    lines = [] if gap <= tolerance else [f"hidden states of the two passes differ by {gap:.2g}"]
     ways["extract"]()
-    live, stored, wants = LiveTeacher(model), StoredTeacher(scratch / "store", progress=False), TeacherWants()
-    same = all(_same(live(batch, wants), stored(batch, wants)) for batch in batches)
+    stored, wants = StoredTeacher(store, progress=False), TeacherWants()
+    same = all(_same(teacher(batch, wants), stored(batch, wants)) for batch in batches)
     return lines if same else [*lines, "stored keys and values are not the teacher's"]
 
 

@@ -1,118 +1,99 @@
-"""The tables of `kava bench`."""
+"""The tables of `kava bench`. `cells` is the format of a row, times in milliseconds, with a bar between columns."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kava.text_table import table
 
-
-def _header(result: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in result["hardware"].items() if value is not None)
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.1f}" if seconds < 0.1 else f"{1000 * seconds:.0f}"
+TIMES = ("seconds", "sd", "cpu_seconds", "seconds_per_question")
 
 
 def decode_text(result: dict[str, Any]) -> str:
-    rows = [
-        (
-            row["way"],
-            str(row["batch_size"]),
-            _ms(row["seconds"]),
-            _ms(row["sd"]),
-            f"{row['tokens_per_second']:.1f}",
-            str(row["forward_passes"]),
-            str(row["tokens_read"]),
-            f"{row['speed_up']:.2f}",
-        )
-        for row in result["measured"]
-    ]
     header = ("way", "batch", "ms", "sd", "tokens/s", "passes", "tokens read", "x naive")
+    cells = "{way}|{batch_size}|{seconds}|{sd}|{tokens_per_second:.1f}|{forward_passes}|{tokens_read}|{speed_up:.2f}"
     lengths = ", ".join(map(str, result["prompt_tokens"]))
-    return "\n".join([
-        _header(result),
+    return _page(
+        result,
         f"{result['model']}: {result['family']}, {result['parameters'] / 1e6:.3g} M parameters, {result['dtype']}",
         f"{len(result['prompts'])} prompts of {lengths} tokens, {result['new_tokens']} new tokens "
         f"(at most {result['max_new_tokens']} each); all ways write the same",
-        f"all prompts: median and standard deviation of {result['repeats']} interleaved rounds after "
-        f"{result['warmup']} to warm up\n",
-        table(rows, header),
-    ])  # fmt: skip
+        f"all prompts: {_rounds(result)}",
+        _table(header, cells, result["measured"]),
+    )
 
 
 def latent_text(result: dict[str, Any]) -> str:
-    rows = []
-    for row in result["measured"]:
-        mode = result["modes"][row["mode"]]
-        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.3g}"
-        rows.append((
-            row["mode"], str(row["batch_size"]), f"{100 * mode['accuracy']:.1f}",
-            f"{mode['avg_forward_passes']:.2f}", f"{mode['avg_executed_calls']:.2f}",
-            _ms(row["seconds_per_question"]), _ms(None if row["sd"] is None else row["sd"] / result["questions"]),
-            f"{row['speed_up']:.2f}", memory,
-        ))  # fmt: skip
     header = ("mode", "batch", "% correct", "passes", "calls", "ms/question", "sd", "x cot", "MiB")
-    notes = [f"{name}: {mode['note']}" for name, mode in result["modes"].items() if "note" in mode]
-    cues = ", ".join(f"{name} {mode['cue']}" for name, mode in result["modes"].items())
-    return "\n".join([
-        _header(result),
+    cells = "{mode}|{batch_size}|{percent:.1f}|{avg_forward_passes:.2f}|{avg_executed_calls:.2f}"
+    cells += "|{seconds_per_question}|{sd}|{speed_up:.2f}|{memory}"
+    modes, rows = result["modes"], []
+    cues = ", ".join(f"{name} {mode['cue']}" for name, mode in modes.items())
+    for row in result["measured"]:
+        sd = None if row["sd"] is None else row["sd"] / result["questions"]
+        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.3g}"
+        mode = modes[row["mode"]]
+        rows.append({**mode, **row, "percent": 100 * mode["accuracy"], "sd": sd, "memory": memory})
+    return _page(
+        result,
         f"{result['config']}, seed {result['seed']}, M {result['num_tokens']}, T {result['num_iterations']}, "
         f"{result['dtype']}, weights {result['weight_bytes'] / 2**20:.1f} MiB",
         f"{result['questions']} of {result['set_size']} questions of {result['dataset']}, same answers at every batch "
         f"size; cue: {cues}",
-        f"median and standard deviation of {result['repeats']} interleaved rounds after {result['warmup']} to warm up\n",
-        table(rows, header),
+        _rounds(result),
+        _table(header, cells, rows),
         "",
         "passes: 1 + T + generated tokens with the end token (the method's rule); calls: what the engine executed",
         f"MiB: {result['memory']}",
-        *notes,
-    ])  # fmt: skip
+        *(f"{name}: {mode['note']}" for name, mode in modes.items() if "note" in mode),
+    )
 
 
 def train_text(result: dict[str, Any]) -> str:
-    rows = [
-        (
-            order["title"],
-            str(order["passes"]),
-            f"{order['gflop']:.0f}" if order["gflop"] >= 10 else f"{order['gflop']:.3f}",
-            _ms(order["seconds"]),
-            _ms(order["sd"]),
-            f"{result['ratio'][name]:.2f}",
-            _ms(order["cpu_seconds"]),
-            f"{result['cpu_ratio'][name]:.2f}",
-            f"{result['terms'][name]['loss']:.5f}",
-        )
-        for name, order in result["orders"].items()
-    ]
     header = ("order of passes", "passes", "GFLOP", "ms/step", "sd", "x packed", "CPU ms", "x packed", "loss")
-    sizes = ", ".join(f"{name} {value}" for name, value in result["sizes"].items())
-    rounds = f"median and standard deviation of {result['repeats']} interleaved rounds\n"
-    return "\n".join([_header(result), sizes, rounds, table(rows, header)])
+    cells = "{title}|{passes}|{work}|{seconds}|{sd}|{ratio:.2f}|{cpu_seconds}|{cpu_ratio:.2f}|{loss:.5f}"
+    rows = _with_ratios(result, "orders")
+    for row, terms in zip(rows, result["terms"].values(), strict=True):
+        row |= {"work": f"{row['gflop']:.{0 if row['gflop'] >= 10 else 3}f}", "loss": terms["loss"]}
+    return _page(result, _listed(result["sizes"]), _rounds(result), _table(header, cells, rows))
 
 
 def extract_text(result: dict[str, Any]) -> str:
-    rows = [
-        (
-            way["title"],
-            _ms(way["seconds"]),
-            _ms(way["sd"]),
-            _ms(way["cpu_seconds"]),
-            f"{way['tokens_per_second']:.0f}",
-            f"{result['ratio'][name]:.3f}",
-            f"{result['cpu_ratio'][name]:.3f}",
-        )
-        for name, way in result["ways"].items()
-    ]
     header = ("way", "ms", "sd", "CPU ms", "tokens/s", "time / extract's", "CPU / extract's")
-    sizes = ", ".join(f"{name} {value}" for name, value in result["sizes"].items() if value is not None)
-    return "\n".join([
-        _header(result),
-        sizes,
+    cells = "{title}|{seconds}|{sd}|{cpu_seconds}|{tokens_per_second:.0f}|{ratio:.3f}|{cpu_ratio:.3f}"
+    return _page(
+        result,
+        _listed(result["sizes"]),
         f"{result['tokens']} tokens read, {result['bytes'] / 1e6:.3g} MB stored; store and teacher agree bit for bit",
-        f"median and standard deviation of {result['repeats']} interleaved rounds\n",
-        table(rows, header),
+        _rounds(result),
+        _table(header, cells, _with_ratios(result, "ways")),
         "",
         f"extraction runs at {result['ratio']['forward']:.3f} of the bare forward pass's tokens per second",
-    ])  # fmt: skip
+    )
+
+
+def _page(result: dict[str, Any], *lines: str) -> str:
+    return "\n".join([_listed(result["hardware"]), *lines])
+
+
+def _rounds(result: dict[str, Any]) -> str:
+    warmup = f" after {result['warmup']} to warm up" if "warmup" in result else ""
+    return f"median and standard deviation of {result['repeats']} interleaved rounds{warmup}\n"
+
+
+def _with_ratios(result: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    return [row | {of: result[of][name] for of in ("ratio", "cpu_ratio")} for name, row in result[key].items()]
+
+
+def _listed(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+
+
+def _table(header: Sequence[str], cells: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    texts = [{**row, **{name: _ms(row[name]) for name in TIMES if name in row}} for row in rows]
+    return table([cells.format(**row).split("|") for row in texts], header)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.1f}" if seconds < 0.1 else f"{1000 * seconds:.0f}"
