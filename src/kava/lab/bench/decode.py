@@ -76,7 +76,8 @@ def bench(
     }
     if lines:
         return result
-    times = take_turns({case: decoding.run for case, decoding in decodings.items()}, repeats, model.device, warmup, progress)
+    runs = {case: decoding.run for case, decoding in decodings.items()}
+    times = take_turns(runs, repeats, model.device, warmup, progress)
     rows = decodings["naive", 1].rows
     result |= {"texts": tokenizer.batch_decode(rows), "new_tokens": sum(map(len, rows)), "measured": []}
     for (way, size), decoding in decodings.items():

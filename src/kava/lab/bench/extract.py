@@ -25,8 +25,7 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.errors import ConfigError
 from kava.infer.student import pick_device
-from kava.lab.bench.reference import library_twin
-from kava.lab.bench.sizes import ModelSizes
+from kava.lab.bench.reference import ModelSizes, library_twin
 from kava.lab.bench.timing import hardware, ratios, take_turns
 from kava.teachers.base import Batch, TeacherKV, TeacherWants
 from kava.teachers.extract import extract, shard_bytes, stored_columns

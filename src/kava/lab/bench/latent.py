@@ -34,18 +34,17 @@ def open_student(checkpoint: Path, dtype: str, device: str, base: str | None = N
 
 
 def bench(
-    student: Student, eval_set: EvalSet, batch_sizes: Sequence[int], limit: int, warmup: int, repeats: int, progress: bool
+    student: Student, eval_set: EvalSet, sizes: Sequence[int], limit: int, warmup: int, repeats: int, progress: bool
 ) -> dict[str, Any]:
-    """The result as plain data, at batch 1 and `batch_sizes`; `differences` says in which modes answers depend on the batch
+    """The result as plain data, at batch 1 and `sizes`; `differences` says in which modes answers depend on the batch
     size, and then nothing is timed."""
     recipe, device = student.recipe, student.model.device
     examples = sorted(eval_set.examples, key=lambda example: len(example.question))  # as `Student.answer` groups them
     questions = [example.question for example in examples]
-    sizes = tuple(dict.fromkeys((1, *batch_sizes)))
     runs = {
         (mode, size): partial(student.answer, questions, mode, size, limit, Sampling())
         for mode in MODES
-        for size in sizes
+        for size in dict.fromkeys((1, *sizes))
     }
     answers = {case: run() for case, run in runs.items()}
     lines = differences(answers, questions)

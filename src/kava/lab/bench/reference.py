@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from kava.backbone.families import FAMILIES
 from kava.backbone.model import LatentModel
 from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
+from kava.data.encode import Encoded
+from kava.errors import ConfigError
 
 EAGER = "kava_eager"
+CUE = 4  # tokens of the cue
 
 
 def random_model(
@@ -55,6 +59,47 @@ def random_model(
     lm.set_attn_implementation(NAME)
     special = SpecialTokens(vocabulary - 3, vocabulary - 2, vocabulary - 1)
     return LatentModel(lm, FAMILIES[family], special, latent, use_projection=True)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The random Llama that `kava bench train` and `kava bench extract` time, and the examples that it reads.
+
+    vocabulary: with 12,000 the output head is the share of the model that it is in Llama-3.2-1B.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    question: int
+    cot: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.heads % self.kv_heads or self.width // self.heads % 2:
+            raise ConfigError(
+                f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} do not fit",
+                "width must be an even multiple of heads, and heads a multiple of kv_heads",
+            )
+
+    def model(self, latent: LatentConfig) -> LatentModel:
+        return random_model(self.layers, self.width, self.heads, self.kv_heads, self.vocabulary, latent)
+
+    def examples(self, count: int, answer: int) -> list[Encoded]:
+        """Random ids, all examples of one length: no pass has padding to skip."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(length: int) -> list[int]:
+            return torch.randint(0, self.vocabulary - 3, (length,), generator=generator).tolist()
+
+        cue = draw(CUE)
+        no_results = [False] * self.cot
+        return [
+            Encoded(f"bench/{i}", draw(self.question), draw(self.cot), no_results, cue, draw(answer), 0)
+            for i in range(count)
+        ]
 
 
 def library_twin(model: LatentModel) -> Any:

@@ -23,8 +23,7 @@ from kava.config import LatentConfig, LossConfig
 from kava.data.collate import Collator
 from kava.infer.generate import run_after, think_with_prefix
 from kava.infer.student import pick_device
-from kava.lab.bench.reference import eager_attention
-from kava.lab.bench.sizes import ModelSizes
+from kava.lab.bench.reference import ModelSizes, eager_attention
 from kava.lab.bench.timing import hardware, ratios, take_turns
 from kava.losses import Term, add
 from kava.objective.make import latent_objective

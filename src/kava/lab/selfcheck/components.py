@@ -14,12 +14,12 @@ from kava.config import GeneratorConfig, LatentConfig, ModelConfig, list_recipes
 from kava.data.collate import Collator
 from kava.data.encode import QUESTION_END, Encoder
 from kava.data.generator import BUILT_IN, FORMS, Generator
-from kava.lab.selfcheck.context import Component, SelfCheckContext, Skipped, closeness, expect
+from kava.lab.selfcheck.context import SelfCheckContext, Skipped, by_name, closeness, expect
 from kava.provenance import versions
 
 LIBRARIES = ("kava", "python", "torch", "transformers", "peft")
-TOY_SIZES = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "vocabulary": 64, "question": 7, "cot": 11,
-             "latents": 4, "rounds": 2, "batch_size": 3}  # fmt: skip
+TOY_SIZES = ("--layers=2", "--width=32", "--heads=4", "--kv_heads=2", "--vocabulary=64", "--question=7", "--cot=11",
+             "--latents=4", "--rounds=2", "--batch_size=3")  # fmt: skip
 QUIET_RUN = ("logging.report_to=[]", "training.learning_rate=1e-3")
 DEBUG_RUN = ("--config", "debug", "--seed", "1", *QUIET_RUN, "lora.enabled=true", "lora.r=4", "lora.dropout=0.1")
 FEW_EXAMPLES = (
@@ -68,9 +68,8 @@ def check_data(_: SelfCheckContext) -> str:
 
 def check_packed(context: SelfCheckContext) -> str:
     """The losses of `kava bench train`, which times nothing where orders of passes differ."""
-    sizes = [f"--{name}={value}" for name, value in TOY_SIZES.items()]
-    words = [*sizes, "--repeats", "1", "--device", context.device]
-    result = context.run_verb("bench", "train", *words, exit_codes=(0, 1))
+    words = ["bench", "train", *TOY_SIZES, "--repeats", 1, "--device", context.device]
+    result = context.run_verb(*words, exit_codes=(0, 1))
     expect(result["equal"], "; ".join(result["differences"]))
     return f"{', '.join(result['terms'])}: the same {', '.join(result['terms']['packed'])} on a random model"
 
@@ -83,13 +82,12 @@ def check_training(context: SelfCheckContext) -> str:
     expect(len(losses) == 4, f"{len(losses)} of 4 updates are in log.jsonl")
     expect(any("eval_accuracy" in line for line in lines), "nothing was validated")
     continued = context.folder / "continued"
-    _train(context, continued, *DEBUG_RUN, "--resume", str(run / "checkpoint-step2"))
+    _train(context, continued, *DEBUG_RUN, "--resume", run / "checkpoint-step2")
     gap = weight_gap(run / "checkpoint-step4", continued / "checkpoint-step4")
     allowed = 0 if context.device == "cpu" else 1e-4  # accelerators add up in any order
     expect(gap <= allowed, f"continued from update 2, weights differ by {gap:.1e} from those of the whole run")
-    return (
-        f"4 updates: loss {losses[0]:.2f} to {losses[-1]:.2f}; continued from update 2: same weights, {closeness(gap)}"
-    )
+    fall = f"loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    return f"4 updates: {fall}; continued from update 2: same weights, {closeness(gap)}"
 
 
 def check_evaluate(context: SelfCheckContext) -> str:
@@ -108,19 +106,20 @@ def check_evaluate(context: SelfCheckContext) -> str:
 def check_infer(context: SelfCheckContext) -> str:
     """`kava infer` in batches of 1 and 4, then greedy decoding of every family compared with the library's own."""
     from kava.backbone.families import FAMILIES
-    from kava.lab.bench.decode import check, differences, prepare
+    from kava.lab.bench.decode import decode_all, differences, encode
     from kava.lab.bench.reference import random_model
 
     questions = ("3+4?", "2*3-1?", "3+4*2-1?", "4-1*3+2?", "1+1?")
     words = ["infer", "--checkpoint", _best(context), "--device", context.device, "--questions", *questions]
     for mode in ("--use_latent", "--no_latent"):
-        single, batched = (context.run_verb(*words, mode, "--batch_size", size) for size in ("1", "4"))
+        single, batched = (context.run_verb(*words, mode, "--batch_size", size) for size in (1, 4))
         expect(single == batched, f"{mode}: answers at batch 1 and 4 differ")
     tokenizer, latent = _shipped_tokenizer(), LatentConfig()
+    encoder = Encoder(tokenizer)
     for name in FAMILIES:
         model = random_model(2, 32, 4, 2, len(tokenizer), latent, name, std=0.2).to(context.device).eval()
-        texts, _ = check(prepare(model, tokenizer, questions, 12))
-        lines = differences(texts, tokenizer)
+        ids = encode(encoder, questions, 12, model.max_positions)
+        lines = differences(decode_all(model, encoder.eos, ids, 12), tokenizer)
         expect(not lines, f"{name}: " + "; ".join(lines))
     return f"{len(questions)} questions, same answers at batch 1 and 4; {', '.join(FAMILIES)} write what the library writes"
 
@@ -129,7 +128,7 @@ def check_explicit(context: SelfCheckContext) -> str:
     """Two updates of the explicit line, its teacher live and from a store of its keys and values."""
     recipe = ["--config", "explicit_embedded", *FEW_EXAMPLES]
     store = context.folder / "teacher_kv"
-    options = ["--output_dir", str(store), "--with_importance", "--batch_size", "8", context.device_setting]
+    options = ["--output_dir", store, "--with_importance", "--batch_size", 8, context.device_setting]
     context.run_verb("extract", *recipe, *options)
     live, stored = context.folder / "explicit_live", context.folder / "explicit_stored"
     for folder, settings in ((live, []), (stored, [f"teacher.store={store}"])):
@@ -142,12 +141,7 @@ def check_explicit(context: SelfCheckContext) -> str:
 
 def check_mixture(context: SelfCheckContext) -> str:
     """Two updates with three teachers and a trained router (phase 4)."""
-    run = distill(context, "mixture", 4, steps=2)
-    weights = log_lines(run / "routing.jsonl")[-1]["weights"]
-    expect(abs(sum(weights.values()) - 1) < 1e-5, f"weights {weights} do not sum to 1")
-    checkpoint = str(run / "best_checkpoint")
-    result = context.run_verb("evaluate", "--checkpoint", checkpoint, "--limit", "2", "--device", context.device)[0]
-    expect(result["total"] == 2, "the student was not evaluated")
+    weights = routing_weights(context, distill(context, "mixture", 4, steps=2))
     return f"weights {', '.join(f'{name} {weight:.2f}' for name, weight in weights.items())}; the student answers"
 
 
@@ -155,29 +149,37 @@ def check_report(context: SelfCheckContext) -> str:
     """`kava aggregate`, `kava format` and `kava report` on one evaluated run."""
     _evaluate(context, "latent")
     run, tables = _debug_run(context), context.folder / "tables"
-    context.run_verb("aggregate", "--seed_dirs", str(run), "--output_json", str(tables / "aggregated_results.json"))
+    context.run_verb("aggregate", "--seed_dirs", run, "--output_json", tables / "aggregated_results.json")
     latex, csv = tables / "t.tex", tables / "t.csv"
-    context.run_verb("format", "--input_dir", str(tables), "--output_latex", str(latex), "--output_csv", str(csv))
+    context.run_verb("format", "--input_dir", tables, "--output_latex", latex, "--output_csv", csv)
     expect("\\toprule" in latex.read_text(encoding="utf-8"), "the LaTeX table is empty")
     rows = csv.read_text(encoding="utf-8").splitlines()
     expect(len(rows) > 1, f"the CSV table is empty: {rows}")
     if importlib.util.find_spec("matplotlib") is None:
         raise Skipped("tables are made; matplotlib is not installed, so no page")
     page = context.folder / "report.html"
-    context.run_verb("report", str(run), "--output", str(page))
+    context.run_verb("report", run, "--output", page)
     html = page.read_text(encoding="utf-8")
     expect("</html>" in html and ("<svg" in html or "<img" in html), "the page has no figures")
     return f"LaTeX and CSV tables of {len(rows) - 1} row, a page of {len(html) // 1024} KiB with figures"
 
 
-def distill(context: SelfCheckContext, name: str, phase: int, *words: str, steps: int) -> Path:
+def distill(context: SelfCheckContext, name: str, phase: int, *words: object, steps: int) -> Path:
     """The folder of a short run of `kava distill` on the built-in problems."""
     folder = context.folder / name
-    count = str(steps)
-    options = ["--config", "multi_teacher_embedded", "--phase", str(phase), "--output_dir", str(folder), *words]
-    options += ["--max_steps", count, "--eval_steps", count, "--logging_steps", "1"]
+    options = ["--config", "multi_teacher_embedded", "--phase", phase, "--output_dir", folder, *words]
+    options += ["--max_steps", steps, "--eval_steps", steps, "--logging_steps", 1]
     context.run_verb("distill", *options, *FEW_EXAMPLES, *QUIET_RUN, context.device_setting)
     return folder
+
+
+def routing_weights(context: SelfCheckContext, run: Path) -> dict[str, float]:
+    """The weights of a mixture's teachers in the last update, which must sum to 1; the student must answer two problems."""
+    weights = log_lines(run / "routing.jsonl")[-1]["weights"]
+    expect(abs(sum(weights.values()) - 1) < 1e-5, f"weights {weights} do not sum to 1")
+    words = ["--checkpoint", run / "best_checkpoint", "--limit", 2, "--device", context.device]
+    expect(context.run_verb("evaluate", *words)[0]["total"] == 2, "the student was not evaluated")
+    return weights
 
 
 def log_lines(path: Path) -> list[dict[str, Any]]:
@@ -202,12 +204,12 @@ def _debug_run(context: SelfCheckContext) -> Path:
     return folder
 
 
-def _train(context: SelfCheckContext, folder: Path, *words: str) -> None:
-    context.run_verb("train", "--output_dir", str(folder), context.device_setting, *words)
+def _train(context: SelfCheckContext, folder: Path, *words: object) -> None:
+    context.run_verb("train", "--output_dir", folder, context.device_setting, *words)
 
 
-def _best(context: SelfCheckContext) -> str:
-    return str(_debug_run(context) / "best_checkpoint")
+def _best(context: SelfCheckContext) -> Path:
+    return _debug_run(context) / "best_checkpoint"
 
 
 def _evaluate(context: SelfCheckContext, mode: str) -> dict[str, Any]:
@@ -221,15 +223,7 @@ def _shipped_tokenizer() -> Any:
     return load_tokenizer(SHIPPED["kava:embedded"], ModelConfig())
 
 
-COMPONENTS: dict[str, Component] = {
-    "environment": check_environment,
-    "recipes": check_recipes,
-    "data": check_data,
-    "packed": check_packed,
-    "training": check_training,
-    "evaluate": check_evaluate,
-    "infer": check_infer,
-    "explicit": check_explicit,
-    "mixture": check_mixture,
-    "report": check_report,
-}
+COMPONENTS = by_name(
+    check_environment, check_recipes, check_data, check_packed, check_training, check_evaluate, check_infer, check_explicit,
+    check_mixture, check_report,
+)  # fmt: skip

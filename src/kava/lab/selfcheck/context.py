@@ -29,11 +29,11 @@ class SelfCheckContext:
         """The device as a recipe setting, for verbs that read a recipe."""
         return f"system.device={self.device.partition(':')[0]}"
 
-    def run_verb(self, *words: str, exit_codes: Sequence[int] = (0,)) -> Any:
+    def run_verb(self, *words: object, exit_codes: Sequence[int] = (0,)) -> Any:
         """The JSON document that `kava WORDS --quiet` prints; a RunError unless it ends with one of `exit_codes`."""
         out, errors = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-            code = self.main([*words, "--quiet"])
+            code = self.main([*map(str, words), "--quiet"])
         if code >= 128:  # the verb ended at Ctrl-C or a signal, and so does the self-check
             raise KeyboardInterrupt
         if code not in exit_codes:
@@ -43,6 +43,11 @@ class SelfCheckContext:
 
 
 Component = Callable[[SelfCheckContext], str]
+
+
+def by_name(*checks: Component) -> dict[str, Component]:
+    """Each component under the name of its function, without check_."""
+    return {check.__name__.removeprefix("check_"): check for check in checks}
 
 
 class Skipped(Exception):

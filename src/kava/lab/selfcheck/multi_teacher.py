@@ -6,10 +6,9 @@ What a module must do in full is tested elsewhere; here one call and one check s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from math import log
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,8 +29,8 @@ from kava.fuse import (
 )
 from kava.fuse.prototypes import METHODS as PROTOTYPES
 from kava.fuse.routers import ROUTERS
-from kava.lab.selfcheck.components import FEW_EXAMPLES, distill, log_lines, weight_gap
-from kava.lab.selfcheck.context import Component, SelfCheckContext, closeness, expect
+from kava.lab.selfcheck.components import FEW_EXAMPLES, distill, log_lines, routing_weights, weight_gap
+from kava.lab.selfcheck.context import Component, SelfCheckContext, by_name, closeness, expect
 from kava.lab.selfcheck.foreign_teachers import KINDS, teacher_folder, tokenizer_of
 from kava.losses.entropy import TARGETS, entropy_of, entropy_term
 from kava.losses.zspace import LEAST, z_loss
@@ -159,21 +158,23 @@ def check_codes(context: SelfCheckContext) -> str:
 
 def check_extraction(context: SelfCheckContext) -> str:
     """The same run with its teachers live and from stores of what each gives at its own tokens."""
-    stores = {kind: context.folder / f"store_{kind}" for kind in KINDS}
-    live = _teachers_setting(context, {})
-    for kind, store in stores.items():
-        words = ["--config", "multi_teacher_embedded", *FEW_EXAMPLES, live, context.device_setting, "--batch_size", "8"]
-        context.run_verb("extract", *words, "--teacher", kind, "--output_dir", str(store), "--with_importance")
-    settings = {"live": live, "stored": _teachers_setting(context, stores)}
-    runs = [distill(context, f"teachers_{name}", 3, words, steps=2) for name, words in settings.items()]
+    live = [{"name": kind, "model": str(teacher_folder(context, kind))} for kind in KINDS]
+    stored = [entry | {"store": str(context.folder / f"store_{entry['name']}")} for entry in live]
+    settings = [f"mixture.teachers={json.dumps(teachers)}" for teachers in (live, stored)]
+    recipe = ["--config", "multi_teacher_embedded", *FEW_EXAMPLES, settings[0], context.device_setting]
+    for entry in stored:
+        words = ["--teacher", entry["name"], "--output_dir", entry["store"], "--with_importance", "--batch_size", 8]
+        context.run_verb("extract", *recipe, *words)
+    names = ("teachers_live", "teachers_stored")
+    runs = [distill(context, name, 3, words, steps=2) for name, words in zip(names, settings, strict=True)]
     gap = weight_gap(*(run / "best_checkpoint" for run in runs))
     expect(gap <= 1e-4, f"teachers read from their stores train other weights, off by {gap:.1e}")
-    return f"{len(stores)} teachers of other tokenizers, live and from stores: the same weights, {closeness(gap)}"
+    return f"{len(KINDS)} teachers of other tokenizers, live and from stores: the same weights, {closeness(gap)}"
 
 
 def _check_phase(number: int, context: SelfCheckContext) -> str:
     """A few updates: the held-out distance to the fused teacher must fall, and the student must load."""
-    foreign = ["kava:embedded", *(str(teacher_folder(context, kind)) for kind in ("byte_bpe", "unigram"))]
+    foreign = ["kava:embedded", *(teacher_folder(context, kind) for kind in KINDS)]
     teachers = {1: ["--teacher_prompts", "default", "cot"], 2: ["--teacher_models", *foreign[:2]]}
     words = teachers.get(number, ["--teacher_models", *foreign])
     run = distill(context, f"phase{number}", number, *words, steps=STEPS)
@@ -181,11 +182,7 @@ def _check_phase(number: int, context: SelfCheckContext) -> str:
     expect(bool(held_out), "the distance to the fused teacher was not measured on held-out examples")
     start, end = held_out[-1]["eval_kv_start"], held_out[-1]["eval_kv"]
     expect(end < start, f"held-out distance to the fused teacher rises from {start:.4g} to {end:.4g}")
-    weights = log_lines(run / "routing.jsonl")[-1]["weights"].values()
-    expect(abs(sum(weights) - 1) < CLOSE, f"weights {list(weights)} do not sum to 1")
-    words = ["--checkpoint", str(run / "best_checkpoint"), "--limit", "2", "--device", context.device]
-    expect(context.run_verb("evaluate", *words)[0]["total"] == 2, "the student was not evaluated")
-    shares = " ".join(f"{weight:.2f}" for weight in weights)
+    shares = " ".join(f"{weight:.2f}" for weight in routing_weights(context, run).values())
     return f"held-out KV distance {start:.3g} to {end:.3g}; weights {shares}; the student loads"
 
 
@@ -203,29 +200,12 @@ def _token_positions(context: SelfCheckContext) -> Tensor:
     return torch.arange(N, device=context.device).expand(B, -1)
 
 
-def _teachers_setting(context: SelfCheckContext, stores: Mapping[str, Path]) -> str:
-    """mixture.teachers with every one of KINDS, read from its store where it has one."""
-    entries = [
-        {"name": kind, "model": str(teacher_folder(context, kind))}
-        | ({"store": str(stores[kind])} if kind in stores else {})
-        for kind in KINDS
-    ]
-    return f"mixture.teachers={json.dumps(entries)}"
-
-
 COMPONENTS: dict[str, Component] = {
-    "tokens": check_tokens,
-    "time": check_time,
-    "layers": check_layers,
-    "heads": check_heads,
-    "rope": check_rope,
-    "pipeline": check_pipeline,
+    **by_name(check_tokens, check_time, check_layers, check_heads, check_rope, check_pipeline),
     **{name: partial(_check_fusion, fuse) for name, fuse in FUSIONS.items()},
     **{f"router_{kind}": partial(_check_router, kind) for kind in ROUTERS},
-    "entropy": check_entropy,
-    "collapse": check_collapse,
+    **by_name(check_entropy, check_collapse),
     **{f"proto_{method}": partial(_check_prototype, method) for method in PROTOTYPES},
-    "codes": check_codes,
-    "extraction": check_extraction,
+    **by_name(check_codes, check_extraction),
     **{f"phase{number}": partial(_check_phase, number) for number in (1, 2, 3, 4, 5)},
 }
