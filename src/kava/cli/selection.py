@@ -59,13 +59,9 @@ def _text(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"{len(document['examples'])} problems, {document['layers']} layers x {document['heads']} heads, "
         f"at most {document['keep']} entries kept in each"
     )
-    lines = [
-        [
-            row["compressor"],
-            str(row["entries"]),
-            f"{100 * row['results'] / row['entries']:.1f} %" if row["entries"] else "-",
-            "  ".join(f"{token!a} {number}" for token, number in row["tokens"].items()),
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        share = f"{100 * row['results'] / row['entries']:.1f} %" if row["entries"] else "-"
+        tokens = "  ".join(f"{token!a} {number}" for token, number in row["tokens"].items())
+        lines.append([row["compressor"], str(row["entries"]), share, tokens])
     return f"{head}\n{table(lines, ['compressor', 'entries', 'step results', 'most kept tokens'])}"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from kava import text_table
 from kava.errors import RunError
@@ -21,20 +21,19 @@ if TYPE_CHECKING:
     from kava.infer.student import Student
 
 Row = Mapping[str, Any]  # name, by_steps {n: {correct, total}}, avg_forward_passes, ms
-Predictions = dict[str, list[dict[str, Any]]]  # by key of STUDENTS, and "cot"
+Predictions = dict[str, list[dict[str, Any]]]  # by key of TITLES
 
 
-class DemoStudent(NamedTuple):
-    """A title for the table, and the settings that differ from the recipe."""
-
-    title: str
-    settings: tuple[str, ...]
-
-
-STUDENTS = {
-    "no_cot": DemoStudent("no-CoT student, same steps", ("latent.num_tokens=0", "loss.alpha2_kv=0")),
-    "no_kv": DemoStudent("latent student, no KV term", ("loss.alpha2_kv=0",)),
-    "kava": DemoStudent("latent student, KV term", ()),
+STUDENTS = {  # the settings that differ from the recipe
+    "no_cot": ("latent.num_tokens=0", "loss.alpha2_kv=0"),
+    "no_kv": ("loss.alpha2_kv=0",),
+    "kava": (),
+}
+TITLES = {
+    "cot": "explicit chain of thought",
+    "no_cot": "no-CoT student, same steps",
+    "no_kv": "latent student, no KV term",
+    "kava": "latent student, KV term",
 }
 NOTE = "All three students also keep training the teacher's cross-entropy; passes by the rule 1 + T + generated tokens."
 TIMED = 40  # questions answered one by one for the time per question
@@ -43,30 +42,25 @@ TIMED = 40  # questions answered one by one for the time per question
 def run_demo(folder: Path, config: str, seed: int, jobs: int, quiet: bool) -> tuple[dict[str, Any], str]:
     """Trains and measures; returns the result as data and as text. What is finished in `folder` is not trained again."""
     runs = {key: folder / key / f"seed_{seed}" for key in STUDENTS}
-    _train(runs, config, seed, jobs or len(STUDENTS), quiet)
+    queue = [
+        plan_run(key, config, runs[key], seed, ["logging.report_to=[]", *settings], [])
+        for key, settings in STUDENTS.items()
+    ]
+    for key, reason in run_jobs(queue, jobs or len(STUDENTS), quiet).items():
+        raise RunError(f"{key}: {reason}", f"the whole output is in {runs[key]}.out")
     rows, predictions = _measure(folder, runs, quiet)
     steps = max(rows[0]["by_steps"])
     correct = {
         key: [item["correct"] for item in items if item["num_steps"] == steps] for key, items in predictions.items()
     }
     paired = {key: mcnemar(correct["kava"], correct[key]) for key in ("no_cot", "no_kv")}
-    verdicts = [verdict(STUDENTS["kava"].title, STUDENTS[key].title, steps, paired[key]) for key in paired]
+    verdicts = [verdict(TITLES["kava"], TITLES[key], steps, test) for key, test in paired.items()]
     text = "\n".join([table(rows), "", *verdicts, NOTE])
     write_text(folder / "table.txt", text + "\n")
-    result = {"seed": seed, "rows": rows, "paired": {key: value._asdict() for key, value in paired.items()}}
+    result = {"seed": seed, "rows": rows, "paired": {key: test._asdict() for key, test in paired.items()}}
     write_json(folder / "result.json", result)
     plot(rows, folder / "plot.png")
     return result, text
-
-
-def _train(runs: Mapping[str, Path], config: str, seed: int, jobs: int, quiet: bool) -> None:
-    """Runs `kava train` for every student, `jobs` of them at a time."""
-    queue = [
-        plan_run(key, config, runs[key], seed, ["logging.report_to=[]", *student.settings], [])
-        for key, student in STUDENTS.items()
-    ]
-    for key, reason in run_jobs(queue, jobs, quiet).items():
-        raise RunError(f"{key}: {reason}", f"the whole output is in {runs[key]}.out")
 
 
 def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], Predictions]:
@@ -76,17 +70,16 @@ def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[
     from kava.infer.student import Student
 
     students = {key: Student.from_pretrained(run / "best_checkpoint") for key, run in runs.items()}
-    entries = [("cot", "explicit chain of thought", students["kava"], "cot")]
-    entries += [(key, STUDENTS[key].title, student, "latent") for key, student in students.items()]
     examples = list(load_examples(students["kava"].recipe.dataset, "test"))
     rows, predictions = [], {}
-    for key, title, student, mode in entries:
+    for key, title in TITLES.items():
+        student, mode = (students["kava"], "cot") if key == "cot" else (students[key], "latent")
         if not quiet:
             print(f"answering {len(examples)} held-out problems: {title}", flush=True)
-        items = predict(student, examples, mode, batch_size=128, progress=not quiet) or []
-        predictions[key] = items
-        rows.append({"name": title, "ms": _milliseconds(student, examples, mode), **summary(items)})
-        write_text(folder / f"predictions_{key}.jsonl", "".join(json.dumps(item) + "\n" for item in items))
+        predictions[key] = predict(student, examples, mode, batch_size=128, progress=not quiet) or []
+        rows.append({"name": title, "ms": _milliseconds(student, examples, mode), **summary(predictions[key])})
+        lines = [json.dumps(item) + "\n" for item in predictions[key]]
+        write_text(folder / f"predictions_{key}.jsonl", "".join(lines))
     return rows, predictions
 
 
