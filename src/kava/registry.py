@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from kava.errors import ConfigError
@@ -16,6 +16,12 @@ def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint with the closest known word, or with all of them."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(sorted(known))
+
+
+def check_known(kind: str, name: str, known: Collection[str]) -> None:
+    """Refuses a name that is not one of `known`."""
+    if name not in known:
+        raise ConfigError(f"unknown {kind} {name!r}", "known: " + ", ".join(known))
 
 
 def lookup(table: Mapping[str, type[T]], name: str, kind: str) -> type[T]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.errors import ConfigError, ModelError
+from kava.registry import check_known
 from kava.shapes import at_least_float32
 
 METHODS = ("concat", "mean", "weighted")
@@ -43,8 +44,7 @@ class Aggregator(nn.Module):
 
     def __init__(self, method: str = "concat", num_layers: int = 1, use_all_layers: bool = True):
         super().__init__()
-        if method not in METHODS:
-            raise ConfigError(f"unknown aggregation method {method!r}", "known: " + ", ".join(METHODS))
+        check_known("aggregation method", method, METHODS)
         if num_layers < 1:
             raise ConfigError(f"an aggregator needs at least one layer, got {num_layers}")
         self.method, self.num_layers, self.use_all_layers = method, num_layers, use_all_layers

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kava.errors import ConfigError, ModelError
+from kava.registry import check_known
 from kava.shapes import at_least_float32
 
 KINDS = ("group_mean", "conv", "matched")
@@ -71,8 +72,7 @@ class HeadDimAdapter(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        if heads not in KINDS:
-            raise ConfigError(f"unknown head mixing {heads!r}", "known: " + ", ".join(KINDS))
+        check_known("head mixing", heads, KINDS)
         self.takes, self.gives, self.heads = (teacher_heads, teacher_dim), (student_heads, student_dim), heads
         self.size = nn.Linear(teacher_dim, student_dim, bias=bias)
         with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kava.errors import ConfigError, ModelError
 from kava.files import write_json
+from kava.registry import check_known
 from kava.shapes import at_least_float32
 
 STRATEGIES = ("ratio", "blend", "uniform", "skip")
@@ -33,8 +34,7 @@ def layer_map(num_student: int, num_teacher: int, strategy: str = "ratio") -> li
 
     A student of one layer gets the teacher's last one (skip: the first).
     """
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"unknown layer map {strategy!r}", "known: " + ", ".join(STRATEGIES))
+    check_known("layer map", strategy, STRATEGIES)
     if num_student < 1 or num_teacher < 1:
         raise ConfigError(f"no map between {num_student} student layers and {num_teacher} teacher layers")
     if strategy == "skip":
@@ -115,7 +115,11 @@ def read_map(path: str | Path, num_student: int, num_teacher: int) -> list[Entry
             WRITES,
         )
     for number, entry in enumerate(layers):
-        _check_entry(entry, num_teacher, f"layer map {path}: student layer {number}")
+        where, used, weights = f"layer map {path}: student layer {number}", [t for t, _ in entry], [w for _, w in entry]
+        if any(not 0 <= layer < num_teacher for layer in used):
+            raise ConfigError(f"{where} is given teacher layers {used} of {num_teacher}", WRITES)
+        if any(weight < 0 for weight in weights) or abs(sum(weights) - 1) > 1e-6:
+            raise ConfigError(f"{where} has weights {weights}, which must sum to 1", WRITES)
     return layers
 
 
@@ -139,10 +143,3 @@ def _between(center: int, steps: int) -> Entry:
     """The one or two layers next to center / steps; integers until the last division, so that the ends are exact."""
     below, rest = divmod(center, steps)
     return [(below, 1 - rest / steps), (below + 1, rest / steps)] if rest else [(below, 1.0)]
-
-
-def _check_entry(entry: Entry, num_teacher: int, where: str) -> None:
-    if any(not 0 <= layer < num_teacher for layer, _ in entry):
-        raise ConfigError(f"{where} is given teacher layers {[layer for layer, _ in entry]} of {num_teacher}", WRITES)
-    if any(weight < 0 for _, weight in entry) or abs(sum(weight for _, weight in entry) - 1) > 1e-6:
-        raise ConfigError(f"{where} has weights {[weight for _, weight in entry]}, which must sum to 1", WRITES)

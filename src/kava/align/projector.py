@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from kava.errors import CheckpointError, ConfigError, ModelError
-from kava.files import PARTIAL, usual_mode
+from kava.files import write_bytes
+from kava.registry import check_known
 
-INITS = ("xavier", "kaiming", "normal")
+INITS: dict[str, Callable[..., Tensor]] = {
+    "xavier": nn.init.xavier_uniform_,
+    "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "normal": partial(nn.init.normal_, std=0.02),
+}
 FILE = "projector.safetensors"
 
 
@@ -77,17 +81,14 @@ class KVDimensionProjector(nn.Module):
 
     def forward(self, keys: Tensor, values: Tensor, teacher: str | None = None) -> tuple[Tensor, Tensor]:
         """Projected keys and values; `teacher` may be omitted if there is only one."""
-        branches = self._branches(teacher)
-        width = self.teacher_dims[self._name(teacher)]
-        for what, entries in (("keys", keys), ("values", values)):
-            if entries.shape[-1] != width:
-                raise ModelError(
-                    f"the projector of teacher {self._name(teacher)!r} takes {what} of width {width}, not "
-                    f"{entries.shape[-1]}",
-                    "build it from the sizes that kava.backbone.extractor.probe detects, not from the model's config",
-                )
-        dtype = _weight(branches).dtype
-        return branches["K"](keys.to(dtype)), branches["V"](values.to(dtype))
+        name = self._name(teacher)
+        return _projected(
+            (self.adapters[name]["K"], self.adapters[name]["V"]),  # type: ignore[index]
+            (keys, values),
+            self.teacher_dims[name],
+            f"the projector of teacher {name!r}",
+            "build it from the sizes that kava.backbone.extractor.probe detects, not from the model's config",
+        )
 
     @torch.no_grad()
     def try_out(self) -> None:
@@ -119,38 +120,38 @@ class KVDimensionProjector(nn.Module):
         """Sizes, parameters, device and dtype, in lines."""
         weight = _weight(self)
         sizes = ", ".join(str(width) for width in self.teacher_dims.values())
-        return "\n".join(
-            (
-                "[OK] Projector initialized:",
-                f"   Architecture: {sizes} -> {self.student_dim}",
-                f"   Total params: {self.count_parameters():,}",
-                f"   Trainable params: {self.count_parameters(trainable_only=True):,}",
-                f"   Device: {weight.device}",
-                f"   Dtype: {weight.dtype}",
-            )
+        return (
+            f"[OK] Projector initialized:\n   Architecture: {sizes} -> {self.student_dim}\n"
+            f"   Total params: {self.count_parameters():,}\n"
+            f"   Trainable params: {self.count_parameters(trainable_only=True):,}\n"
+            f"   Device: {weight.device}\n   Dtype: {weight.dtype}"
         )
 
     def save(self, path: str | Path) -> Path:
         """Writes weights and settings atomically into one file (in a folder: projector.safetensors)."""
         path = _file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f"{PARTIAL}{path.name}"
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
-        try:
-            save_file(weights, partial, metadata={"projector": json.dumps(self.config)})
-            usual_mode(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_bytes(path, to_bytes(weights, metadata={"projector": json.dumps(self.config)}))
         return path
 
     def load(self, path: str | Path) -> None:
         """Loads saved weights; names and shapes must match exactly."""
-        self._fill(_file(path), assign=False)
+        path = _file(path)
+        self._fill(path, _read(path)[1], assign=False)
 
-    def _fill(self, path: Path, assign: bool) -> None:
-        with _readable(path):
-            saved = load_file(path)
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> KVDimensionProjector:
+        """The saved projector, in evaluation mode."""
+        path = _file(path)
+        settings, weights = _read(path)
+        if settings is None:
+            raise CheckpointError(f"{path}: holds no projector's settings", "give the file that projector.save wrote")
+        with torch.device("meta"):  # draws no weights
+            projector = cls(**json.loads(settings))
+        projector._fill(path, weights, assign=True)
+        return projector.eval()
+
+    def _fill(self, path: Path, saved: dict[str, Tensor], assign: bool) -> None:
         own = self.state_dict()
         wrong = sorted(set(own) ^ set(saved)) or [n for n in own if own[n].shape != saved[n].shape]
         if wrong:
@@ -159,15 +160,6 @@ class KVDimensionProjector(nn.Module):
                 "KVDimensionProjector.from_pretrained(path) builds the one that fits",
             )
         self.load_state_dict(saved, assign=assign)
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> KVDimensionProjector:
-        """The saved projector, in evaluation mode."""
-        path = _file(path)
-        with torch.device("meta"):  # draws no weights
-            projector = cls(**_settings(path))
-        projector._fill(path, assign=True)
-        return projector.eval()
 
     def _name(self, teacher: str | None) -> str:
         names = list(self.teacher_dims)
@@ -191,42 +183,41 @@ class StudentProjector(nn.Module):
         self, num: int, student_dim: int, teacher_dim: int, init_method: str = "xavier", trainable: bool = True
     ):
         super().__init__()
-        _size(num, "number of maps")
-        _size(student_dim, "student_dim")
-        _size(teacher_dim, "teacher_dim")
-        self.K = nn.ModuleList(nn.Linear(student_dim, teacher_dim) for _ in range(num))
-        self.V = nn.ModuleList(nn.Linear(student_dim, teacher_dim) for _ in range(num))
+        for number, what in ((num, "number of maps"), (student_dim, "student_dim"), (teacher_dim, "teacher_dim")):
+            _size(number, what)
+        self.K, self.V = (nn.ModuleList(nn.Linear(student_dim, teacher_dim) for _ in range(num)) for _ in "KV")
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
         initialise(self, init_method)
         self.requires_grad_(trainable)
 
     def forward(self, keys: Tensor, values: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
         """Keys and values through map number `index`."""
-        for what, entries in (("keys", keys), ("values", values)):
-            if entries.shape[-1] != self.student_dim:
-                raise ModelError(f"the projector takes {what} of width {self.student_dim}, not {entries.shape[-1]}")
-        dtype = _weight(self).dtype
-        return self.K[index](keys.to(dtype)), self.V[index](values.to(dtype))
+        return _projected((self.K[index], self.V[index]), (keys, values), self.student_dim, "the projector")
 
 
 def initialise(module: nn.Module, method: str) -> None:
     """Xavier uniform, Kaiming normal, or normal of std 0.02 for every linear weight; biases 0."""
-    if method not in INITS:
-        raise ConfigError(f"unknown init_method {method!r}", "known: " + ", ".join(INITS))
+    check_known("init_method", method, INITS)
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            if method == "xavier":
-                nn.init.xavier_uniform_(part.weight)
-            elif method == "kaiming":
-                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            else:
-                nn.init.normal_(part.weight, std=0.02)
+            INITS[method](part.weight)
             nn.init.zeros_(part.bias)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
     """Any weight: all have the same dtype and device."""
     return next(module.parameters())
+
+
+def _projected(
+    maps: tuple[nn.Module, nn.Module], pair: tuple[Tensor, Tensor], width: int, owner: str, hint: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values through one map each, once their width is known to be right."""
+    for what, entries in zip(("keys", "values"), pair, strict=True):
+        if entries.shape[-1] != width:
+            raise ModelError(f"{owner} takes {what} of width {width}, not {entries.shape[-1]}", hint)
+    keys, values = (project(entries.to(_weight(project).dtype)) for project, entries in zip(maps, pair, strict=True))
+    return keys, values
 
 
 def _branch(width: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
@@ -257,18 +248,11 @@ def _file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / FILE
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """A CheckpointError for a file that cannot be read inside the block."""
+def _read(path: Path) -> tuple[str | None, dict[str, Tensor]]:
+    """The settings as JSON, if the file has any, and the weights."""
     try:
-        yield
+        with safe_open(path, "pt") as file:
+            settings = (file.metadata() or {}).get("projector")
+            return settings, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})", "give the file that projector.save wrote") from error
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    with _readable(path), safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    if "projector" not in metadata:
-        raise CheckpointError(f"{path}: holds no projector's settings", "give the file that projector.save wrote")
-    return json.loads(metadata["projector"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kava.errors import ConfigError, ModelError
+from kava.registry import check_known
 from kava.shapes import at_least_float32
 
 METHODS = ("none", "linear", "ntk", "dynamic")
@@ -95,8 +96,7 @@ def scaled(
     e is size / (size - 2), so that the slowest frequency is divided by s exactly; `exponent` replaces it (older texts
     use 2/3). s = 1 changes nothing.
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown rotary scaling {method!r}", "known: " + ", ".join(METHODS))
+    check_known("rotary scaling", method, METHODS)
     if size < 2 or size % 2 or base <= 0 or teacher_len < 1 or student_len < 1:
         raise ConfigError(
             f"no rotary embedding of base {base}, size {size}, lengths {teacher_len} and {student_len}",

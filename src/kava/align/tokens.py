@@ -96,18 +96,14 @@ def _share(text: str, owners: list[list[int]], j: int, start: int, end: int) -> 
 
 def spans_of(text: str, tokenizer: Any) -> list[Span]:
     """The spans of a text's tokens, without special tokens; the tokenizer must be a fast one."""
-    _must_be_fast(tokenizer)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return char_spans(text, encoded["offset_mapping"], tokenizer.convert_ids_to_tokens(encoded["input_ids"]))
-
-
-def _must_be_fast(tokenizer: Any) -> None:
     if not getattr(tokenizer, "is_fast", False):
         name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise ModelError(
             f"the tokenizer {name} ({type(tokenizer).__name__}) is a slow one: it cannot tell which characters a token covers",
             "use a checkpoint with a tokenizer.json, or convert it: AutoTokenizer.from_pretrained(...).save_pretrained",
         )
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return char_spans(text, encoded["offset_mapping"], tokenizer.convert_ids_to_tokens(encoded["input_ids"]))
 
 
 def compute_iou(left: Span, right: Span) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kava.errors import ConfigError, ModelError
+from kava.errors import ModelError
+from kava.registry import check_known
 
 KINDS = ("none", "nf4", "int8")
 
@@ -18,8 +19,7 @@ def quantization_config(kind: str, device: str | torch.device | None = None) -> 
 
     nf4: 4-bit NormalFloat with double quantisation, computed in `compute_dtype`. int8: LLM.int8().
     """
-    if kind not in KINDS:
-        raise ConfigError(f"unknown quantization {kind!r}", "known: " + ", ".join(KINDS))
+    check_known("quantization", kind, KINDS)
     if kind == "none":
         return None
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.errors import ConfigError, DataError
+from kava.errors import DataError
+from kava.registry import check_known
 from kava.shapes import at_least_float32
 
 METHODS = ("mean", "cls", "max", "kmeans")
@@ -27,8 +28,7 @@ def compute_teacher_prototype(
     mean    over all real tokens          cls     over the first real token of each text
     max     per dimension over them       kmeans  K centres of them
     """
-    if method not in METHODS:
-        raise ConfigError(f"unknown prototype {method!r}", "known: " + ", ".join(METHODS))
+    check_known("prototype", method, METHODS)
     if kvs.dim() == 4:
         each = [compute_teacher_prototype(layer, method, attention_mask, num_clusters, seed) for layer in kvs]
         return torch.stack(each)
@@ -79,8 +79,7 @@ def layered_similarity(query: Tensor, prototypes: Tensor, metric: str = "cosine"
     cosine  q.p / |q||p|, 0 if one of them is 0      dot  q.p      l2 (euclidean)  -|q - p|
     """
     metric = ALIASES.get(metric, metric)
-    if metric not in METRICS:
-        raise ConfigError(f"unknown similarity {metric!r}", "known: " + ", ".join(METRICS))
+    check_known("similarity", metric, METRICS)
     query, prototypes = at_least_float32(query), at_least_float32(prototypes)
     if metric == "l2":
         gap = query[:, :, None, None] - prototypes.transpose(0, 1)[None]  # [B, L, S, C, d]

@@ -23,18 +23,23 @@ def cka(left: Tensor, right: Tensor, mask: Tensor, unbiased: bool = False) -> Te
     return torch.where(counted, inner / torch.where(counted, square, 1.0).sqrt(), 0.0)
 
 
+def centred(vectors: Tensor, mask: Tensor) -> Tensor:
+    """[B, N, d] less the mean of each sample's real tokens; 0 at the others."""
+    vectors = at_least_float32(vectors).masked_fill(~mask[..., None], 0.0)
+    mean = vectors.sum(1, keepdim=True) / mask.sum(1).clamp(min=1)[:, None, None]
+    return (vectors - mean).masked_fill(~mask[..., None], 0.0)
+
+
 def centred_gram(vectors: Tensor, mask: Tensor, unbiased: bool) -> Tensor:
     """[B, N, N] centred Gram matrix, 0 outside the real tokens."""
-    count = mask.sum(1)[:, None, None]
-    real = mask[..., None]
-    vectors = at_least_float32(vectors).masked_fill(~real, 0.0)
-    vectors = (vectors - vectors.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~real, 0.0)
+    vectors = centred(vectors, mask)
     scale = vectors.square().sum((1, 2), keepdim=True)  # CKA ignores the scale, and fourth powers would overflow
     gram = vectors @ vectors.transpose(1, 2) / torch.where(scale > 0, scale, 1.0)
     if not unbiased:
         return gram
-    off = real & mask[:, None, :] & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    off = mask[..., None] & mask[:, None, :] & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
     gram = gram.masked_fill(~off, 0.0)
+    count = mask.sum(1)[:, None, None]
     few = (count - 2).clamp(min=1)
     rows = gram.sum(2, keepdim=True) / few
     total = gram.sum((1, 2), keepdim=True) / (few * (count - 1).clamp(min=1))

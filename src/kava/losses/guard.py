@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kava.losses.cka import centred
 from kava.shapes import at_least_float32
 
 
@@ -27,11 +28,8 @@ def variation(projected: Tensor, kept: Tensor, reference: Tensor) -> Tensor:
 def _ratio(projected: Tensor, kept: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """std_{b,d} / reference_d [B, d], and where it is defined."""
     projected, reference = at_least_float32(projected), at_least_float32(reference.detach())
-    real = kept[..., None]
     count = kept.sum(1)[:, None]
-    entries = projected.masked_fill(~real, 0.0)
-    mean = entries.sum(1, keepdim=True) / count[..., None].clamp(min=1)
-    square = ((entries - mean).masked_fill(~real, 0.0)).square().sum(1)  # [B, d]
+    square = centred(projected, kept).square().sum(1)  # [B, d]
     tiny = torch.finfo(projected.dtype).tiny
     std = (square / (count - 1).clamp(min=1)).clamp(min=tiny).sqrt()  # the gradient of the root at 0 is infinite
     return std / torch.where(reference > 0, reference, 1.0), (count > 1) & (reference > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kava.losses.cka import centred
 from kava.losses.direction import cosines
 from kava.shapes import at_least_float32
 
@@ -52,6 +53,5 @@ def _barlow(student: Tensor, target: Tensor, kept: Tensor) -> Tensor:
 
 def _standard(codes: Tensor, kept: Tensor) -> Tensor:
     """Mean 0 and variance 1 over a sample's tokens, per dimension."""
-    real, count = kept[..., None], kept.sum(1).clamp(min=1)[:, None, None]
-    centred = (codes - codes.sum(1, keepdim=True) / count).masked_fill(~real, 0.0)
-    return centred / (centred.square().sum(1, keepdim=True) / count + SOFT).sqrt()
+    codes, count = centred(codes, kept), kept.sum(1).clamp(min=1)[:, None, None]
+    return codes / (codes.square().sum(1, keepdim=True) / count + SOFT).sqrt()

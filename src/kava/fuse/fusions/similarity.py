@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.errors import ConfigError, ModelError
+from kava.errors import ModelError
 from kava.fuse.fusions.base import Fusion, Query, required
 from kava.fuse.prototypes import METRICS, layered_similarity
+from kava.registry import check_known
 from kava.shapes import at_least_float32
 
 
@@ -23,8 +24,7 @@ class Similar(Fusion):
 
     def __init__(self, prototypes: Tensor, metric: str = "cosine", per_layer: bool = False):
         super().__init__()
-        if metric not in METRICS:
-            raise ConfigError(f"unknown similarity {metric!r}", "known: " + ", ".join(METRICS))
+        check_known("similarity", metric, METRICS)
         if prototypes.dim() != 4:
             raise ModelError(f"prototypes are [teachers, layers, centres, d], not {tuple(prototypes.shape)}")
         self.metric, self.per_layer = metric, per_layer

@@ -133,7 +133,8 @@ def decode_all(model: LatentModel, eos: int, prompts: Rows, limit: int) -> dict[
         padded = [collator.pad(prompts[start : start + size]) for start in range(0, len(prompts), size)]
         batches = [(ids.to(model.device), mask.to(model.device)) for ids, mask in padded]
         for way, (decoder, decode) in ways.items():
-            run, tokens_read = partial(_run, decode, batches, eos, limit), []
+            tokens_read: list[int] = []
+            run = partial(_run, decode, batches, eos, limit)
             with decoder.register_forward_pre_hook(partial(_note, tokens_read), with_kwargs=True):
                 decodings[way, size] = Decoding(run, run(), tokens_read)
     return decodings

@@ -69,7 +69,7 @@ def bench(sizes: ExtractBenchSizes, repeats: int, device: str, folder: Path | No
     with tempfile.TemporaryDirectory(dir=folder, prefix="kava-bench-") as scratch:
         teacher, store = LiveTeacher(model), Path(scratch) / "store"
         ids = [torch.cat([batch[name] for name in ("question", "cot", "tail")], dim=1) for batch in batches]
-        ways = {
+        ways: dict[str, Callable[[], Any]] = {
             "forward": partial(_forward, getattr(library_twin(model), model.family.decoder), ids),
             "ours": partial(_ours, model, batches),
             "extract": partial(_extract, teacher, target, examples, manifest, store, size),

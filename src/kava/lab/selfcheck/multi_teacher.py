@@ -174,9 +174,8 @@ def check_extraction(context: SelfCheckContext) -> str:
 
 def _check_phase(number: int, context: SelfCheckContext) -> str:
     """A few updates: the held-out distance to the fused teacher must fall, and the student must load."""
-    foreign = ["kava:embedded", *(teacher_folder(context, kind) for kind in KINDS)]
-    teachers = {1: ["--teacher_prompts", "default", "cot"], 2: ["--teacher_models", *foreign[:2]]}
-    words = teachers.get(number, ["--teacher_models", *foreign])
+    words = ["--teacher_models", "kava:embedded", *(str(teacher_folder(context, kind)) for kind in KINDS)]
+    words = {1: ["--teacher_prompts", "default", "cot"], 2: words[:3]}.get(number, words)
     run = distill(context, f"phase{number}", number, *words, steps=STEPS)
     held_out = [line for line in log_lines(run / "log.jsonl") if "eval_kv" in line]
     expect(bool(held_out), "the distance to the fused teacher was not measured on held-out examples")
