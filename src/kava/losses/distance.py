@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kava.shapes import at_least_float32
 
-KINDS = ("smooth_l1", "mse", "l1")
+KINDS = {"smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss, "l1": F.l1_loss}
 
 
 def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -> Tensor:
@@ -17,13 +17,9 @@ def distance(student: Tensor, teacher: Tensor, kind: str, detach: bool = True) -
     The teacher gets no gradient unless `detach` is False, for a projection that is trained.
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher.detach() if detach else teacher)
-    if kind == "smooth_l1":
-        return F.smooth_l1_loss(student, teacher, reduction="none")
-    if kind == "mse":
-        return F.mse_loss(student, teacher, reduction="none")
-    if kind == "l1":
-        return F.l1_loss(student, teacher, reduction="none")
-    raise ValueError(f"unknown distance {kind!r}, known: {KINDS}")
+    if kind not in KINDS:
+        raise ValueError(f"unknown distance {kind!r}, known: {tuple(KINDS)}")
+    return KINDS[kind](student, teacher, reduction="none")
 
 
 def masked_std(teacher: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:

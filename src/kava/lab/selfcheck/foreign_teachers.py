@@ -17,40 +17,27 @@ from kava.lab.bench.reference import random_model
 from kava.lab.selfcheck.context import SelfCheckContext
 
 TRAINER: dict[str, Any] = {"special_tokens": ["<unk>", "<pad>", "<eos>"], "show_progress": False}
-
-
-def byte_bpe() -> Tokenizer:
-    """Byte-level pairs, as in GPT-2, Llama 3 and Qwen."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(_texts(), trainers.BpeTrainer(vocab_size=330, initial_alphabet=letters, **TRAINER))
-    return tokenizer
-
-
-def unigram() -> Tokenizer:
-    """Pieces with marks for spaces, as in sentencepiece."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.train_from_iterator(_texts(), trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", **TRAINER))
-    return tokenizer
-
-
-KINDS = {  # tokenizer, family, (layers, width, heads, heads of keys and values)
-    "byte_bpe": (byte_bpe, "gpt2", (5, 24, 3, 3)),
-    "unigram": (unigram, "qwen2", (3, 32, 4, 2)),
-}
+LETTERS = pre_tokenizers.ByteLevel.alphabet()
+Kind = tuple[Any, Any, Any, Any, str, tuple[int, int, int, int]]
+KINDS: dict[str, Kind] = {  # the tokenizer's model, splitter, decoder and trainer; the language model's family and sizes
+    # byte-level pairs, as in GPT-2, Llama 3 and Qwen
+    "byte_bpe": (models.BPE, pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel(),
+                 trainers.BpeTrainer(vocab_size=330, initial_alphabet=LETTERS, **TRAINER), "gpt2", (5, 24, 3, 3)),
+    # pieces with marks for spaces, as in sentencepiece
+    "unigram": (models.Unigram, pre_tokenizers.Metaspace(), decoders.Metaspace(),
+                trainers.UnigramTrainer(vocab_size=120, unk_token="<unk>", **TRAINER), "qwen2", (3, 32, 4, 2)),
+}  # fmt: skip
 
 
 def teacher_folder(context: SelfCheckContext, kind: str) -> Path:
     """The checkpoint of one of KINDS, written when it is first needed."""
-    train_tokenizer, family, shape = KINDS[kind]
+    model_kind, splitter, decoder, trainer, family, sizes = KINDS[kind]
     folder = context.folder / f"teacher_{kind}"
     if not folder.exists():
-        tokenizer = train_tokenizer()
-        model = random_model(*shape, tokenizer.get_vocab_size(), LatentConfig(), family, std=0.3)
+        tokenizer = Tokenizer(model_kind())
+        tokenizer.pre_tokenizer, tokenizer.decoder = splitter, decoder
+        tokenizer.train_from_iterator(_texts(), trainer)
+        model = random_model(*sizes, tokenizer.get_vocab_size(), LatentConfig(), family, std=0.3)
         model.causal_lm.save_pretrained(folder)
         tokenizer.save(str(folder / "tokenizer.json"))
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>"}
