@@ -147,7 +147,7 @@ def _refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any
 def _set(members: Sequence[StudyMember], planned: Sequence[str], dataset: str | None) -> str | None:
     """--dataset, or the first set on which every experiment with results was evaluated; None without any results."""
     of_members = [
-        {r.set for run in member.runs for r in run.results if (r.mode, r.ablate, r.part) == (member.mode, None, "")}
+        {r.set for run in member.runs for r in run.results if r.unchanged and r.mode == member.mode}
         for member in members
     ]
     of_members = [sets for sets in of_members if sets]
@@ -189,7 +189,7 @@ def _correct(study: Study, absent: Mapping[str, dict[int, str]]) -> dict[str, di
         for seed, result in study.results(member).items():
             if seed is None:
                 continue
-            judged = _judged(result)
+            judged = result.right_by_item()
             if not judged:
                 reason = f"no predictions of {result.set}: the accuracy is shown, but nothing can be paired"
                 absent[member.label][seed] = reason
@@ -202,18 +202,3 @@ def _correct(study: Study, absent: Mapping[str, dict[int, str]]) -> dict[str, di
                 )
             correct.setdefault(member.label, {})[seed] = np.array([judged[key] for key in first[1]])
     return correct
-
-
-def _judged(result: RunResult) -> dict[Any, bool]:
-    """Item -> right or wrong, as the results file counts them."""
-    lines = result.predictions()
-    again = "evaluate again, or kava rescore"
-    for number, item in enumerate(lines, 1):
-        if "id" not in item or not isinstance(item.get("correct"), bool):
-            raise DataError(f"predictions of {result.path}, line {number}: no field id or correct", again)
-    judged = {item["id"]: item["correct"] for item in lines}
-    if lines and (len(lines), len(judged)) != (result.total, result.total):
-        raise DataError(f"{result.path} has {result.total} items, its predictions {len(judged)} of them", again)
-    if lines and result.correct is not None and sum(judged.values()) != result.correct:
-        raise DataError(f"{result.path} counts {result.correct} right, its predictions {sum(judged.values())}", again)
-    return judged

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ START = "training.start_from"
 _RESULT = re.compile(r"results_(.+)\.(ya?ml|json)")
 # Field names, ours first, then those that other scripts write.
 ACCURACY, TOTAL = ("accuracy", "exact_match"), ("total", "total_samples", "num_examples")
-PASSES_MEAN, PASSES_STD = ("avg_forward_passes", "forward_passes_mean"), ("std_forward_passes", "forward_passes_std")
+PASSES = ("avg_forward_passes", "forward_passes_mean")
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,28 @@ class RunResult:
     correct: int | None
     total: int
     passes_mean: float | None
-    passes_std: float | None
     sha256: str | None
     fields: dict[str, Any]
 
-    def predictions(self) -> list[dict[str, Any]]:
-        """The judged items in the order of the set; [] if predictions were not kept."""
+    @property
+    def unchanged(self) -> bool:
+        """True for the checkpoint as trained on the whole set."""
+        return self.ablate is None and not self.part
+
+    def right_by_item(self) -> dict[Any, bool]:
+        """Item's id -> whether its answer is right, in the order of the set; {} if predictions were not kept."""
         path = self.path.with_name("predictions_" + self.path.stem.removeprefix("results_") + ".jsonl")
-        return read_lines(path) if path.is_file() else []
+        lines = read_lines(path) if path.is_file() else []
+        again = "evaluate again, or kava rescore"
+        for number, item in enumerate(lines, 1):
+            if "id" not in item or not isinstance(item.get("correct"), bool):
+                raise DataError(f"predictions of {self.path}, line {number}: no field id or correct", again)
+        right = {item["id"]: item["correct"] for item in lines}
+        if lines and (len(lines), len(right)) != (self.total, self.total):
+            raise DataError(f"{self.path} has {self.total} items, its predictions {len(right)} of them", again)
+        if lines and self.correct is not None and sum(right.values()) != self.correct:
+            raise DataError(f"{self.path} counts {self.correct} right, its predictions {sum(right.values())}", again)
+        return right
 
 
 @dataclass(frozen=True)
@@ -57,9 +71,9 @@ class Run:
     member: str
     seed: int | None
     status: str
-    recipe: dict[str, Any]
-    meta: dict[str, Any]
-    results: tuple[RunResult, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    results: tuple[RunResult, ...] = ()
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl; [] without one."""
@@ -68,8 +82,7 @@ class Run:
 
     def result(self, set_name: str, mode: str = "latent") -> RunResult | None:
         """The unchanged checkpoint's result on the whole set."""
-        wanted = (set_name, mode, None, "")
-        return next((r for r in self.results if (r.set, r.mode, r.ablate, r.part) == wanted), None)
+        return next((r for r in self.results if r.unchanged and (r.set, r.mode) == (set_name, mode)), None)
 
     @property
     def explicit(self) -> bool:
@@ -79,11 +92,8 @@ class Run:
     @property
     def trained_settings(self) -> dict[str, Any]:
         """The flat recipe of what is trained, without seeds: neither the run's nor that of the checkpoint it starts from."""
-        settings = {
-            f"{section}.{key}": value
-            for section in TRAINED_SECTIONS
-            for key, value in self.recipe.get(section, {}).items()
-        }
+        sections = ((section, self.recipe.get(section, {})) for section in TRAINED_SECTIONS)
+        settings = {f"{section}.{key}": value for section, values in sections for key, value in values.items()}
         if settings.get(START) is not None:
             settings[START] = re.sub(r"seed_\d+", "seed_*", str(settings[START]))
         return settings
@@ -109,7 +119,7 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
             if run is not None:
                 runs[folder.resolve()] = run
         for folder in broken:
-            runs.setdefault(folder.resolve(), Run(folder, *run_name(folder), "broken", {}, {}, ()))
+            runs.setdefault(folder.resolve(), Run(folder, *run_name(folder), "broken"))
         if len(runs) == before:
             raise RunError(
                 f"{root} holds no run and no results_*.yaml", "train and evaluate first, or name another folder"
@@ -143,16 +153,14 @@ def run_name(folder: Path) -> tuple[str, int | None]:
 
 def same_items(first: RunResult, second: RunResult) -> None:
     """Refuse two results on different items."""
+    again = "compare results of the same set only; evaluate one of them again"
     if first.total != second.total:
-        raise DataError(
-            f"{first.path} has {first.total} items, {second.path} has {second.total}",
-            "compare results of the same set only; evaluate one of them again",
-        )
+        raise DataError(f"{first.path} has {first.total} items, {second.path} has {second.total}", again)
     if first.sha256 and second.sha256 and first.sha256 != second.sha256:
         raise DataError(
             f"{first.path} and {second.path} were asked different items (data_sha256 {first.sha256[:12]} and "
             f"{second.sha256[:12]})",
-            "compare results of the same set only; evaluate one of them again",
+            again,
         )
 
 
@@ -217,8 +225,7 @@ def read_result(path: Path) -> RunResult:
         accuracy=_accuracy(fields, correct, total, path),
         correct=None if correct is None else int(correct),
         total=int(total),
-        passes_mean=_optional(fields, PASSES_MEAN),
-        passes_std=_optional(fields, PASSES_STD),
+        passes_mean=next((float(fields[name]) for name in PASSES if fields.get(name) is not None), None),
         sha256=fields.get("data_sha256"),
         fields=fields,
     )
@@ -243,10 +250,6 @@ def _number(fields: Mapping[str, Any], names: Sequence[str], path: Path) -> floa
         if value is not None:
             raise DataError(f"{path}: {name} is {value!r}, which is no number", "make the file again")
     raise DataError(f"{path} has no field {' or '.join(names)}", "evaluate again")
-
-
-def _optional(fields: Mapping[str, Any], names: Sequence[str]) -> float | None:
-    return next((float(fields[name]) for name in names if fields.get(name) is not None), None)
 
 
 def _accuracy(fields: Mapping[str, Any], correct: Any, total: float, path: Path) -> float:

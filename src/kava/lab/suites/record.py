@@ -57,7 +57,7 @@ def result_rows(plan: SuitePlan, broken: Mapping[str, str]) -> list[dict[str, An
             facts
             | {"set": r.set, "accuracy": r.accuracy, "correct": r.correct, "total": r.total, "passes": r.passes_mean}
             for r in run.results
-            if (r.mode, r.ablate, r.part) == (modes[run.member], None, "")
+            if r.unchanged and r.mode == modes[run.member]
         ] or [facts | {"reason": broken.get(f"{run.member}/seed_{run.seed}", "not evaluated")}]
     return rows
 

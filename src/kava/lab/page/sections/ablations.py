@@ -85,13 +85,9 @@ def _ablated_runs(member: StudyMember, label: str) -> list[ChangedResult]:
 
 def _paired(plain: RunResult, ablated: RunResult) -> McNemarTest | None:
     same_items(plain, ablated)
-    predictions = [result.predictions() for result in (plain, ablated)]
-    if not all(predictions):
+    right, replaced = plain.right_by_item(), ablated.right_by_item()
+    if not (right and replaced):
         return None
-    try:
-        right, replaced = ({item["id"]: bool(item["correct"]) for item in items} for items in predictions)
-    except KeyError as error:
-        raise DataError(f"predictions beside {plain.path} or {ablated.path} lack {error}", "evaluate again") from error
     if right.keys() != replaced.keys():
         raise DataError(
             f"{plain.path} and {ablated.path} have predictions of other items", "evaluate one of them again"
