@@ -174,6 +174,6 @@ def test_significant_only_before_the_correction_is_inconclusive():
         evidence = simulate(draw, items=200, effects={"E5_shuffled": -0.35}, seed_sd=0.02)
         for verdict in judge(CLAIMS, evidence):
             one = verdict.findings[0]
-            if verdict.claim.name == "control" and one.p < 0.05 <= one.p_holm and one.compared.mean < 0:
+            if verdict.claim.name == "control" and one.p < 0.05 <= one.p_holm and one.compared.difference < 0:
                 found.add((verdict.word, verdict.reason))
     assert found == {("inconclusive", "E5_shuffled against E4_rkv: not significant after the correction")}

@@ -109,7 +109,7 @@ def test_the_seed_level_comparison_is_the_loop(items, seed, shares):
     second = runs(seed + 50, items=items)
     mean, error, freedom = two_way(first, second)
     found = compare_items(first, second)
-    assert (found.mean, found.error) == (pytest.approx(mean), pytest.approx(error))
+    assert (found.difference, found.error) == (pytest.approx(mean), pytest.approx(error))
     half = scipy_stats.t.ppf(0.975, freedom) * error
     assert (found.low, found.high) == (pytest.approx(mean - half), pytest.approx(mean + half))
     assert found.p == pytest.approx(2 * scipy_stats.t.sf(abs(mean) / error, freedom))
@@ -123,7 +123,7 @@ def test_seeds_are_paired_by_number_not_by_place():
     expected = [sum(first[s]) / 12 - sum(second[s]) / 12 for s in (42, 123, 456)]
     assert found.differences == pytest.approx(expected)
     back = compare_items(second, first)
-    assert back.mean == pytest.approx(-found.mean)
+    assert back.difference == pytest.approx(-found.difference)
     assert back.p == pytest.approx(found.p)
 
 
@@ -134,7 +134,7 @@ def test_fewer_than_three_seeds_have_no_interval(seeds):
         compare_values(dict.fromkeys(seeds, 1.0), dict.fromkeys(seeds, 2.0)),
     ):
         assert (found.low, found.high, found.p, found.p_flip) == (None, None, None, None)
-        assert (found.mean is None) == (not seeds)
+        assert (found.difference is None) == (not seeds)
 
 
 def test_three_items_that_agree_are_no_certainty_and_a_thousand_are():
@@ -154,7 +154,7 @@ def test_one_number_a_run_is_the_paired_t_test():
     expected = scipy_stats.ttest_rel([first[s] for s in (1, 2, 3, 4)], [second[s] for s in (1, 2, 3, 4)])
     assert found.p == pytest.approx(expected.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
-    assert found.effect == pytest.approx(found.mean / stdev(found.differences))
+    assert found.d_z == pytest.approx(found.difference / stdev(found.differences))
 
 
 @pytest.mark.parametrize("differences", [[0.1, 0.2, 0.3], [0.1, -0.2, 0.05, 0.4, 0.0], [0.0, 0.0, 0.0], [1.0]])

@@ -107,8 +107,7 @@ def held_out_table(document: dict[str, Any]) -> str:
 def _one_run_each(seed_dirs: Sequence[Path]) -> list[Run]:
     """The run of every folder; a folder that does not exist, or is empty, is a seed without results."""
     runs = [
-        (read_run(folder, os.listdir(folder)) if folder.is_dir() else None)
-        or Run(folder, *run_name(folder), "missing")
+        (read_run(folder, os.listdir(folder)) if folder.is_dir() else None) or Run(folder, *run_name(folder), "missing")
         for folder in dict.fromkeys(seed_dirs)
     ]
     if not runs:

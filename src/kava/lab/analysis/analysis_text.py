@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kava.lab.analysis.claims import CONTROL, WITH_EXPECTED
@@ -70,10 +70,8 @@ def _header(document: Document) -> str:
         f"asked     {evaluated if document['dataset'] else 'nothing: no results_*.yaml of a set; run kava evaluate'}",
         f"seeds     {seeds or '-'}",
     ]
-    if document["left_out"]:
-        lines.append(
-            f"left out  {', '.join(document['left_out'])} (no experiment of the suite, or not in --experiments)"
-        )
+    if left_out := ", ".join(document["left_out"]):
+        lines.append(f"left out  {left_out} (no experiment of the suite, or not in --experiments)")
     return "\n".join(lines)
 
 
@@ -82,7 +80,7 @@ def _experiments(document: Document) -> str:
     rows, reasons = [], []
     for row in document["experiments"]:
         counted = f"{len(row['per_seed'])} of {max(len(document['seeds']), len(row['per_seed']))}"
-        terms = [number(row["terms"][name], 4) for name in ("loss", "ce", "kv", "codi")]
+        terms = _numbers(row["terms"], ("loss", "ce", "kv", "codi"))
         numbers = [percent(row["accuracy_mean"]), percent(row["accuracy_std"]), number(row["forward_passes"], 2)]
         rows.append([row["name"], row["status"], counted, *terms, *numbers])
         for reason in dict.fromkeys(row["absent"].values()):
@@ -111,7 +109,7 @@ def _seeds(rows: Sequence[Document]) -> str:
 
 def _held_out(rows: Sequence[Document]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["losses"]))
-    cells = [[row["name"], *[number(row["losses"].get(name), 4) for name in names]] for row in rows]
+    cells = [[row["name"], *_numbers(row["losses"], names)] for row in rows]
     return table(cells, ["experiment", *names], left=1) if names else ""
 
 
@@ -120,15 +118,12 @@ def _teachers(rows: Sequence[Document]) -> str:
     rows = [row for row in rows if row["held_out"]]
     if not any(teachers_in(row["held_out"]) for row in rows):
         return ""
-
-    def cells(row: Document, names: Sequence[str]) -> list[str]:
-        return [number(row["held_out"].get(name), 4) for name in names]
-
     names = [name for name in NUMBERS if any(name in row["held_out"] for row in rows)]
     header = ["experiment", "accuracy %", *(NUMBERS[name] for name in names)]
-    members = table([[r["name"], percent(r["accuracy_mean"]), *cells(r, names)] for r in rows], header, left=1)
+    cells = [[row["name"], percent(row["accuracy_mean"]), *_numbers(row["held_out"], names)] for row in rows]
+    members = table(cells, header, left=1)
     each = [
-        [row["name"], teacher, *cells(row, [WEIGHT_OF + teacher, TO_TEACHER + teacher])]
+        [row["name"], teacher, *_numbers(row["held_out"], [WEIGHT_OF + teacher, TO_TEACHER + teacher])]
         for row in rows
         for teacher in teachers_in(row["held_out"])
     ]
@@ -140,11 +135,13 @@ def _stability(rows: Sequence[Document]) -> str:
     names = {"jumps_ce": "jumps of log CE", "jumps_loss": "jumps of log loss", "spikes": "spikes %"}
     if all(row["stability"][name] is None for row in rows for name in names):
         return ""
-    cells = [
-        [row["name"], *(number(row["stability"][name], 4) for name in ("jumps_ce", "jumps_loss")),
-         percent(row["stability"]["spikes"])] for row in rows
-    ]  # fmt: skip
+    jumps = [[row["name"], *_numbers(row["stability"], ("jumps_ce", "jumps_loss"))] for row in rows]
+    cells = [[*cells, percent(row["stability"]["spikes"])] for cells, row in zip(jumps, rows, strict=True)]
     return f"{table(cells, ['experiment', *names.values()], left=1)}\n\n{_wrapped(JUMPS)}"
+
+
+def _numbers(values: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
+    return [number(values.get(name), 4) for name in names]
 
 
 def _claim(claim: Document) -> str:
@@ -165,22 +162,17 @@ def _comparison(row: Document) -> str:
     if row["unpaired"]:
         parts.append(_wrapped(f"left out: {_seed_list(row['unpaired'])}, which only one of them has", rest))
     if "mcnemar" in row:
-        pairs = [
-            f"{seed['seed']} {seed['only_first']}/{seed['only_second']} ({_p(seed['p'])})" for seed in row["mcnemar"]
-        ]
-        parts.append(_wrapped(f"only first / only second right (McNemar p): {', '.join(pairs)}", rest))
+        pairs = ", ".join(f"{s['seed']} {s['only_first']}/{s['only_second']} ({_p(s['p'])})" for s in row["mcnemar"])
+        parts.append(_wrapped(f"only first / only second right (McNemar p): {pairs}", rest))
     return "\n".join(parts)
 
 
 def _effect(row: Document) -> str:
     """The difference and its interval, in points or as a ratio."""
-    values = [row[name] for name in ("difference", "low", "high")]
-    if row["measure"] == "accuracy":
-        mean, low, high = ("" if value is None else _points(value) for value in values)
-        text = f": {mean} points"
-    else:
-        mean, low, high = ("" if value is None else f"{math.exp(value):.2f}" for value in values)
-        text = f", {MEASURES[row['measure']]}: ratio {mean}"
+    points = row["measure"] == "accuracy"
+    values = (row[name] for name in ("difference", "low", "high"))
+    mean, low, high = ("" if v is None else _points(v) if points else f"{math.exp(v):.2f}" for v in values)
+    text = f": {mean} points" if points else f", {MEASURES[row['measure']]}: ratio {mean}"
     return text + (f", 95 % [{low}, {high}]" if low else "")
 
 
@@ -220,13 +212,10 @@ def _rules(document: Document) -> str:
 def _made_with(document: Document) -> str:
     made = document["versions"]
     analysis = {name: [value] for name, value in made["analysis"].items() if name in ("kava", "python", "numpy")}
+    packages = {"training": made["training"], "evaluation": made["evaluation"], "analysis": analysis}
     lines = {
-        label: [f"{name} {' and '.join(values)}" for name, values in packages.items() if values]
-        for label, packages in (
-            ("training", made["training"]),
-            ("evaluation", made["evaluation"]),
-            ("analysis", analysis),
-        )
+        label: [f"{name} {' and '.join(values)}" for name, values in of_stage.items() if values]
+        for label, of_stage in packages.items()
     }
     lines["revision"] = [revision if "+" in revision else revision[:12] for revision in made["training_git"]]
     text = "\n".join(_wrapped(f"{label:<11}{', '.join(words) or '-'}", "", " " * 11) for label, words in lines.items())

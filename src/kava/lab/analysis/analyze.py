@@ -138,11 +138,8 @@ def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None
 
 def _stability(log: Log) -> dict[str, float | None]:
     loss, ce = instability(log), instability(log, "ce_student")
-    return {
-        "jumps_loss": loss.jumps if loss else None,
-        "jumps_ce": ce.jumps if ce else None,
-        "spikes": loss.spikes if loss else None,
-    }
+    jumps = {"jumps_loss": loss.jumps if loss else None, "jumps_ce": ce.jumps if ce else None}
+    return {**jumps, "spikes": loss.spikes if loss else None}
 
 
 def _seed_row(seed: int | None, result: RunResult) -> dict[str, Any]:
@@ -165,14 +162,12 @@ def _claim(verdict: Verdict, evidence: Mapping[str, Evidence]) -> dict[str, Any]
 
 def _comparison(finding: Finding, evidence: Mapping[str, Evidence]) -> dict[str, Any]:
     comparison, compared = finding.comparison, finding.compared
-    row = asdict(comparison) | {name: getattr(finding, name) for name in ("word", "reason", "p", "p_holm")}
-    row["unpaired"] = list(finding.unpaired)
-    if finding.spreads is not None:
-        row["spreads"] = list(finding.spreads)
+    row = asdict(finding)
+    row |= row.pop("comparison") | (row.pop("compared") or {})
+    if finding.spreads is None:
+        del row["spreads"]
     if compared is not None:
-        row |= {"seeds": list(compared.seeds), "items": compared.items, "differences": list(compared.differences)}
-        row |= {"difference": compared.mean, "d_z": compared.effect}
-        row |= {name: getattr(compared, name) for name in ("error", "low", "high", "p_flip")}
+        row["d_z"] = compared.d_z
         if comparison.measure == "accuracy" and compared.seeds:
             row |= _by_item(compared.seeds, evidence[comparison.first], evidence[comparison.second])
     return row
@@ -184,7 +179,7 @@ def _by_item(seeds: Sequence[int], first: Evidence, second: Evidence) -> dict[st
     pairs = [mcnemar(np.asarray(first.correct[s]).tolist(), np.asarray(second.correct[s]).tolist()) for s in seeds]
     return {
         "cohens_h": cohens_h(float(a.mean()), float(b.mean())),
-        "bootstrap": list(bootstrap(a, b)),
+        "bootstrap": bootstrap(a, b),
         "mcnemar": [{"seed": seed, **pair._asdict()} for seed, pair in zip(seeds, pairs, strict=True)],
     }
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kava.errors import ConfigError, DataError, RunError
 from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
 from kava.lab.analysis.load_study import load_study
-from kava.lab.analysis.runs import Run, RunResult, refuse_incomparable
+from kava.lab.analysis.runs import Run, refuse_incomparable
 from kava.lab.analysis.study import COUNTED, Study, StudyMember
 from kava.registry import nearest
 

@@ -70,11 +70,7 @@ class Claim:
 
 
 def _pairs(
-    first: str,
-    wants: Literal["above", "below"],
-    *others: str,
-    measure: Measure = "accuracy",
-    decides: bool = True,
+    first: str, wants: Literal["above", "below"], *others: str, measure: Measure = "accuracy", decides: bool = True
 ) -> tuple[MemberComparison, ...]:
     """`first` against each of the others."""
     return tuple(MemberComparison(first, wants, other, measure, decides) for other in others)
@@ -98,11 +94,7 @@ CLAIMS = (
     Claim(
         "compensation",
         "KV alignment compensates for weak latent supervision: E4 is better than E1.",
-        (
-            *_pairs(E4, "above", E1),
-            *_pairs(E2, "above", E1, decides=False),
-            *_pairs(E3, "above", E1, decides=False),
-        ),
+        _pairs(E4, "above", E1) + _pairs(E2, "above", E1, decides=False) + _pairs(E3, "above", E1, decides=False),
     ),
     Claim(
         "stability",
@@ -131,25 +123,21 @@ def claims_of(names: Collection[str]) -> tuple[Claim, ...]:
 
 def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:
     claims = []
-    singles = [name for name in names if name.startswith(SINGLE)]
-    if singles:
-        others = [name for name in (SIMILARITY, LEARNABLE, Z) if name in names]
-        comparisons = [
-            *_pairs(FIXED, "above", *singles),
-            *(pair for name in others for pair in _pairs(name, "above", *singles, decides=False)),
-        ]
+    if singles := [name for name in names if name.startswith(SINGLE)]:
+        fused = [name for name in (SIMILARITY, LEARNABLE, Z) if name in names]
+        beside = [pair for name in fused for pair in _pairs(name, "above", *singles, decides=False)]
         sentence = "Several teachers are better than the best one alone: fixed is better than every single_."
         expected = (("minimum", 0.03), ("ideal", 0.08))
-        claims.append(Claim(WITH_EXPECTED[0], sentence, tuple(comparisons), expected=expected))
-    equal = LONG if LONG in names else FIXED
-    if LEARNABLE in names:
-        weaker = [name for name in (FIXED, SIMILARITY) if name != equal and (name == FIXED or name in names)]
-        comparisons = [*_pairs(LEARNABLE, "above", equal), *_pairs(LEARNABLE, "above", *weaker, decides=False)]
-        sentence = (
-            f"A trained router is better than fixed weights, with as many updates: learnable is better than {equal}."
+        claims.append(
+            Claim(WITH_EXPECTED[0], sentence, (*_pairs(FIXED, "above", *singles), *beside), expected=expected)
         )
+    if LEARNABLE in names:
+        equal = LONG if LONG in names else FIXED
+        weaker = [name for name in (FIXED, SIMILARITY) if name != equal and (name == FIXED or name in names)]
+        pairs = _pairs(LEARNABLE, "above", equal) + _pairs(LEARNABLE, "above", *weaker, decides=False)
+        sentence = "A trained router is better than fixed weights, with as many updates: learnable is better than"
         expected = (("minimum", 0.015), ("ideal", 0.04))
-        claims.append(Claim(WITH_EXPECTED[1], sentence, tuple(comparisons), expected=expected))
+        claims.append(Claim(WITH_EXPECTED[1], f"{sentence} {equal}.", pairs, expected=expected))
     for name, subject in ((FIXED, "Several teachers"), (Z, "Codes of several teachers")):
         if {SFT, name} <= set(names):
             sentence = f"{subject} are better than plain fine-tuning on the same text: {name} is better than sft."
@@ -195,19 +183,15 @@ class Verdict:
 def judge(claims: Sequence[Claim], evidence: Mapping[str, Evidence], margin: float = MARGIN) -> list[Verdict]:
     """A verdict for every claim. Holm's correction is over all deciding comparisons that have a p."""
     tested = [[_tested(comparison, evidence) for comparison in claim.comparisons] for claim in claims]
-    p_values = {
-        id(finding): finding.p
-        for findings in tested
-        for finding in findings
-        if finding.comparison.decides and finding.p is not None
-    }
-    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    corrected = iter(holm([f.p if f.comparison.decides else None for findings in tested for f in findings]))
     verdicts = []
     for claim, findings in zip(claims, tested, strict=True):
-        judged = tuple(_judged(finding, corrected.get(id(finding)), margin) for finding in findings)
-        word, reason = _together([finding for finding in judged if finding.comparison.decides])
-        reason = "; ".join(part for part in (reason, _reached(claim, judged)) if part)
-        verdicts.append(Verdict(claim, word, reason, judged))
+        judged = tuple(_judged(finding, next(corrected), margin) for finding in findings)
+        deciding = [finding for finding in judged if finding.comparison.decides]
+        words = {finding.word for finding in deciding}
+        word = next((word for word in (NOT_SUPPORTED, INCONCLUSIVE) if word in words), SUPPORTED)
+        reasons = [finding.reason for finding in deciding if finding.word == word] + [_reached(claim, deciding)]
+        verdicts.append(Verdict(claim, word, "; ".join(filter(None, reasons)), judged))
     return verdicts
 
 
@@ -243,12 +227,12 @@ def _word(finding: Finding, p_holm: float | None, margin: float) -> tuple[str, s
     compared, label = finding.compared, f"{finding.comparison.first} against {finding.comparison.second}"
     if compared is None or not compared.seeds:
         return INCONCLUSIVE, f"{label}: no seed that both have"
-    if compared.p is None or compared.mean is None or compared.low is None or compared.high is None:
+    if compared.p is None or compared.difference is None or compared.low is None or compared.high is None:
         few = len(compared.seeds)
         seeds = f"only {few} shared seed{'s' if few > 1 else ''}, {FEWEST_SEEDS} are needed"
         return INCONCLUSIVE, f"{label}: {seeds if few < FEWEST_SEEDS else 'a single item'}"
     above = finding.comparison.wants == "above"
-    gain, most = (compared.mean, compared.high) if above else (-compared.mean, -compared.low)
+    gain, most = (compared.difference, compared.high) if above else (-compared.difference, -compared.low)
     if p_holm is not None and p_holm < ALPHA:
         return (SUPPORTED, "") if gain > 0 else (NOT_SUPPORTED, f"{label}: significantly the other way round")
     if most < margin:
@@ -258,21 +242,14 @@ def _word(finding: Finding, p_holm: float | None, margin: float) -> tuple[str, s
     return INCONCLUSIVE, f"{label}: the interval is too wide, it holds both no effect and one as large as the margin"
 
 
-def _reached(claim: Claim, findings: Sequence[Finding]) -> str:
+def _reached(claim: Claim, deciding: Sequence[Finding]) -> str:
     """Which of the effects that the guide expects the intervals of the deciding comparisons reach or exclude."""
-    deciding = [finding.compared for finding in findings if finding.comparison.decides]
-    lows = [compared.low for compared in deciding if compared is not None and compared.low is not None]
-    highs = [compared.high for compared in deciding if compared is not None and compared.high is not None]
+    compared = [finding.compared for finding in deciding if finding.compared is not None]
+    lows = [pair.low for pair in compared if pair.low is not None]
+    highs = [pair.high for pair in compared if pair.high is not None]
     parts = []
     for label, effect in claim.expected:
         reached = len(lows) == len(deciding) and all(low > effect for low in lows)
         word = "excluded" if any(high < effect for high in highs) else "reached" if reached else "open"
         parts.append(f"{label} of {100 * effect:g} points {word}")
     return "the guide's " + ", ".join(parts) if parts else ""
-
-
-def _together(deciding: Sequence[Finding]) -> tuple[str, str]:
-    """The claim's word and the reasons of the comparisons that have the same word."""
-    words = {finding.word for finding in deciding}
-    word = next((word for word in (NOT_SUPPORTED, INCONCLUSIVE) if word in words), SUPPORTED)
-    return word, "; ".join(finding.reason for finding in deciding if finding.word == word and finding.reason)

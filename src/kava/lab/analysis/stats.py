@@ -81,7 +81,7 @@ class PairedComparison:
     seeds: tuple[int, ...]
     items: int | None  # None: one number a seed, not a set of items
     differences: tuple[float, ...]  # one a seed
-    mean: float | None
+    difference: float | None  # their mean
     error: float | None = None
     low: float | None = None
     high: float | None = None
@@ -89,10 +89,10 @@ class PairedComparison:
     p_flip: float | None = None  # exact: signs of the seeds' differences flipped; no smaller than 2 / 2**seeds
 
     @property
-    def effect(self) -> float | None:
-        """d_z = mean / sample sd of the seeds' differences."""
+    def d_z(self) -> float | None:
+        """The effect size: mean / sample sd of the seeds' differences."""
         sd = spread(self.differences)
-        return self.mean / sd if self.mean is not None and sd else None
+        return self.difference / sd if self.difference is not None and sd else None
 
 
 def compare_items(first: Mapping[int, ArrayLike], second: Mapping[int, ArrayLike]) -> PairedComparison:
@@ -130,12 +130,10 @@ def compare_values(first: Mapping[int, float], second: Mapping[int, float]) -> P
     """The paired t test of one number per run, paired by seed number."""
     seeds = tuple(sorted(set(first) & set(second)))
     differences = tuple(float(first[seed]) - float(second[seed]) for seed in seeds)
-    if not seeds:
-        return PairedComparison((), None, (), None)
-    mean = float(np.mean(differences))
+    mean = float(np.mean(differences)) if seeds else None
     comparison = PairedComparison(seeds, None, differences, mean)
     sd = spread(differences)
-    if sd is None or len(seeds) < FEWEST_SEEDS:
+    if mean is None or sd is None or len(seeds) < FEWEST_SEEDS:
         return comparison
     return _tested(comparison, mean, sd / math.sqrt(len(seeds)), len(seeds) - 1)
 
@@ -175,12 +173,13 @@ def brown_forsythe(groups: Sequence[Sequence[float]]) -> float | None:
     return float(test.pvalue) if math.isfinite(test.statistic) else None
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p, in the order given: the k-th smallest times (n - k + 1), never falling, at most 1."""
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p, in their order: the k-th smallest of n times (n - k + 1), never falling, at most 1. None stays."""
+    known = {i: p for i, p in enumerate(p_values) if p is not None}
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(sorted(known, key=known.__getitem__)):
+        highest = adjusted[place] = max(highest, min(1.0, (len(known) - rank) * known[place]))
     return adjusted
 
 

@@ -76,10 +76,9 @@ def _ablated_runs(member: StudyMember, label: str) -> list[ChangedResult]:
         for entry in _changed_results(member, label)
         if entry.trained is not None and entry.kind and not entry.changes
     ]
-    tests = {i: entry.paired.p for i, entry in enumerate(ablated) if entry.paired is not None}
-    corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
+    corrected = holm([entry.paired.p if entry.paired is not None else None for entry in ablated])
     order = {kind: i for i, kind in enumerate(KINDS)}
-    entries = [replace(entry, p_holm=corrected.get(i)) for i, entry in enumerate(ablated)]
+    entries = [replace(entry, p_holm=p) for entry, p in zip(ablated, corrected, strict=True)]
     return sorted(entries, key=lambda entry: (order.get(entry.kind, len(order)), entry.run.seed or 0))
 
 
