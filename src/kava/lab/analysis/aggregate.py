@@ -33,7 +33,8 @@ def aggregate(
     sources. Without `datasets`: every set for which some seed has results. Without `mode`: the mode that was trained."""
     runs = _one_run_each(seed_dirs)
     mode = mode or ("cot" if any(run.explicit for run in runs) else "latent")
-    sets = list(dict.fromkeys(datasets)) or _sets_of(runs, mode)
+    evaluated = [r.set for run in runs for r in run.results if r is run.result(r.set, mode)]
+    sets = list(dict.fromkeys(datasets or evaluated))
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
     recipe = next((run.recipe for run in runs if run.recipe), {})
@@ -51,11 +52,12 @@ def aggregate(
     }
     if held_out := over_seeds([held_out_numbers(run.log()) for run in runs]):
         body["held_out"] = held_out
-    if all(not entry["num_seeds"] for entry in body["datasets"].values()):
+    if not set(sets) & set(evaluated):
         raise RunError(
             f"no seed has results of {', '.join(sets)} (mode {mode})", "run kava evaluate on each best_checkpoint first"
         )
-    return {config or _config_name(runs): body}
+    names = [name for run in runs if (name := run.recipe.get("about", {}).get("name"))]
+    return {config or str(next(iter(names), runs[0].member)): body}
 
 
 def write(document: dict[str, Any], as_json: Path | None, as_yaml: Path | None) -> None:
@@ -80,17 +82,12 @@ def missing(document: dict[str, Any]) -> list[str]:
 def accuracy_table(document: dict[str, Any]) -> str:
     """Accuracy, spread and forward passes for the console, a row per set."""
     (body,) = document.values()
-    rows = [
-        (
-            name,
-            f"{entry['num_seeds']} of {body['num_seeds']}",
-            percent(entry["accuracy_mean"]) + ("" if entry["accuracy_mean"] is None else " %"),
-            percent(entry["accuracy_std"]),
-            number(entry["forward_passes_mean"]),
-            " ".join(percent(seed["accuracy"]) for seed in entry["per_seed"].values()),
-        )
-        for name, entry in body["datasets"].items()
-    ]
+    rows = []
+    for name, entry in body["datasets"].items():
+        mean = percent(entry["accuracy_mean"]) + ("" if entry["accuracy_mean"] is None else " %")
+        each = " ".join(percent(seed["accuracy"]) for seed in entry["per_seed"].values())
+        seeds, passes = f"{entry['num_seeds']} of {body['num_seeds']}", number(entry["forward_passes_mean"])
+        rows.append((name, seeds, mean, percent(entry["accuracy_std"]), passes, each))
     return table(rows, ("set", "seeds", "accuracy", "sd", "passes", "per seed, %"))
 
 
@@ -119,10 +116,6 @@ def _one_run_each(seed_dirs: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def _sets_of(runs: Sequence[Run], mode: str) -> list[str]:
-    return list(dict.fromkeys(r.set for run in runs for r in run.results if r is run.result(r.set, mode)))
-
-
 def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
     score = Score(tuple((run, result) for run in runs if (result := run.result(name, mode)) is not None))
     results = [result for _, result in score.results]
@@ -149,17 +142,9 @@ def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
 
 def _refuse_other_settings(runs: Sequence[Run]) -> None:
     """Seeds of one recipe differ in the seed alone."""
-    trained = [run for run in runs if run.recipe]
-    for run in trained[1:]:
-        expected = trained[0].trained_settings
-        keys = [key for key, setting in run.trained_settings.items() if setting != expected.get(key)]
+    first, *others = [run for run in runs if run.recipe] or runs
+    for run in others:
+        keys = [key for key, value in run.trained_settings.items() if value != first.trained_settings.get(key)]
         if keys:
-            raise DataError(
-                f"{run.folder} was trained with other settings than {trained[0].folder}: {', '.join(keys[:3])}",
-                "aggregate seeds of one recipe",
-            )
-
-
-def _config_name(runs: Sequence[Run]) -> str:
-    """The recipe's name, or that of the folder that holds the seeds."""
-    return next((str(name) for run in runs if (name := run.recipe.get("about", {}).get("name"))), runs[0].member)
+            differ = f"{run.folder} was trained with other settings than {first.folder}: {', '.join(keys[:3])}"
+            raise DataError(differ, "aggregate seeds of one recipe")

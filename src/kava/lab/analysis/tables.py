@@ -13,10 +13,7 @@ from kava.lab.analysis.paper import SET, SOURCE, TABLE, Published
 from kava.text_table import percent
 
 AGGREGATED = "aggregated_results"
-CSV_HEADER = (
-    "Model", "Dataset", "Eval_Dataset", "Accuracy_Mean", "Accuracy_Std", "Forward_Passes_Mean", "Forward_Passes_Std",
-    "Num_Seeds",
-)  # fmt: skip
+CSV_HEADER = "Model Dataset Eval_Dataset Accuracy_Mean Accuracy_Std Forward_Passes_Mean Forward_Passes_Std Num_Seeds"
 CSV_NUMBERS = ("accuracy_mean", "accuracy_std", "forward_passes_mean", "forward_passes_std")
 FIRST = ("gsm8k", "gsm8k-hard", "svamp")
 TITLES = {
@@ -30,17 +27,16 @@ STYLES = {
 }
 _SPECIAL = {
     **{c: "\\" + c for c in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
 }
 
 
 class AggregatedRecipe(NamedTuple):
-    """The config's name and what `kava aggregate` wrote under it."""
+    """The config's name and what `kava aggregate` wrote under it, in which folder."""
 
     config: str
     body: dict[str, Any]
+    folder: Path
 
     @property
     def model(self) -> str:
@@ -70,15 +66,12 @@ def find_aggregated(input_dir: Path) -> list[AggregatedRecipe]:
     if not folders:
         raise RunError(f"{input_dir} holds no {AGGREGATED}.json or .yaml", "run kava seeds or kava aggregate first")
     recipes: dict[str, AggregatedRecipe] = {}
-    folder_of: dict[str, Path] = {}
     for folder in sorted(folders):
         for config, body in _read(folder).items():
             if config in recipes:
-                raise DataError(
-                    f"{config} is aggregated twice: in {folder_of[config]} and in {folder}",
-                    "give a folder with one of them",
-                )
-            recipes[config], folder_of[config] = AggregatedRecipe(config, body), folder
+                twice = f"{config} is aggregated twice: in {recipes[config].folder} and in {folder}"
+                raise DataError(twice, "give a folder with one of them")
+            recipes[config] = AggregatedRecipe(config, body, folder)
     return list(recipes.values())
 
 
@@ -86,7 +79,7 @@ def as_csv(recipes: Sequence[AggregatedRecipe]) -> str:
     """A line per recipe and set; fractions, as in the files; a missing number is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    writer.writerow(CSV_HEADER.split())
     for recipe in recipes:
         for name, entry in recipe.body["datasets"].items():
             cells = ["" if entry.get(key) is None else f"{entry[key]:.6g}" for key in CSV_NUMBERS]
@@ -114,12 +107,9 @@ def as_latex(recipes: Sequence[AggregatedRecipe], style: str = "paren") -> str:
     compared = [[*_names(recipe), *numbers] for recipe, numbers in _beside_the_paper(recipes) if recipe.published]
     if compared:
         head = ["Model", "Dataset", "CoT", "CODI", "PCCoT", "KaVa", "ours", r"$\Delta$"]
-        caption = (
-            r"GSM8k test accuracy (\%): published values, ours, and ours $-$ KaVa ($\Delta$). "
-            rf"Published: {latex(SOURCE)}."
-        )
+        caption = r"GSM8k test accuracy (\%): published values, ours, and ours $-$ KaVa ($\Delta$). Published: "
         body = [[*cells[:-1], cells[-1] if cells[-1] == "-" else f"${cells[-1]}$"] for cells in compared]
-        parts.append(_table(head, body, caption, "tab:paper"))
+        parts.append(_table(head, body, f"{caption}{latex(SOURCE)}.", "tab:paper"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,24 +134,11 @@ def _beside_the_paper(recipes: Sequence[AggregatedRecipe]) -> Iterator[tuple[Agg
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str, label: str) -> str:
-    lines = [" & ".join(cells) + r" \\" for cells in body]
-    return "\n".join(
-        [
-            r"\begin{table}[t]",
-            r"\centering",
-            rf"\caption{{{caption}}}",
-            rf"\label{{{label}}}",
-            *([r"\small", r"\setlength{\tabcolsep}{4pt}"] if len(head) > 6 else []),
-            rf"\begin{{tabular}}{{ll{'c' * (len(head) - 2)}}}",
-            r"\toprule",
-            " & ".join(head) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
-    )
+    lines = [r"\begin{table}[t]", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+    lines += [r"\small", r"\setlength{\tabcolsep}{4pt}"] if len(head) > 6 else []
+    lines += [rf"\begin{{tabular}}{{ll{'c' * (len(head) - 2)}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
+    lines += [" & ".join(cells) + r" \\" for cells in body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
 
 
 def _names(recipe: AggregatedRecipe) -> list[str]:
