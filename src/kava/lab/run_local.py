@@ -10,9 +10,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -39,12 +38,8 @@ class Job:
 
     def without(self, train: bool = False, evaluate: bool = False) -> Job:
         """The job without its training or its evaluations."""
-        return replace(
-            self,
-            train=() if train else self.train,
-            evaluate=() if evaluate else self.evaluate,
-            updates=0 if train else self.updates,
-        )
+        job = replace(self, train=(), updates=0) if train else self
+        return replace(job, evaluate=()) if evaluate else job
 
     def commands(self) -> list[tuple[str, ...]]:
         return [words for words in (self.train, *self.evaluate) if words]
@@ -60,73 +55,61 @@ class _Slot:
     process: subprocess.Popen[bytes] | None = None
 
 
-@dataclass
-class _Pool:
-    jobs: Sequence[Job]
-    parallel: int
-    quiet: bool
-    broken: dict[str, str] = field(default_factory=dict)
-    slots: list[_Slot] = field(default_factory=list)
-
-    def run(self) -> dict[str, str]:
-        queue = list(self.jobs)
-        devices = _devices()
-        bar = _Bar(self.jobs, self.quiet)
-        try:
-            while queue or self.slots:
-                while len(self.slots) < self.parallel and (job := self._next(queue)) is not None:
-                    free = [device for device in devices if device not in [slot.device for slot in self.slots]]
-                    self.slots.append(_Slot(job, job.commands(), free[0] if free else None))
-                self.slots = [slot for slot in self.slots if self._continues(slot)]
-                bar.show([slot.job for slot in self.slots], len(queue))
-                time.sleep(POLL if self.slots else 0)
-        finally:
-            self._stop()
-            bar.close()
-        return self.broken
-
-    def _next(self, queue: list[Job]) -> Job | None:
-        """Remove and return the first job that waits for none; a job that waits for a broken one is broken too."""
-        for job in [job for job in queue if job.after in self.broken]:
-            queue.remove(job)
-            self.broken[job.label] = f"it begins where {job.after} ends, which broke"
-            return self._next(queue)
-        ahead = {job.label for job in (*queue, *(slot.job for slot in self.slots))}
-        ready = next((job for job in queue if job.after not in ahead), None)
-        if ready is not None:
-            queue.remove(ready)
-        return ready
-
-    def _continues(self, slot: _Slot) -> bool:
-        """Start the job's next process when the last one has ended; False when the job has ended."""
-        if slot.process is not None:
-            code = slot.process.poll()
-            if code is None:
-                return True
-            if code:
-                self.broken[slot.job.label] = (
-                    f"{slot.waiting[0][0]} ended with code {code}: {last_line(slot.job.output)}"
-                )
-                return False
-            slot.waiting.pop(0)
-        if not slot.waiting:
-            return False
-        slot.process = _start(slot.job, slot.waiting[0], self.parallel, slot.device)
-        return True
-
-    def _stop(self) -> None:
-        """Terminate what runs; a training saves a checkpoint before it ends."""
-        running = [slot.process for slot in self.slots if slot.process is not None and slot.process.poll() is None]
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-
-
 def run_jobs(jobs: Sequence[Job], parallel: int = 1, quiet: bool = False) -> dict[str, str]:
     """Run all jobs; returns those that broke: label -> last line of the output."""
+    queue, slots = list(jobs), list[_Slot]()
+    broken: dict[str, str] = {}
+    devices, parallel = _devices(), max(1, parallel)
+    bar = _Bar(jobs, quiet)
     with _sigterm_as_interrupt():
-        return _Pool(jobs, max(1, parallel), quiet).run()
+        try:
+            while queue or slots:
+                while len(slots) < parallel and (job := _next(queue, [slot.job for slot in slots], broken)) is not None:
+                    free = [device for device in devices if device not in [slot.device for slot in slots]]
+                    slots.append(_Slot(job, job.commands(), free[0] if free else None))
+                slots = [slot for slot in slots if _continues(slot, parallel, broken)]
+                bar.show([slot.job for slot in slots], len(queue))
+                time.sleep(POLL if slots else 0)
+        finally:
+            _stop([slot.process for slot in slots if slot.process is not None and slot.process.poll() is None])
+            bar.bar.close()
+    return broken
+
+
+def _next(queue: list[Job], running: Sequence[Job], broken: dict[str, str]) -> Job | None:
+    """Remove and return the first job that waits for none; a job that waits for a broken one is broken too."""
+    while blocked := next((job for job in queue if job.after in broken), None):
+        queue.remove(blocked)
+        broken[blocked.label] = f"it begins where {blocked.after} ends, which broke"
+    ahead = {job.label for job in (*queue, *running)}
+    ready = next((job for job in queue if job.after not in ahead), None)
+    if ready is not None:
+        queue.remove(ready)
+    return ready
+
+
+def _continues(slot: _Slot, parallel: int, broken: dict[str, str]) -> bool:
+    """Start the job's next process when the last one has ended; False when the job has ended."""
+    if slot.process is not None:
+        code = slot.process.poll()
+        if code is None:
+            return True
+        verb = slot.waiting.pop(0)[0]
+        if code:
+            broken[slot.job.label] = f"{verb} ended with code {code}: {last_line(slot.job.output)}"
+            return False
+    if not slot.waiting:
+        return False
+    slot.process = _start(slot.job, slot.waiting[0], parallel, slot.device)
+    return True
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Terminate what runs; a training saves a checkpoint before it ends."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
 
 
 def last_line(path: Path) -> str:
@@ -159,11 +142,7 @@ def _devices() -> list[str]:
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM (a scheduler's) becomes KeyboardInterrupt, which ends the children too."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -176,7 +155,6 @@ class _Bar:
     def __init__(self, jobs: Sequence[Job], quiet: bool):
         self.quiet = quiet
         self.live = sys.stderr.isatty() and not quiet
-        self.jobs = jobs
         self.steps = {job.label: 0 for job in jobs}
         self.began = self.printed = time.monotonic()
         total = sum(job.updates for job in jobs) or None
@@ -196,9 +174,6 @@ class _Bar:
             parts = ", ".join(f"{job.label} {self.steps[job.label]}" for job in running)
             of = f"/{self.bar.total}" if self.bar.total else ""
             print(f"{now - self.began:.0f} s: {done}{of} updates, {waiting} jobs waiting, running {parts}", flush=True)
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def last_step(folder: Path) -> int:
