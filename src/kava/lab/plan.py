@@ -158,13 +158,10 @@ def _is_finished(folder: Path, recipe: Recipe) -> bool:
 
 def plan_seeds(runs: RunSet, root: Path) -> list[Job]:
     """A job per seed."""
-    jobs = [
-        plan_run(
-            f"seed_{seed}", runs.config, root / f"seed_{seed}", seed, runs.settings,
-            [runs.evaluation(runs.sets)], runs.train_flags,
-        )
-        for seed in runs.seeds
-    ]  # fmt: skip
+    jobs = []
+    for seed in runs.seeds:
+        label, evaluations = f"seed_{seed}", [runs.evaluation(runs.sets)]
+        jobs.append(plan_run(label, runs.config, root / label, seed, runs.settings, evaluations, runs.train_flags))
     return [job.without(train=runs.skip_train, evaluate=runs.skip_eval) for job in jobs]
 
 
@@ -197,14 +194,11 @@ def plan_suite(
                 after, start = _start(member, seed, root, members, runs.skip_train)
                 if after in refused:
                     raise ConfigError(f"it begins where {after} ends, which broke")
-                job = plan_run(
-                    label, shared, root / label, seed, [*member.settings, *start], [_evaluation(member, runs)],
-                    runs.train_flags, after,
-                )  # fmt: skip
+                settings, evaluations = [*member.settings, *start], [_evaluation(member, runs)]
+                jobs.append(plan_run(label, shared, root / label, seed, settings, evaluations, runs.train_flags, after))
             except ConfigError as error:
                 refused[label] = error
-                continue
-            jobs.append(job.without(train=runs.skip_train, evaluate=runs.skip_eval))
+    jobs = [job.without(train=runs.skip_train, evaluate=runs.skip_eval) for job in jobs]
     return SuitePlan(suite, runs, root, members, tuple(jobs), refused)
 
 
@@ -227,10 +221,8 @@ def _start(
         return "", ()
     best = root / member.after / f"seed_{seed}" / "best_checkpoint"
     if member.after not in [other.name for other in members] and not skip_train and not best.is_dir():
-        raise RunError(
-            f"{member.name} begins where {member.after} ends, and there is no {best}",
-            f"add {member.after} to --members",
-        )
+        missing = f"{member.name} begins where {member.after} ends, and there is no {best}"
+        raise RunError(missing, f"add {member.after} to --members")
     return f"{member.after}/seed_{seed}", (f"training.start_from={best}",)
 
 

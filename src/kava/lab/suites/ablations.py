@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from kava.config import Recipe
 from kava.lab.suites import phases
 from kava.lab.suites.member import Suite, SuiteMember, answer_mode
@@ -33,9 +35,7 @@ def _explicit(recipe: Recipe) -> list[SuiteMember]:
         changes += [SuiteMember(f"keep_{n}", f"{n} entries kept", (f"explicit.target_len={n}",)) for n in lengths]
     changes += _distances(recipe, (*DISTANCES, "cosine", "mercator", "hybrid"))
     if recipe.projector.direction == "teacher_to_student":
-        changes.append(
-            SuiteMember("no_guard", "nothing keeps the projector from collapsing", ("projector.guard=none",))
-        )
+        changes += [SuiteMember("no_guard", "nothing keeps the projector from collapsing", ("projector.guard=none",))]
     return changes
 
 
@@ -44,14 +44,12 @@ def _grid(recipe: Recipe) -> list[SuiteMember]:
     latents, rounds = recipe.latent.num_tokens, recipe.latent.num_iterations
     if latents == 0 or recipe.latent.method == "sequential":
         return []
-    lengths = sorted({max(1, latents // 2), latents, 2 * latents})
-    times = sorted({0, 1, rounds, 2 * rounds})
+    sizes = product(sorted({max(1, latents // 2), latents, 2 * latents}), sorted({0, 1, rounds, 2 * rounds}))
     return [
         SuiteMember(
             f"M{m}_T{t}", f"{m} latents, {t} iterations", (f"latent.num_tokens={m}", f"latent.num_iterations={t}")
         )
-        for m in lengths
-        for t in times
+        for m, t in sizes
         if (m, t) != (latents, rounds)
     ]
 
@@ -76,26 +74,21 @@ def _distances(recipe: Recipe, kinds: tuple[str, ...]) -> list[SuiteMember]:
 
 def _switches(recipe: Recipe) -> list[SuiteMember]:
     """Projection, last step and standard deviation, each the other way round."""
-    loss, dataset = recipe.loss, recipe.dataset
-    on = {True: "true", False: "false"}
+    latent, loss, last = recipe.latent, recipe.loss, recipe.dataset.drop_last_step
+    spread = bool(loss.alpha2_kv or loss.alpha1_codi)  # of the teacher, which distances are divided by
     changes: list[SuiteMember] = []
-    if recipe.latent.num_tokens and recipe.latent.num_iterations:
-        name = "no_projection" if loss.use_projection else "projection"
-        changes.append(
-            SuiteMember(name, name.replace("_", " "), (f"loss.use_projection={on[not loss.use_projection]}",))
-        )
-    last = "keep_last_step" if dataset.drop_last_step else "drop_last_step"
-    changes.append(
-        SuiteMember(last, last.replace("_", " "), (f"dataset.drop_last_step={on[not dataset.drop_last_step]}",))
-    )
-    if loss.alpha2_kv or loss.alpha1_codi:
-        name = "no_std" if loss.layerwise_std else "layerwise_std"
-        title = "no division by the teacher's spread" if loss.layerwise_std else "one per layer"
-        changes.append(SuiteMember(name, title, (f"loss.layerwise_std={on[not loss.layerwise_std]}",)))
-        if loss.layerwise_std and loss.std_scope == "sample":
-            changes.append(
-                SuiteMember("std_batch", "one spread per batch, as the parents have it", ("loss.std_scope=batch",))
-            )
+    for applies, key, current, on, off in (
+        (latent.num_tokens and latent.num_iterations, "loss.use_projection", loss.use_projection,
+         ("projection", "projection"), ("no_projection", "no projection")),
+        (True, "dataset.drop_last_step", last, ("drop_last_step", "drop last step"), ("keep_last_step", "keep last step")),
+        (spread, "loss.layerwise_std", loss.layerwise_std,
+         ("layerwise_std", "one per layer"), ("no_std", "no division by the teacher's spread")),
+    ):  # fmt: skip
+        if applies:
+            name, title = off if current else on
+            changes.append(SuiteMember(name, title, (f"{key}={'false' if current else 'true'}",)))
+    if spread and loss.layerwise_std and loss.std_scope == "sample":
+        changes += [SuiteMember("std_batch", "one spread per batch, as the parents have it", ("loss.std_scope=batch",))]
     return changes
 
 

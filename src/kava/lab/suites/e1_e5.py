@@ -41,9 +41,8 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
     )
 
 
-SUITE = Suite(
-    "e1-e5",
-    "E1 to E5 with every control",
-    lambda recipe: "explicit" if recipe.explicit.enabled else "latent",
-    members,
-)
+def line(recipe: Recipe) -> str:
+    return "explicit" if recipe.explicit.enabled else "latent"
+
+
+SUITE = Suite("e1-e5", "E1 to E5 with every control", line, members)

@@ -79,14 +79,13 @@ def ablations(recipe: Recipe) -> list[SuiteMember]:
     """How the teachers are weighed, how many there are, keys or values alone, and how tokens are paired."""
     mixture, explicit = recipe.mixture, recipe.explicit.enabled
     current = {"learnable": mixture.router}.get(mixture.fusion, mixture.fusion)
-    changes: list[SuiteMember] = []
-    for name in ("fixed", *(["similarity"] if explicit else []), *ROUTERS):
-        settings: tuple[str, ...] = (f"mixture.fusion={name}",)
-        if name in ROUTERS:
-            query = () if explicit else ("mixture.query=embedding",)
-            settings = ("mixture.fusion=learnable", f"mixture.router={name}", *query)
-        if name != current:
-            changes.append(SuiteMember(f"routing_{name}", f"weights: {name}", settings))
+    query = () if explicit else ("mixture.query=embedding",)
+    routings: dict[str, tuple[str, ...]] = {"fixed": ("mixture.fusion=fixed",)}
+    routings |= {"similarity": ("mixture.fusion=similarity",)} if explicit else {}
+    routings |= {name: ("mixture.fusion=learnable", f"mixture.router={name}", *query) for name in ROUTERS}
+    changes = [
+        SuiteMember(f"routing_{n}", f"weights: {n}", settings) for n, settings in routings.items() if n != current
+    ]
     for count in range(1, len(mixture.teachers)):
         teachers = mixture.teachers[:count]
         labels = ", ".join(teacher.label for teacher in teachers)
@@ -114,12 +113,12 @@ PHASES = Suite(
     "several teachers (fixed, similarity, learnable, z) against each alone and none",
     lambda recipe: "phases",
     members,
-    needs=NEEDS,
+    NEEDS,
 )
 STAGES = Suite(
     "stages",
     "fixed, similarity, learnable in turn, each from the one before, with controls",
     lambda recipe: "stages",
     stages,
-    needs=NEEDS + ", on the explicit line",
+    NEEDS + ", on the explicit line",
 )
