@@ -18,11 +18,8 @@ from kava.lab.analysis.study import COUNTED, Study, StudyMember
 from kava.registry import nearest
 
 EXPLICIT = "full_cot"  # writes its chain of thought
-KNOWN = tuple(
-    dict.fromkeys(
-        ["E0_ce_only", E1, E2, E3, E4, E5, *(name for claim in CLAIMS for name in claim.members), EXPLICIT, *TEACHERS]
-    )
-)
+OF_CLAIMS = [name for claim in CLAIMS for name in claim.members]
+KNOWN = tuple(dict.fromkeys(["E0_ce_only", E1, E2, E3, E4, E5, *OF_CLAIMS, EXPLICIT, *TEACHERS]))
 ONE_CONFIG = "compare runs of one recipe with equal data and updates; --experiments names them"
 
 
@@ -74,10 +71,8 @@ def _names(names: list[str], experiments: Sequence[str]) -> list[str]:
             raise ConfigError(f"no experiment {name!r} below the folder", nearest(name, names))
     known = sorted((name for name in names if _known(name) in KNOWN), key=lambda name: KNOWN.index(_known(name)))
     if not wanted and not known:
-        raise RunError(
-            f"no experiment of a suite with claims (e1-e5, phases, stages), only {', '.join(names[:8])}",
-            "name what to compare with --experiments",
-        )
+        others = f"no experiment of a suite with claims (e1-e5, phases, stages), only {', '.join(names[:8])}"
+        raise RunError(others, "name what to compare with --experiments")
     return wanted or known
 
 
@@ -95,10 +90,8 @@ def _runs(name: str, runs: Iterable[Run]) -> list[Run]:
         if seed is None:
             seed = next((result.fields["seed"] for result in run.results if "seed" in result.fields), None)
         if seed in by_seed:
-            raise DataError(
-                f"{name}, seed {seed} is there twice: {by_seed[seed].folder} and {run.folder}",
-                "give --output_base the folder of one of them",
-            )
+            twice = f"{name}, seed {seed} is there twice: {by_seed[seed].folder} and {run.folder}"
+            raise DataError(twice, "give --output_base the folder of one of them")
         by_seed[seed] = replace(run, seed=seed)
     return list(by_seed.values())
 
@@ -146,11 +139,10 @@ def _refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any
 
 def _set(members: Sequence[StudyMember], planned: Sequence[str], dataset: str | None) -> str | None:
     """--dataset, or the first set on which every experiment with results was evaluated; None without any results."""
-    of_members = [
-        {r.set for run in member.runs for r in run.results if r.unchanged and r.mode == member.mode}
-        for member in members
+    results = [
+        (r for run in member.runs for r in run.results if r.unchanged and r.mode == member.mode) for member in members
     ]
-    of_members = [sets for sets in of_members if sets]
+    of_members = [sets for of_member in results if (sets := {result.set for result in of_member})]
     every = set().union(*of_members)
     if dataset is not None:
         if dataset not in every:
@@ -158,27 +150,26 @@ def _set(members: Sequence[StudyMember], planned: Sequence[str], dataset: str | 
         return dataset
     common = set.intersection(*of_members) if of_members else set()
     if every and not common:
-        raise DataError(
-            f"no set that every experiment was asked; there are {', '.join(sorted(every))}", "choose one with --dataset"
-        )
-    recipes = [run.recipe.get("evaluation", {}).get("datasets", []) for member in members for run in member.runs]
-    candidates = [*planned, *(name for names in recipes for name in names), *sorted(common)]
+        others = f"no set that every experiment was asked; there are {', '.join(sorted(every))}"
+        raise DataError(others, "choose one with --dataset")
+    runs = [run for member in members for run in member.runs]
+    in_recipes = [name for run in runs for name in run.recipe.get("evaluation", {}).get("datasets", [])]
+    candidates = [*planned, *in_recipes, *sorted(common)]
     return next((name for name in candidates if name in common), None)
 
 
 def _absent(study: Study, member: StudyMember, runs: Sequence[Run], seeds: Sequence[int]) -> dict[int, str]:
     """Seed -> why it has no result on the set."""
     results = study.results(member)
-    absent = {}
-    for run in runs:
-        if run.seed is None or run.seed in results:
-            continue
+    absent = dict.fromkeys(set(seeds) - {run.seed for run in runs}, "no run")
+    for run in (run for run in runs if run.seed not in results):
+        line = study.broken.get(run.folder.resolve())
+        reason = f"{run.status}: {line}" if line else run.status
         if run.status in COUNTED:
-            absent[run.seed] = f"{run.status}, no results" + "".join(f" of {label}" for label in study.sets)
-        else:
-            line = study.broken.get(run.folder.resolve())
-            absent[run.seed] = f"{run.status}: {line}" if line else run.status
-    return dict(sorted((dict.fromkeys(set(seeds) - {run.seed for run in runs}, "no run") | absent).items()))
+            reason = f"{run.status}, no results" + "".join(f" of {label}" for label in study.sets)
+        if run.seed is not None:
+            absent[run.seed] = reason
+    return dict(sorted(absent.items()))
 
 
 def _correct(study: Study, absent: Mapping[str, dict[int, str]]) -> dict[str, dict[int, NDArray[np.bool_]]]:
@@ -196,9 +187,7 @@ def _correct(study: Study, absent: Mapping[str, dict[int, str]]) -> dict[str, di
                 continue
             first = first or (result.path, list(judged))
             if judged.keys() != set(first[1]):
-                raise DataError(
-                    f"{first[0]} and {result.path} have predictions of different items",
-                    "evaluate one of them again",
-                )
+                different = f"{first[0]} and {result.path} have predictions of different items"
+                raise DataError(different, "evaluate one of them again")
             correct.setdefault(member.label, {})[seed] = np.array([judged[key] for key in first[1]])
     return correct

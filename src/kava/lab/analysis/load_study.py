@@ -21,9 +21,7 @@ def load_study(roots: Sequence[Path], sets: Sequence[str] = (), strict: bool = T
     """
     runs = find_runs(roots)
     suites = {path.parent: read_mapping(path) for path in _suite_files(roots)}
-    entries: dict[str, Entry] = {
-        name: entry for suite in suites.values() for name, entry in suite.get("members", {}).items()
-    }
+    entries: dict[str, Entry] = {n: entry for suite in suites.values() for n, entry in suite.get("members", {}).items()}
     resolved = {root.resolve() for root in roots}
     planned = [name for folder, suite in suites.items() if folder in resolved for name in suite.get("members", {})]
     labels = list(dict.fromkeys(label_of(result) for run in runs for result in run.results))
@@ -54,10 +52,8 @@ def _refuse_mixed(runs: Sequence[Run], members: Sequence[StudyMember]) -> None:
         for run in member.runs:
             first = first_of.setdefault(run.seed, run)
             if first is not run:
-                raise ConfigError(
-                    f"two runs of {member.label}, seed {run.seed}: {first.folder} and {run.folder}",
-                    "leave one out or rename it",
-                )
+                twice = f"two runs of {member.label}, seed {run.seed}: {first.folder} and {run.folder}"
+                raise ConfigError(twice, "leave one out or rename it")
 
 
 def _reported(runs: Sequence[Run], labels: Sequence[str], sets: Sequence[str]) -> list[str]:
@@ -75,8 +71,8 @@ def _suite_files(roots: Sequence[Path]) -> list[Path]:
     paths: dict[Path, None] = {}
     for root in roots:
         whole = root.resolve()
-        candidates = [*(folder / SUITE for folder in (whole.parent.parent, whole.parent, whole))]
-        paths |= dict.fromkeys(path for path in [*candidates, *sorted(whole.glob(f"*/{SUITE}"))] if path.is_file())
+        above = (folder / SUITE for folder in (whole.parent.parent, whole.parent, whole))
+        paths |= dict.fromkeys(path for path in (*above, *sorted(whole.glob(f"*/{SUITE}"))) if path.is_file())
     return list(paths)
 
 

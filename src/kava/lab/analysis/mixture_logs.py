@@ -111,17 +111,13 @@ LogsByMember = Mapping[str, Mapping[int | None, MixtureLogs]]  # member's label 
 
 def load_mixture_logs(study: Study) -> LogsByMember:
     """The files of every member that has some; of its finished runs only, if it has any."""
-    logs = {
-        member.label: {run.seed: files for run in counted_runs(member) if (files := read_mixture_logs(run)) is not None}
-        for member in study.members
-    }
-    return {label: seeds for label, seeds in logs.items() if seeds}
-
-
-def read_mixture_logs(run: Run) -> MixtureLogs | None:
-    """None for a run that has none of the files."""
-    parts = [_read(run.folder / name, what, parse) for name, what, parse in FILES]
-    return None if all(part is None for part in parts) else MixtureLogs(run, *parts)
+    logs: dict[str, dict[int | None, MixtureLogs]] = {}
+    for member in study.members:
+        for run in counted_runs(member):
+            parts = [_read(run.folder / name, what, parse) for name, what, parse in FILES]
+            if any(part is not None for part in parts):
+                logs.setdefault(member.label, {})[run.seed] = MixtureLogs(run, *parts)
+    return logs
 
 
 def counted_runs(member: StudyMember) -> list[Run]:
@@ -144,9 +140,8 @@ def _read(path: Path, what: str, parse: Callable[[Any], Any]) -> Any:
             return parse(read_mapping(path))
         return parse([line for _, line in sorted({int(line["step"]): line for line in read_lines(path)}.items())])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(
-            f"{path} is no file of {what} ({type(error).__name__}: {error})", "kava train writes it; train again"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is no file of {what} ({reason})", "kava train writes it; train again") from error
 
 
 def _routing(lines: Sequence[Mapping[str, Any]]) -> Routing:
@@ -195,8 +190,7 @@ def _alignment(name: str, entry: Mapping[str, Any], student_layers: int) -> Teac
     count = int(entry["num_layers"])
     if len(layers) != student_layers or any(not 0 <= layer < count for pairs in layers for layer, _ in pairs):
         raise ValueError(f"the layer map of {name} does not fit {student_layers} and {count} layers")
-    example = entry.get("example")
-    example = None if example is None else _example(example)
+    example = None if entry.get("example") is None else _example(entry["example"])
     return TeacherAlignment(name, _number(entry.get("coverage")), count, layers, example)
 
 

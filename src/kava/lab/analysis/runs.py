@@ -121,9 +121,8 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
         for folder in broken:
             runs.setdefault(folder.resolve(), Run(folder, *run_name(folder), "broken"))
         if len(runs) == before:
-            raise RunError(
-                f"{root} holds no run and no results_*.yaml", "train and evaluate first, or name another folder"
-            )
+            nothing = f"{root} holds no run and no results_*.yaml"
+            raise RunError(nothing, "train and evaluate first, or name another folder")
     ranks = {run.member: (order.get(run.member, len(order)), run.member) for run in runs.values()}
     return sorted(runs.values(), key=lambda run: (ranks[run.member], run.seed is None, run.seed or 0, run.folder))
 
@@ -144,11 +143,10 @@ def read_run(folder: Path, files: Sequence[str], broken: bool = False) -> Run | 
 def run_name(folder: Path) -> tuple[str, int | None]:
     """Member and seed from a run's path: member/seed_N, member_seed_N, or a plain folder."""
     whole = folder.resolve()
-    match = re.fullmatch(r"(.*?)_?seed_(\d+)(_quick)?", whole.name)
-    if match is None:
-        return whole.name, None
-    member = match[1] or whole.parent.name
-    return member.removesuffix("_multi_seed") + (match[3] or ""), int(match[2])
+    if match := re.fullmatch(r"(.*?)_?seed_(\d+)(_quick)?", whole.name):
+        member = match[1] or whole.parent.name
+        return member.removesuffix("_multi_seed") + (match[3] or ""), int(match[2])
+    return whole.name, None
 
 
 def same_items(first: RunResult, second: RunResult) -> None:
@@ -172,10 +170,8 @@ def refuse_incomparable(results: Sequence[RunResult]) -> None:
         first = first_of_mode.setdefault(result.mode, result)
         for key in PROTOCOL:
             if first.fields.get(key) != result.fields.get(key):
-                raise DataError(
-                    f"{first.path} has {key} {first.fields.get(key)!r}, {result.path} has {result.fields.get(key)!r}",
-                    "evaluate one of them again, the same way",
-                )
+                values = (f"{r.path} has {key} {r.fields.get(key)!r}" for r in (first, result))
+                raise DataError(", ".join(values), "evaluate one of them again, the same way")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -267,7 +263,6 @@ def _accuracy(fields: Mapping[str, Any], correct: Any, total: float, path: Path)
     counted = float(correct) / total
     near = 0.5 / total + 1e-9
     if abs(counted - accuracy) > near and not (unit is None and abs(counted - accuracy / 100) <= near):
-        raise DataError(
-            f"{path}: accuracy {accuracy:g} is not correct / total = {counted:g}", "evaluate or rescore again"
-        )
+        differ = f"{path}: accuracy {accuracy:g} is not correct / total = {counted:g}"
+        raise DataError(differ, "evaluate or rescore again")
     return counted

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -136,12 +137,11 @@ class Study:
     @cached_property
     def entries(self) -> tuple[StudyMember, ...]:
         """The members, then the same checkpoints in other modes in which they were evaluated."""
-        entries = list(self.members)
+        others = []
         for member in self.members:
-            modes = {r.mode for run in member.runs for r in plain(run) if label_of(r) in self.sets}
-            for mode in sorted(modes - {member.mode}):
-                entries.append(replace(member, label=f"{member.label} ({mode})", mode=mode, group="other"))
-        return tuple(with_looks(entries))
+            modes = {r.mode for run in member.runs for r in plain(run) if label_of(r) in self.sets} - {member.mode}
+            others += [replace(member, label=f"{member.label} ({m})", mode=m, group="other") for m in sorted(modes)]
+        return tuple(with_looks([*self.members, *others]))
 
     def score(self, member: StudyMember, label: str) -> Score:
         """The member's results on a set, of runs that were trained to the end."""
@@ -163,8 +163,7 @@ def split_part(part: str) -> tuple[str, dict[str, str]]:
     """Split a results file name's part into items and test-time changes: ".limit16.M12" gives ".limit16", {"M": "12"}."""
     items, changes = "", {}
     for word in filter(None, part.split(".")):
-        match = _CHANGE.fullmatch(word)
-        if match:
+        if match := _CHANGE.fullmatch(word):
             changes[match[1] or match[3]] = match[2] or match[4]
         else:
             items += f".{word}"
@@ -198,12 +197,12 @@ def panels(members: Sequence[StudyMember]) -> list[Group]:
         return [Group("", tuple(members))]
     groups = []
     for name, title in GROUPS.items():
-        inside = [member for member in members if member.group == name]
-        parts = -(-len(inside) // PER_GROUP)
-        size = -(-len(inside) // parts) if parts else 0
+        inside = tuple(member for member in members if member.group == name)
+        parts = ceil(len(inside) / PER_GROUP)
         for i in range(parts):
+            size = ceil(len(inside) / parts)
             label = f"{title}, {i + 1} of {parts}" if parts > 1 else title
-            groups.append(Group(label, tuple(inside[i * size : (i + 1) * size])))
+            groups.append(Group(label, inside[i * size : (i + 1) * size]))
     return groups
 
 
