@@ -116,9 +116,8 @@ TEACHERS = (SFT, SINGLE, FIXED, "fixed_2", LONG, SIMILARITY, LEARNABLE, Z)  # SI
 
 def claims_of(names: Collection[str]) -> tuple[Claim, ...]:
     """The claims about these members: of E1 to E5, and of several teachers where some members are about teachers."""
-    with_teachers = [name for name in names if name in TEACHERS or name.startswith(SINGLE)]
-    about_teachers = _about_teachers(names) if with_teachers else ()
-    return about_teachers if with_teachers and len(with_teachers) == len(names) else (*CLAIMS, *about_teachers)
+    teachers_alone = bool(names) and all(name in TEACHERS or name.startswith(SINGLE) for name in names)
+    return (*(() if teachers_alone else CLAIMS), *_about_teachers(names))
 
 
 def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:

@@ -6,13 +6,13 @@ from itertools import product
 
 from kava.config import Recipe
 from kava.lab.suites import phases
-from kava.lab.suites.member import Suite, SuiteMember, answer_mode
+from kava.lab.suites.member import Suite, SuiteMember
 
 LAMBDAS = (0.0, 0.1, 0.5, 1.0)
 DISTANCES = ("l1", "mse", "smooth_l1")
 
 
-def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
+def members(recipe: Recipe) -> list[SuiteMember]:
     """Every single change that means something in this recipe; the recipe itself is `base`."""
     if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
         changes = phases.ablations(recipe)
@@ -20,8 +20,7 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
         changes = _explicit(recipe)
     else:
         changes = [*_grid(recipe), *_score(recipe), *_distances(recipe, DISTANCES), *_switches(recipe)]
-    base = SuiteMember("base", "the recipe as it is")
-    return tuple(member._replace(mode=answer_mode(recipe)) for member in [base, *changes])
+    return [SuiteMember("base", "the recipe as it is"), *changes]
 
 
 def _explicit(recipe: Recipe) -> list[SuiteMember]:

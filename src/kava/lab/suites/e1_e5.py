@@ -34,11 +34,8 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
     """The members that the recipe's line has."""
     if not recipe.explicit.enabled:
         return MEMBERS
-    return tuple(
-        member._replace(title=member.title.replace(", resampled in time", ""), mode="cot")
-        for member in MEMBERS
-        if member.name not in LATENT_ONLY
-    )
+    explicit = (member for member in MEMBERS if member.name not in LATENT_ONLY)
+    return tuple(member._replace(title=member.title.replace(", resampled in time", "")) for member in explicit)
 
 
 def line(recipe: Recipe) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,11 +28,11 @@ class Suite:
     name: str
     title: str
     line: Callable[[Recipe], str]
-    members: Callable[[Recipe], tuple[SuiteMember, ...]]
+    of_recipe: Callable[[Recipe], Sequence[SuiteMember]]
     needs: str = ""
-    by_layer: Callable[[Recipe, int], tuple[SuiteMember, ...]] | None = None
+    by_layer: Callable[[Recipe, int], Sequence[SuiteMember]] | None = None
 
-
-def answer_mode(recipe: Recipe) -> str:
-    """How students of the recipe answer: on the explicit line they write their steps."""
-    return "cot" if recipe.explicit.enabled else "latent"
+    def members(self, recipe: Recipe) -> tuple[SuiteMember, ...]:
+        """The members that the recipe has; on the explicit line all write their steps."""
+        explicit = recipe.explicit.enabled
+        return tuple(member._replace(mode="cot") if explicit else member for member in self.of_recipe(recipe))

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 
 from kava.config import Recipe, TeacherSpec
-from kava.lab.suites.member import Suite, SuiteMember, answer_mode
+from kava.lab.suites.member import Suite, SuiteMember
 
 FIXED = ("mixture.fusion=fixed", "mixture.space=kv")
 SIMILARITY = ("mixture.fusion=similarity", "mixture.space=kv")
@@ -27,20 +27,18 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
     """sft, every teacher alone, and every way of combining them that the recipe's line knows."""
     if not recipe.mixture.on:
         return ()
-    mode = answer_mode(recipe)
     alone = [
-        SuiteMember(f"single_{teacher.label}", f"{teacher.label} alone", (*only(recipe, [teacher]), *FIXED), mode)
+        SuiteMember(f"single_{teacher.label}", f"{teacher.label} alone", (*only(recipe, [teacher]), *FIXED))
         for teacher in recipe.mixture.teachers
     ]
-    sft = SuiteMember("sft", "no teacher: cross-entropy on the same text", ("loss.alpha2_kv=0",), mode)
-    fixed = SuiteMember("fixed", "fixed weights", FIXED, mode)
-    learnable = SuiteMember("learnable", "weights from a trained router", LEARNABLE, mode)
-    if mode == "latent":
-        settings = (*LEARNABLE, "mixture.query=embedding")
-        return (sft, *alone, fixed, learnable._replace(settings=settings))
-    similarity = SuiteMember("similarity", "weights by similarity to prototypes", SIMILARITY, mode)
-    codes = (FIXED[0], "mixture.space=z", "explicit.choose=sample")
-    return (sft, *alone, fixed, similarity, learnable, SuiteMember("z", "fixed weights, trained codes", codes, mode))
+    sft = SuiteMember("sft", "no teacher: cross-entropy on the same text", ("loss.alpha2_kv=0",))
+    fixed = SuiteMember("fixed", "fixed weights", FIXED)
+    learnable = SuiteMember("learnable", "weights from a trained router", LEARNABLE)
+    if not recipe.explicit.enabled:
+        return (sft, *alone, fixed, learnable._replace(settings=(*LEARNABLE, "mixture.query=embedding")))
+    similarity = SuiteMember("similarity", "weights by similarity to prototypes", SIMILARITY)
+    codes = SuiteMember("z", "fixed weights, trained codes", (FIXED[0], "mixture.space=z", "explicit.choose=sample"))
+    return (sft, *alone, fixed, similarity, learnable, codes)
 
 
 def stages(recipe: Recipe) -> tuple[SuiteMember, ...]:
@@ -48,11 +46,11 @@ def stages(recipe: Recipe) -> tuple[SuiteMember, ...]:
     if not (recipe.mixture.on and recipe.explicit.enabled):
         return ()
     return (
-        SuiteMember("fixed", "stage 1: fixed weights", FIXED, "cot"),
-        SuiteMember("similarity", "stage 2: by similarity", SIMILARITY, "cot", after="fixed"),
-        SuiteMember("learnable", "stage 3: from a trained router", LEARNABLE, "cot", after="similarity"),
-        SuiteMember("fixed_2", "control: fixed weights for as long as stage 2", FIXED, "cot", after="fixed"),
-        SuiteMember("fixed_3", "control: fixed weights for as long as stage 3", FIXED, "cot", after="fixed_2"),
+        SuiteMember("fixed", "stage 1: fixed weights", FIXED),
+        SuiteMember("similarity", "stage 2: by similarity", SIMILARITY, after="fixed"),
+        SuiteMember("learnable", "stage 3: from a trained router", LEARNABLE, after="similarity"),
+        SuiteMember("fixed_2", "control: fixed weights for as long as stage 2", FIXED, after="fixed"),
+        SuiteMember("fixed_3", "control: fixed weights for as long as stage 3", FIXED, after="fixed_2"),
     )
 
 
@@ -93,7 +91,7 @@ def ablations(recipe: Recipe) -> list[SuiteMember]:
     changes += parts_alone(recipe) if mixture.space == "kv" and explicit else []
     time = "truncate" if mixture.time == "soft" else "soft"
     changes.append(SuiteMember(f"align_{time}", f"tokens paired: {time}", (f"mixture.time={time}",)))
-    return [member._replace(mode=answer_mode(recipe)) for member in changes]
+    return changes
 
 
 def by_layer(recipe: Recipe, count: int) -> tuple[SuiteMember, ...]:
