@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from kava.config.text import dump_yaml
 from kava.errors import DataError, RunError
 from kava.files import write_json, write_text
 from kava.lab.analysis.runs import PROTOCOL, Run, read_run, refuse_incomparable, run_name
@@ -61,8 +62,6 @@ def aggregate(
 
 
 def write(document: dict[str, Any], as_json: Path | None, as_yaml: Path | None) -> None:
-    from kava.config.text import dump_yaml
-
     if as_json is not None:
         write_json(as_json, document)
     if as_yaml is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ def analyse(
         "output_base": str(base),
         "dataset": next(iter(data.study.sets), None),
         "items": results[0].total if results else None,
-        "data_sha256": next((result.sha256 for result in results if result.sha256), None),
+        "data_sha256": _first(result.sha256 for result in results),
         "seeds": data.seeds,
         "margin": margin,
         "ratio_margin": RATIO_MARGIN,
@@ -114,10 +115,10 @@ def _status(member: StudyMember, absent: Mapping[int, str]) -> str:
     seeds = {run.seed for run in member.runs}
     words = [run.status for run in member.runs]
     words += [reason.partition(":")[0] for seed, reason in absent.items() if seed not in seeds]
-    kinds = ["missing" if word == "no run" else word for word in words]
-    if len(set(kinds)) < 2:
-        return kinds[0] if kinds else "missing"
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    kinds = Counter("missing" if word == "no run" else word for word in words)
+    if len(kinds) < 2:
+        return next(iter(kinds), "missing")
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def _last(log: Log, term: str) -> float | None:
@@ -175,12 +176,12 @@ def _comparison(finding: Finding, evidence: Mapping[str, Evidence]) -> dict[str,
 
 def _by_item(seeds: Sequence[int], first: Evidence, second: Evidence) -> dict[str, Any]:
     """Tests over pairs of runs and over items alone, for these very seeds."""
-    a, b = (np.array([member.correct[seed] for seed in seeds], dtype=float).mean(0) for member in (first, second))
-    pairs = [mcnemar(np.asarray(first.correct[s]).tolist(), np.asarray(second.correct[s]).tolist()) for s in seeds]
+    right = [[np.asarray(member.correct[seed], dtype=bool) for seed in seeds] for member in (first, second)]
+    a, b = (np.mean(of_member, axis=0) for of_member in right)
     return {
         "cohens_h": cohens_h(float(a.mean()), float(b.mean())),
         "bootstrap": bootstrap(a, b),
-        "mcnemar": [{"seed": seed, **pair._asdict()} for seed, pair in zip(seeds, pairs, strict=True)],
+        "mcnemar": [{"seed": seed, **mcnemar(*pair)._asdict()} for seed, *pair in zip(seeds, *right, strict=True)],
     }
 
 

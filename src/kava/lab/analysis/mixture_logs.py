@@ -161,13 +161,13 @@ def _routing(lines: Sequence[Mapping[str, Any]]) -> Routing:
 
 def _samples(data: Mapping[str, Any]) -> RoutingSamples:
     teachers = tuple(map(str, data["teachers"]))
-    samples = [
+    samples = tuple(
         RoutingSample(str(sample["id"]), str(sample["task"]), _weights(sample["weights"], len(teachers)))
         for sample in data["samples"]
-    ]
+    )
     if not samples:
         raise ValueError("no samples")
-    return RoutingSamples(int(data["step"]), teachers, tuple(samples))
+    return RoutingSamples(int(data["step"]), teachers, samples)
 
 
 def _layer_loss(lines: Sequence[Mapping[str, Any]]) -> LayerLoss:

@@ -6,7 +6,7 @@ Distributions and standard tests are scipy's, imported late: McNemar's test, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import comb
@@ -30,7 +30,7 @@ class McNemarTest(NamedTuple):
     p: float
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemarTest:
+def mcnemar(first: Iterable[bool], second: Iterable[bool]) -> McNemarTest:
     """p = min(1, 2 P(X <= min(b, c))), X binomial(b + c, 1/2): items on which both agree say nothing."""
     pairs = list(zip(first, second, strict=True))
     b = sum(bool(right and not other) for right, other in pairs)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kava.config.text import read_file
 from kava.errors import DataError, RunError
 from kava.lab.analysis.paper import SET, SOURCE, TABLE, Published
 from kava.text_table import percent
@@ -166,8 +167,6 @@ def _seeds(recipes: Sequence[AggregatedRecipe]) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    from kava.config.text import read_file
-
     path = next(path for path in (folder / f"{AGGREGATED}.json", folder / f"{AGGREGATED}.yaml") if path.is_file())
     data = read_file(path, str(path))
     for config, body in data.items():

@@ -47,12 +47,9 @@ def result_rows(plan: SuitePlan, broken: Mapping[str, str]) -> list[dict[str, An
     """A row per run and set, and the broken runs without numbers."""
     runs = find_runs([plan.root]) if any(path.is_dir() for path in plan.root.iterdir()) else []
     modes = {member.name: member.mode for member in plan.members}
-    rows = []
-    for run in runs:
-        if run.member not in modes:
-            continue
-        facts: dict[str, Any] = {"member": run.member, "seed": run.seed, "status": run.status}
-        facts["held_out"] = held_out_numbers(run.log())
+    rows: list[dict[str, Any]] = []
+    for run in (run for run in runs if run.member in modes):
+        facts = {"member": run.member, "seed": run.seed, "status": run.status, "held_out": held_out_numbers(run.log())}
         rows += [
             facts
             | {"set": r.set, "accuracy": r.accuracy, "correct": r.correct, "total": r.total, "passes": r.passes_mean}
