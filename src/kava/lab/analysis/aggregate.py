@@ -34,7 +34,7 @@ def aggregate(
     sources. Without `datasets`: every set for which some seed has results. Without `mode`: the mode that was trained."""
     runs = _one_run_each(seed_dirs)
     mode = mode or ("cot" if any(run.explicit for run in runs) else "latent")
-    evaluated = [r.set for run in runs for r in run.results if r is run.result(r.set, mode)]
+    evaluated = [result.set for run in runs for result in run.results if result.unchanged and result.mode == mode]
     sets = list(dict.fromkeys(datasets or evaluated))
     if not sets:
         raise RunError("no seed has any results", "run kava evaluate on each seed's best_checkpoint first")
@@ -132,9 +132,8 @@ def _over_seeds(runs: Sequence[Run], name: str, mode: str) -> dict[str, Any]:
         "data_sha256": first.sha256 if first else None,
         **({key: first.fields[key] for key in PROTOCOL if key in first.fields} if first else {}),
         "per_seed": {
-            run.seed: {name: getattr(result, name) for name in ("accuracy", "correct", "total")}
-            | {"forward_passes": result.passes_mean}
-            for run, result in score.results
+            run.seed: {"accuracy": r.accuracy, "correct": r.correct, "total": r.total, "forward_passes": r.passes_mean}
+            for run, r in score.results
         },
     }
 

@@ -81,18 +81,15 @@ def _members(runs: Sequence[Run], entries: Mapping[str, Entry], planned: Sequenc
     lines: dict[str, set[str]] = {}
     for run in runs:
         lines.setdefault(run.member, set()).add(_line(run))
-    by_label: dict[str, list[Run]] = {name: [] for name in planned if len(lines.get(name, ())) < 2}
-    names = {name: name for name in by_label}
-    for run in runs:
-        label = run.member if len(lines[run.member]) == 1 else f"{_line(run)}/{run.member}"
-        by_label.setdefault(label, []).append(run)
-        names[label] = run.member
+    labels = [run.member if len(lines[run.member]) == 1 else f"{_line(run)}/{run.member}" for run in runs]
+    names = {name: name for name in planned if len(lines.get(name, ())) < 2}
+    names |= {label: run.member for label, run in zip(labels, runs, strict=True)}
     members = []
-    for label, inside in by_label.items():
-        entry = entries.get(names[label], {})
+    for label, name in names.items():
+        inside = tuple(run for run, of_run in zip(runs, labels, strict=True) if of_run == label)
+        entry = entries.get(name, {})
         mode = str(entry.get("mode") or _own_mode(inside))
-        group = _group(inside, mode, entry)
-        members.append(StudyMember(label, str(entry.get("title", "")), mode, group, tuple(inside)))
+        members.append(StudyMember(label, str(entry.get("title", "")), mode, _group(inside, mode, entry), inside))
     groups, order = list(GROUPS), list(entries)
     rank = {label: order.index(name) if name in order else len(order) for label, name in names.items()}
     return with_looks(sorted(members, key=lambda member: (groups.index(member.group), rank[member.label])))
