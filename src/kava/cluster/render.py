@@ -80,8 +80,8 @@ def _task(spec: JobSpec, scheduler: Scheduler, commands: Sequence[Command]) -> l
         words += ["--needs", file]
     words += ["--requeue"] if spec.requeue else []
     words += ["--keep_going"] if spec.keep_going else []
-    if spec.requeue and not scheduler.warns and spec.resources.time:
-        words += ["--stop_after", str(max(60, spec.resources.time - spec.signal))]
+    if spec.requeue and not scheduler.warns and spec.stop_after:
+        words += ["--stop_after", str(spec.stop_after)]
     lines = ["exec " + line(words, spec.names) + " -- \\"]
     for place, command in enumerate(commands):
         then = f"{THEN} " if place else ""

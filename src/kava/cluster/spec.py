@@ -116,6 +116,11 @@ class JobSpec:
         index = [] if self.array is None else [INDEX]
         return (*index, *exported, *derived, *(name for name, _ in self.lists))
 
+    @property
+    def stop_after(self) -> int | None:
+        """Seconds until the warning before the time limit."""
+        return max(60, self.resources.time - self.signal) if self.resources.time else None
+
     def status_file(self, task: int | str | None = None) -> str:
         """The status file of task number `task` (None: the job is no array)."""
         return f"{self.folder}/status-{self.label}{'' if task is None else f'-{task}'}.json"

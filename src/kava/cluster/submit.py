@@ -129,7 +129,7 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
             record["jobs"].append(_entry(spec, job, path, [job_id for job_id, _ in waits]))
             write_json(Path(submission.folder) / RECORD, record)
         for job in held:  # only now: a fast first job could end before those that wait for it exist
-            run(scheduler.release(job))
+            run([scheduler.release, job])
     except BaseException:
         refusals = [refusal(scheduler.cancel(job)) for job, _ in ids.values()]
         if not any(refusals):  # else somebody has to find the jobs that are left
