@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kava.errors import ConfigError
@@ -128,6 +130,18 @@ class JobSpec:
     def status_files(self) -> list[str]:
         return [self.status_file(task) for task in (range(self.array) if self.array is not None else [None])]
 
+    @property
+    def script(self) -> Path:
+        return Path(self.folder) / f"{self.label}.sh"
+
+    def entry(self, job: str, after: list[str]) -> dict[str, Any]:
+        """The job in jobs.json; `job` is its id, `after` those of the jobs that it waits for."""
+        resources = {name: value for name, value in vars(self.resources).items() if value is not None}
+        return {
+            "label": self.label, "id": job, "name": self.name, "tasks": self.array, "after": after,
+            "script": str(self.script), "status": self.status_files(), "resources": resources,
+        }  # fmt: skip
+
     def needed(self) -> str:
         """All of the job's status files as one word of `kava task --needs`."""
         return self.status_file(f"[0-{self.array - 1}]" if self.array is not None else None)
@@ -180,6 +194,10 @@ def parse_time(text: str) -> int:
 def clock(seconds: int) -> str:
     """HH:MM:SS; hours may be more than two digits."""
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def job_name(*parts: str) -> str:
