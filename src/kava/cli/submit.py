@@ -101,7 +101,7 @@ def submit(
         "requeue": not no_requeue,
         "environment": _environment(here),
         "path": "" if here.setup else str(Path(sys.executable).parent),  # without a site file: the same environment
-        "directives": here.directives_of(target.name),
+        "directives": next((lines for name, lines in here.directives.items() if name == target.name), ()),
         "exported": tuple(_exported(text) for text in export or ()),
         **{name: getattr(here, name) for name in ("setup", "container", "launcher", "portable")},
     }

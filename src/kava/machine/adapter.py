@@ -18,10 +18,10 @@ from typing import Any
 from kava.errors import ConfigError, RunError
 from kava.machine import autotune
 from kava.machine.checks import Check, check_device, check_packages, check_paths
-from kava.machine.dependencies import Package, find_packages
-from kava.machine.detect import Hardware, System, choose_precision, cpu, find_hardware, find_system, load_torch
+from kava.machine.detect import (
+    Hardware, Package, System, choose_precision, cpu, find_hardware, find_packages, find_system, load_torch,
+)  # fmt: skip
 from kava.machine.paths import ProjectPath, find_paths, project_root
-from kava.machine.report import check_line, report_text
 from kava.machine.settings import Settings, load_settings
 
 
@@ -47,8 +47,31 @@ class EnvironmentAdapter:
         return {place.name: str(place.path) for place in self.places}
 
     def report(self) -> str:
-        """The environment report: type, hardware, paths, dependencies."""
-        return report_text(self.system, self.hardware, self.precision, self.places, self.packages)
+        """The environment report: the same lines on every machine, ASCII but for names of folders and machines."""
+        system, hardware = self.system, self.to_dict()["hardware"]
+        known = {name: "unknown" if value is None else str(value) for name, value in hardware.items()}
+        bf16 = {"True": "YES", "False": "NO"}.get(known["bf16"], "unknown")
+        lines = [
+            "[Environment Detection Report]",
+            "=" * 70,
+            f"[Environment Type]: {system.type.upper()}",
+            *([f"   Scheduler: {system.scheduler.upper()}"] if system.scheduler else []),
+            f"   Platform: {system.platform}",
+            f"   Hostname: {system.hostname}",
+            f"   CPU Cores: {system.cpu_cores}",
+            "\n[Hardware Configuration]:",
+            f"   Device: {self.hardware.device}",
+            f"   Name: {self.hardware.name}",
+            f"   GPUs: {known['gpus']}",
+            f"   Memory: {known['memory_gb']}" + ("" if hardware["memory_gb"] is None else " GB"),
+            f"   Precision: {self.precision.upper() if self.precision else 'unknown'}",
+            f"   BF16 Support: {bf16}",
+            "\n[Path Configuration]:",
+            *(f"   {name}: {path}" for name, path in self.paths.items()),
+            "\n[Dependencies]:",
+            *(f"   {package}" for package in self.packages),
+        ]
+        return "\n".join(lines)
 
     def checks(self) -> list[Check]:
         """The checks of device, paths and dependencies. That of the KV extractor loads a model; `kava env` makes it."""
@@ -126,8 +149,8 @@ class EnvironmentAdapter:
     def launch(self) -> str:
         """The torchrun words before `kava` that use every GPU, or nothing."""
         several = self.hardware.torch_device == "cuda" and self.hardware.gpus > 1
-        strategy = self.settings["hardware.multi_gpu_strategy"]
-        return f"torchrun --nproc_per_node {self.hardware.gpus} -m " if several and strategy != "single" else ""
+        spread = several and self.settings["hardware.multi_gpu_strategy"] != "single"
+        return f"torchrun --nproc_per_node {self.hardware.gpus} -m " if spread else ""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it for programs; what is not known is null."""
@@ -137,17 +160,12 @@ class EnvironmentAdapter:
             **asdict(self.system),
             "settings": str(self.settings.source) if self.settings.source else None,
             "hardware": {
-                "device": hardware.device if known else None,
-                "name": hardware.name if known else None,
-                "gpus": hardware.gpus if known else None,
+                **{name: getattr(hardware, name) if known else None for name in ("device", "name", "gpus")},
                 "memory_gb": None if hardware.memory is None else round(hardware.memory, 1),
                 "precision": self.precision,
                 "bf16": "bf16" in hardware.precisions if known else None,
             },
-            "paths": {
-                place.name: {"path": str(place.path), "source": place.source, "problem": place.problem}
-                for place in self.places
-            },
+            "paths": {p.name: {"path": str(p.path), "source": p.source, "problem": p.problem} for p in self.places},
             "dependencies": [asdict(package) | {"ok": package.ok} for package in self.packages],
         }
 
@@ -174,7 +192,7 @@ def create_environment_adapter(config_path: str | Path | None = None, quiet: boo
     """
     adapter = find_environment(config_path)
     if not quiet:
-        wrong = [check_line(check) for check in adapter.checks() if check.status in ("warning", "failed")]
+        wrong = [str(check) for check in adapter.checks() if check.status in ("warning", "failed")]
         say("\n".join([adapter.report(), *wrong]))
     return adapter
 

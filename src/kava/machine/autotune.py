@@ -26,6 +26,13 @@ AGGREGATION = {  # method -> explicit.aggregation, explicit.use_all_layers
     "weighted": ("weighted", True),
     "last_layer": ("concat", False),
 }
+RECIPE_KEYS = {
+    "system.device": "device", "system.mixed_precision": "mixed_precision", "system.num_workers": "num_workers",
+    "training.batch_size": "batch_size", "training.gradient_accumulation_steps": "gradient_accumulation_steps",
+    "training.gradient_checkpointing": "gradient_checkpointing", "training.on_oom": "on_oom",
+    "explicit.aggregation": "kv_aggregation_method", "explicit.use_all_layers": "use_all_layers",
+    "logging.report_to": "report_to", "training.hf.dataloader_pin_memory": "pin_memory",
+}  # fmt: skip
 
 
 def training_config(
@@ -116,19 +123,7 @@ def trackers(settings: Settings, installed: Collection[str], environ: Mapping[st
 
 def recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A training config in a recipe's keys, section.key; what a recipe does by default is left out."""
-    settings = {
-        "system.device": config["device"],
-        "system.mixed_precision": config["mixed_precision"],
-        "system.num_workers": config["num_workers"],
-        "training.batch_size": config["batch_size"],
-        "training.gradient_accumulation_steps": config["gradient_accumulation_steps"],
-        "training.gradient_checkpointing": config["gradient_checkpointing"],
-        "training.on_oom": config["on_oom"],
-        "explicit.aggregation": config["kv_aggregation_method"],
-        "explicit.use_all_layers": config["use_all_layers"],
-        "logging.report_to": config["report_to"],
-        "training.hf.dataloader_pin_memory": config["pin_memory"],
-    }
+    settings = {key: config[name] for key, name in RECIPE_KEYS.items()}
     if config["num_workers"] > 0:
         settings["training.hf.dataloader_prefetch_factor"] = config["prefetch_factor"]
     if config["torch_compile"]:
