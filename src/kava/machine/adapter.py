@@ -7,7 +7,6 @@ device = adapter.device_for_training(None)      # raises where there is no GPU a
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -16,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import ConfigError, RunError
-from kava.machine import autotune
+from kava.machine import autotune, detect
 from kava.machine.checks import Check, check_device, check_packages, check_paths
-from kava.machine.detect import (
-    Hardware, Package, System, choose_precision, cpu, find_hardware, find_packages, find_system, load_torch,
-)  # fmt: skip
+from kava.machine.detect import Hardware, Package, System
 from kava.machine.paths import ProjectPath, find_paths, project_root
 from kava.machine.settings import Settings, load_settings
 
@@ -40,7 +37,7 @@ class EnvironmentAdapter:
     @property
     def precision(self) -> str | None:
         """bf16, fp16 or fp32; None where torch cannot tell."""
-        return None if self.hardware.device == "UNKNOWN" else choose_precision(self.hardware, self.settings)[0]
+        return None if self.hardware.device == "UNKNOWN" else detect.choose_precision(self.hardware, self.settings)[0]
 
     @property
     def paths(self) -> dict[str, str]:
@@ -83,9 +80,8 @@ class EnvironmentAdapter:
 
     def recommend(self, device: str | None = None) -> dict[str, Any]:
         """Settings that fit the detected device, or `device`; nothing is refused."""
-        hardware = cpu() if device == "cpu" else self.hardware
-        installed = {name for name in ("tensorboard", "wandb") if importlib.util.find_spec(name) is not None}
-        config = autotune.training_config(self.settings, hardware, self.system.cpu_cores, installed, self.environ)
+        hardware = detect.cpu() if device == "cpu" else self.hardware
+        config = autotune.training_config(self.settings, hardware, self.system.cpu_cores, self.environ)
         return {**config, "paths": self.paths}
 
     def get_training_config(self, device: str | None = None) -> dict[str, Any]:
@@ -144,7 +140,7 @@ class EnvironmentAdapter:
             rank = self.environ.get("LOCAL_RANK", "")  # torchrun's; where each process sees one GPU, that is its first
             index = int(rank) if rank.isdigit() and int(rank) < self.hardware.gpus else 0
             share = float(self.settings["hardware.memory_fraction"])
-            load_torch()[0].cuda.set_per_process_memory_fraction(share, index)
+            detect.load_torch()[0].cuda.set_per_process_memory_fraction(share, index)
 
     def launch(self) -> str:
         """The torchrun words before `kava` that use every GPU, or nothing."""
@@ -177,11 +173,11 @@ def find_environment(
     environ = dict(os.environ if environ is None else environ)
     here = here or Path.cwd()
     settings = load_settings(config_path, project_root(environ, here))
-    torch, error = load_torch()
-    hardware = find_hardware(torch, settings["hardware.gpu_detection.auto_detect"], environ)
-    system = find_system(environ, settings["environment_type"])
+    torch, error = detect.load_torch()
+    hardware = detect.find_hardware(torch, settings["hardware.gpu_detection.auto_detect"], environ)
+    system = detect.find_system(environ, settings["environment_type"])
     places = find_paths(settings, environ, system.type == "hpc", here)
-    packages = find_packages(settings, {} if error is None else {"torch": error})
+    packages = detect.find_packages(settings, {} if error is None else {"torch": error})
     return EnvironmentAdapter(settings, system, hardware, places, packages, environ, error)
 
 

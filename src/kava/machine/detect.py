@@ -197,8 +197,9 @@ class Package:
 def find_packages(settings: Settings, broken: Mapping[str, str]) -> tuple[Package, ...]:
     """The required and optional packages of the settings; `broken` maps those that cannot be imported to the reason."""
     required, packages = settings["dependencies.required"], []
+    floors = settings["dependencies.min_versions"] if settings["dependencies.version_check"] else {}
     for name in dict.fromkeys([*required, *settings["dependencies.optional"]]):
-        version, minimum, problem = None, settings.minimum(name), None
+        version, minimum, problem = None, floors.get(name), None
         with suppress(metadata.PackageNotFoundError):
             version = metadata.version(name) or None  # None: a damaged installation without metadata
         if version and name in broken:
