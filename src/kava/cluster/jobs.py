@@ -47,16 +47,16 @@ def records(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
         base = Path(folder)
         paths += [base / RECORD, *(path for depth in DEPTHS for path in base.glob(f"{depth}{FOLDER}/*/{RECORD}"))]
         paths += base.glob(f"*/{RECORD}") if base.name == FOLDER else []
-    entries = [_record(path) for path in dict.fromkeys(paths) if path.is_file()]
+    entries = []
+    for path in (path for path in dict.fromkeys(paths) if path.is_file()):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            entries.append(
+                record | {name: record[name] for name in ("jobs", "submitted")} | {"folder": str(path.parent)}
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a record of jobs ({error})", "kava submit writes it") from error
     return sorted(entries, key=lambda record: (record["submitted"], record["folder"]))
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record | {"folder": str(path.parent), "jobs": record["jobs"], "submitted": record["submitted"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a record of jobs ({error})", "kava submit writes it") from error
 
 
 def rows(record: dict[str, Any], ask: bool = True) -> list[JobRow]:

@@ -191,11 +191,9 @@ def read_status(path: Path) -> dict[str, Any]:
 def _not_ok(path: Path) -> str | None:
     """Why a needed task is not ok; None if it is."""
     status = read_status(path)
-    state = status.get("state")
-    if state == OK:
-        return None
-    where = f" (job {status['job']})" if status.get("job") else ""
-    return f"{path} says {state}{where}" if state else f"{path} is not there: that task has not run"
+    state, where = status.get("state"), f" (job {status['job']})" if status.get("job") else ""
+    why = f"{path} says {state}{where}" if state else f"{path} is not there: that task has not run"
+    return None if state == OK else why
 
 
 def _say(text: str) -> None:

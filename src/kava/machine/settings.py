@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
 from kava.config import show
-from kava.config.text import parse_text
+from kava.config.text import parse_text, read_text
 from kava.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "environment_config.yaml"
@@ -167,13 +167,7 @@ def version_numbers(text: str) -> tuple[int, ...]:
 
 def _read(path: Path, label: str) -> dict[str, Any]:
     """The values of one file by their dotted keys, unchecked."""
-    try:
-        data = parse_text(path.read_text(encoding="utf-8-sig"), label)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{label}: not a text file in UTF-8 ({error.reason})") from error
-    except OSError as error:
-        problem = f"{label}: cannot be read: {error.strerror}"
-        raise ConfigError(problem, "leave it out to use the shipped one") from error
+    data = parse_text(read_text(path, label, "leave it out to use the shipped one"), label)
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{label}: this is {type(data).__name__}, not a mapping of sections")
     return _flat(data or {}, "")
