@@ -17,6 +17,7 @@ from kava.cli.main import main
 from kava.config import load_recipe, show
 from kava.errors import ConfigError, RunError
 from kava.machine import adapter as adapter_module
+from kava.machine import autotune
 from kava.machine.checks import Check, next_step
 from kava.machine.settings import FREE, KEYS, REJECTED, SHIPPED, load_settings, version_numbers
 from machines import JOBS, builder, fake_torch, gpu
@@ -113,7 +114,7 @@ def test_a_recipe_takes_the_settings(machine):
 
 
 def test_wandb_is_taken_by_itself_only_with_a_key(machine, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(adapter_module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(autotune.importlib.util, "find_spec", lambda name: object())
     assert machine(gpu()).get_training_config()["report_to"] == ["tensorboard"]
     assert machine(gpu(), {"WANDB_API_KEY": "x"}).get_training_config()["report_to"] == ["tensorboard", "wandb"]
 

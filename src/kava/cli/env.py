@@ -29,7 +29,6 @@ def env(
     """
     from kava.machine.adapter import find_environment, say
     from kava.machine.checks import next_step
-    from kava.machine.report import checks_text, config_text
 
     adapter = find_environment(config)
     if not as_json:
@@ -43,11 +42,18 @@ def env(
         judged = {"checks": [vars(check) for check in checks], "recommended": recommended, "next_step": step, "ok": ok}
         print(json.dumps(adapter.to_dict() | judged, indent=2, allow_nan=False))
     else:
-        advice = (
-            "[Recommended Configuration]: not known without torch" if recommended is None else config_text(recommended)
+        lines = [f"   {name}: {_plain(value)}" for name, value in (recommended or {}).items() if name != "paths"]
+        advice = "\n".join(["[Recommended Configuration]:", *lines]) + ("" if lines else " not known without torch")
+        say(
+            "\n".join(["[Checks]:", *(f"   {check}" for check in checks), "", advice, "", "[Next Step]:", f"   {step}"])
         )
-        say(f"{checks_text(checks)}\n\n{advice}\n\n[Next Step]:\n   {step}")
     return 0 if ok else 1
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (", ".join(value) or "none") if isinstance(value, list) else str(value)
 
 
 def _check_extractor(torch_works: bool) -> Check:

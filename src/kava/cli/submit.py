@@ -91,17 +91,17 @@ def submit(
     here = find_site(site, os.environ)
     sizes = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "partition": partition, "account": account, "qos": qos}
     resources = _resources(preset, here, sizes, mem, time)
-    target = scheduler_named(
-        scheduler or here.scheduler or scheduler_of_this_job(os.environ) or find_scheduler(os.environ), here
-    )
+    target_name = scheduler or here.scheduler or scheduler_of_this_job(os.environ) or find_scheduler(os.environ)
+    target = scheduler_named(target_name, here)
+    carried = {} if here.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
     common: dict[str, Any] = {
         "log": log,
         "after": tuple(after or ()),
         "signal": signal,
         "requeue": not no_requeue,
-        "environment": _environment(here),
+        "environment": tuple((carried | here.environment).items()),
         "path": "" if here.setup else str(Path(sys.executable).parent),  # without a site file: the same environment
-        "directives": here.directives_of(target.name),
+        "directives": next((lines for name, lines in here.directives.items() if name == target.name), ()),
         "exported": tuple(_exported(text) for text in export or ()),
         **{name: getattr(here, name) for name in ("setup", "container", "launcher", "portable")},
     }
@@ -134,18 +134,10 @@ def _resources(preset: str | None, site: Site, sizes: dict[str, Any], mem: str |
     from kava.cluster.spec import parse_mem, parse_time
 
     flags = {key: value for key, value in sizes.items() if value is not None}
-    if mem is not None:
-        flags["mem"] = None if mem == "0" else parse_mem(mem)
-    if time is not None:
-        flags["time"] = None if time == "0" else parse_time(time)
+    for name, text, parse in (("mem", mem, parse_mem), ("time", time, parse_time)):
+        flags |= {} if text is None else {name: None if text == "0" else parse(text)}
     keep = ("nodes", "gpus", "cpus", "mem", "time") if preset else ()
     return replace(site.over(preset_named(preset or "single"), keep), **flags)
-
-
-def _environment(site: Site) -> tuple[tuple[str, str], ...]:
-    """CARRIED variables of this process, under those of the site file."""
-    carried = {} if site.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
-    return tuple((carried | site.environment).items())
 
 
 def _exported(text: str) -> tuple[str, str]:

@@ -45,14 +45,12 @@ def distilled(context: Any, more: dict[str, str] | None = None) -> Recipe:
     from kava.cli.distill_teachers import with_teachers
 
     request = request_of(context)
-    open_ = (CACHE, WARMUP)
-    settings = {key: text for key, text in with_teachers(request.flags, request.config).items() if key not in open_}
-    settings = {key: text for key, text in settings.items() if text not in AUTO}
+    settings = with_teachers(request.flags, request.config)
+    settings = {key: text for key, text in settings.items() if key not in (CACHE, WARMUP) and text not in AUTO}
     recipe = load_recipe(request.config, [f"{key}={text}" for key, text in settings.items()])
     if not recipe.explicit.enabled and not recipe.mixture.on:
-        raise ConfigError(
-            f"recipe {request.config} has no separate teacher", f"kava submit train --config {request.config}"
-        )
+        problem = f"recipe {request.config} has no separate teacher"
+        raise ConfigError(problem, f"kava submit train --config {request.config}")
     for key in list(more or {}):
         if key in settings or key in request.flags.typed or without_effect(recipe, {key: 1}) is not None:
             del (more or {})[key]

@@ -72,20 +72,17 @@ def take(words: Sequence[str], *flags: str) -> tuple[list[str], list[str]]:
     return [word.partition("=")[2] for word in own if "=" in word], [word for word in glued if word not in own]
 
 
-def _take_one(words: Sequence[str], *flags: str) -> tuple[str | None, list[str]]:
-    values, rest = take(words, *flags)
+def _value(words: Sequence[str], *flags: str) -> str | None:
+    values, _ = take(words, *flags)
     if len(values) > 1:
         raise ConfigError(f"{flags[0]} takes one value, there are {len(values)}: {' '.join(values)}")
-    return (values[0] if values else None), rest
+    return values[0] if values else None
 
 
-def _outputs() -> str:
-    return os.environ.get("KAVA_OUTPUT_PATH") or "outputs"
-
-
-def _name_of(config: str | None, recipe: Recipe) -> str:
-    """How folders are called: by the recipe, which may be a variable of the script."""
-    return "%CONFIG_NAME%" if config == "%CONFIG%" else recipe.about.name or "run"
+def _name_and_folder(config: str | None, recipe: Recipe, ending: str) -> tuple[str, str]:
+    """How folders are called, by the recipe, which may be a variable of the script; and the folder with this ending."""
+    name = "%CONFIG_NAME%" if config == "%CONFIG%" else recipe.about.name or "run"
+    return name, f"{os.environ.get('KAVA_OUTPUT_PATH') or 'outputs'}/{name}_{ending}"
 
 
 def train(request: SubmitRequest) -> list[Submission]:
@@ -104,12 +101,10 @@ def distill(request: SubmitRequest) -> list[Submission]:
 
 def _training(verb: str, request: SubmitRequest, recipe: Recipe, settings: list[str]) -> Submission:
     """One training on all GPUs; a job that is put back into the queue continues it."""
-    config, _ = _take_one(request.words, "--config")
-    seed, _ = _take_one(request.words, "--seed")
-    output, rest = _take_one(request.words, "--output_dir")
+    seed = _value(request.words, "--seed") or recipe.system.seed
     quick = "_quick" if parsed(verb, request.filled(request.words)).params["quick_test"] else ""
-    name = _name_of(config, recipe)
-    output = output or f"{_outputs()}/{name}_seed_{seed or recipe.system.seed}{quick}"
+    name, folder = _name_and_folder(_value(request.words, "--config"), recipe, f"seed_{seed}{quick}")
+    output, (_, rest) = _value(request.words, "--output_dir") or folder, take(request.words, "--output_dir")
     resume = [] if take(rest, "--resume")[0] else ["--resume", "auto"]
     words = ("kava", verb, *rest, *resume, "--output_dir", output, *settings)
     job = {"label": verb, "tasks": ((Command(words, spread=True),),)}
@@ -118,8 +113,7 @@ def _training(verb: str, request: SubmitRequest, recipe: Recipe, settings: list[
 
 def evaluate(request: SubmitRequest) -> list[Submission]:
     parsed("evaluate", request.filled(request.words))
-    checkpoint, _ = _take_one(request.words, "--checkpoint_dir", "--checkpoint")
-    run = PurePath(str(checkpoint))
+    run = PurePath(str(_value(request.words, "--checkpoint_dir", "--checkpoint")))
     run = run.parent if run.name == "best_checkpoint" else run
     job = {"label": "evaluate", "tasks": ((Command(("kava", "evaluate", *request.words)),),)}
     return [request.defaults.submission("evaluate", run.as_posix(), f"evaluate-{run.name}", job)]
@@ -130,7 +124,7 @@ def extract(request: SubmitRequest) -> list[Submission]:
     if take(request.words, "--shard")[0]:
         raise ConfigError("kava submit extract gives each task its --shard i/n", "say how many: --shards n")
     check(["extract", *request.filled(request.words)])
-    store = str(_take_one(request.words, "--output_dir")[0])
+    store = str(_value(request.words, "--output_dir"))
     words = ("kava", "extract", *request.words, "--shard", f"%{INDEX}%/{request.shards}")
     write = {"label": "write", "tasks": ((Command(words),),), "array": request.shards}
     verify = request.defaults.reading("verify", ["write"], ["kava", "extract", "--output_dir", store, "--verify"])
@@ -150,8 +144,8 @@ def _seeds_of(config: str, rest: list[str], request: SubmitRequest) -> Submissio
     if context.params["jobs"] != 1:
         raise ConfigError("--jobs: every seed is a task of its own here", "leave it out")
     runs, model_name = seed_runs(context), context.params["model_name"]
-    name = _name_of(config, runs.recipe)
-    root = _take_one(rest, "--output_dir")[0] or f"{_outputs()}/{name}_multi_seed"
+    name, folder = _name_and_folder(config, runs.recipe, "multi_seed")
+    root = _value(rest, "--output_dir") or folder
     job = seed_template(replace(runs, config=config), root, f"%{SEED}%")
     if not job.commands():
         raise ConfigError("--skip_train and --skip_eval leave nothing to submit", "kava aggregate needs no scheduler")
@@ -170,9 +164,8 @@ def suite(request: SubmitRequest) -> list[Submission]:
     context = parsed("suite", request.words)
     flags = context.params
     if flags["jobs"] != 1 or flags["list_"] or not flags["name"]:
-        raise ConfigError(
-            "kava submit suite NAME takes neither --jobs nor --list", "kava suite --list shows the suites"
-        )
+        problem = "kava submit suite NAME takes neither --jobs nor --list"
+        raise ConfigError(problem, "kava suite --list shows the suites")
     runs = runs_of(context)
     plan = plan_suite(suite_named(flags["name"]), runs, flags["members"] or [], flags["output_dir"], request.scratch)
     scratch_recipe, recipe_file = request.scratch / f"{plan.suite.name}.yaml", plan.root / f"{plan.suite.name}.yaml"
@@ -208,10 +201,5 @@ def _commands(job: Job, renamed: dict[str, str] | None = None) -> tuple[Command,
 
 
 VERBS: dict[str, Callable[[SubmitRequest], list[Submission]]] = {
-    "train": train,
-    "seeds": seeds,
-    "suite": suite,
-    "extract": extract,
-    "distill": distill,
-    "evaluate": evaluate,
+    verb.__name__: verb for verb in (train, seeds, suite, extract, distill, evaluate)
 }

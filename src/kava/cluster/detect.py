@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from kava.errors import ConfigError
 
@@ -28,47 +29,40 @@ def find_scheduler(environ: Mapping[str, str], pbs_conf: Path = PBS_CONF) -> str
 
 def present(environ: Mapping[str, str], pbs_conf: Path = PBS_CONF) -> dict[str, str]:
     """The name of every scheduler on this machine, and the evidence for it."""
-
-    def which(name: str) -> str | None:
-        return shutil.which(name, path=environ.get("PATH", ""))
-
-    names = {name: command for name, command in (("slurm", "sbatch"), ("lsf", "bsub")) if which(command)}
-    if which("qsub"):
-        name, reason = _owner_of_qsub(environ, which, pbs_conf, "slurm" in names)
-        names |= {name: reason} if name else {}
+    path = environ.get("PATH", "")
+    names = {
+        name: command for name, command in (("slurm", "sbatch"), ("lsf", "bsub")) if shutil.which(command, path=path)
+    }
+    if shutil.which("qsub", path=path):
+        name, reason = _owner_of_qsub(environ, path, pbs_conf)
+        if name:
+            names[name] = reason
+        elif "slurm" not in names:  # else it is Slurm's own wrapper
+            raise ConfigError(
+                "there is a qsub, and neither SGE_ROOT, pbs.conf, cqsub nor qstat --version says whose it is",
+                "name it: --scheduler pbs, torque, sge or cobalt",
+            )
     return names
 
 
-def _owner_of_qsub(
-    environ: Mapping[str, str], which: Callable[[str], str | None], pbs_conf: Path, slurm: bool
-) -> tuple[str, str]:
-    """The scheduler that qsub belongs to: PBS, Torque, Grid Engine, Cobalt, or "" for Slurm's own wrapper."""
+def _owner_of_qsub(environ: Mapping[str, str], path: str, pbs_conf: Path) -> tuple[str, str]:
+    """The scheduler that qsub belongs to, PBS, Torque, Grid Engine or Cobalt, and the evidence; "" where nothing says so."""
     if environ.get("SGE_ROOT"):
         return "sge", "qsub and SGE_ROOT"
-    if which("cqsub") or which("cqstat"):
+    if shutil.which("cqsub", path=path) or shutil.which("cqstat", path=path):
         return "cobalt", "qsub and cqsub"
     if environ.get("PBS_CONF_FILE") or pbs_conf.is_file():
         return "pbs", "qsub and its pbs.conf"
-    version = _version(which("qstat"), environ)
-    if "pbs" in version:
-        return "pbs", "qsub and what qstat --version says"
-    if "version:" in version or "torque" in version:
-        return "torque", "qsub and what qstat --version says"
-    if slurm:
-        return "", ""
-    raise ConfigError(
-        "there is a qsub, and neither SGE_ROOT, pbs.conf, cqsub nor qstat --version says whose it is",
-        "name it: --scheduler pbs, torque, sge or cobalt",
-    )
+    version = _version(shutil.which("qstat", path=path), environ)
+    words = {"pbs": "pbs", "version:": "torque", "torque": "torque"}
+    name = next((name for word, name in words.items() if word in version), "")
+    return name, "qsub and what qstat --version says"
 
 
 def _version(qstat: str | None, environ: Mapping[str, str]) -> str:
-    if qstat is None:
-        return ""
+    how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 10, "env": dict(environ)}
     try:
-        process = subprocess.run(
-            [qstat, "--version"], capture_output=True, text=True, timeout=10, check=False, env=dict(environ)
-        )
+        process = subprocess.run([qstat, "--version"], **how, check=False) if qstat else None
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return (process.stdout + process.stderr).lower()
+    return (process.stdout + process.stderr).lower() if process else ""

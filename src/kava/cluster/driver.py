@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from kava.cluster.schedulers.local import Local
+from kava.cluster.schedulers.local import DRIVER, Local
 
 POLL = 0.2
+NOWHERE = subprocess.DEVNULL
 
 
 def alive(job: str) -> bool:
@@ -26,33 +26,26 @@ def alive(job: str) -> bool:
     return (job, None) in local.parse_states([], process.stdout)
 
 
-def start(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
+def start(words: Sequence[str]) -> int:
     """Start the driver in the background and print its id."""
-    words = [sys.executable, "-m", "kava.cluster.driver", "--work", script, log, tasks, *waits]
-    process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    command = [*DRIVER, "--work", *words]
+    process = subprocess.Popen(command, stdin=NOWHERE, stdout=NOWHERE, stderr=NOWHERE, start_new_session=True)
     print(process.pid)
     return 0
 
 
-def work(script: str, log: str, tasks: str, waits: Sequence[str]) -> int:
+def work(script: str, log: str, tasks: str, *waits: str) -> int:
     """Run the tasks in order, whatever fails; returns the last exit code that is not 0."""
     while any(alive(job) for job in waits):
         time.sleep(POLL)
     job, worst = str(os.getpid()), 0
     for number in range(int(tasks)) if tasks != "-" else [None]:
-        environment = {**os.environ, "KAVA_JOB_ID": job}
-        environment.pop("KAVA_TASK_INDEX", None)
-        if number is not None:
-            environment["KAVA_TASK_INDEX"] = str(number)
+        environment = {**os.environ, Local.job: job, Local.index: "" if number is None else str(number)}
         unique = f"{log}_{job}" + ("" if number is None else f"_{number}")
         code = Local.requeue_code
         while code == Local.requeue_code:
-            with Path(unique + ".out").open("ab") as out, Path(unique + ".err").open("ab") as err:
-                running = subprocess.Popen(
-                    ["bash", script], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
-                )
+            with open(f"{unique}.out", "ab") as out, open(f"{unique}.err", "ab") as err:
+                running = subprocess.Popen(["bash", script], stdin=NOWHERE, stdout=out, stderr=err, env=environment)
                 code = running.wait()
         worst = code or worst
     return worst
@@ -70,9 +63,7 @@ def cancel(job: str) -> int:
 def main(words: Sequence[str]) -> int:
     if words[0] == "--cancel":
         return cancel(words[1])
-    if words[0] == "--work":
-        return work(words[1], words[2], words[3], words[4:])
-    return start(words[0], words[1], words[2], words[3:])
+    return work(*words[1:]) if words[0] == "--work" else start(words)
 
 
 if __name__ == "__main__":

@@ -47,37 +47,33 @@ def records(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
         base = Path(folder)
         paths += [base / RECORD, *(path for depth in DEPTHS for path in base.glob(f"{depth}{FOLDER}/*/{RECORD}"))]
         paths += base.glob(f"*/{RECORD}") if base.name == FOLDER else []
-    entries = [_record(path) for path in dict.fromkeys(paths) if path.is_file()]
+    entries = []
+    for path in (path for path in dict.fromkeys(paths) if path.is_file()):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            entries.append(
+                record | {name: record[name] for name in ("jobs", "submitted")} | {"folder": str(path.parent)}
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a record of jobs ({error})", "kava submit writes it") from error
     return sorted(entries, key=lambda record: (record["submitted"], record["folder"]))
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record | {"folder": str(path.parent), "jobs": record["jobs"], "submitted": record["submitted"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a record of jobs ({error})", "kava submit writes it") from error
 
 
 def rows(record: dict[str, Any], ask: bool = True) -> list[JobRow]:
     """Every task of a submission. `ask`: the scheduler is asked for the states that status files leave open."""
     scheduler = scheduler_named(record["scheduler"])
     known = states(scheduler, [job["id"] for job in record["jobs"]]) if ask else None
-    tasks_of_jobs = []
+    tasks = []
     for job in record["jobs"]:
-        tasks = range(job["tasks"]) if job["tasks"] is not None else [None]
-        for task, file in zip(tasks, job["status"], strict=True):
+        for number, file in enumerate(job["status"]):
+            task = None if job["tasks"] is None else number
             status = read_status(Path(file))
             state, note = _state(status, job["id"], task, known)
             if job.get("cancelled") and (state == UNKNOWN or (state == FAILED and status.get("signal"))):
                 state = CANCELLED
-            tasks_of_jobs.append(
-                JobRow(
-                    record["folder"], job["label"], job["id"], task, state, status.get("exit_code"),
-                    status.get("host"), int(status.get("attempt", 0)), note,
-                )
-            )  # fmt: skip
-    return tasks_of_jobs
+            code, host, attempt = status.get("exit_code"), status.get("host"), int(status.get("attempt", 0))
+            tasks.append(JobRow(record["folder"], job["label"], job["id"], task, state, code, host, attempt, note))
+    return tasks
 
 
 def _state(status: dict[str, Any], job: str, task: int | None, known: States | None) -> tuple[str, str]:
@@ -87,8 +83,7 @@ def _state(status: dict[str, Any], job: str, task: int | None, known: States | N
     if own == FAILED and status.get("signal") and (again := (known or {}).get((job, task))) in (PENDING, RUNNING):
         return str(again), "was stopped; the scheduler runs it again"
     if own in ENDED:
-        reasons = status.get("reason") or [""]
-        return str(own), reasons[0]
+        return str(own), (status.get("reason") or [""])[0]
     if known is None:
         return str(own or UNKNOWN), ""
     queued = known.get((job, task), known.get((job, None), UNKNOWN))
@@ -117,49 +112,38 @@ def states(scheduler: Scheduler, ids: Sequence[str]) -> States:
 
 def refuse_twice(submission: Submission) -> None:
     """An error where jobs of the same work are still open: two of them would write the same files."""
-    folder = Path(submission.folder)
-    first = re.sub(r"-\d+$", "", submission.name)
-    for record in records([folder.parent]):
-        if re.sub(r"-\d+$", "", record["name"]) == first:
-            ids = sorted({row.id for row in rows(record) if row.open})
-            if ids:
-                raise RunError(
-                    f"{record['folder']}: job {', '.join(ids)} of the same work is not through",
-                    f"wait for it, or end it: kava jobs {record['folder']} --cancel",
-                )
+    work = re.sub(r"-\d+$", "", submission.name)
+    for record in records([Path(submission.folder).parent]):
+        same = re.sub(r"-\d+$", "", record["name"]) == work
+        ids = sorted({row.id for row in rows(record) if row.open}) if same else []
+        if ids:
+            problem = f"{record['folder']}: job {', '.join(ids)} of the same work is not through"
+            raise RunError(problem, f"wait for it, or end it: kava jobs {record['folder']} --cancel")
 
 
 def cancel(record: dict[str, Any]) -> list[str]:
     """The ids of the jobs that were ended. Last job first: one that waits must not start because another one ended."""
     scheduler = scheduler_named(record["scheduler"])
-    tasks = list(reversed(rows(record)))
+    tasks = rows(record)[::-1]
     in_error = {row.id for row in tasks if row.state == REFUSED and scheduler.keeps_refused}
-    ended, refusals = [job for job in in_error if refusal(scheduler.cancel(job)) is None], []
-    for job in dict.fromkeys(row.id for row in tasks if row.open or row.state == UNKNOWN):
-        why = refusal(scheduler.cancel(job))
-        if why is None:
-            ended.append(job)
-        else:
-            refusals.append(f"{job}: {why}")
-    _remember(record, ended)
-    if refusals:
-        raise RunError(f"{scheduler.name} did not cancel {'; '.join(refusals)}", "kava jobs shows what is left")
-    return ended
-
-
-def _remember(record: dict[str, Any], ended: Sequence[str]) -> None:
-    """Marks cancelled jobs in jobs.json: some schedulers forget a job at once that never began."""
+    ended = [job for job in in_error if refusal(scheduler.cancel(job)) is None]
+    under_way = dict.fromkeys(row.id for row in tasks if row.open or row.state == UNKNOWN)
+    refusals = {job: refusal(scheduler.cancel(job)) for job in under_way}
+    ended += [job for job, why in refusals.items() if why is None]
     path = Path(record["folder"]) / RECORD
     kept = json.loads(path.read_text(encoding="utf-8"))
-    for job in kept["jobs"]:
-        if job["id"] in ended:
-            job["cancelled"] = True
+    for job in kept["jobs"]:  # some schedulers forget a job at once that never began
+        job |= {"cancelled": True} if job["id"] in ended else {}
     if ended:
         write_json(path, kept)
+    refused = "; ".join(f"{job}: {why}" for job, why in refusals.items() if why is not None)
+    if refused:
+        raise RunError(f"{scheduler.name} did not cancel {refused}", "kava jobs shows what is left")
+    return ended
 
 
 def summary(tasks: Sequence[JobRow]) -> str:
     """`3 ok, 1 failed`."""
     names = [row.state for row in tasks]
-    order = [OK, RUNNING, STARTED, PENDING, REQUEUED, DONE, FAILED, REFUSED, CANCELLED, LOST, UNKNOWN]
+    order = (OK, RUNNING, STARTED, PENDING, REQUEUED, DONE, FAILED, REFUSED, CANCELLED, LOST, UNKNOWN)
     return ", ".join(f"{names.count(name)} {name}" for name in order if name in names)

@@ -8,9 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 from kava.cluster.presets import PRESETS
-from kava.cluster.spec import NAME, Command, JobSpec, Resources, job_name, singles
+from kava.cluster.spec import Command, JobSpec, Resources, check_name, job_name, singles
 from kava.cluster.submit import FOLDER, Submission
-from kava.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class JobDefaults:
         The first job waits for the ids that --after names.
         """
         name = self.name or verb
-        if not NAME.fullmatch(name):
-            raise ConfigError(f"submission {name!r} is not a name", "letters, digits, . _ - and a letter first")
+        check_name("submission", name)
         folder = (PurePath(outputs) / FOLDER / name).as_posix()
         specs: dict[str, JobSpec] = {}
         for own in jobs:
@@ -43,9 +41,8 @@ class JobDefaults:
     def reading(self, label: str, after: Sequence[str], *commands: Sequence[str]) -> dict[str, Any]:
         """A job that only reads files: no GPU, few CPUs, and never more than the other jobs ask for."""
         most, few = self.resources, PRESETS["cpu"]
-        resources = replace(most, nodes=1, gpus=0, cpus=min(most.cpus, few.cpus), time=few.time)
-        if most.mem and few.mem:
-            resources = replace(resources, mem=min(most.mem, few.mem))
+        mem = most.mem and min(most.mem, few.mem or most.mem)
+        resources = replace(most, nodes=1, gpus=0, cpus=min(most.cpus, few.cpus), mem=mem, time=few.time)
         tasks = (tuple(Command(tuple(words)) for words in commands),)
         return {"label": label, "tasks": tasks, "resources": resources, "after": after}
 
@@ -53,13 +50,6 @@ class JobDefaults:
 def in_one_job(submission: Submission) -> Submission:
     """Everything in a single job, one command after the other; one that fails stops no later one."""
     specs = [single for spec in submission.jobs for single in (singles(spec) if spec.array is not None else [spec])]
-    whole = replace(
-        submission.jobs[0],
-        label="all",
-        name=job_name(submission.name),
-        tasks=(tuple(command for spec in specs for command in spec.tasks[0]),),
-        array=None,
-        lists=(),
-        keep_going=True,
-    )
-    return replace(submission, jobs=(whole,))
+    tasks = (tuple(command for spec in specs for command in spec.tasks[0]),)
+    whole = replace(submission.jobs[0], label="all", name=job_name(submission.name), tasks=tasks, array=None, lists=())
+    return replace(submission, jobs=(replace(whole, keep_going=True),))

@@ -16,30 +16,18 @@ PRESETS: dict[str, Resources] = {
     "multinode": Resources(nodes=4, gpus=8, cpus=32, mem=512 * GB, time=336 * HOUR),
     "cpu": Resources(nodes=1, gpus=0, cpus=2, mem=16 * GB, time=1 * HOUR),  # aggregate, analyze
 }
-BATCH, ACCUMULATION, LENGTH = "training.batch_size", "training.gradient_accumulation_steps", "dataset.max_length"
-SIZES: dict[str, dict[str, str]] = {
+SIZES: dict[str, dict[str, str]] = {  # what the guides' run_ultra_large.sh and run_multinode.sh set in explicit_hpc
     "ultra_large": {
-        "training.epochs": "5",
-        BATCH: "2",
-        ACCUMULATION: "16",
-        "training.learning_rate": "1e-5",
-        LENGTH: "2048",
-        "explicit.target_len": "32",
-        "logging.save_steps": "2000",
-        "logging.logging_steps": "100",
-        "system.num_workers": "16",
+        "training.epochs": "5", "training.batch_size": "2", "training.gradient_accumulation_steps": "16",
+        "training.learning_rate": "1e-5", "dataset.max_length": "2048", "explicit.target_len": "32",
+        "logging.save_steps": "2000", "logging.logging_steps": "100", "system.num_workers": "16",
     },
     "multinode": {
-        "training.epochs": "10",
-        BATCH: "1",
-        ACCUMULATION: "32",
-        "training.learning_rate": "5e-6",
-        LENGTH: "2048",
-        "explicit.target_len": "64",
-        "logging.save_steps": "5000",
-        "logging.logging_steps": "200",
+        "training.epochs": "10", "training.batch_size": "1", "training.gradient_accumulation_steps": "32",
+        "training.learning_rate": "5e-6", "dataset.max_length": "2048", "explicit.target_len": "64",
+        "logging.save_steps": "5000", "logging.logging_steps": "200",
     },
-}  # what the guides' run_ultra_large.sh and run_multinode.sh set in the recipe explicit_hpc
+}  # fmt: skip
 
 
 def preset(name: str) -> Resources:

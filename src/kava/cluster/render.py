@@ -22,7 +22,10 @@ def script(spec: JobSpec, scheduler: Scheduler) -> str:
     if spec.setup:
         lines += ["set +u  # environment scripts read variables that are not set", *spec.setup, "set -u"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in spec.environment]
-    lines += _exported(spec)
+    # variables with a default, which somebody who submits by hand may set
+    lines += [f"{name}=${{{name}:-{shlex.quote(default)}}}" for name, default in spec.exported]
+    if any(name == "CONFIG" for name, _ in spec.exported):  # a path to a recipe names its folder by the file
+        lines += ["CONFIG_NAME=${CONFIG##*/}", "CONFIG_NAME=${CONFIG_NAME%.yaml}"]
     lines += _index(spec, scheduler)
     spread = any(command.spread for task in spec.tasks for command in task) and spec.resources.processes > 1
     if spread:  # how long torchrun waits for a checkpoint before it kills
@@ -33,14 +36,6 @@ def script(spec: JobSpec, scheduler: Scheduler) -> str:
     if spec.portable:
         lines += [f"mkdir -p {quoted(spec.folder, spec.names)}"]
     return "\n".join([*lines, *_body(spec, scheduler)]) + "\n"
-
-
-def _exported(spec: JobSpec) -> list[str]:
-    """Variables with a default, which somebody who submits by hand may set."""
-    lines = [f"{name}=${{{name}:-{shlex.quote(default)}}}" for name, default in spec.exported]
-    if any(name == "CONFIG" for name, _ in spec.exported):  # a path to a recipe names its folder by the file
-        lines += ["CONFIG_NAME=${CONFIG##*/}", "CONFIG_NAME=${CONFIG_NAME%.yaml}"]
-    return lines
 
 
 def _index(spec: JobSpec, scheduler: Scheduler) -> list[str]:
@@ -76,12 +71,11 @@ def _task(spec: JobSpec, scheduler: Scheduler, commands: Sequence[Command]) -> l
     """`exec kava task ... -- command --then command`, a line each."""
     status = spec.status_file(f"%{INDEX}%" if spec.array is not None else None)
     words = ["kava", "task", "--status", status, "--scheduler", scheduler.name]
-    for file in spec.needs:
-        words += ["--needs", file]
+    words += [word for file in spec.needs for word in ("--needs", file)]
     words += ["--requeue"] if spec.requeue else []
     words += ["--keep_going"] if spec.keep_going else []
-    if spec.requeue and not scheduler.warns and spec.resources.time:
-        words += ["--stop_after", str(max(60, spec.resources.time - spec.signal))]
+    if spec.requeue and not scheduler.warns and spec.stop_after:
+        words += ["--stop_after", str(spec.stop_after)]
     lines = ["exec " + line(words, spec.names) + " -- \\"]
     for place, command in enumerate(commands):
         then = f"{THEN} " if place else ""

@@ -32,12 +32,9 @@ VARIABLE = "KAVA_SITE"
 RESOURCES = ("nodes", "gpus", "cpus", "mem", "time", "partition", "account", "qos")
 SchedulerName = Literal["slurm", "pbs", "torque", "sge", "lsf", "cobalt", "local"]
 WORDS = {  # what is wrong with a value, by pydantic's kind of error
-    "tuple_type": "is not text",
-    "bool_type": "is not true or false",
-    "dict_type": "is not a mapping",
-    "literal_error": "is not one of them",
-    "model_type": "is not a mapping",
-    "string_type": "is not text",
+    **dict.fromkeys(("tuple_type", "string_type"), "is not text"),
+    **dict.fromkeys(("dict_type", "model_type"), "is not a mapping"),
+    **{"bool_type": "is not true or false", "literal_error": "is not one of them"},
 }
 
 
@@ -90,11 +87,8 @@ class Site(BaseModel):
 
     def over(self, resources: Resources, keep: tuple[str, ...] = ()) -> Resources:
         """`resources` with the site's values, but for those named in `keep`."""
-        own = {name: getattr(self, name) for name in RESOURCES if name not in keep}
-        return replace(resources, **{name: value for name, value in own.items() if value is not None})
-
-    def directives_of(self, scheduler: str) -> tuple[str, ...]:
-        return next((lines for name, lines in self.directives.items() if name == scheduler), ())
+        own: dict[str, Any] = self.model_dump(include=set(RESOURCES) - set(keep), exclude_none=True)
+        return replace(resources, **own)
 
     @field_validator(*RESOURCES, mode="before")
     @classmethod

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kava.errors import ConfigError
@@ -42,7 +44,10 @@ class Resources:
             if value is not None and value < least:
                 raise ConfigError(f"{name} = {value}: it must be at least {least}")
         for name in ("partition", "account", "qos"):
-            _plain(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and not PLAIN.fullmatch(value):
+                problem = f"{name} = {value!r} cannot stand in a scheduler's directive"
+                raise ConfigError(problem, "letters, digits and . _ - : , @")
 
     @property
     def processes(self) -> int:
@@ -82,14 +87,11 @@ class JobSpec:
     portable: bool = False  # submitted by hand: the script makes its folder itself
 
     def __post_init__(self) -> None:
-        for what, value in (("job name", self.name), ("job label", self.label)):
-            if not NAME.fullmatch(value):
-                raise ConfigError(f"{what} {value!r} is not a name", "letters, digits, . _ - and a letter first")
+        check_name("job name", self.name)
+        check_name("job label", self.label)
         if not PLAIN.fullmatch(self.log):
-            raise ConfigError(
-                f"log folder {self.log!r} cannot stand in a scheduler's directive",
-                "choose --log_dir with letters, digits and . _ - / only",
-            )
+            problem = f"log folder {self.log!r} cannot stand in a scheduler's directive"
+            raise ConfigError(problem, "choose --log_dir with letters, digits and . _ - / only")
         if self.array is not None and (self.array < 1 or len(self.tasks) not in (1, self.array)):
             raise ConfigError(f"job {self.label}: an array of {self.array} with {len(self.tasks)} commands")
         if self.array is None and len(self.tasks) != 1:
@@ -100,28 +102,41 @@ class JobSpec:
         for line in self.directives:
             if "\n" in line or "\r" in line:
                 raise ConfigError(f"directives: {line!r} has more than one line", "one directive per entry")
-        for text in self._texts():
+        values = [value for _, value in (*self.environment, *self.exported)]
+        for text in (*values, self.folder, *(word for task in self.tasks for part in task for word in part.words)):
             if "\0" in text:
                 raise ConfigError(f"job {self.label}: {text!r} holds a null character")
-
-    def _texts(self) -> list[str]:
-        values = [value for _, value in (*self.environment, *self.exported)]
-        return [*values, self.folder, *(word for task in self.tasks for command in task for word in command.words)]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that %NAME% in a command or a path may have."""
         exported = [name for name, _ in self.exported]
-        derived = [f"{name}_NAME" for name in exported if name == "CONFIG"]
-        index = [] if self.array is None else [INDEX]
-        return (*index, *exported, *derived, *(name for name, _ in self.lists))
+        derived = ["CONFIG_NAME"] if "CONFIG" in exported else []
+        return (*([] if self.array is None else [INDEX]), *exported, *derived, *(name for name, _ in self.lists))
+
+    @property
+    def stop_after(self) -> int | None:
+        """Seconds until the warning before the time limit."""
+        return max(60, self.resources.time - self.signal) if self.resources.time else None
 
     def status_file(self, task: int | str | None = None) -> str:
         """The status file of task number `task` (None: the job is no array)."""
         return f"{self.folder}/status-{self.label}{'' if task is None else f'-{task}'}.json"
 
     def status_files(self) -> list[str]:
-        return [self.status_file(task) for task in (range(self.array) if self.array is not None else [None])]
+        return [self.status_file(task) for task in ([None] if self.array is None else range(self.array))]
+
+    @property
+    def script(self) -> Path:
+        return Path(self.folder) / f"{self.label}.sh"
+
+    def entry(self, job: str, after: list[str]) -> dict[str, Any]:
+        """The job in jobs.json; `job` is its id, `after` those of the jobs that it waits for."""
+        resources = {name: value for name, value in vars(self.resources).items() if value is not None}
+        return {
+            "label": self.label, "id": job, "name": self.name, "tasks": self.array, "after": after,
+            "script": str(self.script), "status": self.status_files(), "resources": resources,
+        }  # fmt: skip
 
     def needed(self) -> str:
         """All of the job's status files as one word of `kava task --needs`."""
@@ -136,14 +151,9 @@ def singles(spec: JobSpec) -> list[JobSpec]:
     for task in range(spec.array):
         values = {INDEX: str(task)} | {name: entries[task] for name, entries in spec.lists}
         commands = spec.tasks[task if len(spec.tasks) > 1 else 0]
-        changed: dict[str, Any] = {
-            "label": f"{spec.label}-{task}",
-            "name": f"{spec.name}-{task}",
-            "array": None,
-            "lists": (),
-            "tasks": (tuple(c._replace(words=tuple(filled(word, values) for word in c.words)) for c in commands),),
-        }
-        jobs.append(replace(spec, **changed))
+        own = tuple(Command(tuple(filled(word, values) for word in words), spread) for words, spread in commands)
+        label, name = f"{spec.label}-{task}", f"{spec.name}-{task}"
+        jobs.append(replace(spec, label=label, name=name, array=None, lists=(), tasks=(own,)))
     return jobs
 
 
@@ -177,14 +187,16 @@ def clock(seconds: int) -> str:
     return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def job_name(*parts: str) -> str:
     """A name that every queue accepts, from any text."""
     text = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip("-") for part in parts if part)
     return f"kava-{text}"[:60].rstrip("-")
 
 
-def _plain(name: str, value: str | None) -> None:
-    if value is not None and not PLAIN.fullmatch(value):
-        raise ConfigError(
-            f"{name} = {value!r} cannot stand in a scheduler's directive", "letters, digits and . _ - : , @"
-        )
+def check_name(what: str, value: str) -> None:
+    if not NAME.fullmatch(value):
+        raise ConfigError(f"{what} {value!r} is not a name", "letters, digits, . _ - and a letter first")

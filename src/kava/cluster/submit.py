@@ -7,13 +7,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from kava.cluster.render import script
 from kava.cluster.schedulers.base import Scheduler
-from kava.cluster.spec import JobSpec, singles
+from kava.cluster.spec import JobSpec, now, singles
 from kava.errors import RunError
 from kava.files import write_json, write_text
 from kava.provenance import revision
@@ -37,49 +37,40 @@ class Submission:
 def adapted(submission: Submission, scheduler: Scheduler) -> Submission:
     """The submission for this scheduler: arrays that it does not have become single jobs."""
     jobs: list[JobSpec] = []
-    renamed: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, list[str]] = {}  # of the jobs that stand for the job of this label
     notes = list(submission.notes)
     for spec in submission.jobs:
-        after = tuple(name for label in spec.after for name in renamed.get(label, (label,)))
-        spec = replace(spec, after=after)
-        if spec.array is not None and (not scheduler.index or spec.array < scheduler.least):
-            parts = singles(spec)
-            renamed[spec.label] = tuple(part.label for part in parts)
-            jobs += parts
-            if not scheduler.index:
-                notes.append(f"{scheduler.name} has no job arrays: {spec.label} is {len(parts)} single jobs")
-        else:
-            jobs.append(spec)
-    if not scheduler.has_afterok and any(spec.after for spec in jobs):
-        notes.append(
-            f"{scheduler.name} cannot wait for success: dependent jobs look at the status files when they start"
-        )
+        after = tuple(name for label in spec.after for name in labels.get(label, [label]))
+        split = spec.array is not None and (not scheduler.index or spec.array < scheduler.least)
+        parts = singles(spec) if split else [spec]
+        labels[spec.label] = [part.label for part in parts]
+        jobs += [replace(part, after=after) for part in parts]
+        if split and not scheduler.index:
+            notes.append(f"{scheduler.name} has no job arrays: {spec.label} is {spec.array} single jobs")
+    if not scheduler.has_afterok and any(spec.after for spec in submission.jobs):
+        problem = f"{scheduler.name} cannot wait for success"
+        notes.append(f"{problem}: dependent jobs look at the status files when they start")
     return replace(submission, jobs=tuple(jobs), notes=tuple(notes))
 
 
 def fresh(submission: Submission) -> Submission:
     """The submission under a name that is still free: seeds, seeds-2, ..."""
-    folder, number = submission.folder, 1
-    while Path(folder).exists():
-        number += 1
-        folder = f"{submission.folder}-{number}"
-    if number == 1:
-        return submission
+    endings = chain([""], (f"-{number}" for number in count(2)))
+    end = next(end for end in endings if not Path(submission.folder + end).exists())
+    folder = submission.folder + end
     jobs = tuple(
         replace(spec, folder=folder, needs=tuple(folder + file.removeprefix(submission.folder) for file in spec.needs))
         for spec in submission.jobs
     )
-    return replace(submission, name=f"{submission.name}-{number}", folder=folder, jobs=jobs)
+    return replace(submission, name=submission.name + end, folder=folder, jobs=jobs)
 
 
 def preview(submission: Submission, scheduler: Scheduler) -> str:
     """What would be submitted: the commands, and each script."""
     parts = []
     for spec in submission.jobs:
-        waits = [(f"<{label}>", False) for label in spec.after]
-        path = _script_file(submission, spec)
-        reads = f" < {shlex.quote(str(path))}" if scheduler.reads_script else ""
-        command = shlex.join(scheduler.submit(path, spec, waits)) + reads
+        command = shlex.join(scheduler.submit(spec.script, spec, [(f"<{label}>", False) for label in spec.after]))
+        command += f" < {shlex.quote(str(spec.script))}" if scheduler.reads_script else ""
         parts.append(f"# {command}\n{script(spec, scheduler)}")
     return "\n".join(parts)
 
@@ -105,7 +96,7 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
         "name": submission.name,
         "scheduler": scheduler.name,
         "command": list(command),
-        "submitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "submitted": now(),
         "revision": revision(),
         "working_folder": str(Path.cwd()),
         "jobs": [],
@@ -116,20 +107,20 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
             write_text(name, text)
         for spec in submission.jobs:
             Path(spec.log).parent.mkdir(parents=True, exist_ok=True)
-            path = _script_file(submission, spec)
-            write_text(path, script(spec, scheduler))
-            path.chmod(0o755)
+            text = script(spec, scheduler)
+            write_text(spec.script, text)
+            spec.script.chmod(0o755)
             waits = [ids.get(label, (label, False)) for label in spec.after]
-            words = scheduler.submit(path, spec, waits)
-            hold = not spec.after and any(spec.label in other.after for other in submission.jobs)
+            words = scheduler.submit(spec.script, spec, waits)
+            hold = scheduler.hold and not spec.after and any(spec.label in other.after for other in submission.jobs)
             words[1:1] = scheduler.hold if hold else ()
-            job = scheduler.parse_id(run(words, path.read_text(encoding="utf-8") if scheduler.reads_script else ""))
+            job = scheduler.parse_id(run(words, text if scheduler.reads_script else ""))
             ids[spec.label] = (job, spec.array is not None)
-            held += [job] if hold and scheduler.hold else []
-            record["jobs"].append(_entry(spec, job, path, [job_id for job_id, _ in waits]))
+            held += [job] if hold else []
+            record["jobs"].append(spec.entry(job, [job_id for job_id, _ in waits]))
             write_json(Path(submission.folder) / RECORD, record)
         for job in held:  # only now: a fast first job could end before those that wait for it exist
-            run(scheduler.release(job))
+            run([scheduler.release, job])
     except BaseException:
         refusals = [refusal(scheduler.cancel(job)) for job, _ in ids.values()]
         if not any(refusals):  # else somebody has to find the jobs that are left
@@ -163,20 +154,3 @@ def refusal(words: Sequence[str]) -> str | None:
         return str(error)
     output = (process.stderr or process.stdout).strip()
     return None if process.returncode == 0 else output or f"exit code {process.returncode}"
-
-
-def _script_file(submission: Submission, spec: JobSpec) -> Path:
-    return Path(submission.folder) / f"{spec.label}.sh"
-
-
-def _entry(spec: JobSpec, job: str, path: Path, after: list[str]) -> dict[str, Any]:
-    return {
-        "label": spec.label,
-        "id": job,
-        "name": spec.name,
-        "tasks": spec.array,
-        "after": after,
-        "script": str(path),
-        "status": spec.status_files(),
-        "resources": {name: value for name, value in vars(spec.resources).items() if value is not None},
-    }

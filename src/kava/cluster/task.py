@@ -18,12 +18,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from kava.cluster.render import THEN
 from kava.cluster.schedulers.base import Scheduler
+from kava.cluster.spec import now
 from kava.cluster.submit import refusal
 from kava.errors import ConfigError
 from kava.files import write_json
@@ -58,22 +58,15 @@ class Task:
                 "put the outputs on a file system that login and compute nodes share",
             )
         before = read_status(self.status)
-        job, number = self.scheduler.id_of(self.environ), self.scheduler.task_of(self.environ)
-        same = before.get("job") == job and before.get("task") == number
-        self.facts = {
-            "state": STARTED,
-            "exit_code": None,
-            "host": socket.gethostname(),
-            "job": job,
-            "task": number,
-            "attempt": int(before.get("attempt", 0)) + 1 if same else 1,
-            "began": _now(),
-            "ended": None,
-            "command": self.commands,
-        }
+        key = {"job": self.scheduler.id_of(self.environ), "task": self.scheduler.task_of(self.environ)}
+        same = key == {name: before.get(name) for name in key}
+        attempt = int(before.get("attempt", 0)) + 1 if same else 1
+        self.facts = {"state": STARTED, "exit_code": None, "host": socket.gethostname(), **key, "attempt": attempt}
+        self.facts |= {"began": now(), "ended": None, "command": self.commands}
         lacking = [why for file in needed(self.needs) if (why := _not_ok(file))]
         if lacking:
-            print(f"error: not run, because {lacking[0]}{_more(lacking)}", file=sys.stderr, flush=True)
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            _say(f"error: not run, because {lacking[0]}{more}")
             return self._end(REFUSED, self.scheduler.refused, reason=lacking)
         write_json(self.status, self.facts)
         with self._signals():
@@ -102,7 +95,7 @@ class Task:
             how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment, "start_new_session": True}
             self.process = subprocess.Popen(words, **how, preexec_fn=_ignore_warnings if os.name == "posix" else None)
         except OSError as error:
-            print(f"error: {words[0]} cannot be started: {error.strerror}", file=sys.stderr, flush=True)
+            _say(f"error: {words[0]} cannot be started: {error.strerror}")
             return NOT_FOUND
         if self.signal is not None:  # it came while the process was being started
             self._pass_on()
@@ -112,27 +105,24 @@ class Task:
 
     def _stopped(self, code: int) -> int:
         """The exit code after a stop by a signal: requeued if it was a warning and the scheduler can, else failed."""
+        self.facts["signal"] = self.signal
         if self.signal not in AGAIN or not self.requeue:
-            return self._end(
-                FAILED, code, signal=self.signal, reason=[f"stopped by {self.signal}; submit it again to continue"]
-            )
+            return self._end(FAILED, code, reason=[f"stopped by {self.signal}; submit it again to continue"])
         how = self.scheduler.requeue(self.environ)
         if how is None:
-            print(
-                f"{self.scheduler.name} cannot requeue: submit the same again to continue", file=sys.stderr, flush=True
-            )
-            return self._end(FAILED, code, signal=self.signal, reason=["stopped at the time limit"])
-        self._end(REQUEUED, code, signal=self.signal)
+            _say(f"{self.scheduler.name} cannot requeue: submit the same again to continue")
+            return self._end(FAILED, code, reason=["stopped at the time limit"])
+        self._end(REQUEUED, code)
         if isinstance(how, int):
             return how
         why = refusal(how)
         if why is not None:
-            print(f"error: {' '.join(how)}: {why}; submit the same again to continue", file=sys.stderr, flush=True)
-            return self._end(FAILED, code, signal=self.signal, reason=[f"requeue refused: {why}"])
+            _say(f"error: {' '.join(how)}: {why}; submit the same again to continue")
+            return self._end(FAILED, code, reason=[f"requeue refused: {why}"])
         return code
 
     def _end(self, state: str, code: int, **more: Any) -> int:
-        self.facts |= {"state": state, "exit_code": code, "ended": _now(), **more}
+        self.facts |= {"state": state, "exit_code": code, "ended": now(), **more}
         write_json(self.status, self.facts)
         return code
 
@@ -140,13 +130,12 @@ class Task:
     def _signals(self) -> Iterator[None]:
         numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
         before = {number: signal.signal(number, self._caught) for number in numbers}
-        if self.stop_after is not None and hasattr(signal, "alarm"):
-            signal.alarm(self.stop_after)
+        alarm = getattr(signal, "alarm", int)  # Windows has no alarm
+        alarm(self.stop_after or 0)
         try:
             yield
         finally:
-            if hasattr(signal, "alarm"):
-                signal.alarm(0)
+            alarm(0)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -183,12 +172,9 @@ def split(words: Sequence[str]) -> list[list[str]]:
 
 def needed(words: Sequence[str]) -> list[Path]:
     """The status files that the words name; `status-x-[0-2].json` names three."""
-    files = []
-    for word in words:
-        span = _RANGE.search(word)
-        numbers = range(int(span[1]), int(span[2]) + 1) if span else [None]
-        files += [Path(word if number is None else _RANGE.sub(str(number), word)) for number in numbers]
-    return files
+    spans = [(word, _RANGE.search(word)) for word in words]
+    ranges = [(word, range(int(span[1]), int(span[2]) + 1) if span else [0]) for word, span in spans]
+    return [Path(_RANGE.sub(str(number), word)) for word, numbers in ranges for number in numbers]
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -205,16 +191,10 @@ def read_status(path: Path) -> dict[str, Any]:
 def _not_ok(path: Path) -> str | None:
     """Why a needed task is not ok; None if it is."""
     status = read_status(path)
-    state = status.get("state")
-    if state == OK:
-        return None
-    where = f" (job {status['job']})" if status.get("job") else ""
-    return f"{path} says {state}{where}" if state else f"{path} is not there: that task has not run"
+    state, where = status.get("state"), f" (job {status['job']})" if status.get("job") else ""
+    why = f"{path} says {state}{where}" if state else f"{path} is not there: that task has not run"
+    return None if state == OK else why
 
 
-def _more(lacking: Sequence[str]) -> str:
-    return f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -65,14 +65,19 @@ def parse_text(text: str, label: str, as_json: bool = False) -> Any:
         raise ConfigError(f"{label}: not readable as {'JSON' if as_json else 'YAML'}: {error}") from error
 
 
-def read_file(path: Path, label: str) -> dict[str, Any]:
-    """The mapping in a .yaml, .yml or .json file."""
+def read_text(path: Path, label: str, hint: str) -> str:
+    """The file's text; `hint` is what to do where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{label}: not a text file in UTF-8 ({error.reason})") from error
     except OSError as error:
-        raise ConfigError(f"{label}: cannot be read: {error.strerror}", "kava config --list shows recipes") from error
+        raise ConfigError(f"{label}: cannot be read: {error.strerror}", hint) from error
+
+
+def read_file(path: Path, label: str) -> dict[str, Any]:
+    """The mapping in a .yaml, .yml or .json file."""
+    text = read_text(path, label, "kava config --list shows recipes")
     data = parse_text(text, label, as_json=path.suffix.lower() == ".json")
     if not isinstance(data, dict):
         raise ConfigError(f"{label}: a recipe is a mapping of sections, this is {type(data).__name__}")

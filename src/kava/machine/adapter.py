@@ -7,7 +7,6 @@ device = adapter.device_for_training(None)      # raises where there is no GPU a
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -16,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import ConfigError, RunError
-from kava.machine import autotune
+from kava.machine import autotune, detect
 from kava.machine.checks import Check, check_device, check_packages, check_paths
-from kava.machine.dependencies import Package, find_packages
-from kava.machine.detect import Hardware, System, choose_precision, cpu, find_hardware, find_system, load_torch
+from kava.machine.detect import Hardware, Package, System
 from kava.machine.paths import ProjectPath, find_paths, project_root
-from kava.machine.report import check_line, report_text
 from kava.machine.settings import Settings, load_settings
 
 
@@ -40,15 +37,38 @@ class EnvironmentAdapter:
     @property
     def precision(self) -> str | None:
         """bf16, fp16 or fp32; None where torch cannot tell."""
-        return None if self.hardware.device == "UNKNOWN" else choose_precision(self.hardware, self.settings)[0]
+        return None if self.hardware.device == "UNKNOWN" else detect.choose_precision(self.hardware, self.settings)[0]
 
     @property
     def paths(self) -> dict[str, str]:
         return {place.name: str(place.path) for place in self.places}
 
     def report(self) -> str:
-        """The environment report: type, hardware, paths, dependencies."""
-        return report_text(self.system, self.hardware, self.precision, self.places, self.packages)
+        """The environment report: the same lines on every machine, ASCII but for names of folders and machines."""
+        system, hardware = self.system, self.to_dict()["hardware"]
+        known = {name: "unknown" if value is None else str(value) for name, value in hardware.items()}
+        bf16 = {"True": "YES", "False": "NO"}.get(known["bf16"], "unknown")
+        lines = [
+            "[Environment Detection Report]",
+            "=" * 70,
+            f"[Environment Type]: {system.type.upper()}",
+            *([f"   Scheduler: {system.scheduler.upper()}"] if system.scheduler else []),
+            f"   Platform: {system.platform}",
+            f"   Hostname: {system.hostname}",
+            f"   CPU Cores: {system.cpu_cores}",
+            "\n[Hardware Configuration]:",
+            f"   Device: {self.hardware.device}",
+            f"   Name: {self.hardware.name}",
+            f"   GPUs: {known['gpus']}",
+            f"   Memory: {known['memory_gb']}" + ("" if hardware["memory_gb"] is None else " GB"),
+            f"   Precision: {self.precision.upper() if self.precision else 'unknown'}",
+            f"   BF16 Support: {bf16}",
+            "\n[Path Configuration]:",
+            *(f"   {name}: {path}" for name, path in self.paths.items()),
+            "\n[Dependencies]:",
+            *(f"   {package}" for package in self.packages),
+        ]
+        return "\n".join(lines)
 
     def checks(self) -> list[Check]:
         """The checks of device, paths and dependencies. That of the KV extractor loads a model; `kava env` makes it."""
@@ -60,9 +80,8 @@ class EnvironmentAdapter:
 
     def recommend(self, device: str | None = None) -> dict[str, Any]:
         """Settings that fit the detected device, or `device`; nothing is refused."""
-        hardware = cpu() if device == "cpu" else self.hardware
-        installed = {name for name in ("tensorboard", "wandb") if importlib.util.find_spec(name) is not None}
-        config = autotune.training_config(self.settings, hardware, self.system.cpu_cores, installed, self.environ)
+        hardware = detect.cpu() if device == "cpu" else self.hardware
+        config = autotune.training_config(self.settings, hardware, self.system.cpu_cores, self.environ)
         return {**config, "paths": self.paths}
 
     def get_training_config(self, device: str | None = None) -> dict[str, Any]:
@@ -121,13 +140,13 @@ class EnvironmentAdapter:
             rank = self.environ.get("LOCAL_RANK", "")  # torchrun's; where each process sees one GPU, that is its first
             index = int(rank) if rank.isdigit() and int(rank) < self.hardware.gpus else 0
             share = float(self.settings["hardware.memory_fraction"])
-            load_torch()[0].cuda.set_per_process_memory_fraction(share, index)
+            detect.load_torch()[0].cuda.set_per_process_memory_fraction(share, index)
 
     def launch(self) -> str:
         """The torchrun words before `kava` that use every GPU, or nothing."""
         several = self.hardware.torch_device == "cuda" and self.hardware.gpus > 1
-        strategy = self.settings["hardware.multi_gpu_strategy"]
-        return f"torchrun --nproc_per_node {self.hardware.gpus} -m " if several and strategy != "single" else ""
+        spread = several and self.settings["hardware.multi_gpu_strategy"] != "single"
+        return f"torchrun --nproc_per_node {self.hardware.gpus} -m " if spread else ""
 
     def to_dict(self) -> dict[str, Any]:
         """All of it for programs; what is not known is null."""
@@ -137,17 +156,12 @@ class EnvironmentAdapter:
             **asdict(self.system),
             "settings": str(self.settings.source) if self.settings.source else None,
             "hardware": {
-                "device": hardware.device if known else None,
-                "name": hardware.name if known else None,
-                "gpus": hardware.gpus if known else None,
+                **{name: getattr(hardware, name) if known else None for name in ("device", "name", "gpus")},
                 "memory_gb": None if hardware.memory is None else round(hardware.memory, 1),
                 "precision": self.precision,
                 "bf16": "bf16" in hardware.precisions if known else None,
             },
-            "paths": {
-                place.name: {"path": str(place.path), "source": place.source, "problem": place.problem}
-                for place in self.places
-            },
+            "paths": {p.name: {"path": str(p.path), "source": p.source, "problem": p.problem} for p in self.places},
             "dependencies": [asdict(package) | {"ok": package.ok} for package in self.packages],
         }
 
@@ -159,11 +173,11 @@ def find_environment(
     environ = dict(os.environ if environ is None else environ)
     here = here or Path.cwd()
     settings = load_settings(config_path, project_root(environ, here))
-    torch, error = load_torch()
-    hardware = find_hardware(torch, settings["hardware.gpu_detection.auto_detect"], environ)
-    system = find_system(environ, settings["environment_type"])
+    torch, error = detect.load_torch()
+    hardware = detect.find_hardware(torch, settings["hardware.gpu_detection.auto_detect"], environ)
+    system = detect.find_system(environ, settings["environment_type"])
     places = find_paths(settings, environ, system.type == "hpc", here)
-    packages = find_packages(settings, {} if error is None else {"torch": error})
+    packages = detect.find_packages(settings, {} if error is None else {"torch": error})
     return EnvironmentAdapter(settings, system, hardware, places, packages, environ, error)
 
 
@@ -174,7 +188,7 @@ def create_environment_adapter(config_path: str | Path | None = None, quiet: boo
     """
     adapter = find_environment(config_path)
     if not quiet:
-        wrong = [check_line(check) for check in adapter.checks() if check.status in ("warning", "failed")]
+        wrong = [str(check) for check in adapter.checks() if check.status in ("warning", "failed")]
         say("\n".join([adapter.report(), *wrong]))
     return adapter
 

@@ -8,8 +8,9 @@ checkpointing on for GPUs below 16 GB
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kava.errors import ConfigError
@@ -26,10 +27,17 @@ AGGREGATION = {  # method -> explicit.aggregation, explicit.use_all_layers
     "weighted": ("weighted", True),
     "last_layer": ("concat", False),
 }
+RECIPE_KEYS = {
+    "system.device": "device", "system.mixed_precision": "mixed_precision", "system.num_workers": "num_workers",
+    "training.batch_size": "batch_size", "training.gradient_accumulation_steps": "gradient_accumulation_steps",
+    "training.gradient_checkpointing": "gradient_checkpointing", "training.on_oom": "on_oom",
+    "explicit.aggregation": "kv_aggregation_method", "explicit.use_all_layers": "use_all_layers",
+    "logging.report_to": "report_to", "training.hf.dataloader_pin_memory": "pin_memory",
+}  # fmt: skip
 
 
 def training_config(
-    settings: Settings, hardware: Hardware, cpu_cores: int, installed: Collection[str], environ: Mapping[str, str]
+    settings: Settings, hardware: Hardware, cpu_cores: int, environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """Settings that fit, under the guide's names. `dtype` is that of frozen weights; trained ones stay float32."""
     precision, _ = choose_precision(hardware, settings)
@@ -55,7 +63,7 @@ def training_config(
         "memory_fraction": settings["hardware.memory_fraction"],
         "kv_aggregation_method": aggregation,
         "use_all_layers": all_layers,
-        "report_to": trackers(settings, installed, environ),
+        "report_to": trackers(settings, environ),
         "fallback_to_cpu": settings.cpu_allowed(),
         "on_no_gpu": "cpu" if settings.cpu_allowed() else "error",
         "on_oom": settings["error_handling.on_oom"],
@@ -79,17 +87,11 @@ def batch_size(settings: Settings, hardware: Hardware) -> int:
     """Examples per process and micro-batch."""
     base = int(settings["training.batch_size.base"])
     strategy = settings["training.batch_size.strategy"]
-    tuned = settings["training.auto_tune"] and settings["training.batch_size.auto_detect"]
-    if not tuned or strategy == "fixed":
-        size = base
-    elif not hardware.has_gpu:
-        size = 1
-    else:
-        times = [factor for gigabytes, factor in STEPS if at_least(hardware.memory, gigabytes)]
-        size = base * times[-1] if times else 1
-        if strategy == "conservative":
-            size = max(1, size // 2)
-    return min(size, int(settings["training.batch_size.max"]))
+    tuned = settings["training.auto_tune"] and settings["training.batch_size.auto_detect"] and strategy != "fixed"
+    memory = hardware.memory if hardware.has_gpu else None
+    times = max((factor for gigabytes, factor in STEPS if at_least(memory, gigabytes)), default=0) if tuned else 1
+    share = 2 if tuned and strategy == "conservative" else 1
+    return min(max(1, base * times // share), int(settings["training.batch_size.max"]))
 
 
 def accumulate(settings: Settings, at_once: int) -> int:
@@ -102,33 +104,22 @@ def accumulate(settings: Settings, at_once: int) -> int:
 def checkpointing(settings: Settings, hardware: Hardware) -> bool:
     """On for small GPUs; off on the CPU, where time is scarcer than memory."""
     chosen = settings["training.gradient_checkpointing"]
-    if chosen == "auto":
-        return hardware.has_gpu and not at_least(hardware.memory, LITTLE_MEMORY)
-    return bool(chosen)
+    little = hardware.has_gpu and not at_least(hardware.memory, LITTLE_MEMORY)
+    return little if chosen == "auto" else bool(chosen)
 
 
-def trackers(settings: Settings, installed: Collection[str], environ: Mapping[str, str]) -> list[str]:
+def trackers(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """The log writers. wandb asks for a login, so `auto` takes it only where WANDB_API_KEY is set."""
-    ready = {"tensorboard": "tensorboard" in installed, "wandb": "wandb" in installed and "WANDB_API_KEY" in environ}
-    wanted = {name: settings[f"logging.backends.{name}"] for name in ready}
-    return [name for name, choice in wanted.items() if choice is True or (choice == "auto" and ready[name])]
+    wanted = {name: settings[f"logging.backends.{name}"] for name in ("tensorboard", "wandb")}
+    ready = {
+        name for name in wanted if importlib.util.find_spec(name) and (name != "wandb" or "WANDB_API_KEY" in environ)
+    }
+    return [name for name, choice in wanted.items() if choice is True or (choice == "auto" and name in ready)]
 
 
 def recipe_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A training config in a recipe's keys, section.key; what a recipe does by default is left out."""
-    settings = {
-        "system.device": config["device"],
-        "system.mixed_precision": config["mixed_precision"],
-        "system.num_workers": config["num_workers"],
-        "training.batch_size": config["batch_size"],
-        "training.gradient_accumulation_steps": config["gradient_accumulation_steps"],
-        "training.gradient_checkpointing": config["gradient_checkpointing"],
-        "training.on_oom": config["on_oom"],
-        "explicit.aggregation": config["kv_aggregation_method"],
-        "explicit.use_all_layers": config["use_all_layers"],
-        "logging.report_to": config["report_to"],
-        "training.hf.dataloader_pin_memory": config["pin_memory"],
-    }
+    settings = {key: config[name] for key, name in RECIPE_KEYS.items()}
     if config["num_workers"] > 0:
         settings["training.hf.dataloader_prefetch_factor"] = config["prefetch_factor"]
     if config["torch_compile"]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kava.machine.dependencies import Package
-from kava.machine.detect import Hardware, choose_precision
+from kava.machine.detect import Hardware, Package, choose_precision
 from kava.machine.paths import ProjectPath
 from kava.machine.settings import Settings
+
+MARKS = {"ok": "[OK]", "warning": "[WARNING]", "failed": "[X]", "not run": "[NOT RUN]"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class Check:
     status: Literal["ok", "warning", "failed", "not run"]
     detail: str
     fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{MARKS[self.status]} {self.name}: {self.detail}"
 
 
 def check_device(hardware: Hardware, settings: Settings) -> Check:

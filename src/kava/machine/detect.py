@@ -1,4 +1,4 @@
-"""The system a process runs on (from its variables) and its hardware (from torch, which may be missing or broken)."""
+"""The system a process runs on (from its variables), its hardware (from torch, which may be missing or broken) and packages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import platform
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
-from kava.machine.settings import Settings
+from kava.machine.settings import Settings, version_numbers
 
 GB = 1e9  # memory is counted as it is sold: an "8 GB" card has 8.6 of these
 # What an import may raise when a library is broken: a missing shared object, another version's symbols.
@@ -62,9 +64,7 @@ def find_system(environ: Mapping[str, str], environment_type: str = "auto") -> S
 
 def cpu_cores() -> int:
     """The CPU cores that this process may use: a job's share of its node, where the system reports it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_torch() -> tuple[Any, str | None]:
@@ -76,8 +76,7 @@ def load_torch() -> tuple[Any, str | None]:
 
 
 def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -113,42 +112,30 @@ def find_hardware(torch: Any, look_for_gpu: bool = True, environ: Mapping[str, s
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch's own way to refuse a device
             return Hardware("UNKNOWN", "a GPU that does not answer", precisions=(), error=first_line(error))
     if look_for_gpu and torch.backends.mps.is_available():
-        return Hardware("MPS", f"Apple {platform.machine()}", 1, _mps_memory(torch), ("fp16", "fp32"))
-    hint = _why_no_gpu(torch, os.environ if environ is None else environ) if look_for_gpu else None
-    return cpu(hint)
+        most = getattr(torch.mps, "recommended_max_memory", None)  # of the memory shared with the CPU
+        return Hardware("MPS", f"Apple {platform.machine()}", 1, most and most() / GB, ("fp16", "fp32"))
+    return cpu(_why_no_gpu(torch, os.environ if environ is None else environ) if look_for_gpu else None)
 
 
 def cpu(hint: str | None = None) -> Hardware:
-    return Hardware("CPU", platform.processor() or platform.machine() or "CPU", memory=_machine_memory(), hint=hint)
+    try:
+        import psutil
+
+        memory = float(psutil.virtual_memory().total) / GB
+    except ImportError:
+        memory = None
+    return Hardware("CPU", platform.processor() or platform.machine() or "CPU", memory=memory, hint=hint)
 
 
 def _gpu(torch: Any) -> Hardware:
     """The first visible GPU: a run is one process per GPU, and the GPUs of a node are equal."""
-    known = torch.cuda.get_device_properties(0)
-    if torch.version.hip:
-        device = "ROCm"
-        arch = str(getattr(known, "gcnArchName", ""))
-        native, says = bool(ROCM_BF16.match(arch)), arch != ""
-    else:
-        device = "CUDA"
-        native, says = (known.major, known.minor) >= (8, 0), True
+    known, count = torch.cuda.get_device_properties(0), torch.cuda.device_count()
+    arch = str(getattr(known, "gcnArchName", ""))
+    native = bool(ROCM_BF16.match(arch)) if torch.version.hip else known.major >= 8
     precisions = ("bf16", "fp16", "fp32") if native else ("fp16", "fp32")
-    count = torch.cuda.device_count()
+    says = not torch.version.hip or arch != ""
+    device = "ROCm" if torch.version.hip else "CUDA"
     return Hardware(device, str(known.name), count, known.total_memory / GB, precisions, says)
-
-
-def _mps_memory(torch: Any) -> float | None:
-    """The most that Metal recommends to use of the memory shared with the CPU."""
-    recommended = getattr(torch.mps, "recommended_max_memory", None)
-    return recommended() / GB if recommended is not None else None
-
-
-def _machine_memory() -> float | None:
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return float(psutil.virtual_memory().total) / GB
 
 
 def _why_no_gpu(torch: Any, environ: Mapping[str, str]) -> str | None:
@@ -162,28 +149,62 @@ def _why_no_gpu(torch: Any, environ: Mapping[str, str]) -> str | None:
 
 def choose_precision(hardware: Hardware, settings: Settings) -> tuple[str, str | None]:
     """bf16, fp16 or fp32, and a warning where the settings ask for one that is missing or slow here."""
-    native = hardware.precisions
     if not hardware.has_gpu:
-        native = ("fp32",)
-    if hardware.has_gpu and not settings["hardware.precision.auto_detect"]:
+        options: tuple[str, ...] = ("fp32",)
+    elif not settings["hardware.precision.auto_detect"]:
         chosen = settings["hardware.precision.fallback"]
-        return chosen, None if chosen in native else f"{chosen} is not native on {hardware.name}: slow at best"
-    options = _table_row(hardware.name, settings) if hardware.has_gpu else None
-    if options is None:
-        options = native if hardware.says_precision else (settings["hardware.precision.fallback"],)
+        slow = f"{chosen} is not native on {hardware.name}: slow at best"
+        return chosen, None if chosen in hardware.precisions else slow
+    else:
+        fallback = (settings["hardware.precision.fallback"],)
+        native = hardware.precisions if hardware.says_precision else fallback
+        options = _table_row(hardware.name, settings) or native
     preferred = settings["training.mixed_precision.prefer"]
     if preferred == "auto" or preferred in options:
         return (options[0] if preferred == "auto" else preferred), None
-    return options[
-        0
-    ], f"training.mixed_precision.prefer = {preferred} is not to be had on {hardware.name}: {options[0]}"
+    lacking = f"training.mixed_precision.prefer = {preferred} is not to be had on {hardware.name}"
+    return options[0], f"{lacking}: {options[0]}"
 
 
-def _table_row(name: str, settings: Settings) -> tuple[str, ...] | None:
+def _table_row(name: str, settings: Settings) -> tuple[str, ...]:
     """The precisions that the settings list for a GPU of this name; of several that fit, those of the longest name."""
     table = settings["hardware.precision.supported_dtypes"]
-    fitting = [part for part in table if part.lower() in name.lower()]
-    if not fitting:
-        return None
-    row = table[max(fitting, key=len)]
+    row = table.get(max((part for part in table if part.lower() in name.lower()), key=len, default=None), ())
     return (row,) if isinstance(row, str) else tuple(row)
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed package, never imported: a broken one must not stop the check. `version` is None where it is not
+    installed; `problem` says why an installed one is refused."""
+
+    name: str
+    version: str | None
+    required: bool
+    minimum: str | None
+    problem: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.version is not None and self.problem is None
+
+    def __str__(self) -> str:
+        version = (self.version or "not installed") + (f": {self.problem}" if self.problem else "")
+        optional = "" if self.required or self.ok else " - optional"
+        return f"[{'OK' if self.ok else 'X'}] {self.name} ({version}){optional}"
+
+
+def find_packages(settings: Settings, broken: Mapping[str, str]) -> tuple[Package, ...]:
+    """The required and optional packages of the settings; `broken` maps those that cannot be imported to the reason."""
+    required, packages = settings["dependencies.required"], []
+    floors = settings["dependencies.min_versions"] if settings["dependencies.version_check"] else {}
+    for name in dict.fromkeys([*required, *settings["dependencies.optional"]]):
+        version, minimum, problem = None, floors.get(name), None
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name) or None  # None: a damaged installation without metadata
+        if version and name in broken:
+            problem = f"cannot be imported: {broken[name]}"
+        elif version and minimum is not None and version_numbers(version) < version_numbers(minimum):
+            problem = f"needs {minimum} or later"
+        packages.append(Package(name, version, name in required, minimum, problem))
+    return tuple(packages)

@@ -39,34 +39,27 @@ def project_root(environ: Mapping[str, str], here: Path) -> Path:
 def find_paths(settings: Settings, environ: Mapping[str, str], hpc: bool, here: Path) -> tuple[ProjectPath, ...]:
     """The five paths, absolute. Creates nothing."""
     root = project_root(environ, here)
-    pattern = _cluster_folder(settings["paths.hpc_patterns"], environ) if hpc else None
-    return tuple(_path(name, settings, environ, pattern, root, here) for name in PATH_NAMES)
-
-
-def _path(
-    name: str, settings: Settings, environ: Mapping[str, str], pattern: Path | None, root: Path, here: Path
-) -> ProjectPath:
-    variable = settings[f"paths.env_vars.{name}"]
-    if environ.get(variable):
-        path, source = here / Path(environ[variable]).expanduser(), variable
-    elif pattern is not None:
-        path, source = pattern / BELOW.get(name, name), str(pattern)
-    else:
-        path, source = root / Path(settings[f"paths.defaults.{name}"]).expanduser(), "default"
-    path = Path(os.path.abspath(path))
-    return ProjectPath(name, path, source, problem_of(path, may_be_read_only=name in READ_ONLY))
+    cluster = _cluster_folder(settings["paths.hpc_patterns"], environ) if hpc else None
+    paths = []
+    for name in PATH_NAMES:
+        variable = settings[f"paths.env_vars.{name}"]
+        if environ.get(variable):
+            path, source = here / Path(environ[variable]).expanduser(), variable
+        elif cluster is not None:
+            path, source = cluster / BELOW.get(name, name), str(cluster)
+        else:
+            path, source = root / Path(settings[f"paths.defaults.{name}"]).expanduser(), "default"
+        path = Path(os.path.abspath(path))
+        paths.append(ProjectPath(name, path, source, problem_of(path, may_be_read_only=name in READ_ONLY)))
+    return tuple(paths)
 
 
 def _cluster_folder(patterns: Sequence[str], environ: Mapping[str, str]) -> Path | None:
     """The first folder of the patterns that exists and can be written."""
     user = next((environ[name] for name in ("USER", "LOGNAME", "USERNAME") if environ.get(name)), None)
-    for pattern in patterns:
-        if user is None and "{username}" in pattern:
-            continue
-        folder = Path(pattern.replace("{username}", user or ""))
-        if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    return None
+    known = [pattern for pattern in patterns if user is not None or "{username}" not in pattern]
+    folders = (Path(pattern.replace("{username}", user or "")) for pattern in known)
+    return next((path for path in folders if os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)), None)
 
 
 def problem_of(path: Path, may_be_read_only: bool) -> str | None:

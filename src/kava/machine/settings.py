@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, create_model
 
 from kava.config import show
-from kava.config.text import parse_text
+from kava.config.text import parse_text, read_text
 from kava.errors import ConfigError
 
 SHIPPED = Path(__file__).parent / "environment_config.yaml"
 IN_PROJECT = Path("configs") / "environment_config.yaml"
+FALLBACK, ON_NO_GPU = "hardware.gpu_detection.fallback_to_cpu", "error_handling.on_no_gpu"  # say what no GPU means
 PATH_NAMES = ("models", "data", "cache", "output", "checkpoints")
 
 # A Literal says itself what it allows, any other type in its description; a text beside it is the reason for a limit.
@@ -71,9 +72,7 @@ TYPES: dict[str, Any] = {
     "model_dimensions.kv_extraction.method": Literal["cross_layer_aggregation", "weighted", "last_layer"],
     "model_dimensions.kv_extraction.detect_at_runtime": Annotated[TRUE, MEASURED],
     "model_dimensions.projector.initialization": Annotated[Literal["dynamic"], MEASURED],
-    "model_dimensions.projector.validate_shapes": Annotated[
-        Literal[True], "shapes are always checked; it costs nothing"
-    ],
+    "model_dimensions.projector.validate_shapes": Annotated[TRUE, "shapes are always checked; it costs nothing"],
     "model_dimensions.projector.test_forward_pass": Annotated[TRUE, "it is always made; it costs nothing"],
     "model_dimensions.on_dimension_mismatch": Annotated[Literal["auto_adapt"], MEASURED],
     **{f"paths.env_vars.{name}": VARIABLE for name in PATH_NAMES},
@@ -114,9 +113,8 @@ REJECTED = {
 REQUIRED: dict[str, Any] = {key: (kind, ...) for key, kind in TYPES.items()}
 EnvironmentFile = create_model("EnvironmentFile", __config__=ConfigDict(extra="forbid", strict=True), **REQUIRED)
 FIELDS = EnvironmentFile.model_fields
-FREE = {
-    key: field for key, field in FIELDS.items() if get_origin(field.annotation) is dict
-}  # their keys are the user's
+# FREE: the keys below are the user's.
+FREE = {key: field for key, field in FIELDS.items() if get_origin(field.annotation) is dict}
 KEYS = {key: field for key, field in FIELDS.items() if key not in FREE}
 SECTIONS = {name[: dot.start()] for name in [*FIELDS, *REJECTED] for dot in re.finditer(r"\.", name)}
 
@@ -133,12 +131,7 @@ class Settings:
 
     def cpu_allowed(self) -> bool:
         """Whether training may take the CPU where there is no GPU."""
-        on_no_gpu = self["error_handling.on_no_gpu"]
-        return self["hardware.gpu_detection.fallback_to_cpu"] if on_no_gpu == "auto" else on_no_gpu == "cpu"
-
-    def minimum(self, package: str) -> str | None:
-        """The lowest version of a package that will do, or None."""
-        return self["dependencies.min_versions"].get(package) if self["dependencies.version_check"] else None
+        return self[FALLBACK] if self[ON_NO_GPU] == "auto" else self[ON_NO_GPU] == "cpu"
 
 
 def load_settings(config_path: str | Path | None, root: Path) -> Settings:
@@ -153,10 +146,13 @@ def load_settings(config_path: str | Path | None, root: Path) -> Settings:
         EnvironmentFile.model_validate(merged)
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False)[0], merged, str(source)) from None
-    _refuse_conflict(own, str(source))
-    floors = own.get("dependencies.min_versions", {}) | shipped["dependencies.min_versions"]
+    fallback, on_no_gpu = own.get(FALLBACK), own.get(ON_NO_GPU, "auto")
+    if fallback is not None and on_no_gpu != "auto" and fallback != (on_no_gpu == "cpu"):
+        conflict = f"{FALLBACK} = {show(fallback)}, but {ON_NO_GPU} = {on_no_gpu}"
+        raise ConfigError(f"{source}: {conflict}", "set one of them")
+    floors = dict(shipped["dependencies.min_versions"])
     for name, floor in own.get("dependencies.min_versions", {}).items():
-        floors[name] = max(floor, floors[name], key=version_numbers)
+        floors[name] = max(floor, floors.get(name, floor), key=version_numbers)
     return Settings({**merged, "dependencies.min_versions": floors}, source)
 
 
@@ -171,14 +167,7 @@ def version_numbers(text: str) -> tuple[int, ...]:
 
 def _read(path: Path, label: str) -> dict[str, Any]:
     """The values of one file by their dotted keys, unchecked."""
-    try:
-        data = parse_text(path.read_text(encoding="utf-8-sig"), label)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{label}: not a text file in UTF-8 ({error.reason})") from error
-    except OSError as error:
-        raise ConfigError(
-            f"{label}: cannot be read: {error.strerror}", "leave it out to use the shipped one"
-        ) from error
+    data = parse_text(read_text(path, label, "leave it out to use the shipped one"), label)
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{label}: this is {type(data).__name__}, not a mapping of sections")
     return _flat(data or {}, "")
@@ -187,8 +176,7 @@ def _read(path: Path, label: str) -> dict[str, Any]:
 def _flat(node: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
     """Nested sections by dotted keys; a section or mapping that is empty stands for no keys."""
     flat: dict[str, Any] = {}
-    for part, value in node.items():
-        name = f"{prefix}{part}"
+    for name, value in ((f"{prefix}{part}", value) for part, value in node.items()):
         if name in SECTIONS and isinstance(value, Mapping | None):
             flat |= _flat(value or {}, name + ".")
         else:
@@ -209,9 +197,8 @@ def _refusal(error: Any, values: Mapping[str, Any], label: str) -> ConfigError:
     key = f"{name}.{inner[0]}" if name in FREE else name
     needs = field.description or " or ".join(show(choice) for choice in get_args(field.annotation))
     reason = next((text for text in field.metadata if isinstance(text, str)), None)
-    return ConfigError(
-        f"{label}: {key} = {show(value)} is not {'supported' if reason else 'valid'}: needs {needs}", reason
-    )
+    kind = "supported" if reason else "valid"
+    return ConfigError(f"{label}: {key} = {show(value)} is not {kind}: needs {needs}", reason)
 
 
 def _unknown(name: str, label: str) -> ConfigError:
@@ -221,18 +208,5 @@ def _unknown(name: str, label: str) -> ConfigError:
     same = [key for key in FIELDS if key.rpartition(".")[2] == leaf]
     close = same or difflib.get_close_matches(name, [*FIELDS, *sorted(SECTIONS)], n=1, cutoff=0.6)
     sections = ", ".join(sorted(section for section in SECTIONS if "." not in section))
-    return ConfigError(
-        f"{label}: unknown key {name!r}", f"did you mean {close[0]!r}?" if close else f"sections: {sections}"
-    )
-
-
-def _refuse_conflict(own: Mapping[str, Any], label: str) -> None:
-    """Two keys say what happens without a GPU; a file that sets both must not contradict itself."""
-    fallback = own.get("hardware.gpu_detection.fallback_to_cpu")
-    on_no_gpu = own.get("error_handling.on_no_gpu", "auto")
-    if fallback is not None and on_no_gpu != "auto" and fallback != (on_no_gpu == "cpu"):
-        raise ConfigError(
-            f"{label}: hardware.gpu_detection.fallback_to_cpu = {show(fallback)}, but "
-            f"error_handling.on_no_gpu = {on_no_gpu}",
-            "set one of them",
-        )
+    hint = f"did you mean {close[0]!r}?" if close else f"sections: {sections}"
+    return ConfigError(f"{label}: unknown key {name!r}", hint)

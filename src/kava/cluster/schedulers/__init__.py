@@ -8,10 +8,9 @@ from kava.cluster.schedulers.base import Scheduler
 from kava.cluster.schedulers.cobalt import Cobalt
 from kava.cluster.schedulers.local import Local
 from kava.cluster.schedulers.lsf import Lsf
-from kava.cluster.schedulers.pbs import Pbs
+from kava.cluster.schedulers.pbs import Pbs, Torque
 from kava.cluster.schedulers.sge import GridEngine
 from kava.cluster.schedulers.slurm import Slurm
-from kava.cluster.schedulers.torque import Torque
 from kava.errors import ConfigError
 from kava.registry import nearest
 

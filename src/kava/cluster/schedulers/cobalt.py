@@ -5,45 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kava.cluster.schedulers.base import DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
+from kava.cluster.schedulers.base import UNKNOWN, Scheduler, States, words_for_states
 from kava.cluster.spec import JobSpec
-
-STATES = {
-    **dict.fromkeys(("queued", "starting", "dep_hold", "user_hold", "admin_hold", "maxrun_hold"), PENDING),
-    **dict.fromkeys(("running", "exiting", "killing"), RUNNING),
-    "done": DONE,
-    "dep_fail": FAILED,
-}
 
 
 class Cobalt(Scheduler):
     name = "cobalt"
     prefix = "#COBALT"
+    lines = ("--jobname {name}", "-n {nodes}", "-t {minutes}", "-q {partition}", "-A {account}", "-O {file}{name}")
+    no_qos = "name the queue with --partition"
+    waits = ("--dependencies", "{}")
+    state_command = ("qstat", "--header=JobID:State")
+    state_words = words_for_states(
+        pending="queued starting dep_hold user_hold admin_hold maxrun_hold",
+        running="running exiting killing",
+        done="done",
+        failed="dep_fail",
+    )
     job = "COBALT_JOBID"
     warns = False
     head = ('read -r head <"$COBALT_NODEFILE"',)
-    no_qos = "name the queue with --partition"
-
-    def header(self, spec: JobSpec) -> list[str]:
-        resources = spec.resources
-        lines = [f"--jobname {spec.name}", f"-n {resources.nodes}"]
-        lines += [f"-t {-(-resources.time // 60)}"] if resources.time else []
-        lines += [f"-q {resources.partition}"] if resources.partition else []
-        lines += [f"-A {resources.account}"] if resources.account else []
-        return [*lines, f"-O {spec.log}_{spec.name}"]
+    launcher = 'mpirun -f "$COBALT_NODEFILE" -n {nodes} -ppn 1'
 
     def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
-        wait = ["--dependencies", ":".join(job for job, _ in after)] if after else []
-        return ["qsub", *wait, "--mode", "script", str(script)]
-
-    def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
-        return [["qstat", "--header=JobID:State", *ids]]
+        return [*super().submit(script, spec, after)[:-1], "--mode", "script", str(script)]
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
         rows = [line.split() for line in printed.splitlines()]
-        return {
-            (row[0], None): STATES.get(row[1].lower(), UNKNOWN) for row in rows if len(row) == 2 and row[0].isdigit()
-        }
-
-    def launch(self, spec: JobSpec) -> str:
-        return f'mpirun -f "$COBALT_NODEFILE" -n {spec.resources.nodes} -ppn 1'
+        rows = [row for row in rows if len(row) == 2 and row[0].isdigit()]
+        return {(job, None): self.state_words.get(word.lower(), UNKNOWN) for job, word in rows}

@@ -9,6 +9,8 @@ from pathlib import Path
 from kava.cluster.schedulers.base import PENDING, Scheduler, States
 from kava.cluster.spec import JobSpec
 
+DRIVER = (sys.executable, "-m", "kava.cluster.driver")
+
 
 class Local(Scheduler):
     name = "local"
@@ -18,12 +20,9 @@ class Local(Scheduler):
     requeue_code = 99
     head = ("head=localhost",)
 
-    def header(self, spec: JobSpec) -> list[str]:
-        return []
-
     def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
-        tasks = [str(spec.array)] if spec.array is not None else ["-"]
-        return [sys.executable, "-m", "kava.cluster.driver", str(script), spec.log, *tasks, *(job for job, _ in after)]
+        tasks = "-" if spec.array is None else str(spec.array)
+        return [*DRIVER, str(script), spec.log, tasks, *(job for job, _ in after)]
 
     def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
         return [["ps", "-ww", "-o", "pid=,args=", "-p", ",".join(ids)]]
@@ -34,4 +33,4 @@ class Local(Scheduler):
         return {(row[0], None): PENDING for row in rows if len(row) == 2 and "kava.cluster.driver" in row[1]}
 
     def cancel(self, job: str) -> list[str]:
-        return [sys.executable, "-m", "kava.cluster.driver", "--cancel", job]
+        return [*DRIVER, "--cancel", job]

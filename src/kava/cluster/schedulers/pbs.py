@@ -1,4 +1,4 @@
-"""PBS Pro and OpenPBS."""
+"""PBS Pro and OpenPBS; and Torque, which is PBS with other words for nodes and arrays."""
 
 from __future__ import annotations
 
@@ -6,82 +6,93 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
+from xml.etree import ElementTree
 
-from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
-from kava.cluster.spec import JobSpec, clock
+from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, UNKNOWN, Scheduler, States, words_for_states
+from kava.cluster.spec import JobSpec
+from kava.errors import RunError
 
-STATES = {**dict.fromkeys("QHWTSU", PENDING), **dict.fromkeys("REB", RUNNING), **dict.fromkeys("FXC", DONE)}
 KILLED = 256  # exit codes from here on are signals
+LIMITS = ("-l walltime={walltime}", "-q {partition}", "-A {account}", "{rerun}")
 
 
 class Pbs(Scheduler):
     name = "pbs"
     prefix = "#PBS"
+    lines: ClassVar[tuple[str, ...]] = (
+        *("-N {name}", "-l select={nodes}:ncpus={cpus}{more}:mpiprocs=1", "-l place={place}"),
+        *(*LIMITS, "-J {tasks}", "-o {folder}/", "-e {folder}/"),  # a folder: files are called by job id, tasks apart
+    )
+    no_qos = "name the queue with --partition, or write a directive into the site file"
+    waits = ("-W", "depend=afterok:{}")
+    state_command: ClassVar[tuple[str, ...]] = ("qstat", "-x", "-t", "-f", "-F", "json")
+    state_words = words_for_states(pending="Q H W T S U", running="R E B", done="F X C")
     job = "PBS_JOBID"
     index = "PBS_ARRAY_INDEX"
     least = 2
     home = "PBS_O_WORKDIR"
     warns = False
-    no_qos = "name the queue with --partition, or write a directive into the site file"
-    hold = ("-h",)
+    requeues = ("qrerun",)
     head = ('read -r head <"$PBS_NODEFILE"',)
+    hold = ("-h",)
+    release = "qrls"
 
-    def header(self, spec: JobSpec) -> list[str]:
+    def values(self, spec: JobSpec) -> dict[str, Any]:
         resources = spec.resources
-        chunk = f"select={resources.nodes}:ncpus={resources.cpus}"
-        chunk += f":ngpus={resources.gpus}" if resources.gpus else ""
-        chunk += f":mem={resources.mem}mb" if resources.mem else ""
-        lines = [f"-N {spec.name}", f"-l {chunk}:mpiprocs=1"]
-        lines += ["-l place=scatter"] if resources.nodes > 1 else []
-        lines += self._limits(spec)
-        lines += [f"-J 0-{spec.array - 1}"] if spec.array is not None else []
-        folder = f"{Path(spec.log).parent.as_posix()}/"  # a folder: the files are called by job id, tasks apart
-        return [*lines, f"-o {folder}", f"-e {folder}"]
-
-    def _limits(self, spec: JobSpec) -> list[str]:
-        resources = spec.resources
-        lines = [f"-l walltime={clock(resources.time)}"] if resources.time else []
-        lines += [f"-q {resources.partition}"] if resources.partition else []
-        lines += [f"-A {resources.account}"] if resources.account else []
-        return [*lines, f"-r {'y' if spec.requeue else 'n'}"]
-
-    def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
-        wait = ["-W", "depend=" + self._wait(after)] if after else []
-        return ["qsub", *wait, str(script)]
-
-    def _wait(self, after: Sequence[tuple[str, bool]]) -> str:
-        return "afterok:" + ":".join(job for job, _ in after)
-
-    def release(self, job: str) -> list[str]:
-        return ["qrls", job]
-
-    def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
-        return [["qstat", "-x", "-t", "-f", "-F", "json", *ids]]
+        more = f":ngpus={resources.gpus}" if resources.gpus else ""
+        more += f":mem={resources.mem}mb" if resources.mem else ""
+        place = "scatter" if resources.nodes > 1 else None
+        return super().values(spec) | {"more": more, "place": place, "folder": Path(spec.log).parent.as_posix()}
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
-        states: States = {}
-        for name, facts in json.loads(printed or "{}").get("Jobs", {}).items():
-            code = facts.get("Exit_status")
-            states[job_and_task(name)] = state_of(facts.get("job_state", ""), None if code is None else int(code))
-        return states
+        jobs = json.loads(printed or "{}").get("Jobs", {})
+        return dict(
+            self.key_and_state(name, facts.get("job_state"), facts.get("Exit_status")) for name, facts in jobs.items()
+        )
 
-    def requeue(self, environ: Mapping[str, str]) -> list[str] | int | None:
-        return ["qrerun", environ.get(self.job, "")]
+    def key_and_state(self, name: str, letter: str | None, code: Any) -> tuple[tuple[str, int | None], str]:
+        """((123[].server, 2), state) of 123[2].server, by qstat's letter; for a job that ended, by its exit code."""
+        task = re.search(r"\[(\d+)\]", name)
+        state = self.state_words.get((letter or "")[:1], UNKNOWN)
+        if state == DONE and int(code or 0):
+            state = CANCELLED if int(code) >= KILLED else FAILED
+        return (self.id_of({self.job: name}) or "", int(task[1]) if task else None), state
 
     def id_of(self, environ: Mapping[str, str]) -> str | None:
         """The array's id: 123[].server in a task whose own id is 123[2].server."""
         return re.sub(r"\[\d+\]", "[]", environ.get(self.job, "")) or None
 
 
-def job_and_task(name: str) -> tuple[str, int | None]:
-    """(123[].server, 2) of 123[2].server."""
-    task = re.search(r"\[(\d+)\]", name)
-    return re.sub(r"\[\d+\]", "[]", name), int(task[1]) if task else None
+class Torque(Pbs):
+    name = "torque"
+    lines = (
+        *("-N {name}", "-l nodes={nodes}:ppn={cpus}{more}", "-l mem={mem}mb", "-l qos={qos}"),
+        *(*LIMITS, "-t {tasks}", "-o {file}.out", "-e {file}.err"),
+    )
+    unique = ("$PBS_JOBID", "$PBS_JOBID")
+    no_qos = ""
+    waits = ("-W", "depend={}")
+    state_command = ("qstat", "-x", "-t")
+    index = "PBS_ARRAYID"
+    least = 1
 
+    def values(self, spec: JobSpec) -> dict[str, Any]:
+        resources = spec.resources
+        memory = resources.mem * resources.nodes if resources.mem else None  # of the whole job
+        more = f":gpus={resources.gpus}" if resources.gpus else ""
+        return super().values(spec) | {"more": more, "mem": memory}
 
-def state_of(letter: str, code: int | None) -> str:
-    """The state of a letter of qstat; for a job that ended, by its exit code."""
-    state = STATES.get(letter[:1], UNKNOWN)
-    if state != DONE or not code:
-        return state
-    return CANCELLED if code >= KILLED else FAILED
+    def ids_of(self, after: Sequence[tuple[str, bool]]) -> str:
+        arrays, others = (":".join(job for job, is_array in after if is_array == kind) for kind in (True, False))
+        return ",".join([f"afterokarray:{arrays}"] * bool(arrays) + [f"afterok:{others}"] * bool(others))
+
+    def parse_states(self, command: Sequence[str], printed: str) -> States:
+        try:
+            jobs = ElementTree.fromstring(printed).iter("Job") if printed.strip() else ()
+        except ElementTree.ParseError as error:
+            raise RunError(f"qstat -x printed no XML ({error})") from error
+        return dict(
+            self.key_and_state(job.findtext("Job_Id", ""), job.findtext("job_state"), job.findtext("exit_status"))
+            for job in jobs
+        )

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, Scheduler, States
 from kava.cluster.spec import JobSpec, clock
 from kava.errors import ConfigError
 
+LETTERS = {"E": FAILED, "d": CANCELLED, "r": RUNNING, "t": RUNNING}  # in this order
+
 
 class GridEngine(Scheduler):
     name = "sge"
     prefix = "#$"
+    lines = (
+        "-N {name}", "-S /bin/bash", "-cwd", "-pe {pe} {slots}", "-l {gpu}={gpus}", "-l {memory}={share}M",
+        "-l h_rt={walltime}", "-l s_rt={soft}", "-q {partition}", "-P {account}", "-t {tasks}", "-o {file}.out",
+        "-e {file}.err", "-notify", "{rerun}",
+    )  # fmt: skip
+    unique = ("$JOB_ID", "$JOB_ID.$TASK_ID")
+    no_qos = "name the queue with --partition, or write a directive into the site file"
+    submit_command = ("qsub", "-terse")
+    waits = ("-hold_jid", "{}")
+    between = ","
+    id_pattern = r"(?m)^\s*([^.\s]+).*\s*\Z"  # `-terse` prints 12 or, for an array, 12.1-3:1
     job = "JOB_ID"
     index = "SGE_TASK_ID"
     first = 1
@@ -23,39 +36,23 @@ class GridEngine(Scheduler):
     keeps_refused = True
     requeue_code = 99
     head = ('read -r head _ <"$PE_HOSTFILE"',)
-    no_qos = "name the queue with --partition, or write a directive into the site file"
-    id_pattern = r"(?m)^\s*([^.\s]+).*\s*\Z"  # `-terse` prints 12 or, for an array, 12.1-3:1
 
-    def header(self, spec: JobSpec) -> list[str]:
-        from kava.cluster.site_file import GridEngineSite
+    def values(self, spec: JobSpec) -> dict[str, Any]:
+        """Adds the site's names for GPUs, memory and slots, and the time of USR1, after which KILL follows."""
+        from kava.cluster.site_file import Site
 
-        resources, site = spec.resources, self.site.sge if self.site else GridEngineSite()
-        lines = [f"-N {spec.name}", "-S /bin/bash", "-cwd"]
-        slots = resources.cpus * resources.nodes
-        pe = site.pe if resources.nodes == 1 else site.pe_nodes
+        resources, site = spec.resources, (self.site or Site()).sge
+        key, slots = "pe" if resources.nodes == 1 else "pe_nodes", resources.cpus * resources.nodes
+        pe = getattr(site, key) if slots > 1 else None
         if slots > 1 and pe is None:
-            key = "pe" if resources.nodes == 1 else "pe_nodes"
             raise ConfigError(
                 f"sge: {resources.nodes} nodes with {resources.cpus} CPUs need the name of a parallel environment",
                 f"qconf -spl lists them; put sge.{key} into the site file",
             )
-        lines += [f"-pe {pe} {slots}"] if slots > 1 else []
-        lines += [f"-l {site.gpu}={resources.gpus}"] if resources.gpus and site.gpu else []
-        if resources.mem and site.memory:
-            lines += [f"-l {site.memory}={resources.mem // (resources.cpus if site.memory_per_slot else 1)}M"]
-        if resources.time:
-            soft = max(60, resources.time - spec.signal)  # USR1; then KILL
-            lines += [f"-l h_rt={clock(resources.time)}", f"-l s_rt={clock(soft)}"]
-        lines += [f"-q {resources.partition}"] if resources.partition else []
-        lines += [f"-P {resources.account}"] if resources.account else []
-        lines += [f"-t 1-{spec.array}"] if spec.array is not None else []
-        unique = "$JOB_ID.$TASK_ID" if spec.array is not None else "$JOB_ID"
-        lines += [f"-o {spec.log}_{unique}.out", f"-e {spec.log}_{unique}.err"]
-        return [*lines, "-notify", f"-r {'y' if spec.requeue else 'n'}"]
-
-    def submit(self, script: Path, spec: JobSpec, after: Sequence[tuple[str, bool]]) -> list[str]:
-        wait = ["-hold_jid", ",".join(job for job, _ in after)] if after else []
-        return ["qsub", "-terse", *wait, str(script)]
+        names = {"pe": pe, "gpu": site.gpu or None, "memory": site.memory or None}
+        share = resources.mem and resources.mem // (resources.cpus if site.memory_per_slot else 1)
+        soft = clock(spec.stop_after) if spec.stop_after else None
+        return super().values(spec) | names | {"slots": slots, "share": share, "soft": soft}
 
     def states_commands(self, ids: Sequence[str]) -> list[list[str]]:
         """Ended jobs, then those in the queue: a job that was put back is in both."""
@@ -86,13 +83,8 @@ def _queued(printed: str) -> States:
         words = line.split()
         if len(words) < 8 or not words[0].isdigit():
             continue
-        letters = words[4]
-        state = (
-            FAILED if "E" in letters else CANCELLED if "d" in letters else RUNNING if "r" in letters or "t" in letters
-            else PENDING
-        )  # fmt: skip
-        for task in _tasks(words):
-            states[words[0], task] = state
+        state = next((state for letter, state in LETTERS.items() if letter in words[4]), PENDING)
+        states |= {(words[0], task): state for task in _tasks(words)}
     return states
 
 
