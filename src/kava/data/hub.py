@@ -28,14 +28,7 @@ from kava.errors import DataError, KavaError, ModelError, RunError, first_line
 DEFAULT_CACHE = Path("~/.cache/huggingface/hub")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
-_BESIDE = (
-    ".json",
-    ".txt",
-    ".model",
-    ".jinja",
-    ".tiktoken",
-    ".py",
-)  # configuration, tokenizer, code
+_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")  # configuration, tokenizer, code
 _PART = re.compile(r"(?P<stem>.+-)(?P<number>\d{5})-of-(?P<count>\d{5})(?P<rest>\..+)")
 
 

@@ -18,7 +18,7 @@ from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.places import JSON_SUFFIXES, Opened, open_set
 from kava.data.progress import progress_bar
-from kava.data.rows import JsonRows, MemoryRows, Rows
+from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, Source
 from kava.errors import DataError
 
@@ -58,7 +58,7 @@ def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
 
 def load_rows(rows: Any, name: str, cot_type: str = "equation") -> list[Example]:
     """Rows in memory as examples, read as those of a file are."""
-    return _not_empty(list(_parse(MemoryRows(rows, name), OWN, cot_type, name)), name, "whole")
+    return _not_empty(list(_parse(TableRows(rows, name), OWN, cot_type, name)), name, "whole")
 
 
 class ExampleStream(Iterable[Example]):
@@ -100,7 +100,7 @@ def _from_rows(opened: Opened, dataset: DatasetConfig, split: str) -> Sequence[E
 
 def _rows_of(opened: Opened, name: str, split: str) -> tuple[Rows, str]:
     """The raw rows of a split, and the prefix of their ids."""
-    short = _short(opened, name)
+    short = Path(name).stem if opened.source is OWN else opened.source.name
     if split in opened.splits:
         return opened.splits[split], f"{short}/{split}"
     meant_as = "test" if opened.source.whole_is_test else "train"
@@ -111,10 +111,6 @@ def _rows_of(opened: Opened, name: str, split: str) -> tuple[Rows, str]:
         f"data set {name} ({opened.place}) has no {split} split; it has {has}",
         "add a file of that name (train.jsonl, validation.jsonl, test.jsonl in one folder), or choose another set",
     )
-
-
-def _short(opened: Opened, name: str) -> str:
-    return Path(name).stem if opened.source is OWN else opened.source.name
 
 
 def _parse(rows: Rows, source: Source, cot_type: str, prefix: str) -> Iterator[Example]:

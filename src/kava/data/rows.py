@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kava.errors import DataError
 
 Row = Mapping[str, Any]
+Rows = Iterable[tuple[str, Row]]  # can be iterated repeatedly; the text names a row's position
 # (question, steps, answer), from (row, its position, cot_type)
 Parts = tuple[str, tuple[str, ...], str]
 
+ANNOTATION = re.compile(r"<<.*?>>")  # an equation in a worked solution
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|approx|No|a\.m|p\.m|e\.g|i\.e)\.$")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\"'(])")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-
-
-class Rows(Protocol):
-    """Rows that can be iterated repeatedly, each with a text that names its position."""
-
-    def __iter__(self) -> Iterator[tuple[str, Row]]: ...
 
 
 class JsonRows:
@@ -56,18 +52,7 @@ class JsonRows:
 
 
 class TableRows:
-    """A split of a `datasets` Dataset or IterableDataset."""
-
-    def __init__(self, table: Any, name: str):
-        self.table, self.name = table, name
-
-    def __iter__(self) -> Iterator[tuple[str, Row]]:
-        for number, row in enumerate(self.table, 1):
-            yield f"{self.name} row {number}", row
-
-
-class MemoryRows:
-    """Rows as Python objects: a list of dicts, or a table of `datasets`; `name` is what errors call them."""
+    """Rows as Python objects: a list of dicts, or a split of `datasets`; `name` is what errors call them."""
 
     def __init__(self, rows: Any, name: str):
         once = hasattr(rows, "__next__")  # a generator: the rows are read more than once
@@ -148,8 +133,7 @@ def sentences(value: str) -> tuple[str, ...]:
 
 def equations(value: str) -> tuple[str, ...]:
     """Equation steps written as one string: the <<..>> parts, or the parts between ";" and line ends."""
-    marked = re.findall(r"<<.*?>>", value)
-    return tuple(marked) or tuple(part.strip() for part in re.split(r"[;\n]", value) if part.strip())
+    return tuple(ANNOTATION.findall(value)) or tuple(part.strip() for part in re.split(r"[;\n]", value) if part.strip())
 
 
 def step_list(row: Row, name: str, where: str, cot_type: str) -> tuple[str, ...]:

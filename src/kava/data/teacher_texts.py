@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from kava.data.collate import Collator
-from kava.data.encode import CUE, STEP_SEPARATOR, Encoded, EncodedSet, Encoder
+from kava.data.encode import CUE, STEP_SEPARATOR, Encoded, Encoder
 from kava.data.example import Example
 from kava.data.load import ExampleStream
 from kava.data.progress import progress_bar
@@ -89,15 +89,6 @@ def texts_of(examples: Iterable[Example]) -> dict[str, Example]:
         if texts.setdefault(example.id, example) != example:
             raise DataError(f"two different examples have the id {example.id}", "give every example an id of its own")
     return texts
-
-
-def encode_for_teacher(
-    rows: Iterable[Encoded], examples: Iterable[Example], tokenization: TeacherTokenization, progress: bool = True
-) -> EncodedSet:
-    """The examples of these rows, in their order, with one teacher's prompt and tokens."""
-    texts = texts_of(examples)
-    prompted = [tokenization.apply_prompt(texts[row.id]) for row in rows]
-    return tokenization.encoder.encode_all(prompted, progress=progress)
 
 
 def view(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
@@ -175,14 +166,16 @@ class TeachersCollator:
         """The coverage of the first rows, by teacher."""
         from kava.align.tokens import matched
 
-        counts: dict[str, list[tuple[str, int, int]]] = {teacher.name: [] for teacher in self.tokenizations.each}
-        for start in range(0, min(first, len(rows)), 64):
-            examples = rows[start : min(start + 64, first)]
-            for example, row in zip(examples, self.read(examples), strict=True):
-                if example.cot:
-                    for teacher_counts, iou in zip(counts.values(), row.iou, strict=True):
-                        teacher_counts.append((example.id, int(matched(iou).sum()), len(example.cot)))
-        return {name: _coverage(teacher_counts) for name, teacher_counts in counts.items()}
+        examples = [row for row in rows[:first] if row.cot]
+        texts = self.read(examples)
+        coverages = {}
+        for i, tokenization in enumerate(self.tokenizations.each):
+            counts = [int(matched(text.iou[i]).sum()) for text in texts]
+            pairs = zip(examples, counts, strict=True)
+            shares = sorted(((row.id, count / len(row.cot)) for row, count in pairs), key=lambda pair: pair[1])
+            share = sum(counts) / sum(len(row.cot) for row in examples) if examples else None
+            coverages[tokenization.name] = Coverage(share, tuple(shares[:3]))
+        return coverages
 
     def example(self, row: Encoded, number: int) -> dict[str, Any]:
         """One text with the student's and a teacher's tokens and their matrix, as plain data for a figure."""
@@ -195,26 +188,23 @@ class TeachersCollator:
         return {"text": text, **pieces, "iou": self.read([row])[0].iou[number].tolist()}
 
     def _refuse_too_long(self, rows: Sequence[Encoded]) -> None:
+        ids = getattr(rows, "ids", None) or [row.id for row in rows]
         for tokenization in self.tokenizations.each:
-            if tokenization.max_positions is None:
+            limit, lengths = tokenization.max_positions, []
+            if limit is None:
                 continue
-            ids = getattr(rows, "ids", None) or [row.id for row in rows]
-            bar = progress_bar(ids, f"lengths for {tokenization.name}")
-            lengths = list(self._lengths_above(tokenization, bar, tokenization.max_positions))
+            for key in progress_bar(ids, f"lengths for {tokenization.name}"):
+                text = tokenization.apply_prompt(self._text(key))
+                # a token covers at least one byte, so few texts have to be tokenized
+                size = sum(len(part.encode()) + 1 for part in (text.question, *text.steps, CUE, text.answer)) + MARGIN
+                if size > limit and (length := len(tokenization.encoder(text))) > limit:
+                    lengths.append(length)
             if lengths:
                 raise DataError(
                     f"{len(lengths)} examples need up to {max(lengths)} positions of teacher {tokenization.name}, which has "
-                    f"{tokenization.max_positions}",
+                    f"{limit}",
                     "skip them with dataset.max_length, or take a teacher with a longer context",
                 )
-
-    def _lengths_above(self, tokenization: TeacherTokenization, ids: Iterable[str], limit: int) -> Iterator[int]:
-        """Lengths above the limit. A token covers at least one byte, so few texts have to be tokenized."""
-        for key in ids:
-            text = tokenization.apply_prompt(self._text(key))
-            size = sum(len(part.encode()) + 1 for part in (text.question, *text.steps, CUE, text.answer)) + MARGIN
-            if size > limit and (length := len(tokenization.encoder(text))) > limit:
-                yield length
 
     # -- one text ------------------------------------------------------------------------------------------------
 
@@ -281,9 +271,3 @@ def _padded(matrices: Sequence[Tensor], rows: Tensor, columns: Tensor) -> Tensor
     for b, matrix in enumerate(matrices):
         out[b, rows[b].nonzero(), columns[b].nonzero()[:, 0]] = matrix
     return out
-
-
-def _coverage(counts: list[tuple[str, int, int]]) -> Coverage:
-    total = sum(real for _, _, real in counts)
-    shares = sorted(((key, covered / real) for key, covered, real in counts), key=lambda pair: pair[1])
-    return Coverage(sum(covered for _, covered, _ in counts) / total if total else None, tuple(shares[:3]))

@@ -16,7 +16,7 @@ from kava.config.fields import METHOD_ALIASES
 from kava.data.encode import EncodedSet, Encoder, encode_split
 from kava.data.example import content_hash
 from kava.data.load import ExampleStream, load_examples
-from kava.data.teacher_texts import TeacherTokenization, encode_for_teacher
+from kava.data.teacher_texts import TeacherTokenization, texts_of
 from kava.errors import ConfigError, DataError
 from kava.provenance import versions
 from kava.teachers.live import LiveTeacher, shape_of
@@ -142,13 +142,14 @@ def read_source(
             continue
         examples = load_examples(dataset, split)
         assert not isinstance(examples, ExampleStream)
-        kept = encode_split(
-            examples, encoder, dataset.max_length if split == "train" else None, progress=progress
-        ).encoded
-        rows = kept if tokenization is None else encode_for_teacher(kept, examples, tokenization, progress)
+        limit = dataset.max_length if split == "train" else None
+        rows = encode_split(examples, encoder, limit, progress=progress).encoded
+        if tokenization is not None:
+            texts = texts_of(examples)
+            rows = used.encode_all([tokenization.apply_prompt(texts[key]) for key in rows.ids], progress=progress)
         for row in rows:
             whole.append(row)
-        hashes[split], counts[split] = content_hash(examples), len(kept)
+        hashes[split], counts[split] = content_hash(examples), len(rows)
     if len(set(whole.ids)) != len(whole):
         raise DataError(f"data set {dataset.name}: two examples have one id", "give every example an id of its own")
     if not len(whole):

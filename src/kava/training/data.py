@@ -15,7 +15,7 @@ from kava.data.encode import Encoder, encode_split
 from kava.data.example import Example, content_hash
 from kava.data.load import ExampleStream, load_examples, load_rows
 from kava.data.places import Opened
-from kava.data.rows import MemoryRows
+from kava.data.rows import TableRows
 from kava.data.sources import OWN
 from kava.errors import ConfigError, DataError
 
@@ -43,7 +43,7 @@ class MemoryData:
         """The rows as an opened data set; None where there are no training rows."""
         if self.train is None:
             return None
-        return Opened(OWN, IN_MEMORY, {"train": MemoryRows(self.train, "train_data")})
+        return Opened(OWN, IN_MEMORY, {"train": TableRows(self.train, "train_data")})
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with dataset.name saying that the training rows come from memory."""

@@ -9,13 +9,9 @@ the solution without annotations.  answer: the number after "####", without comm
 
 from __future__ import annotations
 
-import re
-
-from kava.data.rows import Parts, Row, plain_number, text
+from kava.data.rows import ANNOTATION, Parts, Row, plain_number, text
 from kava.data.sources import aug
 from kava.errors import DataError
-
-ANNOTATION = re.compile(r"<<.*?>>")
 
 
 def parse(row: Row, where: str, cot_type: str) -> Parts:
