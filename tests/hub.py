@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from kava.backbone.artifact import save_student
+from kava.backbone.artifact import write_student
 from kava.backbone.families import family_of
 from kava.backbone.load import assemble
 from kava.config import load_recipe
@@ -110,7 +110,7 @@ def tiny_student(folder: Path, settings: Sequence[str] = (), recipe: str = "debu
             torch.nn.init.normal_(weight, std=0.2)
     tokenizer = copy.deepcopy(bos())  # special tokens are added to it
     model = assemble(lm, family_of(lm.config, "tiny"), tokenizer, made)
-    save_student(model, tokenizer, made, folder)
+    write_student(model, tokenizer, made, folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.teachers.base import Teacher
 from kava.teachers.extract import Done, extract
-from kava.teachers.live import LiveTeacher, shape_of
+from kava.teachers.live import LiveTeacher
 from kava.teachers.manifest import RAW, Manifest
 
 LLAMA, BATCH, PER_SHARD = "llama-gqa", 3, 5
@@ -56,7 +56,7 @@ def manifest(
     given = {
         "teacher": {"name": "tiny", "weights": fingerprint(taught_by.model)},
         "tokenizer": "t",
-        "shape": shape_of(taught_by.model),
+        "shape": taught_by.model.kv_shape,
         "dtype": "float32",
         "target_len": None if method == RAW else 4,
         "with_importance": False,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
 import zoo
 from compare import UNEVEN, assert_same, facts, facts_of, measure, objective, plain_attention, tiny_base
-from kava.backbone.artifact import CARD, WEIGHTS, load_student, save_student
+from kava.backbone.artifact import CARD, WEIGHTS, load_student, write_student
 from kava.backbone.families import FAMILIES, family_of
 from kava.backbone.kv import unrotate
 from kava.backbone.load import assemble, build_model
@@ -92,7 +92,7 @@ def test_unrotated_keys_are_the_key_projections_output(family: str) -> None:
     for handle in handles:
         handle.remove()
     for i, layer in enumerate(model.decoder.layers):
-        wanted = inputs[i].unflatten(-1, (model.num_kv_heads, model.head_size))
+        wanted = inputs[i].unflatten(-1, (model.kv_shape.num_heads, model.kv_shape.head_size))
         if hasattr(layer.self_attn, "k_norm"):
             wanted = layer.self_attn.k_norm(wanted)
         found = unrotate(out.keys[i], model.decoder, place)
@@ -143,7 +143,7 @@ def test_lora_trains_adapters_three_rows_and_the_projection(family: str) -> None
     linear = FAMILIES[model.config.model_type].linear
     adapters = [name for name in trained if "lora_A" in name or "lora_B" in name]
     per_layer = len(linear) + ("c_proj" in linear)  # GPT-2 has a c_proj in attention and one in the MLP
-    assert len(adapters) == 2 * model.num_layers * per_layer
+    assert len(adapters) == 2 * model.kv_shape.num_layers * per_layer
     assert all(any(f".{name}." in adapter for name in linear) for adapter in adapters)
     rows = [name for name in trained if "token" in name and "project" not in name]
     assert [tuple(trained[name].shape) for name in rows] == [(3, model.config.hidden_size)]
@@ -190,7 +190,7 @@ def students(bases: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) 
             student = Student(stir(model), tokenizer, recipe)
             name = f"{way}-{'tied' if tied else 'untied'}"
             made[name] = (root / name, facts_of(student))
-            save_student(model, tokenizer, recipe, root / name)
+            write_student(model, tokenizer, recipe, root / name)
     return made
 
 
@@ -233,7 +233,7 @@ def test_saving_twice_gives_the_same_bytes_and_replaces_the_folder(students: dic
     folder, _ = students["lora-tied"]
     model, tokenizer, recipe = load_student(folder)
     for _ in range(2):
-        save_student(model, tokenizer, recipe, tmp_path / "again")
+        write_student(model, tokenizer, recipe, tmp_path / "again")
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again"]
 

@@ -265,7 +265,7 @@ def test_keys_alone_and_values_alone_reach_every_layer(family: str, part: str) -
     more = (f"explicit.parts={part}", "loss.student_ce=0", "projector.guard=none")
     kind = objective(TWO, *HEAD, *FULL, *more, model=student(family))
     _, grads = measure(kind, [batch(TWO)])
-    for layer in range(kind.model.num_layers):
+    for layer in range(kind.model.kv_shape.num_layers):
         if family == "gpt2":
             grad = grads[f"model.backbone.transformer.h.{layer}.attn.c_attn.weight"]
             reached = dict(zip("qkv", (bool(third.any()) for third in grad.chunk(3, dim=1)), strict=True))
@@ -273,7 +273,7 @@ def test_keys_alone_and_values_alone_reach_every_layer(family: str, part: str) -
             lead = f"model.backbone.model.layers.{layer}.self_attn"
             reached = {name: bool(grads[f"{lead}.{name}_proj.weight"].any()) for name in "kv"}
         assert reached[part], f"layer {layer}"
-        if layer == kind.model.num_layers - 1:
+        if layer == kind.model.kv_shape.num_layers - 1:
             assert not reached["v" if part == "k" else "k"]
 
 

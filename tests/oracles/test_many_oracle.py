@@ -21,7 +21,6 @@ from kava.evaluation.held_out import held_out
 from kava.objective.calibration import find_prototypes
 from kava.objective.objective import Objective
 from kava.objective.records import Step
-from kava.teachers.live import shape_of
 
 EPOCH, UPDATE, PROGRESS = 2, 5, 0.4
 GAPS = 0.5  # of three teachers' matches: some tokens have none at all
@@ -191,10 +190,10 @@ def aux_state(kind: Objective) -> slow.Own:
     """The objective's own weights by the oracle's names."""
     weights: dict[str, Any] = kind.aux_state()
     shapes = [kind.mixture.mixture.shapes[number] for number in range(len(kind.mixture.mixture.names))]
-    layers = range(shape_of(kind.model).num_layers)
+    layers = range(kind.model.kv_shape.num_layers)
     found = slow.Own([], weights["source.mixture.reference"].tolist())
     for number, shape in enumerate(shapes):
-        plain = slow.overlap(shape_of(kind.model).num_heads, shape.num_heads)
+        plain = slow.overlap(kind.model.kv_shape.num_heads, shape.num_heads)
         which = kind.mixture.mixture.which[number]
         found.adapters.append(
             {part: [adapter(weights, f"{ADAPTERS}.{which}.adapters.{part}.{i}", plain) for i in layers] for part in "KV"}

@@ -86,7 +86,7 @@ def test_rkv_is_chosen_from_the_teachers_keys_and_attention(document, student):
     """By plain loops, from a plain forward of the backbone."""
     recipe, model = student.recipe, student.model
     encoder = Encoder(student.tokenizer, True, "equation")
-    group = model.config.num_attention_heads // model.num_kv_heads
+    group = model.config.num_attention_heads // model.kv_shape.num_heads
     for e in document["examples"]:
         one = encoder(next(x for x in EXAMPLES if x.id == e["id"]))
         ids = torch.tensor([[*one.question, *one.cot, *one.cue, *one.answer, one.eos]])

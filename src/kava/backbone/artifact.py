@@ -26,20 +26,14 @@ from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.errors import CheckpointError
-from kava.files import new_folder, usual_mode, write_json
+from kava.files import usual_mode, write_json
 
 CARD, RECIPE, WEIGHTS = "kava.json", "recipe.yaml", "trained.safetensors"
 FORMAT = 1
 
 
-def save_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: str | Path, **facts: Any) -> None:
-    """Writes the folder atomically; `facts` (step, accuracy, ...) go into kava.json."""
-    with new_folder(folder) as partial:
-        write_student(model, tokenizer, recipe, partial, **facts)
-
-
 def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, **facts: Any) -> None:
-    """Like `save_student`, into an existing folder."""
+    """Writes a student's folder; `facts` (step, accuracy, ...) go into kava.json."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.trained().items()}
     save_file(weights, folder / WEIGHTS)

@@ -46,7 +46,7 @@ def kava_attention(
     layer = module.layer_idx
     call = kava_call if kava_call is not None else getattr(module, SLOT, None)
     if call is None:
-        raise RuntimeError("the 'kava' attention was reached without its call; run the decoder through run_decoder()")
+        raise RuntimeError("the 'kava' attention was reached without its call; run the decoder through Backbone.run()")
     if layer not in call.keys:  # checkpointing recomputes the layer: keep the first result, which is in the graph
         call.queries[layer], call.keys[layer], call.values[layer] = query, key, value
     if call.prefix is not None:

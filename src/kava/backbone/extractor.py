@@ -53,11 +53,8 @@ class KVReport:
 
     def text(self, name: str) -> str:
         """The report in lines."""
-        fields = (
-            "num_layers", "batch_size", "num_heads", "seq_length", "head_dim", "layer_dim", "total_dim",
-            "dtype", "device", "layers_consistent",
-        )  # fmt: skip
-        lines = [f"[KV Structure Analysis] ({name}):", *(f"   {field}: {getattr(self, field)}" for field in fields)]
+        lines = [f"[KV Structure Analysis] ({name}):"]
+        lines += [f"   {field}: {value}" for field, value in vars(self).items() if field != "config_dim"]
         if self.config_dim is not None:
             lines += ["", f"   Config dimension: {self.config_dim}", f"   Detected dimension: {self.total_dim}"]
         if self.mismatch:

@@ -18,6 +18,7 @@ from kava.align.rope import Rotary, scaled, unrotate
 from kava.backbone.attention import KV
 from kava.backbone.extractor import KVReport, read_cache, structure
 from kava.backbone.families import Family
+from kava.backbone.kv import KVShape
 from kava.backbone.model import Backbone
 from kava.backbone.rotary import read_rotary
 from kava.errors import ConfigError, ModelError, first_line
@@ -48,16 +49,8 @@ class Foreign(Backbone):
         return self.causal_lm.config.get_text_config()
 
     @property
-    def num_kv_heads(self) -> int:
-        return self.sizes.num_heads
-
-    @property
-    def head_size(self) -> int:
-        return self.sizes.head_dim
-
-    @property
-    def num_layers(self) -> int:
-        return self.sizes.num_layers
+    def kv_shape(self) -> KVShape:
+        return KVShape(self.sizes.num_layers, self.sizes.num_heads, self.sizes.head_dim, self.config.hidden_size)
 
     @property
     def max_positions(self) -> int | None:
@@ -95,15 +88,7 @@ class Foreign(Backbone):
             return self.read(ids, torch.ones_like(ids, dtype=torch.bool))
         except ModelError as error:
             raise ModelError(f"{self.where} leaves no cache to read: {error.message}", TELL) from error
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(f"{self.where} cannot be read through a cache: {first_line(error)}", TELL) from error
 
     def _positions(self) -> tuple[str, Rotary | None]:
@@ -115,7 +100,7 @@ class Foreign(Backbone):
             return "none", None
         positions = torch.arange(PROBE, device=self.device)[None]
         for module in _rotaries(self.causal_lm):
-            if 2 * len(module.inv_freq) <= self.head_size:
+            if 2 * len(module.inv_freq) <= self.sizes.head_dim:
                 rotary = read_rotary(module, self.where)
                 cos, sin = rotary.angles(positions)
                 if all(_constant(unrotate(keys, cos, sin)) for keys, _ in cache):

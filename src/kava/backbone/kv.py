@@ -1,4 +1,4 @@
-"""One forward pass of a decoder over a KV prefix, and its queries, keys, values and hidden states."""
+"""What one forward pass of a decoder returns: queries, keys, values and hidden states; and the sizes of a cache."""
 
 from __future__ import annotations
 
@@ -9,8 +9,25 @@ import torch
 from torch import Tensor
 
 from kava.align import rope
-from kava.backbone.attention import KV, SLOT, Call
+from kava.backbone.attention import KV
 from kava.backbone.families import Family
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """The sizes of a model's cache, and its hidden size."""
+
+    num_layers: int
+    num_heads: int
+    head_size: int
+    hidden_size: int
+
+    @property
+    def layer_size(self) -> int:
+        return self.num_heads * self.head_size
+
+    def __str__(self) -> str:
+        return f"{self.num_layers} layers x {self.num_heads} heads x {self.head_size}"
 
 
 @dataclass(frozen=True)
@@ -27,42 +44,6 @@ class Pass:
     def kv(self, columns: slice) -> KV:
         """Keys and values of a range of this pass's tokens, as a prefix for a later pass."""
         return [(k[:, :, columns], v[:, :, columns]) for k, v in zip(self.keys, self.values, strict=True)]
-
-
-def run_decoder(
-    decoder: Any,
-    family: Family,
-    embeds: Tensor,
-    positions: Tensor,
-    mask: Tensor,
-    prefix: KV | None = None,
-    all_layers: bool = False,
-) -> Pass:
-    """Runs embeds [B, T, E] at `positions` under the bool mask [B, 1, T, P + T]; gradients reach the prefix."""
-    call = Call(prefix)
-    slots = [] if keywords_arrive(family) else [block.attn for block in decoder.h]
-    for module in slots:
-        setattr(module, SLOT, call)
-    try:
-        out = decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=False,
-            output_hidden_states=all_layers,
-            **({} if slots else {"kava_call": call}),
-        )
-    finally:
-        for module in slots:
-            delattr(module, SLOT)
-    order = range(len(call.keys))
-    return Pass(
-        hidden=out.last_hidden_state,
-        queries=[call.queries[i] for i in order],
-        keys=[call.keys[i] for i in order],
-        values=[call.values[i] for i in order],
-        layers=tuple(out.hidden_states[1:]) if all_layers else None,
-    )
 
 
 def keywords_arrive(family: Family) -> bool:

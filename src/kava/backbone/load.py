@@ -22,11 +22,8 @@ from kava.backbone.tokens import add_special_tokens, make_room
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
 from kava.errors import ConfigError, ModelError, first_line
 
-PROBES = (
-    "3+4=7; 12 - 5 is 7.",
-    " Zwei  Worte\n",
-    "\u4e2d\u6587 \U0001f600",
-)  # tokenizers of one vocabulary may still split otherwise
+# Tokenizers of one vocabulary may still split these texts otherwise.
+PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
 # The tokenizer and family of the shipped checkpoint, smaller and untrained: a student for the explicit line.
 BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head": 4, "n_layer": 2})}
@@ -51,16 +48,23 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
     """The model to train and its tokenizer, from the base checkpoint: special tokens, then LoRA, then the projection."""
     source = locate(recipe.model.name)
     tokenizer = load_tokenizer(source, recipe.model)
-    config = _fetch(AutoConfig, source, recipe.model, "config.json")
+    config = load_config(recipe.model)
     family = family_of(config, recipe.model.name)
     if recipe.model.name in BLANK:
-        config.update(BLANK[recipe.model.name][1])
         with torch.random.fork_rng():  # weights depend on the seed alone
             torch.manual_seed(recipe.system.seed)
             lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
     else:
         lm = _fetch(AutoModelForCausalLM, source, recipe.model, "weights", dtype=_dtype(recipe.model.dtype))
     return assemble(lm, family, tokenizer, recipe), tokenizer
+
+
+def load_config(model: ModelConfig) -> Any:
+    """A model's config.json."""
+    config = _fetch(AutoConfig, locate(model.name), model, "config.json")
+    if model.name in BLANK:
+        config.update(BLANK[model.name][1])
+    return config
 
 
 def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentModel:
@@ -92,14 +96,8 @@ def teacher_model(recipe: Recipe) -> ModelConfig:
 
 def spec_of(recipe: Recipe) -> TeacherSpec:
     """The section teacher as an entry of mixture.teachers."""
-    teacher = recipe.teacher
-    return TeacherSpec(
-        model=teacher.name,
-        revision=teacher.revision,
-        dtype=teacher.dtype,
-        quantization=teacher.quantization,
-        trust_remote_code=teacher.trust_remote_code,
-    )
+    settings = recipe.teacher.model_dump(include={"revision", "dtype", "quantization", "trust_remote_code"})
+    return TeacherSpec(model=recipe.teacher.name, **settings)
 
 
 def foreign_model(spec: TeacherSpec, student: ModelConfig) -> ModelConfig:
@@ -115,9 +113,9 @@ def foreign_model(spec: TeacherSpec, student: ModelConfig) -> ModelConfig:
 def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbone:
     """The explicit line's frozen teacher on its device; its tokenizer must give the same ids as the student's."""
     settings, model = recipe.teacher, teacher_model(recipe)
-    source = _teaching(model, "set teacher.name")
-    _same_tokens(load_tokenizer(source, model), tokenizer, model.name, recipe.model.name)
-    family = family_of(_fetch(AutoConfig, source, model, "config.json"), model.name)
+    _refuse_blank(model, "set teacher.name")
+    _same_tokens(load_tokenizer(locate(model.name), model), tokenizer, model.name, recipe.model.name)
+    family = family_of(load_config(model), model.name)
     extra: dict[str, Any] = {}
     if settings.device_map == "auto":
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -137,8 +135,8 @@ def load_foreign(
     rope: scaling of its rotary embedding to `student_len`; auto: as in the checkpoint.
     """
     model = foreign_model(spec, student)
-    source = _teaching(model, "name another model in mixture.teachers")
-    config = _fetch(AutoConfig, source, model, "config.json")
+    _refuse_blank(model, "name another model in mixture.teachers")
+    config = load_config(model)
     lm = _frozen(model, spec, device)
     if rope != "auto":
         stretch(lm, model.name, rope, student_len)
@@ -172,14 +170,13 @@ def _read_by_attention(lm: Any, family: Family) -> Backbone:
     return Backbone(lm, family).eval()
 
 
-def _teaching(model: ModelConfig, instead: str) -> str | Path:
-    """Where a teacher's files are; refuses an untrained model."""
+def _refuse_blank(model: ModelConfig, instead: str) -> None:
+    """Refuses an untrained model as a teacher."""
     if model.name in BLANK:
         raise ModelError(
             f"{model.name} is a student's start, not a model that could teach",
             f"{instead}, for example {BLANK[model.name][0]}",
         )
-    return locate(model.name)
 
 
 def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: str) -> None:

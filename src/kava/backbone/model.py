@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kava.backbone.attention import KV
+from kava.backbone.attention import KV, SLOT, Call
 from kava.backbone.families import Family
-from kava.backbone.kv import Pass, run_decoder
+from kava.backbone.kv import KVShape, Pass, keywords_arrive
 from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
 from kava.errors import ModelError
@@ -45,16 +45,11 @@ class Backbone(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def num_kv_heads(self) -> int:
-        return getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-
-    @property
-    def head_size(self) -> int:
-        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
-
-    @property
-    def num_layers(self) -> int:
-        return self.config.num_hidden_layers
+    def kv_shape(self) -> KVShape:
+        config, heads = self.config, self.config.num_attention_heads
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        return KVShape(config.num_hidden_layers, kv_heads, head_size, config.hidden_size)
 
     @property
     def max_positions(self) -> int | None:
@@ -64,7 +59,7 @@ class Backbone(nn.Module):
     @property
     def scale(self) -> float:
         """The factor of q.k in attention."""
-        return self.head_size**-0.5
+        return self.kv_shape.head_size**-0.5
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.causal_lm.get_input_embeddings()(ids)
@@ -75,7 +70,23 @@ class Backbone(nn.Module):
     def run(
         self, embeds: Tensor, positions: Tensor, mask: Tensor, prefix: KV | None = None, all_layers: bool = False
     ) -> Pass:
-        return run_decoder(self.decoder, self.family, embeds, positions, mask, prefix, all_layers)
+        """Runs embeds [B, T, E] at `positions` under the bool mask [B, 1, T, P + T]; gradients reach the prefix."""
+        call = Call(prefix)
+        slots = [] if keywords_arrive(self.family) else [block.attn for block in self.decoder.h]
+        for module in slots:
+            setattr(module, SLOT, call)
+        try:
+            out = self.decoder(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False,
+                output_hidden_states=all_layers, **({} if slots else {"kava_call": call}),
+            )  # fmt: skip
+        finally:
+            for module in slots:
+                delattr(module, SLOT)
+        order = range(len(call.keys))
+        queries, keys, values = ([part[i] for i in order] for part in (call.queries, call.keys, call.values))
+        layers = tuple(out.hidden_states[1:]) if all_layers else None
+        return Pass(out.last_hidden_state, queries, keys, values, layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, as saved in a student's folder."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from transformers import AutoConfig
-
 from kava.backbone.families import Family, family_of, known
-from kava.backbone.load import BLANK, _fetch, locate
+from kava.backbone.load import load_config
 from kava.backbone.model import Backbone
 from kava.config import ModelConfig
 
 
 def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
     """A model with sizes but no weights. `any_family`: also for families read through their cache, by their config."""
-    config = _fetch(AutoConfig, locate(model.name), model, "config.json")
-    if model.name in BLANK:
-        config.update(BLANK[model.name][1])
+    config = load_config(model)
     if any_family and not known(config):
         return Backbone(SimpleNamespace(config=config.get_text_config()), Family(str(config.model_type), rotary=False))
     return Backbone(SimpleNamespace(config=config), family_of(config, model.name))
@@ -30,4 +26,4 @@ def stored_dtype(model: Backbone) -> str:
 
 def num_layers(model: ModelConfig) -> int:
     """Layers of a model of any family, by its config."""
-    return int(without_weights(model, any_family=True).num_layers)
+    return int(without_weights(model, any_family=True).kv_shape.num_layers)

@@ -34,7 +34,6 @@ from kava.objective.records import Batch, PassOutputs, Step, Targets
 from kava.objective.student import LatentSlots
 from kava.objective.targets import OwnTeacher
 from kava.teachers.base import TeacherWants
-from kava.teachers.live import shape_of
 
 COMPRESSORS = ("full", "crop", "rkv", "steps", "uniform")
 LOSS = LossConfig(alpha1_codi=0)
@@ -61,7 +60,7 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
         target = OwnTeacher(model)(batch, (student, own), TeacherWants(importance=True), Step())
         samples = Samples(batch["example_id"], batch["cot_result"])
         for name in COMPRESSORS:
-            compare = BySlot(make_compressor(name), shape_of(model), model.latent.num_tokens)
+            compare = BySlot(make_compressor(name), model.kv_shape, model.latent.num_tokens)
             total = torch.stack([DISTANCE(pair) / 2 for pair in compare(Sides(batch, student, target, samples))]).sum()
             pairs = compare.pair_counts(target.mask, samples)
             count = sum(DISTANCE.count(pairs, *size) for size in compare.sizes)

@@ -16,7 +16,6 @@ from kava.objective.pairing import Pairing
 from kava.objective.student import LatentSlots, TextColumns
 from kava.objective.targets import MixtureOfTeachers, OwnTeacher, SeparateTeacher, TargetSource
 from kava.teachers.base import Teacher
-from kava.teachers.live import shape_of
 from kava.teachers.teacher_set import TeacherSet
 
 
@@ -56,7 +55,7 @@ def latent_objective(
     """Latent slots; with source None they learn from what the same weights compute for the chain of thought."""
     view = LatentSlots(model, loss, packed, rotary, own_teacher=source is None)
     source = OwnTeacher(model, rotary) if source is None else source
-    shape, compare = shape_of(model), None
+    shape, compare = model.kv_shape, None
     if view.outputs.kv:
         compare = BySlot(compressor, shape, model.latent.num_tokens)
     terms = {"codi": CodiTerm(loss, shape, shape)} if view.outputs.codi else {}
@@ -71,7 +70,7 @@ def latent_objective(
 
 
 def _text_objective(recipe: Recipe, model: LatentModel, source: TargetSource | None) -> Objective:
-    explicit, shape = recipe.explicit, shape_of(model)
+    explicit, shape = recipe.explicit, model.kv_shape
     if source is None:
         return Objective(TextColumns(model), recipe.loss, explicit=explicit, seed=recipe.system.seed)
     mixture = isinstance(source, MixtureOfTeachers)
@@ -91,7 +90,7 @@ def _text_objective(recipe: Recipe, model: LatentModel, source: TargetSource | N
 
 
 def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource) -> Comparison:
-    explicit, shape, rkv = recipe.explicit, shape_of(model), recipe.rkv
+    explicit, shape, rkv = recipe.explicit, model.kv_shape, recipe.rkv
     compressor = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
     pairing = Pairing(compressor, None if rkv.method == "full" else explicit.target_len, rkv.shuffle)
     if recipe.mixture.space == "z" and isinstance(source, MixtureOfTeachers):

@@ -133,7 +133,7 @@ class Objective(nn.Module):
         count = len(self.compare.sizes)
         if self.layer_warmup == 0 or len(self.compare.layers) != count:  # one vector of all layers
             return [1.0] * count
-        return layer_weights(step.progress, self.compare.layers, self.model.num_layers, self.layer_warmup)
+        return layer_weights(step.progress, self.compare.layers, self.model.kv_shape.num_layers, self.layer_warmup)
 
     def _kind_weights(self) -> dict[str, float]:
         """The share of keys and of values (or of codes) in the KV term."""

@@ -17,7 +17,7 @@ from kava.fuse import Query
 from kava.losses.entropy import entropy_term
 from kava.objective.records import Batch, Step, StudentView, Views
 from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
-from kava.teachers.live import pooled_values, shape_of
+from kava.teachers.live import pooled_values
 from kava.teachers.mixture import Blend, make_mixture, pool_query
 from kava.teachers.step_metrics import StepMetrics
 from kava.teachers.teacher_set import TeacherSet
@@ -58,7 +58,7 @@ class OwnTeacher(TargetSource):
     """Entries of the student's own teacher mode, computed in the same passes; keys and values without gradient."""
 
     def __init__(self, model: LatentModel, rotary: str = "after"):
-        self.model, self.shape = model, shape_of(model)
+        self.model, self.shape = model, model.kv_shape
         self.rotary_before = rotary == "before" and model.family.rotary
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class MixtureOfTeachers(nn.Module, TargetSource):
 
     def __init__(self, recipe: Recipe, model: LatentModel, teachers: TeacherSet):
         super().__init__()
-        self.settings, self.teachers, self.shape = recipe.mixture, teachers, shape_of(model)
+        self.settings, self.teachers, self.shape = recipe.mixture, teachers, model.kv_shape
         self.mixture = make_mixture(recipe, model, teachers)
         self.metrics = StepMetrics(recipe.mixture.collapse_alarm)
         self._model = (model,)  # in a tuple: it is the objective's module already

@@ -7,24 +7,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from kava.backbone.kv import KVShape
+
 Batch = dict[str, Tensor]  # of data/collate.py
-
-
-@dataclass(frozen=True)
-class KVShape:
-    """The sizes of a model's cache, and its hidden size."""
-
-    num_layers: int
-    num_heads: int
-    head_size: int
-    hidden_size: int
-
-    @property
-    def layer_size(self) -> int:
-        return self.num_heads * self.head_size
-
-    def __str__(self) -> str:
-        return f"{self.num_layers} layers x {self.num_heads} heads x {self.head_size}"
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class LiveTeacher:
 
     @property
     def shape(self) -> KVShape:
-        return shape_of(self.model)
+        return self.model.kv_shape
 
     @property
     def max_positions(self) -> int | None:
@@ -79,7 +79,3 @@ def pooled_values(values: list[Tensor], mask: Tensor, how: str) -> Tensor:
     count = mask.sum(1).clamp(min=1)[:, None, None]
     sums = [at_least_float32(value).masked_fill(~real, 0).sum(2) / count for value in values]
     return torch.stack([total.flatten(1) for total in sums], dim=1).to(values[0].dtype)
-
-
-def shape_of(model: Backbone) -> KVShape:
-    return KVShape(model.num_layers, model.num_kv_heads, model.head_size, model.config.hidden_size)

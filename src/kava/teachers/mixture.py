@@ -22,7 +22,6 @@ from kava.losses.guard import variance_guard, variation
 from kava.shapes import at_least_float32
 from kava.teachers.base import Batch, KVShape, TeacherKV
 from kava.teachers.codes import Coder
-from kava.teachers.live import shape_of
 from kava.teachers.teacher_set import TeacherSet
 
 Layers = list[Tensor]
@@ -53,7 +52,7 @@ def present_in(batch: Batch, number: int) -> Tensor:
 
 def make_mixture(recipe: Recipe, model: Backbone, teachers: TeacherSet) -> Mixture:
     """What a recipe puts between these teachers and this student."""
-    student = shape_of(model)
+    student = model.kv_shape
     settings, maps = recipe.mixture, []
     for number, shape in enumerate(teachers.shapes):
         if settings.layer_map == "cka":

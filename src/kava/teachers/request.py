@@ -19,7 +19,7 @@ from kava.data.load import ExampleStream, load_examples
 from kava.data.teacher_texts import TeacherTokenization, texts_of
 from kava.errors import ConfigError, DataError
 from kava.provenance import versions
-from kava.teachers.live import LiveTeacher, shape_of
+from kava.teachers.live import LiveTeacher
 from kava.teachers.manifest import DTYPES, RAW, Manifest, plain, tokenizer_hash
 
 METHODS = (RAW, "rkv", "rkv_original", "crop", "steps", "uniform")
@@ -216,7 +216,7 @@ def manifest_of(
         settings = asdict(_compressor(request.method, recipe))  # type: ignore[call-overload]
     return Manifest(
         **{"teacher": {}, "tokenizer": "", "data": {}, **facts},
-        shape=shape_of(model),
+        shape=model.kv_shape,
         dtype=request.dtype or dtype,
         method=request.method,
         settings=settings,

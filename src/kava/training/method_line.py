@@ -30,7 +30,7 @@ from kava.objective.make import make_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Step
 from kava.teachers.base import Teacher
-from kava.teachers.live import LiveTeacher, shape_of
+from kava.teachers.live import LiveTeacher
 from kava.training import aux_state as aux_state
 from kava.training.data import Data, check_positions
 from kava.training.mixture_setup import TeacherSetup
@@ -109,7 +109,7 @@ def explicit_line(
     if setup is not None:
         return _mixture_line(recipe, tokenizer, data, device, stop, encoded, setup, objective)
     if objective.source is not None:
-        log.info("teacher: %s; student: %s", objective.source.shape, shape_of(model))
+        log.info("teacher: %s; student: %s", objective.source.shape, model.kv_shape)
     size = recipe.evaluation.batch_size
 
     def measure(step: Step) -> dict[str, float] | None:
@@ -131,7 +131,7 @@ def _mixture_line(
 ) -> Line:
     """Several teachers; the run's folder also tells how tokens, layers and weights came out."""
     assert objective.mixture is not None
-    mixture, student = objective.mixture.mixture, shape_of(objective.model)
+    mixture, student = objective.mixture.mixture, objective.model.kv_shape
     count = recipe.mixture.prototype_examples
     find_prototypes(objective, _first_batches(recipe, data, setup.collate, device, count))
     files = setup.files(objective)
