@@ -6,6 +6,7 @@ A recipe file holds only what differs from its parent (`extends:`); a file witho
 `schema.py` and `teaching.py`, the only places where defaults are written.
 """
 
+# ruff: noqa: F401 (imported from here by all other rooms)
 from __future__ import annotations
 
 from kava.config.compare import differing
@@ -23,33 +24,3 @@ from kava.config.schema import (
     Recipe,
 )
 from kava.config.teaching import ExplicitConfig, MixtureConfig, ProjectorConfig, TeacherConfig, TeacherSpec
-
-__all__ = [
-    "BUILTIN_DATASETS",
-    "HF_OWNED",
-    "KEYS",
-    "METHODS",
-    "PROMPTS",
-    "TAGS",
-    "DatasetConfig",
-    "ExplicitConfig",
-    "GeneratorConfig",
-    "LatentConfig",
-    "LoraConfig",
-    "LossConfig",
-    "MixtureConfig",
-    "ModelConfig",
-    "ProjectorConfig",
-    "Recipe",
-    "RecipeRow",
-    "TeacherConfig",
-    "TeacherSpec",
-    "differing",
-    "explain",
-    "list_recipes",
-    "load_recipe",
-    "parse_overrides",
-    "recipe_path",
-    "save_recipe",
-    "show",
-]

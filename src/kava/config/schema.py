@@ -7,6 +7,7 @@ Reading, merging and explaining recipe files is `kava.config`; import the models
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from pydantic import PrivateAttr, model_validator
@@ -270,98 +271,95 @@ class Recipe(RecipeSection):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        loss, training = self.loss, self.training
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """Settings that do not go together; what to do stands after a semicolon."""
+        loss, training, twin = self.loss, self.training, self.system.gradient_accumulation_steps
         if self.explicit.enabled:
-            self._explicit_consistent()
+            yield from self._explicit_contradictions()
         elif loss.kv_loss_type not in DISTANCES and ":" not in loss.kv_loss_type:
-            raise ValueError(
-                f"loss.kv_loss_type = {loss.kv_loss_type} belongs to the explicit line; use {', '.join(DISTANCES)}, or "
-                "set explicit.enabled=true"
+            choices = ", ".join(DISTANCES)
+            yield (
+                f"loss.kv_loss_type = {loss.kv_loss_type} belongs to the explicit line; use {choices}, or set "
+                "explicit.enabled=true"
             )
         elif loss.alpha2_kv > 0 and self.latent.num_tokens == 0:
-            raise ValueError(
+            yield (
                 f"loss.alpha2_kv = {loss.alpha2_kv:g} compares keys and values of latents, but latent.num_tokens = 0; "
                 "set loss.alpha2_kv=0"
             )
         if self.mixture.on:
-            self._mixture_consistent()
+            yield from self._mixture_contradictions()
         if self.rkv.shuffle == "examples" and training.batch_size == 1:
-            raise ValueError(
-                "rkv.shuffle = examples takes the targets of a batch partner, but training.batch_size = 1; set it to 2 "
-                "or more"
-            )
+            yield "rkv.shuffle = examples takes the targets of a batch partner, but training.batch_size = 1; set it to 2 or more"
         if not self.explicit.enabled and loss.student_ce == loss.teacher_ce == loss.alpha1_codi == loss.alpha2_kv == 0:
-            raise ValueError("every weight under loss is 0, so nothing would be trained; set loss.student_ce=1")
-        twin = self.system.gradient_accumulation_steps
+            yield "every weight under loss is 0, so nothing would be trained; set loss.student_ce=1"
         if twin is not None and twin != training.gradient_accumulation_steps:
-            raise ValueError(
+            yield (
                 f"system.gradient_accumulation_steps = {twin}, but training.gradient_accumulation_steps = "
                 f"{training.gradient_accumulation_steps}; set one of them"
             )
-        return self
 
-    def _mixture_consistent(self) -> None:
-        mixture, loss = self.mixture, self.loss
+    def _mixture_contradictions(self) -> Iterator[str]:
+        mixture, explicit, loss = self.mixture, self.explicit, self.loss
         if self.projector.direction != "none":
-            raise ValueError(
+            yield (
                 f"projector.direction = {self.projector.direction} is for one teacher; those of a mixture have adapters, "
                 "set it to none"
             )
         if self.dataset.streaming:
-            raise ValueError("a mixture reads each text again in every teacher's tokens; set dataset.streaming=false")
-        codes = self.explicit.enabled and mixture.space == "z"
-        if codes and (
-            self.explicit.form == "aggregated" or self.explicit.choose == "head" or self.explicit.cka_weight > 0
-        ):
-            raise ValueError(
-                "mixture.space = z compares one code per token and layer; set explicit.form=per_layer, "
-                "explicit.choose=sample and explicit.cka_weight=0"
-            )
-        if self.explicit.enabled:
-            if self.explicit.cka_weight > 0 and loss.alpha2_kv == 0:
-                raise ValueError(
-                    f"explicit.cka_weight = {self.explicit.cka_weight:g} stands beside the KV term of a mixture, but "
+            yield "a mixture reads each text again in every teacher's tokens; set dataset.streaming=false"
+        if explicit.enabled:
+            whole = explicit.form == "aggregated" or explicit.choose == "head" or explicit.cka_weight > 0
+            if mixture.space == "z" and whole:
+                yield (
+                    "mixture.space = z compares one code per token and layer; set explicit.form=per_layer, "
+                    "explicit.choose=sample and explicit.cka_weight=0"
+                )
+            if explicit.cka_weight > 0 and loss.alpha2_kv == 0:
+                yield (
+                    f"explicit.cka_weight = {explicit.cka_weight:g} stands beside the KV term of a mixture, but "
                     "loss.alpha2_kv = 0; set one of them otherwise"
                 )
             if loss.alpha1_codi > 0:
-                raise ValueError(
+                yield (
                     "loss.alpha1_codi compares with the hidden states of one teacher, which several of other widths do not "
                     "have together; set loss.alpha1_codi=0"
                 )
             return
         if self.rkv.rotary == "before":
-            raise ValueError(
-                "rkv.rotary = before is for the latent line's own teacher; leave it out with mixture.teachers"
-            )
+            yield "rkv.rotary = before is for the latent line's own teacher; leave it out with mixture.teachers"
         routed_by_states = mixture.fusion == "learnable" and mixture.query == "hidden"
         if mixture.space == "z" or mixture.fusion == "similarity" or routed_by_states:
-            raise ValueError(
+            yield (
                 "latents learn from a mixture in KV space, with fusion fixed, or learnable by the question's embeddings; "
                 "set mixture.space=kv, mixture.query=embedding, and mixture.fusion=fixed or learnable"
             )
 
-    def _explicit_consistent(self) -> None:
-        explicit, kind = self.explicit, self.loss.kv_loss_type
-        if self.loss.student_ce == self.loss.alpha1_codi == self.loss.alpha2_kv == explicit.cka_weight == 0:
-            raise ValueError(
-                "every weight of the explicit line is 0, so nothing would be trained; set loss.student_ce=1"
-            )
-        if explicit.layers is not None and int(explicit.layers.split("-")[0]) > int(explicit.layers.split("-")[1]):
-            raise ValueError(f"explicit.layers = {explicit.layers} ends before it begins; write a-b with a <= b")
+    def _explicit_contradictions(self) -> Iterator[str]:
+        explicit, loss, direction = self.explicit, self.loss, self.projector.direction
+        if loss.student_ce == loss.alpha1_codi == loss.alpha2_kv == explicit.cka_weight == 0:
+            yield "every weight of the explicit line is 0, so nothing would be trained; set loss.student_ce=1"
+        first, _, last = (explicit.layers or "0-0").partition("-")
+        if int(first) > int(last):
+            yield f"explicit.layers = {explicit.layers} ends before it begins; write a-b with a <= b"
         if explicit.form == "aggregated" and explicit.choose == "head":
-            raise ValueError(
+            yield (
                 "explicit.form = aggregated has one vector per token for all heads, so positions cannot be chosen per "
                 "head; set explicit.choose=sample"
             )
-        if explicit.choose == "head" and self.projector.direction != "none" and self.loss.alpha2_kv > 0:
-            raise ValueError(
-                "explicit.choose = head compares head with head, but projector.direction = "
-                f"{self.projector.direction} mixes heads; set explicit.choose=sample"
+        if explicit.choose == "head" and direction != "none" and loss.alpha2_kv > 0:
+            yield (
+                f"explicit.choose = head compares head with head, but projector.direction = {direction} mixes heads; set "
+                "explicit.choose=sample"
             )
-        if kind == "structural" and self.rkv.shuffle != "none":
-            raise ValueError("rkv.shuffle does not reach the attention maps of structural; use cosine or mercator")
-        if kind == "structural" and (explicit.form == "aggregated" or self.projector.direction == "teacher_to_student"):
-            raise ValueError(
+        if loss.kv_loss_type == "structural" and self.rkv.shuffle != "none":
+            yield "rkv.shuffle does not reach the attention maps of structural; use cosine or mercator"
+        if loss.kv_loss_type == "structural" and (explicit.form == "aggregated" or direction == "teacher_to_student"):
+            yield (
                 "loss.kv_loss_type = structural compares attention maps and needs heads on both sides; set "
                 "explicit.form=per_layer and projector.direction=none, or use mercator"
             )
