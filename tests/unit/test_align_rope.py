@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kava.align.rope import Rotary, rotate, scaled, unrotate
 from kava.backbone.families import family_of
 from kava.backbone.model import Backbone
-from kava.backbone.rotary import read_rotary, rotary_of
+from kava.backbone.rotary import read_rotary
 from kava.errors import ConfigError, ModelError
 
 LENGTH = 64
@@ -40,7 +40,7 @@ def model(kind: str, base: float = 500.0) -> Backbone:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_as_the_models_own(kind: str) -> None:
     llama = model(kind)
-    rotary = rotary_of(llama)
+    rotary = llama.rotary
     last = LENGTH if rotary.limit is None else rotary.limit
     place = torch.arange(last)[None]
     theirs = llama.decoder.rotary_emb(torch.zeros(1), place)
@@ -51,7 +51,7 @@ def test_the_same_as_the_models_own(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["default", "yarn"])
 def test_there_and_back(kind: str, dtype: torch.dtype) -> None:
-    rotary = rotary_of(model(kind))
+    rotary = model(kind).rotary
     keys = torch.randn(2, 3, 40, 8, dtype=dtype)
     cos, sin = rotary.angles(torch.arange(40).expand(2, 40))
     turned = rotate(keys, cos, sin)
@@ -96,7 +96,7 @@ def test_half_precision_keys_stay_half() -> None:
 
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "dynamic"])
 def test_a_ratio_of_one_changes_nothing(method: str) -> None:
-    plain = rotary_of(model("default")).inv_freq
+    plain = model("default").rotary.inv_freq
     assert torch.equal(scaled(500.0, 8, method, 128, 128).inv_freq, plain)
     assert torch.equal(scaled(500.0, 8, method, 128, 128, exponent=2 / 3).inv_freq, plain)
 
@@ -123,7 +123,7 @@ def test_dynamic_is_the_rule_of_transformers() -> None:
 
 
 def test_linear_is_the_rule_of_transformers() -> None:
-    assert torch.equal(rotary_of(model("linear")).inv_freq, scaled(500.0, 8, "linear", LENGTH, 4 * LENGTH).inv_freq)
+    assert torch.equal(model("linear").rotary.inv_freq, scaled(500.0, 8, "linear", LENGTH, 4 * LENGTH).inv_freq)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
@@ -131,7 +131,7 @@ def test_frequencies_that_depend_on_the_length_are_refused_beyond_it(kind: str) 
     llama = model(kind)
     limit = LENGTH if kind == "dynamic" else 16
     llama.decoder.rotary_emb(torch.zeros(1), torch.arange(limit + 9)[None])  # a long text, read before
-    rotary = rotary_of(llama)
+    rotary = llama.rotary
     assert rotary.limit == limit
     short = torch.arange(limit)[None]
     torch.testing.assert_close(rotary.angles(short)[0][:, 0], model(kind).decoder.rotary_emb(torch.zeros(1), short)[0])

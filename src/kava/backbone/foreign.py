@@ -18,7 +18,8 @@ from kava.align.rope import Rotary, scaled, unrotate
 from kava.backbone.attention import KV
 from kava.backbone.extractor import KVReport, read_cache, structure
 from kava.backbone.families import Family
-from kava.backbone.kv import KVShape
+from kava.backbone.kv import KVShape, Pass
+from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
 from kava.backbone.rotary import read_rotary
 from kava.errors import ConfigError, ModelError, first_line
@@ -66,6 +67,19 @@ class Foreign(Backbone):
             raise ModelError("its forward pass brings none back")
         return read_cache(cache)
 
+    def run_text(self, ids: Tensor, mask: Tensor, all_layers: bool = False) -> Pass:
+        """Keys and values of a text with padding anywhere; a cache has no queries and no hidden states."""
+        order = (~mask).int().argsort(dim=1, stable=True)  # real tokens first: every family ignores right padding
+        cache = self.read(ids.gather(1, order), mask.gather(1, order))
+        column = positions(mask)[:, None, :, None]
+
+        def at_columns(part: Tensor) -> Tensor:
+            return part.gather(2, column.expand(-1, part.shape[1], -1, part.shape[3]))
+
+        return Pass(
+            mask.new_empty(0), [], [at_columns(keys) for keys, _ in cache], [at_columns(values) for _, values in cache]
+        )
+
     def _measure(self) -> KVReport:
         """The sizes of its cache; refuses models without a cache, with layers of different sizes, or not causal."""
         rows = self.decoder.get_input_embeddings().weight.shape[0]
@@ -98,11 +112,11 @@ class Foreign(Backbone):
             return "learned", None
         if all(_constant(keys) for keys, _ in cache):
             return "none", None
-        positions = torch.arange(PROBE, device=self.device)[None]
+        places = torch.arange(PROBE, device=self.device)[None]
         for module in _rotaries(self.causal_lm):
             if 2 * len(module.inv_freq) <= self.sizes.head_dim:
                 rotary = read_rotary(module, self.where)
-                cos, sin = rotary.angles(positions)
+                cos, sin = rotary.angles(places)
                 if all(_constant(unrotate(keys, cos, sin)) for keys, _ in cache):
                     return "rotary", rotary
         raise ModelError(

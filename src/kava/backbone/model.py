@@ -5,14 +5,19 @@ On the latent line one model is teacher and student; on the explicit line they a
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kava.align.rope import Rotary
 from kava.backbone.attention import KV, SLOT, Call
 from kava.backbone.families import Family
 from kava.backbone.kv import KVShape, Pass, keywords_arrive
+from kava.backbone.masks import causal_mask
+from kava.backbone.masks import positions as positions_of
+from kava.backbone.rotary import read_rotary
 from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
 from kava.errors import ModelError
@@ -56,6 +61,11 @@ class Backbone(nn.Module):
         """The longest sequence with learned positions; None for rotary ones, which have no hard limit."""
         return None if self.family.rotary else self.config.max_position_embeddings
 
+    @cached_property
+    def rotary(self) -> Rotary | None:
+        """The rotary embedding of its keys; None: its positions are in the hidden states."""
+        return read_rotary(self.decoder.rotary_emb, self.family.name) if self.family.rotary else None
+
     @property
     def scale(self) -> float:
         """The factor of q.k in attention."""
@@ -87,6 +97,10 @@ class Backbone(nn.Module):
         queries, keys, values = ([part[i] for i in order] for part in (call.queries, call.keys, call.values))
         layers = tuple(out.hidden_states[1:]) if all_layers else None
         return Pass(out.last_hidden_state, queries, keys, values, layers)
+
+    def run_text(self, ids: Tensor, mask: Tensor, all_layers: bool = False) -> Pass:
+        """A causal pass over ids [B, T] with padding anywhere."""
+        return self.run(self.embed(ids), positions_of(mask), causal_mask(mask), all_layers=all_layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, as saved in a student's folder."""

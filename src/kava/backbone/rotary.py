@@ -7,13 +7,7 @@ from typing import Any
 import torch
 
 from kava.align.rope import Rotary
-from kava.backbone.model import Backbone
 from kava.errors import ModelError
-
-
-def rotary_of(model: Backbone) -> Rotary | None:
-    """Frequencies and factor of the decoder's rotary embedding; None for learned positions."""
-    return read_rotary(model.decoder.rotary_emb, model.family.name) if model.family.rotary else None
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kava.backbone.kv import Pass
-from kava.backbone.masks import causal_mask, pick, positions
+from kava.backbone.masks import pick
 from kava.backbone.model import Backbone
 
 
@@ -29,16 +29,9 @@ def teacher_forced_pass(model: Backbone, batch: dict[str, Tensor], all_layers: b
     parts = ("question", "cot", "tail")
     ids = torch.cat([batch[name] for name in parts], dim=1)
     mask = torch.cat([batch[f"{name}_mask"] for name in parts], dim=1)
-    out = model.run(model.embed(ids), positions(mask), causal_mask(mask), all_layers=all_layers)
-    question, cot, tail = (batch[name].shape[1] for name in parts)
-    return TextPass(
-        out,
-        ids,
-        mask,
-        slice(0, question),
-        slice(question, question + cot),
-        slice(question + cot, question + cot + tail),
-    )
+    first, last = batch["question"].shape[1], batch["question"].shape[1] + batch["cot"].shape[1]
+    out = model.run_text(ids, mask, all_layers)
+    return TextPass(out, ids, mask, slice(0, first), slice(first, last), slice(last, ids.shape[1]))
 
 
 def cue_states(out: Pass, column: Tensor) -> Tensor:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
 from kava.align.rope import Rotary, unrotate
 from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
-from kava.backbone.rotary import rotary_of
 from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress import importance
 from kava.shapes import at_least_float32
@@ -32,10 +29,9 @@ class LiveTeacher:
         """The longest text it can process; None: no hard limit."""
         return self.model.max_positions
 
-    @cached_property
+    @property
     def rotary(self) -> Rotary | None:
-        """The rotary embedding of its keys; None: its positions are in the hidden states."""
-        return rotary_of(self.model)
+        return self.model.rotary
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:

@@ -15,7 +15,6 @@ from kava.align.rope import Rotary, rotate, unrotate
 from kava.align.tokens import matched
 from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
-from kava.backbone.rotary import rotary_of
 from kava.config import Recipe
 from kava.fuse import Query, annealed, fuse, make_fusion
 from kava.losses.guard import variance_guard, variation
@@ -59,7 +58,7 @@ def make_mixture(recipe: Recipe, model: Backbone, teachers: TeacherSet) -> Mixtu
             maps.append(read_map(settings.layer_map_files[number], student.num_layers, shape.num_layers))
         else:
             maps.append(layer_map(student.num_layers, shape.num_layers, settings.layer_map))
-    return Mixture(recipe, teachers.names, teachers.shapes, maps, student, rotary_of(model))
+    return Mixture(recipe, teachers.names, teachers.shapes, maps, student, model.rotary)
 
 
 def pool_query(states: Tensor, mask: Tensor, tokens: Tensor) -> Query:
