@@ -16,7 +16,7 @@ from kava.config import load_recipe
 from kava.data.collate import Collator
 from kava.lab.bench import extract as bench_extract
 from kava.lab.bench import text as bench_text
-from kava.teachers.background import Background
+from kava.teachers.background import background
 from kava.teachers.base import TeacherWants
 from kava.teachers.live import LiveTeacher
 from kava.teachers.manifest import read_manifest
@@ -160,7 +160,7 @@ def test_jobs_run_in_order_and_few_wait() -> None:
         done.append(i)
 
     def feed() -> None:
-        with Background(ahead=2) as later:
+        with background(ahead=2) as later:
             for i in range(6):
                 waiting.append(i)
                 later(job, i)
@@ -185,14 +185,14 @@ def test_a_jobs_error_surfaces_and_drops_the_rest() -> None:
         done.append(i)
 
     def feed() -> None:
-        with Background(ahead=9) as later:
+        with background(ahead=9) as later:
             for i in range(4):
                 later(job, i)
 
     with pytest.raises(OSError, match="no space"):
         feed()
     assert 0 in done
-    with pytest.raises(KeyError), Background():
+    with pytest.raises(KeyError), background():
         raise KeyError("main")
 
 

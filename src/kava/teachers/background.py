@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Background:
-    """`with Background() as later: later(job, ...)` runs jobs one after the other in a thread.
+@contextmanager
+def background(ahead: int = 2) -> Iterator[Callable[..., None]]:
+    """`with background() as later: later(job, ...)` runs jobs one after the other in a thread.
 
     At most `ahead` jobs are queued; then `later` blocks. A job's error is raised by the next call, or at the end of the
     block, and the jobs after it are dropped.
     """
+    waiting: deque[Future[Any]] = deque()
+    pool = ThreadPoolExecutor(max_workers=1)
 
-    def __init__(self, ahead: int = 2):
-        self._ahead = ahead
-        self._waiting: deque[Future[Any]] = deque()
-        self._pool = ThreadPoolExecutor(max_workers=1)
+    def later(job: Callable[..., object], *args: Any) -> None:
+        waiting.append(pool.submit(job, *args))
+        while len(waiting) > ahead or (waiting and waiting[0].done()):
+            waiting.popleft().result()
 
-    def __call__(self, job: Callable[..., object], *args: Any) -> None:
-        self._waiting.append(self._pool.submit(job, *args))
-        while len(self._waiting) > self._ahead or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
-
-    def __enter__(self) -> Background:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            while kind is None and self._waiting:
-                self._waiting.popleft().result()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
+    try:
+        yield later
+        while waiting:
+            waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Sent:

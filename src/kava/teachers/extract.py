@@ -27,10 +27,10 @@ from kava.data.encode import Encoded
 from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, RunError
 from kava.files import PARTIAL, sole_owner, write_json
-from kava.teachers.background import Background, Sent
+from kava.teachers.background import Sent, background
 from kava.teachers.base import Teacher, TeacherKV, TeacherWants
 from kava.teachers.manifest import MANIFEST, Manifest, encoded_hash, read_manifest
-from kava.teachers.shards import SIZE, Entry, Shard, ShardWriter, Torn, parts, shard_name
+from kava.teachers.shards import SIZE, WITHOUT_COLUMNS, Entry, Shard, ShardWriter, Torn, parts, shard_name
 from kava.teachers.store import INDEX, missing_shards, write_index
 
 Rows = Sequence[Encoded]
@@ -67,7 +67,9 @@ def stored_columns(encoded: Rows, manifest: Manifest, chunk: int = 1024) -> np.n
 
 def shard_bytes(manifest: Manifest, stored: np.ndarray) -> np.ndarray:
     """Bytes of tensors in each shard, without headers: per example 2 L H D T numbers, and its other tensors."""
-    with_column, without = (_example_bytes(manifest, count) for count in (1, 0))
+    with_column, without = (
+        sum(SIZE[dtype] * prod(shape) for dtype, shape in parts(manifest, count).values()) for count in (1, 0)
+    )
     each = without + (with_column - without) * stored.astype(np.int64)
     return np.add.reduceat(each, range(0, len(each), manifest.examples_per_shard))
 
@@ -93,7 +95,7 @@ def extract(
         jobs = [(k, start) for k in todo for start in range(0, len(manifest.rows(k)), batch_size)]
         opened: list[ShardWriter] = []
         try:
-            with Background() as later:
+            with background() as later:
                 for k, start in progress_bar(jobs, f"extract (batches of {batch_size})", progress):
                     if start == 0:
                         opened = [writer for writer in opened if not writer.finished]
@@ -110,10 +112,6 @@ def extract(
             write_index(folder, manifest)
     written = sum((folder / shard_name(manifest, k)).stat().st_size for k in todo)
     return Done(len(todo), len(own_shards) - len(todo), len(missing), written)
-
-
-def _example_bytes(manifest: Manifest, count: int) -> int:
-    return sum(SIZE[dtype] * prod(shape) for dtype, shape in parts(manifest, count).values())
 
 
 def _begin(folder: Path, manifest: Manifest, shard: int, encoded: Rows, stored: np.ndarray) -> ShardWriter:
@@ -152,13 +150,11 @@ class _TeacherReader:
         else:
             columns, real = self._choose(batch, teacher)
             tensors = {name: _at(entries, columns, real) for name, entries in tensors.items()}
-        out = {name: entries.to(dtype) for name, entries in tensors.items() if name != "importance"}
-        if "importance" in tensors:
-            out["importance"] = tensors["importance"][..., 0].float()
-        if manifest.with_cue and teacher.cue is not None:
-            out["cue"] = teacher.cue.to(dtype)
-        if manifest.with_question and teacher.question is not None:
-            out["question"] = teacher.question.to(dtype)
+        importance = tensors.pop("importance", None)
+        tensors |= {name: part for name in WITHOUT_COLUMNS if (part := getattr(teacher, name)) is not None}
+        out = {name: entries.to(dtype) for name, entries in tensors.items()}
+        if importance is not None:
+            out["importance"] = importance[..., 0].float()
         # a sum is not finite if one of its numbers is not
         sound = torch.stack([part.flatten(1).sum(1, dtype=torch.float32) for part in out.values()]).sum(0).isfinite()
         return Sent({**out, "columns": columns.int(), "sound": sound}, self._streams)
@@ -193,14 +189,8 @@ def _store(writer: ShardWriter, start: int, sent: Sent) -> None:
                 f"example {entry.id}: the teacher's keys, values or hidden states are not finite in {writer.manifest.dtype}",
                 "store them as bfloat16 or float32 (--dtype), or look at the teacher's weights",
             )
-        writer.add(start + b, {name: _cut(name, array[b], entry.stored) for name, array in arrays.items()})
-
-
-def _cut(name: str, array: np.ndarray, count: int) -> np.ndarray:
-    """The stored columns of [.., C, D] or [.., C]; cue and question have no columns."""
-    if name in ("cue", "question"):
-        return array
-    return array[..., :count, :] if name in ("k", "v") else array[..., :count]
+        shapes = {name: shape for name, (_, shape) in parts(writer.manifest, entry.stored).items()}
+        writer.add(start + b, {name: array[b][tuple(map(slice, shapes[name]))] for name, array in arrays.items()})
 
 
 def _array(tensor: Tensor) -> np.ndarray:

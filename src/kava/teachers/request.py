@@ -181,24 +181,22 @@ def described(
 ) -> Manifest:
     """The manifest of the store of this teacher and these examples in the tokens of `tokenizer`."""
     model = teacher.model
-    weight = next(model.parameters())
     spec = request.spec or spec_of(recipe)
     checkpoint = foreign_model(spec, recipe.model)
-    dtype = str(model.causal_lm.dtype).removeprefix("torch.")
+    loaded = str(model.causal_lm.dtype).removeprefix("torch.")
+    is_plain = next(model.parameters()).is_floating_point() and loaded in DTYPES
     facts = {
-        "name": checkpoint.name, "revision": checkpoint.revision, "quantization": spec.quantization, "dtype": dtype
+        "name": checkpoint.name, "revision": checkpoint.revision, "quantization": spec.quantization, "dtype": loaded
     }  # fmt: skip
     own: dict[str, Any] = {}
     if request.spec is not None:
         rotary = teacher.rotary
         facts["rope"] = recipe.mixture.rope
         own = {"own_tokenizer": True, "prompt": spec.template, "rotary": None if rotary is None else plain(rotary)}
-    return manifest_of(
-        request,
-        recipe,
-        model,
-        len(source.encoded),
-        dtype if weight.is_floating_point() and dtype in DTYPES else "float32",
+    return replace(
+        planned(request, recipe, len(source.encoded)),
+        shape=model.kv_shape,
+        dtype=request.dtype or (loaded if is_plain else "float32"),
         teacher=facts | {"weights": fingerprint(model)},
         tokenizer=tokenizer_hash(tokenizer),
         data=source.facts,
@@ -207,26 +205,16 @@ def described(
     )
 
 
-def manifest_of(
-    request: Request, recipe: Recipe, model: Backbone, num_examples: int, dtype: str, **facts: Any
-) -> Manifest:
+def manifest_of(request: Request, recipe: Recipe, model: Backbone, num_examples: int, dtype: str) -> Manifest:
     """The manifest of a checked request; `dtype` is that of a request without one."""
-    settings: dict[str, Any] = {}
-    if request.method != RAW:
-        settings = asdict(_compressor(request.method, recipe))  # type: ignore[call-overload]
+    compressor: Any = None if request.method == RAW else _compressor(request.method, recipe)
+    copied = (
+        "method", "target_len", "with_importance", "with_cue", "with_question", "examples_per_shard"
+    )  # fmt: skip
     return Manifest(
-        **{"teacher": {}, "tokenizer": "", "data": {}, **facts},
-        shape=model.kv_shape,
-        dtype=request.dtype or dtype,
-        method=request.method,
-        settings=settings,
-        target_len=request.target_len,
-        with_importance=request.with_importance,
-        with_cue=request.with_cue,
-        with_question=request.with_question,
-        num_examples=num_examples,
-        examples_per_shard=request.examples_per_shard,
-    )
+        teacher={}, tokenizer="", data={}, shape=model.kv_shape, dtype=request.dtype or dtype, num_examples=num_examples,
+        settings={} if compressor is None else asdict(compressor), **{name: getattr(request, name) for name in copied},
+    )  # fmt: skip
 
 
 def _compressor(method: str, recipe: Recipe) -> Compressor:

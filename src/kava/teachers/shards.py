@@ -31,12 +31,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kava.data.example import stable_hash
 from kava.errors import CheckpointError, RunError
 from kava.files import PARTIAL, usual_mode
 from kava.teachers.manifest import Manifest, from_facts
 
 TAG = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int32": "I32"}
 SIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int32": 4}
+OPTIONAL = ("importance", "cue", "question")  # with_... in a manifest
+WITHOUT_COLUMNS = ("cue", "question")  # one entry per layer, not per token
 AGAIN = "delete it and start kava extract again: only what is missing is written"
 LONGEST_HEADER = 100_000_000  # safetensors' own limit
 
@@ -54,6 +57,11 @@ class Entry:
     stored: int
     tokens: str
     sha256: str = 64 * "0"
+
+    @property
+    def key(self) -> int:
+        """The hash of its id, as in a batch and in the index."""
+        return stable_hash(self.id)
 
     def digest(self) -> Any:
         return hashlib.sha256(f"{self.id}\n{self.length}\n{self.stored}\n{self.tokens}\n".encode())

@@ -22,14 +22,13 @@ from kava.align.rope import Rotary
 from kava.backbone.masks import positions
 from kava.compress import make_compressor
 from kava.config import Recipe
-from kava.data.example import stable_hash
 from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.files import write_json
 from kava.teachers.base import KVShape, TeacherKV, TeacherWants
 from kava.teachers.live import before_rotary
 from kava.teachers.manifest import RAW, Manifest, read_manifest, tokens_hash
-from kava.teachers.shards import Entry, Shard, Torn, shard_name
+from kava.teachers.shards import OPTIONAL, WITHOUT_COLUMNS, Shard, Torn, parts, shard_name
 
 INDEX = "index.json"
 
@@ -78,26 +77,23 @@ class StoredTeacher:
         _refuse_what_is_not_stored(self.folder, manifest, wants)
         device, host = batch["question"].device, {name: value.cpu() for name, value in batch.items()}
         num, width = host["cot_mask"].shape
-        shape, dtype = manifest.shape, getattr(torch, manifest.dtype)
-        per_head = (shape.num_layers, num, shape.num_heads, width)
-        by_column = {name: torch.zeros(*per_head, shape.head_size, dtype=dtype) for name in "kv"}
-        if wants.importance:
-            by_column["importance"] = torch.zeros(per_head)
-        by_example: dict[str, Tensor] = {}
-        if wants.cue:
-            by_example["cue"] = torch.zeros(num, shape.num_layers, shape.hidden_size, dtype=dtype)
-        if wants.question:
-            by_example["question"] = torch.zeros(num, shape.num_layers, shape.layer_size, dtype=dtype)
+        tensors = parts(manifest, width)
+        optional = [name for name in OPTIONAL if getattr(wants, name)]
+        whole: dict[str, Tensor] = {}  # of all examples: [L, B, ...]
+        for name in ("k", "v", *optional):
+            dtype, (num_layers, *rest) = tensors[name]
+            whole[name] = torch.zeros(num_layers, num, *rest, dtype=getattr(torch, dtype))
         only = torch.zeros(num, width, dtype=torch.bool)
         for b in range(num):
             stored = self._example(host, b)
             columns = host["cot_mask"][b].nonzero()[:, 0][stored["columns"].long()]
-            for name, entries in by_column.items():
-                entries[:, b].index_copy_(2, columns, stored[name])
-            for name, entries in by_example.items():
-                entries[b] = stored[name]
+            for name, entries in whole.items():
+                if name in WITHOUT_COLUMNS:
+                    entries[:, b] = stored[name]
+                else:
+                    entries[:, b].index_copy_(2, columns, stored[name])
             only[b, columns] = True
-        layers = {name: list(entries.to(device).unbind(0)) for name, entries in by_column.items()}
+        layers = {name: list(entries.to(device).unbind(0)) for name, entries in whole.items()}
         if not wants.rotary:
             position = positions(batch["cot_mask"], batch["question_mask"].sum(1))
             layers["k"] = before_rotary(layers["k"], self.rotary, position)
@@ -106,7 +102,7 @@ class StoredTeacher:
             values=layers["v"],
             importance=layers.get("importance"),
             only=None if manifest.method == RAW else only.to(device),
-            **{name: entries.to(device) for name, entries in by_example.items()},
+            **{name: torch.stack(layers[name], dim=1) for name in optional if name in WITHOUT_COLUMNS},
         )
 
     def check_recipe(self, recipe: Recipe) -> None:
@@ -147,7 +143,7 @@ class StoredTeacher:
             self._shards[number] = Shard(self.folder, self.manifest, number)
         shard = self._shards[number]
         entry = shard.entries[row]
-        if stable_hash(entry.id) != key:
+        if entry.key != key:
             raise CheckpointError(
                 f"{self.folder / INDEX} does not fit {shard.path.name}", "delete it: it is made again"
             )
@@ -186,7 +182,7 @@ def verify(folder: str | Path, progress: bool = True) -> list[str]:
         except CheckpointError as error:
             problems.append(error.message)
             continue
-        hashes += _hashes(shard.entries)
+        hashes += [entry.key for entry in shard.entries]
         for row in range(len(shard.entries)):
             try:
                 shard.read(row)
@@ -204,12 +200,8 @@ def _refuse_what_is_not_stored(folder: Path, manifest: Manifest, wants: TeacherW
             f"the store {folder} holds the mean of a question's values, but mixture.prototype=cls wants the first token's",
             "set mixture.prototype=mean, or read this teacher live",
         )
-    for what, is_wanted, is_stored in (
-        ("importance", wants.importance, manifest.with_importance),
-        ("cue", wants.cue, manifest.with_cue),
-        ("question", bool(wants.question), manifest.with_question),
-    ):
-        if is_wanted and not is_stored:
+    for what in OPTIONAL:
+        if getattr(wants, what) and not getattr(manifest, f"with_{what}"):
             raise ConfigError(
                 f"this run needs the teacher's {what}, which the store {folder} does not have",
                 f"extract again into another folder with --with_{what}",
@@ -238,8 +230,4 @@ def _stored_hashes(folder: Path) -> list[int] | None:
 
 def _scan(folder: Path, manifest: Manifest, progress: bool) -> list[int]:
     shards = progress_bar(range(manifest.num_shards), "index", progress)
-    return [key for k in shards for key in _hashes(Shard(folder, manifest, k).entries)]
-
-
-def _hashes(entries: list[Entry]) -> list[int]:
-    return [stable_hash(entry.id) for entry in entries]
+    return [entry.key for k in shards for entry in Shard(folder, manifest, k).entries]
