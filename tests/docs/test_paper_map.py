@@ -31,7 +31,6 @@ from kava.objective.compare import KVComparison
 from kava.objective.make import latent_objective, make_objective
 from kava.objective.student import TextColumns
 from kava.teachers.base import KVShape
-from kava.teachers.live import shape_of
 from matrix import KEEP, TOLERANCE, alone, cases, compress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,7 +240,7 @@ def test_the_distance_of_the_page_is_a_distance() -> None:
 def test_the_source_of_the_page_is_a_source_of_targets() -> None:
     model, batch = zoo.latent_model("llama-gqa", dtype=torch.float64), zoo.batch(UNEVEN)
     loss = LossConfig(alpha1_codi=0.0, kv_loss_type="l1", layerwise_std=False)
-    source = names_of("A target source")["Zeros"](shape_of(model))
+    source = names_of("A target source")["Zeros"](model.kv_shape)
     objective = latent_objective(model, loss, make_compressor("crop"), source=source)
     terms = {term.name: term for term in objective(batch).terms}
     student, _ = objective.view(batch)
