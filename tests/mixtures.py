@@ -21,8 +21,7 @@ from kava.config import Recipe, load_recipe
 from kava.data.teacher_texts import view
 from kava.objective.make import make_objective
 from kava.objective.objective import Objective
-from kava.teachers.foreign import ForeignTeacher
-from kava.teachers.live import LiveTeacher
+from kava.teachers.live import ForeignTeacher, LiveTeacher
 from kava.teachers.teacher_set import TeacherSet
 
 THREE = ("large", "gpt2", "qwen3")

@@ -21,10 +21,9 @@ from kava.cli.main import main
 from kava.config import load_recipe
 from kava.data import hub as cache
 from kava.data.export import export_name, export_train
-from kava.data.hub import File, Repo, data_files, elsewhere, missing_parts, model_files
+from kava.data.hub import File, Repo, data_files, elsewhere, missing_parts, model_files, take_shared_store
 from kava.data.load import load_file
 from kava.data.places import open_set
-from kava.data.shared_store import take_shared_store
 from kava.errors import DataError
 from kava.lab.assets import merged, needed_assets
 

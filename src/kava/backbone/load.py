@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -65,6 +66,25 @@ def load_config(model: ModelConfig) -> Any:
     if model.name in BLANK:
         config.update(BLANK[model.name][1])
     return config
+
+
+def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
+    """A model with sizes but no weights. `any_family`: also for families read through their cache, by their config."""
+    config = load_config(model)
+    if any_family and not known(config):
+        return Backbone(SimpleNamespace(config=config.get_text_config()), Family(str(config.model_type), rotary=False))
+    return Backbone(SimpleNamespace(config=config), family_of(config, model.name))
+
+
+def stored_dtype(model: Backbone) -> str:
+    """The dtype of a checkpoint's weights by its config; float32 if it has none."""
+    dtype = getattr(model.config, "dtype", None) or getattr(model.config, "torch_dtype", None) or "float32"
+    return str(dtype).removeprefix("torch.")
+
+
+def num_layers(model: ModelConfig) -> int:
+    """Layers of a model of any family, by its config."""
+    return int(without_weights(model, any_family=True).kv_shape.num_layers)
 
 
 def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentModel:

@@ -11,7 +11,7 @@ import typer
 from kava.cli.common import HELP_FLAGS, OVERRIDES, check_flags, parse_recipe_args, show_result
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet
-from kava.data.shared_store import move_cache
+from kava.data.hub import move_cache
 from kava.errors import ConfigError
 from kava.text_table import table
 

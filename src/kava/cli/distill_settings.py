@@ -19,7 +19,7 @@ from kava.cli.train import QUICK
 from kava.config import Recipe, load_recipe, show
 from kava.config.compare import FREE_TO_CHANGE
 from kava.config.keys import FREE, flatten
-from kava.data.shared_store import CACHES, move_cache
+from kava.data.hub import CACHES, move_cache
 from kava.errors import ConfigError
 from kava.machine.adapter import EnvironmentAdapter, create_environment_adapter
 from kava.machine.autotune import accumulate

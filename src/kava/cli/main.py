@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import kava
-from kava.data.shared_store import take_shared_store
+from kava.data.hub import take_shared_store
 from kava.errors import ConfigError, KavaError
 from kava.registry import nearest
 

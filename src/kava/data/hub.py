@@ -1,4 +1,4 @@
-"""The hub's cache: downloading repositories into it, and checking offline which are complete.
+"""The hub's cache: where it is, downloading repositories into it, and checking offline which are complete.
 
     <HF_HUB_CACHE, else HF_HOME/hub>/models--ORG--NAME/{refs/main, snapshots/<commit>/...}, datasets--ORG--NAME alike
 
@@ -13,7 +13,8 @@ import inspect
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Any, Literal
 
 from kava.data.generator import BUILT_IN
 from kava.data.places import hub_id_of, local_places
-from kava.data.shared_store import STORES
 from kava.data.sources import OWN, known_source
-from kava.errors import DataError, KavaError, ModelError, RunError, first_line
+from kava.errors import ConfigError, DataError, KavaError, ModelError, RunError, first_line
 
+HUB_CACHE = "HF_HUB_CACHE"
+CACHES = (HUB_CACHE, "HF_DATASETS_CACHE")
+STORES = ("HF_HOME", "TRANSFORMERS_CACHE")  # the second: the model cache of transformers 4
 DEFAULT_CACHE = Path("~/.cache/huggingface/hub")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
@@ -67,6 +70,34 @@ class DownloadPlan:
     @property
     def bytes(self) -> int:
         return sum(file.size for file in self.missing)
+
+
+# -- where the cache is, set before any library of the hub is imported, since they read it only then ---------------------
+
+
+def take_shared_store(environ: MutableMapping[str, str]) -> None:
+    """Sets HF_HUB_CACHE to the folder named by a variable of STORES, if models--ORG--NAME are directly in it.
+
+    The hub's library searches only its sub-folder `hub`. If that exists, or HF_HUB_CACHE is set, nothing changes.
+    """
+    if environ.get(HUB_CACHE) or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return
+    for name in STORES:
+        folder = Path(environ.get(name, "")).expanduser()
+        if environ.get(name) and not (folder / "hub").is_dir() and any(folder.glob("models--*")):
+            environ[HUB_CACHE] = str(folder)
+            return
+
+
+def move_cache(folder: str, environ: MutableMapping[str, str]) -> None:
+    """Makes `folder` the hub's cache of this process."""
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None and str(constants.HF_HUB_CACHE) != folder:
+        raise ConfigError(
+            f"the hub's cache cannot be moved to {folder}: it is in use at {constants.HF_HUB_CACHE}",
+            "set HF_HUB_CACHE before Python starts",
+        )
+    environ.update(dict.fromkeys(CACHES, folder))
 
 
 # -- in the cache ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,7 @@ from typing import Any
 
 from kava.align.layers import Entry, layer_map, read_map, unused, write_map
 from kava.align.tokens import Span, coverage, iou_matrix, normalised, spans_of
-from kava.backbone.load import load_tokenizer, locate
-from kava.backbone.sizes import num_layers
+from kava.backbone.load import load_tokenizer, locate, num_layers
 from kava.config import DatasetConfig, MixtureConfig, ModelConfig, Recipe, TeacherSpec
 from kava.data.collate import Collator
 from kava.data.encode import Encoder, encode_split

@@ -106,7 +106,7 @@ def suite_members(suite: Suite, runs: RunSet, names: Sequence[str]) -> tuple[Sui
     if not members:
         raise ConfigError(f"suite {suite.name} has no members for recipe {runs.config}", f"it needs {suite.needs}")
     if suite.by_layer is not None and runs.recipe.mixture.on:
-        from kava.backbone.sizes import num_layers
+        from kava.backbone.load import num_layers
 
         members = (*members, *suite.by_layer(runs.recipe, num_layers(runs.recipe.model)))
     return chosen(members, names)

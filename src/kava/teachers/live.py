@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from kava.align.rope import Rotary, unrotate
+from kava.backbone.foreign import Foreign
 from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
 from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress import importance
+from kava.errors import ConfigError
 from kava.shapes import at_least_float32
 from kava.teachers.base import KVShape, TeacherKV, TeacherWants
 
@@ -55,6 +57,24 @@ class LiveTeacher:
             question_values = [value[:, :, text.question] for value in text.out.values]
             question = pooled_values(question_values, on_model["question_mask"], wants.question).to(device)
         return TeacherKV(keys, values, per_layer, cue, question=question)
+
+
+class ForeignTeacher(LiveTeacher):
+    """A teacher of any family, read through its cache: keys and values only, no queries and no hidden states."""
+
+    model: Foreign
+
+    def __call__(self, batch: dict[str, Tensor], wants: TeacherWants) -> TeacherKV:
+        name = f"{self.model.where} (family {self.model.family.name})"
+        if wants.importance:
+            raise ConfigError(
+                f"{name} does not show what its answer looks at, so it gives no importance",
+                "choose rkv.method=uniform, crop, steps, random or full, explicit.attention_weighted=false and "
+                "explicit.gamma_kl=0, or a teacher of the families llama, qwen2, qwen3, gpt2",
+            )
+        if wants.cue:
+            raise ConfigError(f"{name} shows no hidden states at the cue", "set loss.alpha1_codi=0")
+        return super().__call__(batch, wants)
 
 
 def before_rotary(keys: list[Tensor], rotary: Rotary | None, position: Tensor) -> list[Tensor]:

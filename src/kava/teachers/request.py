@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kava.backbone.artifact import fingerprint
-from kava.backbone.load import foreign_model, spec_of
+from kava.backbone.load import foreign_model, spec_of, stored_dtype, without_weights
 from kava.backbone.model import Backbone
-from kava.backbone.sizes import stored_dtype, without_weights
 from kava.compress import Compressor, make_compressor
 from kava.config import BUILTIN_DATASETS, Recipe, TeacherSpec
 from kava.config.fields import METHOD_ALIASES
@@ -18,9 +16,7 @@ from kava.data.example import content_hash
 from kava.data.load import ExampleStream, load_examples
 from kava.data.teacher_texts import TeacherTokenization, texts_of
 from kava.errors import ConfigError, DataError
-from kava.provenance import versions
-from kava.teachers.live import LiveTeacher
-from kava.teachers.manifest import DTYPES, RAW, Manifest, plain, tokenizer_hash
+from kava.teachers.manifest import DTYPES, RAW, Manifest
 
 METHODS = (RAW, "rkv", "rkv_original", "crop", "steps", "uniform")
 SPLITS = ("train", "validation")
@@ -159,50 +155,12 @@ def read_source(
     return ExtractionData(whole, facts | {"examples": counts, "sha256": hashes})
 
 
-def refuse_too_long(encoded: EncodedSet, most: int | None, name: str) -> None:
-    """Refuses examples longer than the teacher's learned positions."""
-    if most is not None and (longest := max(map(len, encoded), default=0)) > most:
-        raise DataError(
-            f"the longest example needs {longest} positions, the teacher {name} has {most}",
-            "skip long ones with dataset.max_length, or take a teacher with a longer context",
-        )
-
-
 def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
     """The manifest without what needs the weights: enough for sizes."""
     spec = request.spec or spec_of(recipe)
     model = without_weights(foreign_model(spec, recipe.model), any_family=request.spec is not None)
     dtype = stored_dtype(model) if spec.dtype == "auto" else spec.dtype
     return manifest_of(request, recipe, model, num_examples, dtype)
-
-
-def described(
-    request: Request, recipe: Recipe, teacher: LiveTeacher, tokenizer: Any, source: ExtractionData
-) -> Manifest:
-    """The manifest of the store of this teacher and these examples in the tokens of `tokenizer`."""
-    model = teacher.model
-    spec = request.spec or spec_of(recipe)
-    checkpoint = foreign_model(spec, recipe.model)
-    loaded = str(model.causal_lm.dtype).removeprefix("torch.")
-    is_plain = next(model.parameters()).is_floating_point() and loaded in DTYPES
-    facts = {
-        "name": checkpoint.name, "revision": checkpoint.revision, "quantization": spec.quantization, "dtype": loaded
-    }  # fmt: skip
-    own: dict[str, Any] = {}
-    if request.spec is not None:
-        rotary = teacher.rotary
-        facts["rope"] = recipe.mixture.rope
-        own = {"own_tokenizer": True, "prompt": spec.template, "rotary": None if rotary is None else plain(rotary)}
-    return replace(
-        planned(request, recipe, len(source.encoded)),
-        shape=model.kv_shape,
-        dtype=request.dtype or (loaded if is_plain else "float32"),
-        teacher=facts | {"weights": fingerprint(model)},
-        tokenizer=tokenizer_hash(tokenizer),
-        data=source.facts,
-        versions=versions(),
-        **own,
-    )
 
 
 def manifest_of(request: Request, recipe: Recipe, model: Backbone, num_examples: int, dtype: str) -> Manifest:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from kava.backbone.load import load_teacher, load_tokenizer, locate, spec_of
+from kava.backbone.artifact import fingerprint
+from kava.backbone.load import foreign_model, load_teacher, load_tokenizer, locate, spec_of
 from kava.config import Recipe, TeacherSpec
-from kava.errors import ConfigError
+from kava.errors import ConfigError, DataError
+from kava.provenance import versions
 from kava.teachers import extract
 from kava.teachers.live import LiveTeacher
-from kava.teachers.request import Request, described, planned, read_source, refuse_too_long
-from kava.teachers.shards import SIZE
+from kava.teachers.manifest import DTYPES, Manifest, plain, tokenizer_hash
+from kava.teachers.request import Request, planned, read_source
+from kava.teachers.shards import OPTIONAL, SIZE
 from kava.teachers.teacher_set import load_live, tokenization_of
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1.0))
@@ -76,7 +80,7 @@ class StorePlan:
     def estimate(self) -> str:
         """The size of the store and how it comes about, on one line."""
         manifest = self.manifest
-        optional = [name for name in ("importance", "cue", "question") if getattr(manifest, f"with_{name}")]
+        optional = [name for name in OPTIONAL if getattr(manifest, f"with_{name}")]
         unit, divisor = next(pair for pair in UNITS if self.size >= pair[1] or pair is UNITS[-1])
         return (
             f"{manifest.num_examples} examples x 2 x {manifest.shape} x {self.columns.mean():.1f} columns x "
@@ -86,14 +90,42 @@ class StorePlan:
 
     def write(self, device: torch.device, folder: Path, batch_size: int, part: tuple[int, int]) -> dict[str, Any]:
         """Load the teacher and write those shards of part i of n that are missing; how many were written, kept, missing."""
-        recipe, spec, source = self.recipe, self.request.spec, self.source
+        recipe, spec, encoded = self.recipe, self.request.spec, self.source.encoded
         teacher = (
             LiveTeacher(load_teacher(recipe, self.tokenizer, device))
             if spec is None
             else load_live(spec, recipe, device)
         )
-        refuse_too_long(source.encoded, teacher.max_positions, spec.label if spec else "of the recipe")
-        tokenizer = self.tokenization.encoder.tokenizer if self.tokenization else self.tokenizer
-        manifest = described(self.request, recipe, teacher, tokenizer, source)
-        written = extract.extract(teacher, device, source.encoded, manifest, folder, batch_size, part, self.progress)
-        return vars(written)
+        name, most = spec.label if spec else "of the recipe", teacher.max_positions
+        if most is not None and (longest := max(map(len, encoded), default=0)) > most:
+            raise DataError(
+                f"the longest example needs {longest} positions, the teacher {name} has {most}",
+                "skip long ones with dataset.max_length, or take a teacher with a longer context",
+            )
+        manifest = self._manifest_of(teacher)
+        return vars(extract.extract(teacher, device, encoded, manifest, folder, batch_size, part, self.progress))
+
+    def _manifest_of(self, teacher: LiveTeacher) -> Manifest:
+        """The store's manifest with what only the teacher's weights tell."""
+        model, spec = teacher.model, self.request.spec or spec_of(self.recipe)
+        checkpoint = foreign_model(spec, self.recipe.model)
+        loaded = str(model.causal_lm.dtype).removeprefix("torch.")
+        is_plain = next(model.parameters()).is_floating_point() and loaded in DTYPES
+        facts = {
+            "name": checkpoint.name, "revision": checkpoint.revision, "quantization": spec.quantization, "dtype": loaded
+        }  # fmt: skip
+        own: dict[str, Any] = {}
+        if self.request.spec is not None:
+            rotary = teacher.rotary
+            facts["rope"] = self.recipe.mixture.rope
+            own = {"own_tokenizer": True, "prompt": spec.template, "rotary": None if rotary is None else plain(rotary)}
+        return replace(
+            self.manifest,
+            shape=model.kv_shape,
+            dtype=self.request.dtype or (loaded if is_plain else "float32"),
+            teacher=facts | {"weights": fingerprint(model)},
+            tokenizer=tokenizer_hash(self.tokenization.encoder.tokenizer if self.tokenization else self.tokenizer),
+            data=self.source.facts,
+            versions=versions(),
+            **own,
+        )

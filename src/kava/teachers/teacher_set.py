@@ -11,16 +11,14 @@ from torch import Tensor
 
 from kava.align.rope import Rotary
 from kava.backbone.foreign import Foreign
-from kava.backbone.load import foreign_model, load_foreign, load_tokenizer, locate
+from kava.backbone.load import foreign_model, load_foreign, load_tokenizer, locate, without_weights
 from kava.backbone.model import Backbone
-from kava.backbone.sizes import without_weights
 from kava.config import ModelConfig, Recipe, TeacherSpec
 from kava.data.encode import Encoder
 from kava.data.teacher_texts import TeacherTokenization, TeacherTokenizations, view
 from kava.errors import ConfigError, DataError
 from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
-from kava.teachers.foreign import ForeignTeacher
-from kava.teachers.live import LiveTeacher
+from kava.teachers.live import ForeignTeacher, LiveTeacher
 from kava.teachers.manifest import Manifest, tokenizer_hash
 from kava.teachers.offloaded import OffloadedTeacher
 from kava.teachers.store import StoredTeacher
