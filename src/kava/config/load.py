@@ -29,6 +29,10 @@ class Layer(NamedTuple):
     label: str
     values: dict[str, Any]
 
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.label, self.values.get("about.tag", "ours"), self.values.get("about.source", ""))
+
 
 class RecipeRow(NamedTuple):
     """One value of a recipe: `tag` and `source` tell how well it is known, `origin` where it was set."""
@@ -56,22 +60,22 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] | Mapping[str
     if overrides:
         layers.append(_override_layer(overrides))
     values: dict[str, Any] = {}
-    changed: dict[str, int] = {}
-    origins: dict[str, Origin] = {}
+    changed: dict[str, int] = {}  # the last layer that changed a key
     for place, layer in enumerate(layers):
-        origin = Origin(layer.label, layer.values.get("about.tag", "ours"), layer.values.get("about.source", ""))
         for key, value in _one_accumulation(layer).items():
             if value != values.get(key, _default(key)):
-                changed[key], origins[key] = place, origin
+                changed[key] = place
             values[key] = value
     # a parent's section about is not inherited
     own = {key: value for layer in layers[-2 if overrides else -1 :] for key, value in layer.values.items()}
     values = {key: value for key, value in values.items() if not key.startswith("about.") or key in own}
     values["about.name"] = name
-    recipe = _validated(values, layers, origins)
+    recipe = _validated(values, layers, changed)
     back = {key for key in changed if key in values and values[key] == _default(key)}  # judged as causes only
     _refuse_idle(recipe, changed, back, layers)
-    recipe._origins.update({**_row_of_the_table(layers), **origins})
+    recipe._origins.update(
+        {**_row_of_the_table(layers), **{key: layers[place].origin for key, place in changed.items()}}
+    )
     return recipe
 
 
@@ -215,14 +219,14 @@ def _one_accumulation(layer: Layer) -> dict[str, Any]:
     return values
 
 
-def _validated(values: Mapping[str, Any], layers: Sequence[Layer], origins: Mapping[str, Origin]) -> Recipe:
+def _validated(values: Mapping[str, Any], layers: Sequence[Layer], changed: Mapping[str, int]) -> Recipe:
     try:
         return Recipe.model_validate(nest(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     key = _public_name(first["loc"])
     if key in KEYS or key.startswith(FREE + "."):
-        label = origins[key].place if key in origins else layers[-1].label
+        label = layers[changed.get(key, -1)].label
         allowed = _inside(first) or "needs " + (KEYS[key].kind if key in KEYS else "see TrainingArguments")
         raise ConfigError(f"{label}: {key} = {show(values.get(key))} is not valid: {allowed}", _near(key, values))
     text = str(first.get("ctx", {}).get("error", first["msg"]))
@@ -264,8 +268,7 @@ def _refuse_idle(recipe: Recipe, changed: Mapping[str, int], back: set[str], lay
     """Refuses settings without effect. A file that lists (nearly) every key is a saved run, which is not judged again."""
     complete = {place for place, layer in enumerate(layers) if _is_saved_run(layer.values)}
     judged = {key: place for key, place in changed.items() if place not in complete}
-    ignored = without_effect(recipe, judged, back)
-    if ignored is not None:
+    if ignored := without_effect(recipe, judged, back):
         key, reason = ignored
         raise ConfigError(
             f"{layers[changed[key]].label}: {key} has no effect here: {reason}", f"leave {key} out, or change the other"

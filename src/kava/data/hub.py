@@ -20,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kava.data.generator import BUILT_IN
-from kava.data.places import hub_id_of, local_places
-from kava.data.sources import OWN, known_source
 from kava.errors import ConfigError, DataError, KavaError, ModelError, RunError, first_line
 
 HUB_CACHE = "HF_HUB_CACHE"
@@ -153,15 +150,6 @@ def model_repo(name: str, revision: str | None) -> Repo | None:
     """The hub repository of a model; None if it is shipped or a folder."""
     path = name.startswith((".", "/", "~", "kava:")) or name.count("/") > 1 or Path(name).is_dir()
     return None if path else Repo(name, "model", revision or "main")
-
-
-def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
-    """The hub repository and configuration of a dataset; None if it is built in, a path or in ./datasets."""
-    source = known_source(name) or OWN
-    hub_id = hub_id_of(name, source)
-    if name in BUILT_IN or hub_id is None or any(path.exists() for path in local_places(name, source)):
-        return None
-    return Repo(hub_id, "dataset"), config or source.config
 
 
 # -- from the hub ------------------------------------------------------------------------------------------------------

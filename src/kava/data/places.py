@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.data.generator import BUILT_IN
+from kava.data.hub import Repo, snapshot
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, SOURCES, Source, known_source
 from kava.errors import DataError, first_line
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DATASETS = Path("datasets")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+ROW_FILES = (*JSON_SUFFIXES, ".parquet", ".arrow", ".csv")
 SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "dev": "validation", "test": "test",
@@ -51,8 +53,8 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
         searched.append(str(place))
     hub_id = hub_id_of(name, source)
     if hub_id is not None:
-        cached = _hub_cache(hub_id)
-        if cached is not None:
+        cached = snapshot(Repo(hub_id, "dataset"))
+        if cached is not None and any(file.suffix in ROW_FILES for file in cached.rglob("*")):  # not only a description
             log.info("data set %s: read from the hub's cache, %s", name, cached)
             return _open_local(cached, source, config, streaming, label=hub_id)
         searched.append(f"the hub's cache ({hub_id})")
@@ -83,6 +85,15 @@ def hub_id_of(name: str, source: Source) -> str | None:
     if known_source(name) is not None:
         return source.hub_id
     return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not _looks_like_path(name) else None
+
+
+def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
+    """The hub repository and configuration of a dataset; None if it is built in, a path or in ./datasets."""
+    source = known_source(name) or OWN
+    hub_id = hub_id_of(name, source)
+    if name in BUILT_IN or hub_id is None or any(path.exists() for path in local_places(name, source)):
+        return None
+    return Repo(hub_id, "dataset"), config or source.config
 
 
 def _looks_like_path(name: str) -> bool:
@@ -123,18 +134,6 @@ def _split_files(folder: Path) -> dict[str, Rows]:
                 raise DataError(f"{folder} has two {split} files, one of them {file.name}", "keep one of them there")
             splits[split] = JsonRows(file)
     return splits
-
-
-def _hub_cache(hub_id: str) -> Path | None:
-    """The newest snapshot of the data set in the hub's cache, if it holds more than descriptions."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot = Path(snapshot_download(hub_id, repo_type="dataset", local_files_only=True))
-    except OSError:  # huggingface_hub's "not in the cache" is one
-        return None
-    has_rows = any(f.suffix in (*JSON_SUFFIXES, ".parquet", ".arrow", ".csv") for f in snapshot.rglob("*"))
-    return snapshot if has_rows else None
 
 
 def _open_hub(hub_id: str, source: Source, config: str | None, streaming: bool, searched: list[str]) -> Opened:

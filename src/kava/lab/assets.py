@@ -63,7 +63,7 @@ def _locate_all(uses: list[Asset]) -> str:
 
 def needed_assets(recipe: Recipe) -> Iterator[Asset]:
     """Everything that training, validation and evaluation of a recipe read."""
-    from kava.data.hub import data_repo
+    from kava.data.places import data_repo
 
     yield from _models(recipe)
     yield data_asset(recipe.dataset, "training")
@@ -86,7 +86,7 @@ def model_asset(model: ModelConfig, role: str) -> Asset:
 
 
 def data_asset(dataset: DatasetConfig, role: str) -> Asset:
-    from kava.data.hub import data_repo
+    from kava.data.places import data_repo
 
     return Asset("data set", dataset.name, role, partial(_data, dataset), data_repo(dataset.name, dataset.config))
 

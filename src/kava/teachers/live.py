@@ -13,7 +13,7 @@ from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress import importance
 from kava.errors import ConfigError
 from kava.shapes import at_least_float32
-from kava.teachers.base import KVShape, TeacherKV, TeacherWants
+from kava.teachers.base import TeacherKV, TeacherWants
 
 
 class LiveTeacher:
@@ -21,15 +21,7 @@ class LiveTeacher:
 
     def __init__(self, model: Backbone):
         self.model = model.eval().requires_grad_(False)
-
-    @property
-    def shape(self) -> KVShape:
-        return self.model.kv_shape
-
-    @property
-    def max_positions(self) -> int | None:
-        """The longest text it can process; None: no hard limit."""
-        return self.model.max_positions
+        self.shape, self.max_positions = model.kv_shape, model.max_positions
 
     @property
     def rotary(self) -> Rotary | None:

@@ -25,7 +25,7 @@ from kava.config import Recipe
 from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.files import write_json
-from kava.teachers.base import KVShape, TeacherKV, TeacherWants
+from kava.teachers.base import TeacherKV, TeacherWants
 from kava.teachers.live import before_rotary
 from kava.teachers.manifest import RAW, Manifest, read_manifest, tokens_hash
 from kava.teachers.shards import OPTIONAL, WITHOUT_COLUMNS, Shard, Torn, parts, shard_name
@@ -42,8 +42,8 @@ class StoredTeacher:
     def __init__(self, folder: str | Path, progress: bool = True):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        missing = missing_shards(self.folder, self.manifest)
-        if missing:
+        self.shape = self.manifest.shape
+        if missing := missing_shards(self.folder, self.manifest):
             raise CheckpointError(
                 f"{self.folder} is not finished: {len(missing)} of {self.manifest.num_shards} shards are missing, the "
                 f"first is {shard_name(self.manifest, missing[0])}",
@@ -51,10 +51,6 @@ class StoredTeacher:
             )
         self._row_of = _read_index(self.folder, self.manifest, progress)
         self._shards: dict[int, Shard] = {}
-
-    @property
-    def shape(self) -> KVShape:
-        return self.manifest.shape
 
     @cached_property
     def rotary(self) -> Rotary | None:
