@@ -212,8 +212,7 @@ def _one_accumulation(layer: Layer) -> dict[str, Any]:
         return values
     if values.get(_TWINS[1], twin) != twin:
         raise ConfigError(
-            f"{layer.label}: {_TWINS[0]} = {show(twin)}, but {_TWINS[1]} = {show(values[_TWINS[1]])}",
-            "set one of them",
+            f"{layer.label}: {_TWINS[0]} = {show(twin)}, but {_TWINS[1]} = {show(values[_TWINS[1]])}", "set one of them"
         )
     values[_TWINS[1]] = twin
     return values

@@ -14,10 +14,7 @@ from kava.errors import DataError
 
 
 def card(
-    encoded: Sequence[Encoded],
-    examples: Sequence[Example],
-    keep: int,
-    other: Iterable[Example] | None = None,
+    encoded: Sequence[Encoded], examples: Sequence[Example], keep: int, other: Iterable[Example] | None = None
 ) -> dict[str, Any]:
     """Counts of one split. `keep` is M; `other` is the split whose questions must not be here (test, for train).
 
