@@ -58,7 +58,7 @@ def named(word: str) -> LiveTeacher | ForeignTeacher:
 def company(words: Sequence[str]) -> TeacherSet:
     teachers = tuple(named(word) for word in words)
     names = tuple(f"m{number}" for number in range(len(words)))
-    return TeacherSet(names, teachers, None, tuple(one.rotary for one in teachers))  # type: ignore[arg-type]
+    return TeacherSet(names, teachers, None)  # type: ignore[arg-type]
 
 
 @cache

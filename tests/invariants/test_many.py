@@ -163,7 +163,7 @@ def test_an_identity_teacher_comes_out_as_it_went_in() -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         for family in (LLAMA, "gpt2"):
             model = explicit.student(family, dtype)
-            teachers = TeacherSet(("a",), (explicit.teacher(family, "same", dtype),), None, (None,))  # type: ignore[arg-type]
+            teachers = TeacherSet(("a",), (explicit.teacher(family, "same", dtype),), None)  # type: ignore[arg-type]
             kind = make_objective(mixtures.recipe_of(1), model, teachers).to(dtype).eval()
             for side in ("left", "right"):
                 texts = one_text(("same",), side=side)
@@ -513,7 +513,7 @@ def latents(*settings: str, words: tuple[str, ...] | None = None, noise: float =
 
 def own_base(model: Any) -> TeacherSet:
     teacher = mixtures.live(copy.deepcopy(model.causal_lm), LLAMA)
-    return TeacherSet(("own",), (teacher,), None, (teacher.rotary,))  # type: ignore[arg-type]
+    return TeacherSet(("own",), (teacher,), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", slower(["rkv", "full", "crop"], {"full", "crop"}))

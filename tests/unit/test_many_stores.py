@@ -79,7 +79,7 @@ def test_the_manifest_says_how_it_was_read(root: Path) -> None:
     found = read_manifest(root / "llama")
     assert (found.schema, found.own_tokenizer, found.prompt, found.with_question) == (2, True, PROMPT, True)
     assert found.teacher["name"] == many.folder("llama")
-    assert found.rotary["inv_freq"] == live().rotaries[0].inv_freq.tolist()
+    assert found.rotary["inv_freq"] == live().teachers[0].rotary.inv_freq.tolist()
     assert read_manifest(root / "gpt2").rotary is None
     assert len(read_manifest(root / "neox").rotary["inv_freq"]) == 2
     assert main(["extract", "--verify", "--output_dir", str(root / "llama"), "--quiet"]) == 0

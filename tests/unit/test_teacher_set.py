@@ -118,7 +118,7 @@ def test_memory_changes_nothing_and_is_bounded() -> None:
 
 def test_coverage_is_counted_logged_and_has_a_floor(caplog: pytest.LogCaptureFixture) -> None:
     found = loaded("llama", "gpt2")
-    high = TeacherSet(found.names, found.teachers, replace(found.tokenizations, threshold=0.9), found.rotaries)
+    high = TeacherSet(found.names, found.teachers, replace(found.tokenizations, threshold=0.9))
     rows, collate = student_rows(found), collator(high)
     with caplog.at_level(logging.INFO):
         shares = collate.check(rows, 0.0)
@@ -231,8 +231,8 @@ def test_rotary_is_left_on_where_it_is_wanted() -> None:
     found = loaded("llama", "neox", "gpt2")
     batch = collator(found)(some(found))
     with_it, without = found(batch, TeacherWants()), found(batch, TeacherWants(rotary=False))
-    assert [rotary is None for rotary in found.rotaries] == [False, False, True]
-    for i, rotary in enumerate(found.rotaries):
+    assert [teacher.rotary is None for teacher in found.teachers] == [False, False, True]
+    for i, rotary in enumerate(teacher.rotary for teacher in found.teachers):
         a, b = with_it[i].keys[1], without[i].keys[1]
         assert with_it[i].question is None
         if rotary is None:
@@ -275,11 +275,11 @@ def test_a_teacher_may_read_with_a_stretched_rotary_embedding(method: str) -> No
     wide = load_foreign(spec, student, CPU, method, 4 * 512)
     teacher = live(wide)
     wanted, found = plain(batch, PLAIN)[0], teacher(view(batch, 0), PLAIN)
-    assert not torch.allclose(teacher.rotary.inv_freq, plain.rotaries[0].inv_freq)
+    assert not torch.allclose(teacher.rotary.inv_freq, plain.teachers[0].rotary.inv_freq)
     torch.testing.assert_close(found.keys[0], wanted.keys[0], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found.keys[2], wanted.keys[2], atol=1e-3)
     short = live(load_foreign(spec, student, CPU, method, 512))
-    assert torch.equal(short.rotary.inv_freq, plain.rotaries[0].inv_freq)
+    assert torch.equal(short.rotary.inv_freq, plain.teachers[0].rotary.inv_freq)
     with pytest.raises(ConfigError, match="no teacher rotates its keys"):
         load_teacher_set(many.recipe("gpt2", more=(f"mixture.rope={method}",)), many.tokenizer("small"), CPU)
 

@@ -34,25 +34,19 @@ class Collator:
 
         tails = [[*e.cue, *e.answer, e.eos] for e in examples]
         answers = [[False] * len(e.cue) + [True] * len(e.answer) + [False] for e in examples]
-        question, question_mask = self.pad([e.question for e in examples])
-        cot, cot_mask = self.pad([e.cot for e in examples])
-        cot_result, _ = self.pad([e.result for e in examples], fill=False)
-        tail, tail_mask = self.pad(tails)
-        tail_answer, _ = self.pad(answers, fill=False)
-        # The first real column of each tail: 0 with right padding.
-        start = [tail.shape[1] - len(t) if self.padding_side == "left" else 0 for t in tails]
-        return {
-            "question": question,
-            "question_mask": question_mask,
-            "cot": cot,
-            "cot_mask": cot_mask,
-            "cot_result": cot_result,
-            "tail": tail,
-            "tail_mask": tail_mask,
-            "tail_answer": tail_answer,
-            "cue_last": torch.tensor([s + len(e.cue) - 1 for s, e in zip(start, examples, strict=True)]),
-            "example_id": torch.tensor([stable_hash(e.id) for e in examples], dtype=torch.long),
-        }
+        batch: dict[str, Tensor] = {}
+        for name, rows in (
+            ("question", [e.question for e in examples]),
+            ("cot", [e.cot for e in examples]),
+            ("tail", tails),
+        ):
+            batch[name], batch[f"{name}_mask"] = self.pad(rows)
+        batch["cot_result"], _ = self.pad([e.result for e in examples], fill=False)
+        batch["tail_answer"], _ = self.pad(answers, fill=False)
+        start = batch["tail_mask"].int().argmax(1)  # the first real column of each tail
+        batch["cue_last"] = start + torch.tensor([len(e.cue) - 1 for e in examples])
+        batch["example_id"] = torch.tensor([stable_hash(e.id) for e in examples], dtype=torch.long)
+        return batch
 
     def pad(self, rows: Sequence[Sequence[int]], fill: int | bool | None = None) -> tuple[Tensor, Tensor]:
         """[B, longest] values and mask; bool rows give a bool tensor."""

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.align.rope import Rotary
 from kava.backbone.foreign import Foreign
 from kava.backbone.load import foreign_model, load_foreign, load_tokenizer, locate, without_weights
 from kava.backbone.model import Backbone
@@ -28,13 +27,12 @@ from kava.teachers.store import StoredTeacher
 class TeacherSet:
     """`teachers(batch, wants)`: a list of TeacherKV, teacher i at the columns of t{i}.cot.
 
-    tokenizations: for `TeachersCollator`. rotaries: the rotary embedding of each teacher's keys, None without one.
+    tokenizations: for `TeachersCollator`.
     """
 
     names: tuple[str, ...]
     teachers: tuple[Teacher, ...]
     tokenizations: TeacherTokenizations
-    rotaries: tuple[Rotary | None, ...]
 
     @property
     def shapes(self) -> tuple[KVShape, ...]:
@@ -47,16 +45,14 @@ class TeacherSet:
 def load_teacher_set(recipe: Recipe, student_tokenizer: Any, device: torch.device) -> TeacherSet:
     """The teachers of mixture.teachers, frozen. Entries of one checkpoint share its weights and its tokenizer."""
     loader, mixture = _Loader(recipe, device), recipe.mixture
-    entries = [loader(spec) for spec in mixture.teachers]
+    teachers, each = zip(*(loader(spec) for spec in mixture.teachers), strict=True)
     names = tuple(spec.label for spec in mixture.teachers)
-    rotaries = tuple(teacher.rotary for teacher, _ in entries)
-    if mixture.rope != "auto" and not any(rotaries):
+    if mixture.rope != "auto" and not any(teacher.rotary for teacher in teachers):
         raise ConfigError(
             f"mixture.rope is {mixture.rope}, but no teacher rotates its keys ({', '.join(names)})", "leave it at auto"
         )
-    each = tuple(tokenization for _, tokenization in entries)
     tokenizations = TeacherTokenizations(loader.encoder(student_tokenizer), each, mixture.time, mixture.iou_threshold)
-    return TeacherSet(names, tuple(teacher for teacher, _ in entries), tokenizations, rotaries)
+    return TeacherSet(names, teachers, tokenizations)
 
 
 def tokenization_of(spec: TeacherSpec, recipe: Recipe) -> TeacherTokenization:
