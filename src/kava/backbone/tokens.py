@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,10 @@ class SpecialTokens:
 
 def add_special_tokens(tokenizer: Any) -> SpecialTokens:
     """Adds the missing special tokens and returns the ids; a second call changes nothing."""
-    tokenizer.add_special_tokens({"additional_special_tokens": list(NAMES)}, **_keep_others(tokenizer))
+    parameters = inspect.signature(tokenizer.add_special_tokens).parameters
+    of_5, of_4 = "replace_extra_special_tokens", "replace_additional_special_tokens"  # versions of transformers
+    keep_others = {of_5 if of_5 in parameters else of_4: False}
+    tokenizer.add_special_tokens({"additional_special_tokens": list(NAMES)}, **keep_others)
     return SpecialTokens(*(tokenizer.convert_tokens_to_ids(name) for name in NAMES))
 
 
@@ -68,12 +72,3 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     # otherwise 4.57 returns token_type_ids, which GPT-2 adds to the embedding
     config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     write_json(path, config)
-
-
-def _keep_others(tokenizer: Any) -> dict[str, bool]:
-    import inspect
-
-    parameter = "replace_extra_special_tokens"
-    if parameter in inspect.signature(tokenizer.add_special_tokens).parameters:
-        return {parameter: False}
-    return {"replace_additional_special_tokens": False}

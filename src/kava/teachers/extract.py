@@ -28,7 +28,7 @@ from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, RunError
 from kava.files import PARTIAL, sole_owner, write_json
 from kava.teachers.background import Sent, background
-from kava.teachers.base import Teacher, TeacherKV, TeacherWants
+from kava.teachers.base import Teacher, TeacherWants
 from kava.teachers.manifest import MANIFEST, Manifest, encoded_hash, read_manifest
 from kava.teachers.shards import SIZE, WITHOUT_COLUMNS, Entry, Shard, ShardWriter, Torn, parts, shard_name
 from kava.teachers.store import INDEX, missing_shards, write_index
@@ -145,10 +145,15 @@ class _TeacherReader:
         tensors = {"k": torch.stack(teacher.keys, 1), "v": torch.stack(teacher.values, 1)}
         if manifest.with_importance and teacher.importance is not None:
             tensors["importance"] = torch.stack(teacher.importance, 1)[..., None]
-        if self.compressor is None:
+        if self.compressor is None or self.keep is None:
             columns, real = torch.arange(mask.shape[1], device=mask.device).expand_as(mask), mask
         else:
-            columns, real = self._choose(batch, teacher)
+            samples = Samples(batch["example_id"], batch["cot_result"])
+            scores = teacher.importance if self.compressor.needs_importance else None
+            index, kept = self.compressor.choose(
+                teacher.keys, teacher.values, scores, mask, self.keep, samples, per="sample"
+            )
+            columns, real = index[:, 0], kept[:, 0]
             tensors = {name: _at(entries, columns, real) for name, entries in tensors.items()}
         importance = tensors.pop("importance", None)
         tensors |= {name: part for name in WITHOUT_COLUMNS if (part := getattr(teacher, name)) is not None}
@@ -158,16 +163,6 @@ class _TeacherReader:
         # a sum is not finite if one of its numbers is not
         sound = torch.stack([part.flatten(1).sum(1, dtype=torch.float32) for part in out.values()]).sum(0).isfinite()
         return Sent({**out, "columns": columns.int(), "sound": sound}, self._streams)
-
-    def _choose(self, batch: dict[str, Tensor], teacher: TeacherKV) -> tuple[Tensor, Tensor]:
-        assert self.compressor is not None
-        assert self.keep is not None
-        samples = Samples(batch["example_id"], batch["cot_result"])
-        importance = teacher.importance if self.compressor.needs_importance else None
-        index, kept = self.compressor.choose(
-            teacher.keys, teacher.values, importance, batch["cot_mask"], self.keep, samples, per="sample"
-        )
-        return index[:, 0], kept[:, 0]
 
 
 def _at(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ class StoredTeacher:
                 f"first is {shard_name(self.manifest, missing[0])}",
                 "start kava extract again: only what is missing is written",
             )
-        self._row_of = _read_index(self.folder, self.manifest, progress)
+        hashes = _stored_hashes(self.folder)
+        if hashes is None or len(hashes) != self.manifest.num_examples:
+            hashes = _scan(self.folder, self.manifest, progress)
+        self._row_of = {key: n for n, key in enumerate(hashes)}
         self._shards: dict[int, Shard] = {}
 
     @cached_property
@@ -206,14 +209,6 @@ def _refuse_what_is_not_stored(folder: Path, manifest: Manifest, wants: TeacherW
 
 def _tokens(host: dict[str, Tensor], b: int) -> str:
     return tokens_hash(*(host[name][b][host[f"{name}_mask"][b]].tolist() for name in ("question", "cot", "tail")))
-
-
-def _read_index(folder: Path, manifest: Manifest, progress: bool) -> dict[int, int]:
-    """Position of each example by the hash of its id."""
-    hashes = _stored_hashes(folder)
-    if hashes is None or len(hashes) != manifest.num_examples:
-        hashes = _scan(folder, manifest, progress)
-    return {key: n for n, key in enumerate(hashes)}
 
 
 def _stored_hashes(folder: Path) -> list[int] | None:
