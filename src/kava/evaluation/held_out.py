@@ -29,7 +29,6 @@ REPORTED = {  # number of a CosineMeter -> its name here
     "mean_predictor": "kv_mean_predictor",
     "unexplained": "kv_unexplained",
 }
-Meters = dict[tuple[str, int], CosineMeter]
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.ce, self.tokens = 0.0, 0
-        self.meters: Meters = {}
+        self.meters: dict[tuple[str, int], CosineMeter] = {}  # by kind and layer
         self.variation, self.several = 0.0, 0
         self.alone: dict[str, list[float]] = {}  # teacher -> squared differences, elements
         self.suffix = ""
@@ -130,12 +129,8 @@ class _Sums:
         ce = self.ce / self.tokens
         numbers = {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
         numbers |= {"target_variation": self.variation / self.several} if self.several else {}
-        means = _means([meter.value() for meter in self.meters.values()])
-        numbers |= {name + self.suffix: value for name, value in means.items()}
+        values = [meter.value() for meter in self.meters.values()]
+        for name, reported in REPORTED.items():
+            if known := [number for value in values if (number := value[name]) is not None]:
+                numbers[reported + self.suffix] = fmean(known)
         return numbers | {f"kv_{name}": total / count for name, (total, count) in self.alone.items() if count}
-
-
-def _means(values: list[dict[str, float | None]]) -> dict[str, float]:
-    """Over the meters that have a number."""
-    known = {name: [number for value in values if (number := value[name]) is not None] for name in REPORTED}
-    return {REPORTED[name]: fmean(numbers) for name, numbers in known.items() if numbers}

@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.config import Recipe, load_recipe
+from kava.config import Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.registry import nearest
+
+# settings of the network and of the text it reads; the others are only about training
+SHAPING = (
+    "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
+    "lora.enabled", "lora.r", "lora.alpha", "lora.target_modules",
+)  # fmt: skip
 
 
 def stored_recipe(checkpoint: str | Path) -> Recipe:
@@ -43,6 +49,22 @@ def _hint(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return f"train a student from it: kava train --config ... model.name={folder}"
     return "give a run's best_checkpoint folder"
+
+
+def check_config(config: str, stored: Recipe) -> None:
+    """The recipe `config` must describe the same network and text as the checkpoint's own."""
+    wanted, own = ({row.key: row.value for row in explain(recipe)} for recipe in (load_recipe(config), stored))
+    keys = [key for key in own if key.startswith(SHAPING) and not (key.startswith("lora.") and not own["lora.enabled"])]
+    if own["rkv.full_slots"]:  # then training counted the latents itself
+        keys.remove("latent.num_tokens")
+    differ = [key for key in ["lora.enabled", *keys] if wanted[key] != own[key]]
+    if differ:
+        key = differ[0]
+        more = f" (and {len(set(differ)) - 1} more keys)" if len(set(differ)) > 1 else ""
+        raise ConfigError(
+            f"--config {config}: {key} is {show(wanted[key])}, the checkpoint was trained with {show(own[key])}{more}",
+            "leave --config out (the checkpoint knows its recipe), or give the checkpoint that belongs to it",
+        )
 
 
 def check_questions(questions: Any) -> None:
