@@ -116,8 +116,9 @@ def evaluate(
         fields = evaluate_set(
             student, items, paths, checkpoint, how, batch_size, max_new_tokens, overrides, losses, progress=not quiet
         )
-        numbers = (fields[name] for name in ("accuracy", "correct", "total", "avg_forward_passes"))
-        result = EvalResult(items.name, how, *numbers, paths.results, paths.predictions, fields)
+        accuracy, correct, total = fields["accuracy"], fields["correct"], fields["total"]
+        passes = fields["avg_forward_passes"]
+        result = EvalResult(items.name, how, accuracy, correct, total, passes, paths.results, paths.predictions, fields)
         results.append(result)
         if report is not None:
             report(result)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from kava.errors import CheckpointError
 from kava.files import usual_mode
+from kava.objective.objective import Objective
 
 FILE = "projector.safetensors"
 FORMER = (  # beginnings of names in files of earlier versions, and the names of today
@@ -24,11 +23,7 @@ FORMER = (  # beginnings of names in files of earlier versions, and the names of
 )
 
 
-class HasAuxState(Protocol):
-    def aux_state(self) -> dict[str, Tensor]: ...
-
-
-def save(objective: HasAuxState, folder: Path) -> None:
+def save(objective: Objective, folder: Path) -> None:
     """Writes the file where there is anything to write."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in objective.aux_state().items()}
     if weights:
@@ -37,13 +32,13 @@ def save(objective: HasAuxState, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load(objective: HasAuxState, folder: Path, fresh: tuple[str, ...] = ()) -> None:
+def load(objective: Objective, folder: Path, fresh: tuple[str, ...] = ()) -> None:
     """Copies it in: names and shapes must be exactly those of the objective.
 
     Names that begin with `fresh` are left as they are: a new stage's own.
     """
-    wanted, path = objective.aux_state(), folder / FILE
-    wanted = {name: weight for name, weight in wanted.items() if not name.startswith(fresh)}
+    path = folder / FILE
+    wanted = {name: weight for name, weight in objective.aux_state().items() if not name.startswith(fresh)}
     if not wanted:
         return
     try:

@@ -47,10 +47,7 @@ class MemoryData:
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with dataset.name saying that the training rows come from memory."""
-        if self.train is None:
-            return recipe
-        dataset = recipe.dataset.model_copy(update={"name": IN_MEMORY, "config": None})
-        return recipe.model_copy(update={"dataset": dataset})
+        return recipe if self.train is None else recipe.changed("dataset", name=IN_MEMORY, config=None)
 
     def card(self, validation: Sequence[Example]) -> dict[str, str]:
         """Entries of the data card, none where there are no rows in memory."""
