@@ -96,7 +96,5 @@ def _numbers_only(examples: Sequence[Example], name: str) -> None:
     """Raises where a gold answer is no number: no answer could match it."""
     for example in examples:
         if answers.number(example.answer) is None:
-            raise DataError(
-                f"data set {name}: the answer of {example.id} is {example.answer!r}, which is no number",
-                "answers are compared as numbers",
-            )
+            message = f"data set {name}: the answer of {example.id} is {example.answer!r}, which is no number"
+            raise DataError(message, "answers are compared as numbers")

@@ -56,9 +56,8 @@ class EvalOverrides:
 
     def check_items(self, items: Sequence[object], name: str) -> None:
         if self.ablate not in (None, "zero") and len(items) < 2:
-            raise ConfigError(
-                f"--ablate {self.ablate} needs two items or more, {name} has {len(items)}", "ask more, or ablate zero"
-            )
+            message = f"--ablate {self.ablate} needs two items or more, {name} has {len(items)}"
+            raise ConfigError(message, "ask more, or ablate zero")
 
     @contextmanager
     def applied(self, student: Student) -> Iterator[Recipe]:
@@ -87,15 +86,11 @@ def _check_thinking(recipe: Recipe, overrides: EvalOverrides) -> None:
         raise ConfigError("--num_iterations has no effect: this student makes one latent after the other")
     if overrides.num_iterations is not None and new.num_tokens == 0:
         raise ConfigError("--num_iterations has no effect: there are no latents (M = 0)")
+    before = "this student was trained with"
     if new.num_tokens > 0 and trained.num_tokens == 0:
-        raise ConfigError(
-            "--num_tokens: this student was trained without latents (M = 0)", "it has nothing to fill them"
-        )
+        raise ConfigError(f"--num_tokens: {before}out latents (M = 0)", "it has nothing to fill them")
     if new.feeds_back and not trained.feeds_back:
-        raise ConfigError(
-            "--num_iterations: this student was trained with pause tokens (T = 0)",
-            "it never learnt to feed states back",
-        )
+        raise ConfigError(f"--num_iterations: {before} pause tokens (T = 0)", "it never learnt to feed states back")
     if overrides.ablate is not None and not new.feeds_back:
         why = "there are no latents (M = 0)" if new.num_tokens == 0 else "pause tokens (T = 0) carry no thought"
         raise ConfigError(f"--ablate has no effect: {why}", "ablate a student that thinks")

@@ -26,29 +26,25 @@ def stored_recipe(checkpoint: str | Path) -> Recipe:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {folder} {what}", "give a student's folder, such as RUN/best_checkpoint")
     if not (folder / "kava.json").is_file():
-        raise CheckpointError(f"{folder} is not a student's folder: it {_kind(folder)}", _hint(folder))
+        raise _no_student(folder)
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} has no recipe.yaml", "the folder is torn; use another")
     return load_recipe(folder / "recipe.yaml")
 
 
-def _kind(folder: Path) -> str:
-    if not any(folder.iterdir()):
-        return "is empty"
+def _no_student(folder: Path) -> CheckpointError:
+    """The error that says what the folder is, and where a student may be found."""
+    what, hint = "has no kava.json", "give a run's best_checkpoint folder"
+    if (folder / "config.json").is_file():
+        what += "; it is a model of transformers"
+        hint = f"train a student from it: kava train --config ... model.name={folder}"
     if (folder / "adapter_config.json").is_file():
-        return "has no kava.json; it is an adapter of peft"
-    if (folder / "config.json").is_file():
-        return "has no kava.json; it is a model of transformers"
-    return "has no kava.json"
-
-
-def _hint(folder: Path) -> str:
-    inside = sorted([*folder.glob("*/kava.json"), *folder.glob("*/best_checkpoint/kava.json")])
-    if inside:
-        return f"give a student inside it: {inside[0].parent}"
-    if (folder / "config.json").is_file():
-        return f"train a student from it: kava train --config ... model.name={folder}"
-    return "give a run's best_checkpoint folder"
+        what = "has no kava.json; it is an adapter of peft"
+    elif not any(folder.iterdir()):
+        what = "is empty"
+    if inside := sorted([*folder.glob("*/kava.json"), *folder.glob("*/best_checkpoint/kava.json")]):
+        hint = f"give a student inside it: {inside[0].parent}"
+    return CheckpointError(f"{folder} is not a student's folder: it {what}", hint)
 
 
 def check_config(config: str, stored: Recipe) -> None:
@@ -57,10 +53,9 @@ def check_config(config: str, stored: Recipe) -> None:
     keys = [key for key in own if key.startswith(SHAPING) and not (key.startswith("lora.") and not own["lora.enabled"])]
     if own["rkv.full_slots"]:  # then training counted the latents itself
         keys.remove("latent.num_tokens")
-    differ = [key for key in ["lora.enabled", *keys] if wanted[key] != own[key]]
-    if differ:
+    if differ := [key for key in dict.fromkeys(["lora.enabled", *keys]) if wanted[key] != own[key]]:
         key = differ[0]
-        more = f" (and {len(set(differ)) - 1} more keys)" if len(set(differ)) > 1 else ""
+        more = f" (and {len(differ) - 1} more keys)" if len(differ) > 1 else ""
         raise ConfigError(
             f"--config {config}: {key} is {show(wanted[key])}, the checkpoint was trained with {show(own[key])}{more}",
             "leave --config out (the checkpoint knows its recipe), or give the checkpoint that belongs to it",

@@ -90,11 +90,9 @@ def generate(
         token = sampling.choose(model.head(state.hidden))
         for row, value in zip(alive.tolist(), token.tolist(), strict=True):
             generation = out[row]
-            generation.forward_passes = 1 + rounds + step + 1
-            generation.executed = 1 + rounds + step
-            if value == eos:
-                generation.truncated = False
-            else:
+            generation.forward_passes, generation.executed = 1 + rounds + step + 1, 1 + rounds + step
+            generation.truncated = value != eos
+            if value != eos:
                 generation.tokens.append(value)
         going = (token != eos).nonzero().squeeze(-1)
         if len(going) == 0 or step + 1 == max_new_tokens:
@@ -114,6 +112,7 @@ def think(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
 def _prefill(
     model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str, latents: Tensor | None
 ) -> _State:
+    """The state before the first generated token."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}, known: {MODES}")
     if latents is not None and not (mode == "latent" and model.feeds_back):
@@ -122,10 +121,8 @@ def _prefill(
     if mode == "cot":
         return _read(model, question, mask, torch.tensor(lead, device=model.device).long().expand(rows, -1))
     after = torch.tensor([model.special.eot, *lead], device=model.device).expand(rows, -1)
-    slots = model.slots(rows)
-    if mode == "direct":
-        return _read(model, question, mask, torch.cat([slots[:, :1], after], 1))
-    if not model.feeds_back:
+    if mode == "direct" or not model.feeds_back:
+        slots = model.slots(rows)[:, : 1 if mode == "direct" else None]
         return _read(model, question, mask, torch.cat([slots, after], 1))
     latents, prefix, known = think_with_prefix(model, question, mask, latents)
     return _extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)

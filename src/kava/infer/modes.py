@@ -18,9 +18,8 @@ def untrained(recipe: Recipe, mode: str) -> str | None:
     if recipe.explicit.enabled:
         return None if mode == "cot" else "not trained for: a student of the explicit line writes its steps"
     if mode == "cot":
-        return (
-            None if loss.teacher_ce > 0 else "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
-        )
+        never = "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
+        return None if loss.teacher_ce > 0 else never
     if loss.student_ce == 0:
         return "not trained for: loss.student_ce was 0, so it never learnt to answer without steps"
     if mode == "direct" and recipe.latent.num_tokens > 0:

@@ -70,7 +70,8 @@ class Student:
         check_questions(questions)
         check_choice("mode", mode, MODES)
         check_count("max_new_tokens", max_new_tokens)
-        self._check_latents(latents, len(questions))
+        if latents is not None:
+            self._check_latents(latents, len(questions))
         mode, sampling = mode or own_mode(self.recipe), sampling or sampling_of(self.recipe)
         limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode)
         answers: dict[int, Answer] = {}
@@ -93,8 +94,6 @@ class Student:
         return latents
 
     def _check_latents(self, latents: Any, count: int) -> None:
-        if latents is None:
-            return
         if not isinstance(latents, Tensor):
             raise DataError(f"latents is a {type(latents).__name__}, not a tensor", "give what Student.think returns")
         shape = (count, self.model.latent.num_tokens, self.model.config.hidden_size)
@@ -134,15 +133,9 @@ class Student:
 
     def _read(self, generation: Generation, mode: str) -> Answer:
         text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
-        marked = f"{CUE} {text}" if self._lead(mode) else text
-        return Answer(
-            text=text,
-            value=answers.flexible(marked),
-            forward_passes=generation.forward_passes,
-            truncated=generation.truncated,
-            executed=generation.executed,
-            num_tokens=len(generation.tokens) + (not generation.truncated),
-        )
+        value = answers.flexible(f"{CUE} {text}" if self._lead(mode) else text)
+        passes, truncated = generation.forward_passes, generation.truncated
+        return Answer(text, value, passes, truncated, generation.executed, len(generation.tokens) + (not truncated))
 
 
 def sampling_of(recipe: Recipe, temperature: float | None = None, generator: torch.Generator | None = None) -> Sampling:

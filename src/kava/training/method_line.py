@@ -31,7 +31,7 @@ from kava.objective.objective import Objective
 from kava.objective.records import Step
 from kava.teachers.base import Teacher
 from kava.teachers.live import LiveTeacher, shape_of
-from kava.training import aux_state as aux_state
+from kava.training import aux_state
 from kava.training.data import Data, check_positions
 from kava.training.mixture_setup import MixtureFiles, TeacherSetup
 from kava.training.trainer import Validation

@@ -70,36 +70,35 @@ class MixtureFiles(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            for name in (ROUTING, LAYERS):
-                cut_after(Path(args.output_dir) / name, state.global_step)
-            write_json(Path(args.output_dir) / ALIGNMENT, self._alignment())
+            run = Path(args.output_dir)
+            cut_after(run / ROUTING, state.global_step)
+            cut_after(run / LAYERS, state.global_step)
+            write_json(run / ALIGNMENT, self._alignment())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if validates(logs or {}) and state.is_world_process_zero and self.samples:
-            facts = {"step": state.global_step, "teachers": list(self.setup.teachers.names), "samples": self.samples}
-            write_json(Path(args.output_dir) / SAMPLES, facts)
-        if "loss" not in (logs or {}):
+        logs, run, names = logs or {}, Path(args.output_dir), self.setup.teachers.names
+        step, main = state.global_step, state.is_world_process_zero
+        if main and validates(logs) and self.samples:
+            write_json(run / SAMPLES, {"step": step, "teachers": list(names), "samples": self.samples})
+        if "loss" not in logs:
             return
         layers, window = self.source.metrics.drain()
-        if not state.is_world_process_zero:
+        if main and layers:
+            append_json(run / LAYERS, step, dict(layers))
+        if not main or window is None:
             return
-        run, names = Path(args.output_dir), self.setup.teachers.names
-        if layers:
-            append_json(run / LAYERS, state.global_step, dict(layers))
-        if window is None:
-            return
-        temperature = self.source.mixture.temperature(self.epoch)
+        weights, temperature = (
+            dict(zip(names, window.weights, strict=True)),
+            self.source.mixture.temperature(self.epoch),
+        )
         facts = {"by_layer": window.by_layer, "entropy": window.entropy, "temperature": temperature}
-        weights = dict(zip(names, window.weights, strict=True))
-        append_json(run / ROUTING, state.global_step, {"weights": weights, **facts})
+        append_json(run / ROUTING, step, {"weights": weights, **facts})
         if window.collapsed is not None and self.setup.recipe.mixture.fusion != "fixed":
             log.warning(
                 "step %d: the weights have collapsed: teacher %s has %.3f of them, above mixture.collapse_alarm; use "
                 "mixture.entropy=diverse with a larger mixture.entropy_weight, a higher temperature, or leave the others "
                 "out",
-                state.global_step,
-                names[window.collapsed],
-                window.weights[window.collapsed],
+                *(step, names[window.collapsed], window.weights[window.collapsed]),
             )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -124,14 +123,13 @@ class MixtureFiles(TrainerCallback):
         assert target.blend is not None
         weights = target.blend.weights.expand(len(rows), -1, -1, -1)
         self.held_out.add(weights, target.mask)
-        columns = target.mask.shape[1] if weights.shape[2] > 1 else 1
         for b, row in enumerate(rows):
-            kept = target.mask[b] if columns > 1 else slice(None)
+            kept = target.mask[b] if weights.shape[2] > 1 else slice(None)
             by_layer = weights[b][:, kept].double().mean(1)
             if bool(target.mask[b].any()):
                 task = row.id.rpartition("/")[0] or self.setup.recipe.dataset.name
-                facts = {"weights": by_layer.mean(0).tolist(), "by_layer": by_layer.tolist()}
-                self.samples.append({"id": row.id, "task": task, **facts})
+                means = {"weights": by_layer.mean(0).tolist(), "by_layer": by_layer.tolist()}
+                self.samples.append({"id": row.id, "task": task, **means})
 
     def means(self) -> dict[str, float]:
         """Mean weight per teacher, and the mean entropy of an example's weights."""

@@ -72,9 +72,8 @@ class Sharded(nn.Module):
 
 def refuse_types(objective: nn.Module) -> None:
     """Raises where trained weights have several dtypes: FSDP reduces gradients of one dtype only."""
-    kinds = sorted(
-        {str(weight.dtype).removeprefix("torch.") for weight in objective.parameters() if weight.requires_grad}
-    )
+    types = {weight.dtype for weight in objective.parameters() if weight.requires_grad}
+    kinds = sorted(str(dtype).removeprefix("torch.") for dtype in types)
     if len(kinds) > 1:
         raise ConfigError(
             f"system.sharding=fsdp2 needs one type for all that is trained, and here it is {' and '.join(kinds)}",

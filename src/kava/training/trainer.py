@@ -22,7 +22,7 @@ from kava.files import new_folder, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
 from kava.objective.records import Result, Step
-from kava.training import aux_state as aux_state
+from kava.training import aux_state
 from kava.training.checkpoint import rotate
 from kava.training.folder import BEST
 from kava.training.interrupt import Interrupt
@@ -35,6 +35,9 @@ with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=
 
 INCOMING = ".partial-checkpoint"
 IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
+
+
+Sums = defaultdict[str, float]
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,8 @@ class KavaTrainer(Trainer):
         self.pieces = pieces_of(recipe, self.args.world_size)
         self.sharded: Sharded | None = None
         self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, float] = defaultdict(float)
-        self._before: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        self._sums, self._counts = Sums(float), Sums(float)
+        self._before = (self._sums, self._counts)  # as they were when the update began
         self.epoch = 0  # set by callbacks.Schedule
         self.step = Step()
         self._window: dict[int, dict[str, float]] = {}  # counts of each micro-batch of the update, by its id()
@@ -103,10 +105,10 @@ class KavaTrainer(Trainer):
         progress = update / max(1, self.state.max_steps)
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
         self.pieces.begin()
-        self._before = dict(self._sums), dict(self._counts)
+        self._before = self._sums.copy(), self._counts.copy()
         if self._idle and (update + 1) % self._updates == 0:
             batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
-        counts: dict[str, float] = defaultdict(float)
+        counts = Sums(float)
         self._window = {id(batch): self.objective.counts(batch, self.step) for batch in batches}
         for batch in batches:
             for name, count in self._window[id(batch)].items():
@@ -138,9 +140,7 @@ class KavaTrainer(Trainer):
 
         def undo() -> None:
             model.zero_grad()
-            for now, before in zip((self._sums, self._counts), self._before, strict=True):
-                now.clear()
-                now.update(before)
+            self._sums, self._counts = (sums.copy() for sums in self._before)
 
         return self.pieces.run(inputs, step, undo)
 
@@ -161,9 +161,7 @@ class KavaTrainer(Trainer):
             logs |= self.health
             logs["tokens_per_second"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
             self._tokens, self._since = 0, time.perf_counter()
-            self._sums.clear()
-            self._counts.clear()
-            self.health = {}
+            self._sums, self._counts, self.health = Sums(float), Sums(float), {}
         super().log(logs, start_time)
 
     def _of_all(self, numbers: dict[str, float]) -> None:
