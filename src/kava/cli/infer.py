@@ -13,8 +13,7 @@ from kava.cli.common import show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, blocks, read_questions, write_answers
-from kava.infer.checks import check_config, stored_recipe
-from kava.infer.modes import own_mode, untrained
+from kava.infer.checks import check_config, own_mode, stored_recipe, untrained
 
 
 def infer(

@@ -20,15 +20,9 @@ from kava.objective.records import Batch, Step, StudentView
 from kava.objective.targets import Target
 from kava.shapes import at_least_float32
 
-REPORTED = {  # number of a CosineMeter -> its name here
-    "cossim": "cossim",
-    "cossim_centred": "cossim_centred",
-    "cossim_mean_predictor": "cossim_mean_predictor",
-    "spread": "spread",
-    "difference": "kv",
-    "mean_predictor": "kv_mean_predictor",
-    "unexplained": "kv_unexplained",
-}
+# number of a CosineMeter -> its name here
+REPORTED = {name: name for name in ("cossim", "cossim_centred", "cossim_mean_predictor", "spread")}
+REPORTED |= {"difference": "kv", "mean_predictor": "kv_mean_predictor", "unexplained": "kv_unexplained"}
 
 
 @torch.no_grad()

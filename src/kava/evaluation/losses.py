@@ -72,7 +72,11 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
     model, recipe = student.model.eval(), student.recipe
     kind = cot_type_of(asked.name, recipe.dataset.cot_type)
     encoded = Encoder(student.tokenizer, recipe.dataset.drop_last_step, kind).encode_batch(asked.examples)
-    _check_positions(model, encoded)
+    for row in encoded:
+        positions = len(row) + max(0, model.latent.num_tokens + 2 - len(row.cot))
+        if model.max_positions is not None and positions > model.max_positions:
+            problem = f"{row.id} needs {positions} positions, the model has {model.max_positions}"
+            raise DataError(problem, "leave --losses out, or the item")
     collate = Collator(student.tokenizer.pad_token_id)
     items = {"ce_student": len(encoded)}
     if recipe.explicit.enabled:  # without the teacher, whose terms training has measured
@@ -100,12 +104,3 @@ def _batches(encoded: Sequence[Encoded], size: int) -> list[tuple[list[Encoded],
         rows = sorted((e for e in encoded if bool(e.cot) == teacher), key=len)
         batches += [(rows[start : start + size], teacher) for start in range(0, len(rows), size)]
     return batches
-
-
-def _check_positions(model: LatentModel, encoded: Sequence[Encoded]) -> None:
-    most, latents = model.max_positions, model.latent.num_tokens + 2
-    for e in encoded:
-        needed = len(e) + max(0, latents - len(e.cot))
-        if most is not None and needed > most:
-            message = f"{e.id} needs {needed} positions, the model has {most}"
-            raise DataError(message, "leave --losses out, or the item")

@@ -54,10 +54,8 @@ def _results_beside(predictions: Path) -> Path:
     paths = [predictions.with_name(stem + suffix) for stem in (f"results_{name}", name) for suffix in RESULTS]
     files = [path for path in paths if path.is_file()]
     if not files:
-        raise DataError(
-            f"{predictions} has no results_{name}.yaml beside it, which says whether the cue was given",
-            "keep the two files together, or evaluate again",
-        )
+        message = f"{predictions} has no results_{name}.yaml beside it, which says whether the cue was given"
+        raise DataError(message, "keep the two files together, or evaluate again")
     if len(files) > 1:
         message = f"{predictions} may belong to {files[0].name} or to {files[1].name}"
         raise DataError(message, "keep the newer of the two there")

@@ -18,8 +18,7 @@ from kava.evaluation.losses import held_out_losses
 from kava.evaluation.overrides import UNCHANGED, EvalOverrides
 from kava.evaluation.result_files import Files, check_writable, files_for, up_to_date, write
 from kava.evaluation.score import cue_of, predict, summary
-from kava.infer.checks import check_choice, check_count, stored_recipe
-from kava.infer.modes import MODES, own_mode, untrained
+from kava.infer.checks import MODES, check_choice, check_count, own_mode, stored_recipe, untrained
 from kava.infer.student import Student, device_name, sampling_of
 from kava.provenance import versions
 
@@ -102,9 +101,8 @@ def evaluate(
     eval_sets = [load_eval_set(recipe, name, limit, num_steps, rows) for name, rows in sets.items()]
     for items in eval_sets:
         overrides.check_items(items.examples, items.name)
-    files = [files_for(checkpoint or Path(), items, how, output, overrides) for items in eval_sets]
-    check_writable(files)
-    pairs = list(zip(eval_sets, files, strict=True))
+    pairs = [(items, files_for(checkpoint or Path(), items, how, output, overrides)) for items in eval_sets]
+    check_writable([paths for _, paths in pairs])
     if missing and checkpoint is not None:
         facts = {"step": read_card(checkpoint).get("step"), "mode": how}
         pairs = [pair for pair in pairs if not up_to_date(pair[1], facts | {"data_sha256": pair[0].sha256}, losses)]

@@ -20,9 +20,6 @@ from torch import Tensor
 
 from kava.data.example import stable_hash
 
-# latents [n, M, E] of the whole set, ids of its items -> [n, M, E]
-Ablation = Callable[[Tensor, Sequence[str]], Tensor]
-
 
 def noise(latents: Tensor, ids: Sequence[str]) -> Tensor:
     generators = [torch.Generator().manual_seed(stable_hash(example_id, "noise")) for example_id in ids]
@@ -30,7 +27,8 @@ def noise(latents: Tensor, ids: Sequence[str]) -> Tensor:
     return latents.mean(0) + latents.std(0) * torch.stack(draws)
 
 
-ABLATIONS: dict[str, Ablation] = {
+# by name: (latents [n, M, E] of the whole set, ids of its items) -> [n, M, E]
+ABLATIONS: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
     "zero": lambda latents, ids: torch.zeros_like(latents),
     "mean": lambda latents, ids: latents.mean(0).expand_as(latents),
     "swap": lambda latents, ids: latents.roll(-1, 0),

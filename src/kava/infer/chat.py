@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from kava.infer.batch import cost
-from kava.infer.modes import untrained
+from kava.infer.checks import untrained
 from kava.infer.student import Student, sampling_of
 
 HELP = """\

@@ -1,4 +1,4 @@
-"""What may be asked of a student: its folder, the questions, and numbers and choices, each mistake a KavaError. No torch."""
+"""What may be asked of a student: its folder, questions, modes and numbers. No torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kava.config import Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.registry import nearest
 
+MODES = ("latent", "cot", "direct")  # think in latents, write the steps, or neither
 # settings of the network and of the text it reads; the others are only about training
 SHAPING = (
     "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
@@ -86,3 +87,23 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises unless `value` is None or one of `choices`."""
     if value is not None and value not in choices:
         raise ConfigError(f"{name} = {value!r} is not one of {', '.join(choices)}", nearest(str(value), list(choices)))
+
+
+def own_mode(recipe: Recipe) -> str:
+    """The mode that the student was trained for."""
+    return "cot" if recipe.explicit.enabled else "latent"
+
+
+def untrained(recipe: Recipe, mode: str) -> str | None:
+    """Why answers in this mode say little about the student: its recipe did not train them. None if it did."""
+    loss = recipe.loss
+    if recipe.explicit.enabled:
+        return None if mode == "cot" else "not trained for: a student of the explicit line writes its steps"
+    if mode == "cot":
+        never = "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
+        return None if loss.teacher_ce > 0 else never
+    if loss.student_ce == 0:
+        return "not trained for: loss.student_ce was 0, so it never learnt to answer without steps"
+    if mode == "direct" and recipe.latent.num_tokens > 0:
+        return f"not trained for: it was trained with {recipe.latent.num_tokens} latents before every answer"
+    return None

@@ -19,9 +19,8 @@ from kava.data.collate import Collator
 from kava.data.encode import CUE, QUESTION_END, Encoder
 from kava.data.progress import progress_bar
 from kava.errors import ConfigError, DataError
-from kava.infer.checks import check_choice, check_count, check_questions, stored_recipe
+from kava.infer.checks import MODES, check_choice, check_count, check_questions, own_mode, stored_recipe
 from kava.infer.generate import Generation, Sampling, generate, think
-from kava.infer.modes import MODES, own_mode
 
 
 @dataclass(frozen=True)

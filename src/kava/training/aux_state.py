@@ -46,8 +46,7 @@ def load(objective: Objective, folder: Path, fresh: tuple[str, ...] = ()) -> Non
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})", "the checkpoint is torn; use another") from error
     saved = {name: weight for name, weight in saved.items() if not name.startswith(fresh)}
-    wrong = sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]
-    if wrong:
+    if wrong := sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]:
         raise CheckpointError(
             f"{path}: {wrong[0]} is missing, unexpected or of another shape",
             "recipe.yaml beside it must be the one the run was started with, and the teacher the same",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.artifact import CARD, WEIGHTS, read_card
+from kava.backbone.artifact import CARD, WEIGHTS
 from kava.errors import CheckpointError
 from kava.training.aux_state import FILE
 
@@ -53,12 +53,6 @@ def problem(folder: Path) -> str | None:
 def step_of(folder: Path) -> int:
     """The update after which the checkpoint was written."""
     return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
-
-
-def examples_of(folder: Path) -> int | None:
-    """Examples per update of the run that wrote the checkpoint; None in checkpoints that do not record it."""
-    examples = read_card(folder).get("effective_batch_size")
-    return None if examples is None else int(examples)
 
 
 def find(run: Path) -> tuple[list[Checkpoint], list[str]]:

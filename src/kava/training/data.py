@@ -41,9 +41,7 @@ class MemoryData:
 
     def opened(self) -> Opened | None:
         """The rows as an opened data set; None where there are no training rows."""
-        if self.train is None:
-            return None
-        return Opened(OWN, IN_MEMORY, {"train": MemoryRows(self.train, "train_data")})
+        return None if self.train is None else Opened(OWN, IN_MEMORY, {"train": MemoryRows(self.train, "train_data")})
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with dataset.name saying that the training rows come from memory."""
@@ -92,10 +90,8 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
     from kava.data.stream import EncodedStream
 
     if recipe.rkv.full_slots:
-        raise ConfigError(
-            "rkv.full_slots needs the longest chain of thought, which a stream does not tell",
-            "set dataset.streaming=false, or latent.num_tokens by hand",
-        )
+        problem = "rkv.full_slots needs the longest chain of thought, which a stream does not tell"
+        raise ConfigError(problem, "set dataset.streaming=false, or latent.num_tokens by hand")
     if recipe.training.max_steps is None:
         raise ConfigError("a stream has no known length", "set training.max_steps, or dataset.streaming=false")
     first = [encoder(example) for example in islice(examples, 200)]
@@ -130,7 +126,5 @@ def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str 
     else:  # a list of validation examples; nothing is known of a stream
         longest = [len(example) for example in train] if isinstance(train, Sequence) else []
     if beyond := [length for length in longest if length > most]:
-        raise DataError(
-            f"{len(beyond)} examples need up to {max(beyond)} positions, the {who} has {most}",
-            "skip them with dataset.max_length, or use a model with a longer context",
-        )
+        problem = f"{len(beyond)} examples need up to {max(beyond)} positions, the {who} has {most}"
+        raise DataError(problem, "skip them with dataset.max_length, or use a model with a longer context")

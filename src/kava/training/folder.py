@@ -100,12 +100,9 @@ def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> Non
     if resume is None:
         hint = "continue it with --resume auto, or choose another --output_dir"
         raise RunError(f"{folder} already holds a run", hint)
-    differ = differing(load_recipe(stored), recipe)
-    if differ:
-        raise RunError(
-            f"{folder} was run with other settings: " + "; ".join(differ[:5]),
-            "continue with the same settings, or choose another --output_dir",
-        )
+    if differ := differing(load_recipe(stored), recipe):
+        problem = f"{folder} was run with other settings: {'; '.join(differ[:5])}"
+        raise RunError(problem, "continue with the same settings, or choose another --output_dir")
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:

@@ -22,11 +22,7 @@ class Pieces:
     def __init__(self, why_not: str | None):
         self.why_not = why_not
         self.size: int | None = None
-        self._window: list[Batch] = []
-
-    def begin(self) -> None:
-        """Starts a new update."""
-        self._window = []
+        self.window: list[Batch] = []  # batches of the present update so far; emptied when it begins
 
     def of(self, batch: Batch) -> Iterator[Batch]:
         """The batch in pieces of the present size."""
@@ -37,7 +33,7 @@ class Pieces:
 
     def run(self, batch: Batch, step: Callable[[Batch], Tensor], undo: Callable[[], None]) -> Tensor:
         """The sum of `step` over the pieces. When memory runs out, `undo` resets the update and it starts again."""
-        self._window.append(batch)
+        self.window.append(batch)
         batches = [batch]
         while True:
             try:
@@ -46,7 +42,7 @@ class Pieces:
                 self._halve(batch, error)
             undo()
             torch.cuda.empty_cache()
-            batches = self._window
+            batches = self.window
 
     def _halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
         rows = self.size or len(batch["example_id"])

@@ -87,12 +87,9 @@ class MixtureFiles(TrainerCallback):
             append_json(run / LAYERS, step, dict(layers))
         if not main or window is None:
             return
-        weights, temperature = (
-            dict(zip(names, window.weights, strict=True)),
-            self.source.mixture.temperature(self.epoch),
-        )
-        facts = {"by_layer": window.by_layer, "entropy": window.entropy, "temperature": temperature}
-        append_json(run / ROUTING, step, {"weights": weights, **facts})
+        weights = dict(zip(names, window.weights, strict=True))
+        facts = {"entropy": window.entropy, "temperature": self.source.mixture.temperature(self.epoch)}
+        append_json(run / ROUTING, step, {"weights": weights, "by_layer": window.by_layer, **facts})
         if window.collapsed is not None and self.setup.recipe.mixture.fusion != "fixed":
             log.warning(
                 "step %d: the weights have collapsed: teacher %s has %.3f of them, above mixture.collapse_alarm; use "

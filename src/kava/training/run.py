@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from kava.backbone.artifact import read_card
 from kava.backbone.load import build_model
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe, load_recipe
@@ -98,7 +99,8 @@ def _checked_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
 
 def _set_batch_layout(args: Any, recipe: Recipe, start: Path | None) -> None:
     """Keeps the examples per update of the run that is resumed, also with another number of processes."""
-    layout = batch_layout(recipe, args.world_size, None if start is None else checkpoint.examples_of(start))
+    examples = None if start is None else read_card(start).get("effective_batch_size")  # None in older checkpoints
+    layout = batch_layout(recipe, args.world_size, examples)
     if layout != (args.per_device_train_batch_size, args.gradient_accumulation_steps):
         sizes = (args.world_size, *layout, layout.examples(args.world_size))
         what = "going on with %d processes of %d examples x %d micro-batches"
@@ -149,8 +151,7 @@ class _Run:
             if is_main_process():
                 self.close(trainer, interrupt, seconds)
             getattr(trainer, "end", lambda: None)()
-        state = trainer.state
-        metric = trainer.validation.decides
+        state, metric = trainer.state, trainer.validation.decides
         return TrainResult(self.folder, state.global_step, metric, state.best_metric, interrupt.exit_code)
 
     def trainer(self, recipe: Recipe, line: Line, tokenizer: Any, data: Data, interrupt: Interrupt) -> KavaTrainer:

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +93,7 @@ class KavaTrainer(Trainer):
             self._updates = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if self._idle else 0
         return loader
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one update, and what each term is divided by over all of them and all ranks."""
         if self.state.global_step >= self.state.max_steps:  # resumed behind the last update: only its end is due
             self.control.should_training_stop = True
@@ -104,7 +102,7 @@ class KavaTrainer(Trainer):
         update, every = self.state.global_step, self.args.logging_steps
         progress = update / max(1, self.state.max_steps)
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
-        self.pieces.begin()
+        self.pieces.window = []
         self._before = self._sums.copy(), self._counts.copy()
         if self._idle and (update + 1) % self._updates == 0:
             batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
@@ -190,10 +188,8 @@ class KavaTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:  # every process is asked
-            size = self.effective_batch_size
-            self._write(
-                Path(output_dir or self.args.output_dir), processes=self.args.world_size, effective_batch_size=size
-            )
+            counts = {"processes": self.args.world_size, "effective_batch_size": self.effective_batch_size}
+            self._write(Path(output_dir or self.args.output_dir), **counts)
 
     def _write(self, folder: Path, **facts: Any) -> None:
         """The student and what is trained beside it; `facts` go to its card."""
@@ -244,8 +240,7 @@ class KavaTrainer(Trainer):
             for group in list(optimizer.param_groups):
                 apart = [weight for weight in group["params"] if id(weight) in own]
                 group["params"] = [weight for weight in group["params"] if id(weight) not in own]
-                rest = {name: value for name, value in group.items() if name != "params"}
-                optimizer.add_param_group(rest | {"params": apart, "lr": self.recipe.projector.learning_rate})
+                optimizer.add_param_group(group | {"params": apart, "lr": self.recipe.projector.learning_rate})
         if self.sharded is not None:
             follow_shards(optimizer)
             clip = self.accelerator.clip_grad_norm_
