@@ -11,8 +11,8 @@ from torch import Tensor
 import zoo
 from compare import plain_attention, samples
 from kava.backbone.model import LatentModel
+from kava.infer.checks import MODES
 from kava.infer.generate import Generation, Sampling, generate
-from kava.infer.modes import MODES
 
 CUE = [51, 52, 53]
 LIMIT = 9

@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from hub import tiny_student
-from kava.cli.infer import RULE
 from kava.cli.list_flags import spread
 from kava.cli.main import main, underscores
+from kava.infer.batch import RULE
 from kava.infer.chat import Chat
 from kava.infer.student import Student
 

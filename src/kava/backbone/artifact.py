@@ -87,7 +87,7 @@ def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentMod
     card = read_card(folder)
     recipe = load_recipe(folder / RECIPE)
     if base is not None:
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": base, "revision": None})})
+        recipe = recipe.changed("model", name=base, revision=None)
     if recipe.lora.enabled:
         model, tokenizer = build_model(recipe)
     else:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from kava.cli.common import show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.errors import ConfigError, DataError
-from kava.infer.checks import stored_recipe
-from kava.infer.modes import own_mode, untrained
-
-if TYPE_CHECKING:
-    from kava.config import Recipe
-    from kava.infer.student import Answer
-
-RULE = "-" * 80
-JSON_LINES = (".jsonl", ".ndjson", ".json")
-# settings of the network and of the text it reads; the others are only about training
-SHAPING = (
-    "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
-    "lora.enabled", "lora.r", "lora.alpha", "lora.target_modules",
-)  # fmt: skip
+from kava.infer.batch import answer_row, blocks, read_questions, write_answers
+from kava.infer.checks import check_config, own_mode, stored_recipe, untrained
 
 
 def infer(
@@ -60,7 +47,9 @@ def infer(
     """
     batch = mode == "batch" or (mode is None and (questions is not None or input_file is not None))
     _check_inputs(batch, questions, input_file, output_file, quiet)
-    prompts = _questions(questions, input_file) if batch else []
+    prompts = read_questions(input_file) if input_file is not None else [text.strip() for text in questions or ()]
+    if "" in prompts:
+        raise DataError(f"--questions: question {prompts.index('') + 1} is empty")
     recipe = stored_recipe(checkpoint)
     if config is not None:
         check_config(config, recipe)
@@ -74,33 +63,17 @@ def infer(
         print(f"note: {how} answers: {note}", file=sys.stderr)
     student = Student.from_pretrained(checkpoint, device, base)
     if not batch:
-        _survive_any_input()
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="replace")  # bytes that the terminal's encoding does not have
         Chat(student, how, max_new_tokens).run()
         return 0
     answers = student.answer(prompts, how, batch_size, max_new_tokens, progress=not quiet)
-    rows = [_row(question, answer, how) for question, answer in zip(prompts, answers, strict=True)]
+    rows = [answer_row(question, answer, how) for question, answer in zip(prompts, answers, strict=True)]
     if output_file is not None:
-        _write(output_file, rows)
-    show_result(rows, _printed(rows, output_file), quiet)
+        write_answers(output_file, rows)
+    written = f"\nwrote {output_file}" if output_file else ""
+    show_result(rows, blocks(rows, passes=True) + written, quiet)
     return 0
-
-
-def check_config(config: str, stored: Recipe) -> None:
-    """The recipe `config` must describe the same network and text as the checkpoint's own."""
-    from kava.config import explain, load_recipe, show
-
-    wanted, own = ({row.key: row.value for row in explain(recipe)} for recipe in (load_recipe(config), stored))
-    keys = [key for key in own if key.startswith(SHAPING) and not (key.startswith("lora.") and not own["lora.enabled"])]
-    if own["rkv.full_slots"]:  # then training counted the latents itself
-        keys.remove("latent.num_tokens")
-    differ = [key for key in ["lora.enabled", *keys] if wanted[key] != own[key]]
-    if differ:
-        key = differ[0]
-        more = f" (and {len(set(differ)) - 1} more keys)" if len(set(differ)) > 1 else ""
-        raise ConfigError(
-            f"--config {config}: {key} is {show(wanted[key])}, the checkpoint was trained with {show(own[key])}{more}",
-            "leave --config out (the checkpoint knows its recipe), or give the checkpoint that belongs to it",
-        )
 
 
 def _check_inputs(
@@ -118,68 +91,3 @@ def _check_inputs(
     if target is not None and (target.is_dir() or target == source):
         what = "a folder" if target.is_dir() else "the input file"
         raise ConfigError(f"--output_file {target} is {what}", "name another file")
-
-
-def _questions(questions: Sequence[str] | None, source: Path | None) -> list[str]:
-    if source is None:
-        blank = [i for i, question in enumerate(questions or (), 1) if not question.strip()]
-        if blank:
-            raise DataError(f"--questions: question {blank[0]} is empty")
-        return [question.strip() for question in questions or ()]
-    if source.suffix in JSON_LINES:
-        from kava.data.rows import JsonRows, text
-        from kava.data.sources.own import QUESTION
-
-        prompts = [text(row, QUESTION, where) for where, row in JsonRows(source)]
-    else:
-        prompts = [line.strip() for line in _read(source).split("\n") if line.strip()]
-    if not prompts:
-        raise DataError(f"{source} holds no question", "one question a line, or JSON lines in a file named .jsonl")
-    return prompts
-
-
-def _read(source: Path) -> str:
-    try:
-        return source.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error.strerror}") from error
-
-
-def _row(question: str, answer: Answer, mode: str) -> dict[str, Any]:
-    return {
-        "question": question,
-        "answer": answer.text,
-        "value": answer.value,
-        "mode": mode,
-        "forward_passes": answer.forward_passes,
-        "executed_calls": answer.executed,
-        "generated_tokens": answer.num_tokens,
-        "truncated": answer.truncated,
-    }
-
-
-def _block(row: dict[str, Any]) -> str:
-    return f"Q: {row['question']}\nA: {row['answer']}"
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    from kava.files import write_text
-
-    if path.suffix in JSON_LINES:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        write_text(path, f"\n{RULE}\n".join(_block(row) for row in rows) + "\n")
-
-
-def _printed(rows: Sequence[dict[str, Any]], written: Path | None) -> str:
-    cut = {True: ", cut off", False: ""}
-    blocks = [f"{_block(row)}\n[{row['forward_passes']} forward passes{cut[row['truncated']]}]" for row in rows]
-    return f"\n{RULE}\n".join(blocks) + (f"\nwrote {written}" if written else "")
-
-
-def _survive_any_input() -> None:
-    """Replaces bytes on stdin that the terminal's encoding does not have, instead of raising."""
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")

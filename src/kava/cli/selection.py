@@ -43,8 +43,7 @@ def selection(
     from kava.infer.student import Student
 
     silence_libraries()
-    chosen = compressors_of(recipe, compressors or DEFAULT)
-    problems = validation(recipe)
+    chosen, problems = compressors_of(recipe, compressors or DEFAULT), validation(recipe)
     student = Student.from_pretrained(checkpoint, device, base)
     document = selection_document(student, checkpoint, chosen, examples, problems)
     path = output or results_folder(checkpoint) / "kept.json"

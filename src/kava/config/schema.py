@@ -269,6 +269,10 @@ class Recipe(RecipeSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
+    def changed(self, section: str, **values: Any) -> Recipe:
+        """The recipe with these values in one section, which are not checked again."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         for contradiction in self._contradictions():

@@ -43,14 +43,23 @@ def load_eval_set(
     `limit` of them. Elsewhere `limit` draws that many items, always the same.
     """
     if num_steps is not None:
-        return _of_length(recipe, name, num_steps, limit)
-    examples = load_rows(rows, name, recipe.dataset.cot_type) if rows is not None else _examples(recipe, name)
-    _numbers_only(examples, name)
-    if limit is None or limit >= len(examples):
-        return EvalSet(short_name(name), examples, len(examples))
-    order = list(range(len(examples)))
+        if name not in BUILT_IN:
+            hint = f"only built-in sets have it: {', '.join(BUILT_IN)}"
+            raise ConfigError(f"--num_steps has no effect on {name}", hint)
+        generator = recipe.dataset.generator
+        count, part = (generator.test_size, "") if limit is None else (limit, f".limit{limit}")
+        examples = Generator(name, generator, recipe.dataset.seed).of_length("test", num_steps, count)
+        return EvalSet(name, examples, count, f".steps{num_steps}{part}")
+    items = load_rows(rows, name, recipe.dataset.cot_type) if rows is not None else _examples(recipe, name)
+    for item in items:
+        if answers.number(item.answer) is None:
+            problem = f"data set {name}: the answer of {item.id} is {item.answer!r}, which is no number"
+            raise DataError(problem, "answers are compared as numbers")
+    if limit is None or limit >= len(items):
+        return EvalSet(short_name(name), items, len(items))
+    order = list(range(len(items)))
     random.Random("limit").shuffle(order)  # not the first items: many sets are sorted by something
-    return EvalSet(short_name(name), [examples[i] for i in sorted(order[:limit])], len(examples), f".limit{limit}")
+    return EvalSet(short_name(name), [items[i] for i in sorted(order[:limit])], len(items), f".limit{limit}")
 
 
 def short_name(name: str) -> str:
@@ -65,13 +74,10 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     own = recipe.dataset
     if Path(name).suffix in JSON_SUFFIXES:
         return load_file(name, own.cot_type)
-    dataset = DatasetConfig(
-        name=name,
-        config=own.config if name == own.name else None,
-        cot_type=cot_type_of(name, own.cot_type),
-        seed=own.seed,
-        generator=own.generator if name in BUILT_IN else GeneratorConfig(),
-    )
+    config = own.config if name == own.name else None
+    generator = own.generator if name in BUILT_IN else GeneratorConfig()
+    cot_type = cot_type_of(name, own.cot_type)
+    dataset = DatasetConfig(name=name, config=config, cot_type=cot_type, seed=own.seed, generator=generator)
     return list(load_examples(dataset, "test"))
 
 
@@ -81,22 +87,3 @@ def cot_type_of(name: str, default: CotType) -> CotType:
         return cast(CotType, FORMS[name][2])
     source = known_source(name) or known_source(Path(name).name)
     return cast(CotType, source.cot_type) if source is not None and source.cot_type is not None else default
-
-
-def _of_length(recipe: Recipe, name: str, num_steps: int, limit: int | None) -> EvalSet:
-    if name not in BUILT_IN:
-        raise ConfigError(f"--num_steps has no effect on {name}", f"only built-in sets have it: {', '.join(BUILT_IN)}")
-    generator = recipe.dataset.generator
-    count = generator.test_size if limit is None else limit
-    examples = Generator(name, generator, recipe.dataset.seed).of_length("test", num_steps, count)
-    return EvalSet(name, examples, count, f".steps{num_steps}" + (f".limit{limit}" if limit is not None else ""))
-
-
-def _numbers_only(examples: Sequence[Example], name: str) -> None:
-    """Raises where a gold answer is no number: no answer could match it."""
-    for example in examples:
-        if answers.number(example.answer) is None:
-            raise DataError(
-                f"data set {name}: the answer of {example.id} is {example.answer!r}, which is no number",
-                "answers are compared as numbers",
-            )

@@ -20,16 +20,9 @@ from kava.objective.records import Batch, Step, StudentView
 from kava.objective.targets import Target
 from kava.shapes import at_least_float32
 
-REPORTED = {  # number of a CosineMeter -> its name here
-    "cossim": "cossim",
-    "cossim_centred": "cossim_centred",
-    "cossim_mean_predictor": "cossim_mean_predictor",
-    "spread": "spread",
-    "difference": "kv",
-    "mean_predictor": "kv_mean_predictor",
-    "unexplained": "kv_unexplained",
-}
-Meters = dict[tuple[str, int], CosineMeter]
+# number of a CosineMeter -> its name here
+REPORTED = {name: name for name in ("cossim", "cossim_centred", "cossim_mean_predictor", "spread")}
+REPORTED |= {"difference": "kv", "mean_predictor": "kv_mean_predictor", "unexplained": "kv_unexplained"}
 
 
 @torch.no_grad()
@@ -90,7 +83,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.ce, self.tokens = 0.0, 0
-        self.meters: Meters = {}
+        self.meters: dict[tuple[str, int], CosineMeter] = {}  # by kind and layer
         self.variation, self.several = 0.0, 0
         self.alone: dict[str, list[float]] = {}  # teacher -> squared differences, elements
         self.suffix = ""
@@ -130,12 +123,8 @@ class _Sums:
         ce = self.ce / self.tokens
         numbers = {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
         numbers |= {"target_variation": self.variation / self.several} if self.several else {}
-        means = _means([meter.value() for meter in self.meters.values()])
-        numbers |= {name + self.suffix: value for name, value in means.items()}
+        values = [meter.value() for meter in self.meters.values()]
+        for name, reported in REPORTED.items():
+            if known := [number for value in values if (number := value[name]) is not None]:
+                numbers[reported + self.suffix] = fmean(known)
         return numbers | {f"kv_{name}": total / count for name, (total, count) in self.alone.items() if count}
-
-
-def _means(values: list[dict[str, float | None]]) -> dict[str, float]:
-    """Over the meters that have a number."""
-    known = {name: [number for value in values if (number := value[name]) is not None] for name in REPORTED}
-    return {REPORTED[name]: fmean(numbers) for name, numbers in known.items() if numbers}

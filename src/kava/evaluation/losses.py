@@ -30,7 +30,7 @@ from kava.losses import Term, cross_entropy
 from kava.objective.compare import BySlot, Sides
 from kava.objective.distances import ByNumber
 from kava.objective.make import make_objective
-from kava.objective.records import Batch, PassOutputs, Step, Targets
+from kava.objective.records import Batch, PassOutputs, Step
 from kava.objective.student import LatentSlots
 from kava.objective.targets import OwnTeacher
 from kava.teachers.base import TeacherWants
@@ -48,15 +48,9 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
     student, own = view(batch)
     assert student is not None
     counts = view.counts(batch)
-
-    def ce(name: str, targets: Targets) -> Term:
-        return Term(name, cross_entropy(targets.hidden, targets.tokens, model.head), counts[name])
-
-    terms = [ce("ce_student", student.targets)]
-    if own is None:
-        return terms
-    terms.append(ce("ce_teacher", own.targets))
-    if kv:
+    read = {"ce_student": student.targets} | ({} if own is None else {"ce_teacher": own.targets})
+    terms = [Term(name, cross_entropy(of.hidden, of.tokens, model.head), counts[name]) for name, of in read.items()]
+    if kv and own is not None:
         target = OwnTeacher(model)(batch, (student, own), TeacherWants(importance=True), Step())
         samples = Samples(batch["example_id"], batch["cot_result"])
         for name in COMPRESSORS:
@@ -74,45 +68,32 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
 
     Only items with a chain of thought have a teacher's term, and only those with step results have kv_steps.
     """
-    student.model.eval()
-    if student.recipe.explicit.enabled:
-        return _explicit_losses(student, asked, batch_size)
-    recipe = student.recipe.dataset
-    encoder = Encoder(student.tokenizer, recipe.drop_last_step, cot_type_of(asked.name, recipe.cot_type))
-    encoded = encoder.encode_batch(asked.examples)
-    _check_positions(student.model, encoded)
+    model, recipe = student.model.eval(), student.recipe
+    kind = cot_type_of(asked.name, recipe.dataset.cot_type)
+    encoded = Encoder(student.tokenizer, recipe.dataset.drop_last_step, kind).encode_batch(asked.examples)
+    for row in encoded:
+        positions = len(row) + max(0, model.latent.num_tokens + 2 - len(row.cot))
+        if model.max_positions is not None and positions > model.max_positions:
+            problem = f"{row.id} needs {positions} positions, the model has {model.max_positions}"
+            raise DataError(problem, "leave --losses out, or the item")
     collate = Collator(student.tokenizer.pad_token_id)
+    items = {"ce_student": len(encoded)}
+    if recipe.explicit.enabled:  # without the teacher, whose terms training has measured
+        numbers = held_out(make_objective(recipe, model), encoded, collate, batch_size)
+        assert numbers is not None  # only `stop` ends it early
+        return {"losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]}, "losses_items": items}
     total: defaultdict[str, float] = defaultdict(float)
     count: defaultdict[str, float] = defaultdict(float)
     for batch, teacher in progress_bar(_batches(encoded, batch_size), "held-out losses", progress):
-        rows = {name: value.to(student.model.device) for name, value in collate(batch).items()}
-        for term in measured_terms(student.model, rows, teacher):
+        rows = {name: value.to(model.device) for name, value in collate(batch).items()}
+        for term in measured_terms(model, rows, teacher):
             total[term.name] += float(term.total)
             count[term.name] += term.count
     losses = {name: total[name] / count[name] for name in total if count[name]}
-    with_cot, with_result = sum(bool(e.cot) for e in encoded), sum(any(e.result) for e in encoded)
-    items = {"ce_student": len(encoded), "kv_steps": with_result}
-    return {
-        "losses": {**losses, "ppl": math.exp(losses["ce_student"])},
-        "losses_items": {name: items.get(name, with_cot) for name in losses},
-    }
-
-
-def _explicit_losses(student: Student, asked: EvalSet, batch_size: int) -> dict[str, Any]:
-    """Cross-entropy of steps, cue and answer; without the teacher, whose terms training has measured."""
-    recipe = student.recipe
-    encoder = Encoder(
-        student.tokenizer, recipe.dataset.drop_last_step, cot_type_of(asked.name, recipe.dataset.cot_type)
-    )
-    encoded = encoder.encode_batch(asked.examples)
-    _check_positions(student.model, encoded)
-    objective = make_objective(recipe, student.model)
-    numbers = held_out(objective, encoded, Collator(student.tokenizer.pad_token_id), batch_size)
-    assert numbers is not None  # only `stop` ends it early
-    return {
-        "losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]},
-        "losses_items": {"ce_student": len(encoded)},
-    }
+    items["kv_steps"] = sum(any(e.result) for e in encoded)
+    with_cot = sum(bool(e.cot) for e in encoded)
+    losses_items = {name: items.get(name, with_cot) for name in losses}
+    return {"losses": {**losses, "ppl": math.exp(losses["ce_student"])}, "losses_items": losses_items}
 
 
 def _batches(encoded: Sequence[Encoded], size: int) -> list[tuple[list[Encoded], bool]]:
@@ -122,13 +103,3 @@ def _batches(encoded: Sequence[Encoded], size: int) -> list[tuple[list[Encoded],
         rows = sorted((e for e in encoded if bool(e.cot) == teacher), key=len)
         batches += [(rows[start : start + size], teacher) for start in range(0, len(rows), size)]
     return batches
-
-
-def _check_positions(model: LatentModel, encoded: Sequence[Encoded]) -> None:
-    most, latents = model.max_positions, model.latent.num_tokens + 2
-    for e in encoded:
-        if most is not None and len(e) + max(0, latents - len(e.cot)) > most:
-            raise DataError(
-                f"{e.id} needs {len(e) + max(0, latents - len(e.cot))} positions, the model has {most}",
-                "leave --losses out, or the item",
-            )

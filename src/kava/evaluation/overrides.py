@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kava.config import Recipe
@@ -29,21 +29,16 @@ class EvalOverrides:
         """The values that differ from the recipe's; an override without effect is an error."""
         from kava.infer.ablate import ABLATIONS
 
-        ablate, num_tokens, num_iterations, cue = self.ablate, self.num_tokens, self.num_iterations, self.cue
-        check_choice("ablate", ablate, tuple(ABLATIONS))
-        check_choice("cue", cue, ("given", "generated"))
-        check_count("num_tokens", num_tokens, 0, 4096)
-        check_count("num_iterations", num_iterations, 0, 4096)
-        overrides = EvalOverrides(
-            ablate,
-            None if num_tokens == recipe.latent.num_tokens else num_tokens,
-            None if num_iterations == recipe.latent.num_iterations else num_iterations,
-            None if cue == cue_of(recipe, mode) else cue,
-        )
-        latent_flags = {"--num_tokens": num_tokens, "--num_iterations": num_iterations, "--ablate": ablate}
-        for flag, value in latent_flags.items():
-            if value is not None and mode != "latent":
-                raise ConfigError(f"{flag} has no effect in mode {mode}", "only mode latent has latents")
+        check_choice("ablate", self.ablate, tuple(ABLATIONS))
+        check_choice("cue", self.cue, ("given", "generated"))
+        check_count("num_tokens", self.num_tokens, 0, 4096)
+        check_count("num_iterations", self.num_iterations, 0, 4096)
+        for name in ("num_tokens", "num_iterations", "ablate"):
+            if getattr(self, name) is not None and mode != "latent":
+                raise ConfigError(f"--{name} has no effect in mode {mode}", "only mode latent has latents")
+        latent = recipe.latent
+        own = {"num_tokens": latent.num_tokens, "num_iterations": latent.num_iterations, "cue": cue_of(recipe, mode)}
+        overrides = replace(self, **{name: None for name, value in own.items() if getattr(self, name) == value})
         if overrides.cue is not None and mode == "cot":
             raise ConfigError("--cue given has no effect in mode cot", "a chain of thought always writes its own cue")
         _check_thinking(recipe, overrides)
@@ -57,14 +52,12 @@ class EvalOverrides:
     @property
     def fields(self) -> dict[str, Any]:
         """The cue is not among them: results always have it."""
-        texts = {"ablate": self.ablate, "num_tokens": self.num_tokens, "num_iterations": self.num_iterations}
-        return {name: value for name, value in texts.items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "cue"}
 
     def check_items(self, items: Sequence[object], name: str) -> None:
         if self.ablate not in (None, "zero") and len(items) < 2:
-            raise ConfigError(
-                f"--ablate {self.ablate} needs two items or more, {name} has {len(items)}", "ask more, or ablate zero"
-            )
+            message = f"--ablate {self.ablate} needs two items or more, {name} has {len(items)}"
+            raise ConfigError(message, "ask more, or ablate zero")
 
     @contextmanager
     def applied(self, student: Student) -> Iterator[Recipe]:
@@ -83,9 +76,8 @@ UNCHANGED = EvalOverrides()
 
 def overridden(recipe: Recipe, overrides: EvalOverrides) -> Recipe:
     """The recipe with these M, T and cue."""
-    new = {name: value for name, value in overrides.fields.items() if name != "ablate"}
-    evaluation = recipe.evaluation.model_copy(update={"cue": overrides.cue or recipe.evaluation.cue})
-    return recipe.model_copy(update={"latent": recipe.latent.model_copy(update=new), "evaluation": evaluation})
+    latent = {name: value for name, value in overrides.fields.items() if name != "ablate"}
+    return recipe.changed("latent", **latent).changed("evaluation", cue=overrides.cue or recipe.evaluation.cue)
 
 
 def _check_thinking(recipe: Recipe, overrides: EvalOverrides) -> None:
@@ -94,15 +86,11 @@ def _check_thinking(recipe: Recipe, overrides: EvalOverrides) -> None:
         raise ConfigError("--num_iterations has no effect: this student makes one latent after the other")
     if overrides.num_iterations is not None and new.num_tokens == 0:
         raise ConfigError("--num_iterations has no effect: there are no latents (M = 0)")
+    before = "this student was trained with"
     if new.num_tokens > 0 and trained.num_tokens == 0:
-        raise ConfigError(
-            "--num_tokens: this student was trained without latents (M = 0)", "it has nothing to fill them"
-        )
+        raise ConfigError(f"--num_tokens: {before}out latents (M = 0)", "it has nothing to fill them")
     if new.feeds_back and not trained.feeds_back:
-        raise ConfigError(
-            "--num_iterations: this student was trained with pause tokens (T = 0)",
-            "it never learnt to feed states back",
-        )
+        raise ConfigError(f"--num_iterations: {before} pause tokens (T = 0)", "it never learnt to feed states back")
     if overrides.ablate is not None and not new.feeds_back:
         why = "there are no latents (M = 0)" if new.num_tokens == 0 else "pause tokens (T = 0) carry no thought"
         raise ConfigError(f"--ablate has no effect: {why}", "ablate a student that thinks")

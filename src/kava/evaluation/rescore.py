@@ -41,7 +41,7 @@ def rescore(path: Path) -> Rescored:
         raise DataError(f"{path} {what}", "give the predictions_*.jsonl of an evaluation")
     place = _results_beside(path)
     results = _read(place)
-    old = [_checked(row, where) for where, row in JsonRows(path)]
+    old = [_checked(row, FIELDS, where) for where, row in JsonRows(path)]
     if len(old) != results["total"]:
         raise DataError(f"{path} has {len(old)} lines, {place.name} counts {results['total']} items", "evaluate again")
     new = [row | verdict(row["text"], row["gold"], results["cue"]) for row in old]
@@ -54,14 +54,11 @@ def _results_beside(predictions: Path) -> Path:
     paths = [predictions.with_name(stem + suffix) for stem in (f"results_{name}", name) for suffix in RESULTS]
     files = [path for path in paths if path.is_file()]
     if not files:
-        raise DataError(
-            f"{predictions} has no results_{name}.yaml beside it, which says whether the cue was given",
-            "keep the two files together, or evaluate again",
-        )
+        message = f"{predictions} has no results_{name}.yaml beside it, which says whether the cue was given"
+        raise DataError(message, "keep the two files together, or evaluate again")
     if len(files) > 1:
-        raise DataError(
-            f"{predictions} may belong to {files[0].name} or to {files[1].name}", "keep the newer of the two there"
-        )
+        message = f"{predictions} may belong to {files[0].name} or to {files[1].name}"
+        raise DataError(message, "keep the newer of the two there")
     return files[0]
 
 
@@ -74,22 +71,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(error.message, "the file is torn; evaluate again") from error
     if not isinstance(fields, dict):
         raise DataError(f"{path} holds no keys and values", "evaluate again")
-    for name, kind in {"total": int, "accuracy": float, "cue": str}.items():
-        _check_field(fields, name, kind, str(path))
+    _checked(fields, {"total": int, "accuracy": float, "cue": str}, str(path))
     if fields["cue"] not in ("given", "generated"):
         raise DataError(f"{path}: field 'cue' is {fields['cue']!r}", "it must be given or generated")
     return fields
 
 
-def _checked(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    for name, kind in FIELDS.items():
-        _check_field(row, name, kind, where)
+def _checked(row: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> dict[str, Any]:
+    """The row, once each field of `kinds` is present and of its type."""
+    for name, kind in kinds.items():
+        value = row.get(name)
+        if value is None:
+            raise DataError(f"{where}: field {name!r} is missing", "evaluate again")
+        if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
+            message = f"{where}: field {name!r} is a {type(value).__name__}, not {kind.__name__}"
+            raise DataError(message, "evaluate again")
     return dict(row)
-
-
-def _check_field(row: Mapping[str, Any], name: str, kind: type, where: str) -> None:
-    if row.get(name) is None:
-        raise DataError(f"{where}: field {name!r} is missing", "evaluate again")
-    value = row[name]
-    if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
-        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, not {kind.__name__}", "evaluate again")

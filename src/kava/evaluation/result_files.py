@@ -34,13 +34,12 @@ def files_for(
     Another checkpoint's results go into its own folder, so that they are never taken for the best one's; the names of
     results on a part of a set, or with overrides, say so.
     """
+    if output is not None and output.suffix and not output.is_dir():
+        if output.suffix not in RESULTS:
+            raise ConfigError(f"--output {output} has an unknown ending", "name a .yaml or .json file, or a folder")
+        return Files(output, output.with_name(f"predictions_{output.stem.removeprefix('results_')}.jsonl"))
     ablated = "" if overrides.ablate is None else f".ablate_{overrides.ablate}"
     name = items.name + ("" if mode == "latent" else f".{mode}") + ablated + items.part + overrides.part
-    if output is not None and output.suffix in RESULTS and not output.is_dir():
-        stem = output.stem.removeprefix("results_")
-        return Files(output, output.with_name(f"predictions_{stem}.jsonl"))
-    if output is not None and output.suffix and not output.is_dir():
-        raise ConfigError(f"--output {output} has an unknown ending", "name a .yaml or .json file, or a folder")
     folder = output or results_folder(checkpoint)
     return Files(folder / f"results_{name}.yaml", folder / f"predictions_{name}.jsonl")
 
@@ -82,7 +81,7 @@ def write(files: Files, results: dict[str, Any], predictions: Sequence[dict[str,
 
 def line(results: dict[str, Any]) -> str:
     """The results of one set as a line of text."""
-    passes, spread = results["avg_forward_passes"], results["std_forward_passes"]
+    spread = results["std_forward_passes"]
     spread_text = "" if spread is None else f" (sd {spread:.2f})"
     part = "" if results["total"] == results["set_size"] else f" [{results['total']} of {results['set_size']} items]"
     words = {"ablate": ", latents: ", "num_tokens": ", M = ", "num_iterations": ", T = "}
@@ -91,7 +90,7 @@ def line(results: dict[str, Any]) -> str:
         f"{results['dataset']}{part}, {results['mode']}{changed}, cue {results['cue']}: "
         f"{100 * results['accuracy']:.1f} % correct ({results['correct']}/{results['total']}), "
         f"flexible {100 * results['flexible_accuracy']:.1f} %, no answer {100 * results['no_answer']:.1f} %, "
-        f"cut off {100 * results['truncated']:.1f} %, {passes:.2f}{spread_text} forward passes, "
+        f"cut off {100 * results['truncated']:.1f} %, {results['avg_forward_passes']:.2f}{spread_text} forward passes, "
         f"{results['wall_time_s']:.1f} s"
     )
     losses = ", ".join(f"{name} {value:.4f}" for name, value in results.get("losses", {}).items())

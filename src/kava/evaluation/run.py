@@ -12,16 +12,14 @@ import torch
 
 from kava.backbone.artifact import read_card
 from kava.backbone.silence_libraries import silence_libraries
-from kava.config import Recipe
 from kava.errors import ConfigError, DataError
 from kava.evaluation.eval_sets import EvalSet, load_eval_set
 from kava.evaluation.losses import held_out_losses
 from kava.evaluation.overrides import UNCHANGED, EvalOverrides
 from kava.evaluation.result_files import Files, check_writable, files_for, up_to_date, write
 from kava.evaluation.score import cue_of, predict, summary
-from kava.infer.checks import check_choice, check_count, stored_recipe
-from kava.infer.modes import MODES, own_mode, untrained
-from kava.infer.student import Student, sampling_of
+from kava.infer.checks import MODES, check_choice, check_count, own_mode, stored_recipe, untrained
+from kava.infer.student import Student, device_name, sampling_of
 from kava.provenance import versions
 
 ROWS = "rows"  # the name of a set that was given as a list of rows
@@ -89,9 +87,8 @@ def evaluate(
     counts = {"limit": limit, "num_steps": num_steps, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     for name, value in counts.items():
         check_count(name, value)
-    how = mode or own_mode(recipe)
-    sets = _named_sets(datasets, recipe)
-    output = None if output is None else Path(output)
+    how, output = mode or own_mode(recipe), None if output is None else Path(output)
+    sets = _named_sets(recipe.evaluation.datasets if datasets is None else datasets)
     if output is not None and len(sets) > 1 and output.suffix and not output.is_dir():
         raise ConfigError(f"--output {output} is one file, there are {len(sets)} sets", "give --output a folder")
     if checkpoint is None and output is None:
@@ -104,16 +101,11 @@ def evaluate(
     eval_sets = [load_eval_set(recipe, name, limit, num_steps, rows) for name, rows in sets.items()]
     for items in eval_sets:
         overrides.check_items(items.examples, items.name)
-    files = [files_for(checkpoint or Path(), items, how, output, overrides) for items in eval_sets]
-    check_writable(files)
-    pairs = list(zip(eval_sets, files, strict=True))
+    pairs = [(items, files_for(checkpoint or Path(), items, how, output, overrides)) for items in eval_sets]
+    check_writable([paths for _, paths in pairs])
     if missing and checkpoint is not None:
-        step = read_card(checkpoint).get("step")
-        pairs = [
-            (items, paths)
-            for items, paths in pairs
-            if not up_to_date(paths, {"step": step, "mode": how, "data_sha256": items.sha256}, losses)
-        ]
+        facts = {"step": read_card(checkpoint).get("step"), "mode": how}
+        pairs = [pair for pair in pairs if not up_to_date(pair[1], facts | {"data_sha256": pair[0].sha256}, losses)]
     if pairs and not isinstance(student, Student):
         student = Student.from_pretrained(student, device, base)
     results = []
@@ -131,10 +123,8 @@ def evaluate(
     return results
 
 
-def _named_sets(datasets: Any, recipe: Recipe) -> dict[str, Any]:
+def _named_sets(datasets: Any) -> dict[str, Any]:
     """Name -> rows; None where the set is found by its name."""
-    if datasets is None:
-        datasets = recipe.evaluation.datasets
     if isinstance(datasets, Mapping):
         sets = {str(name): rows for name, rows in datasets.items()}
     elif isinstance(datasets, str | Path):
@@ -164,7 +154,8 @@ def evaluate_set(
     with overrides.applied(student) as recipe:
         limit = max_new_tokens or recipe.evaluation.max_new_tokens
         size = batch_size or recipe.evaluation.batch_size
-        sampling = sampling_of(recipe, generator=_generator(student))
+        generator = torch.Generator(student.model.device).manual_seed(recipe.system.seed)
+        sampling = sampling_of(recipe, generator=generator)
         began = time.perf_counter()
         predictions = predict(
             student, items.examples, mode, size, limit, progress=progress, sampling=sampling, ablate=overrides.ablate
@@ -192,19 +183,8 @@ def evaluate_set(
         "batch_size": size,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "device": _device(student.model.device),
+        "device": device_name(student.model.device),
         "versions": versions(),
     }
     write(files, results, predictions)
     return results
-
-
-def _generator(student: Student) -> torch.Generator | None:
-    """None for greedy decoding, else a generator seeded by the recipe."""
-    if student.recipe.evaluation.temperature == 0:
-        return None
-    return torch.Generator(student.model.device).manual_seed(student.recipe.system.seed)
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

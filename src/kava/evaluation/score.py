@@ -17,8 +17,6 @@ from kava.data.example import Example
 from kava.data.progress import progress_bar
 
 if TYPE_CHECKING:  # `kava rescore` runs without torch
-    from torch import Tensor
-
     from kava.infer.generate import Sampling
     from kava.infer.student import Answer, Student
 
@@ -77,7 +75,12 @@ def predict(
     size = batch_size or student.recipe.evaluation.batch_size
     cue = cue_of(student.recipe, mode)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
-    latents = _ablated_latents(student, examples, size, ablate, progress) if ablate is not None else None
+    latents = None
+    if ablate is not None:
+        from kava.infer.ablate import ABLATIONS
+
+        thought = student.think([example.question for example in examples], size, progress)
+        latents = ABLATIONS[ablate](thought, [example.id for example in examples])
     predictions: dict[int, dict[str, Any]] = {}
     for start in progress_bar(range(0, len(order), size), f"answer {len(order)} questions", progress):
         if stop():
@@ -88,13 +91,6 @@ def predict(
         batch = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
         predictions.update((i, judge(examples[i], answer, mode, cue)) for i, answer in zip(chosen, batch, strict=True))
     return [predictions[i] for i in range(len(examples))]
-
-
-def _ablated_latents(student: Student, examples: Sequence[Example], size: int, ablate: str, progress: bool) -> Tensor:
-    from kava.infer.ablate import ABLATIONS
-
-    thought = student.think([example.question for example in examples], size, progress)
-    return ABLATIONS[ablate](thought, [example.id for example in examples])
 
 
 def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:

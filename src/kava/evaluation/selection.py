@@ -45,16 +45,12 @@ def selection_document(
     encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
     chosen = choose(encoder.encode_batch(examples), keep, count)
     question = {example.id: example.question for example in examples}
-    documents = [
-        {
-            "id": row.id,
-            "question": question[row.id],
-            "tokens": [tokenizer.decode([token]) for token in row.cot],
-            "is_result": row.result,
-            "kept": _kept(student, row, compressors),
-        }
-        for row in chosen
-    ]
+
+    def document(row: Encoded) -> dict[str, Any]:
+        tokens = [tokenizer.decode([token]) for token in row.cot]
+        facts = {"id": row.id, "question": question[row.id], "tokens": tokens, "is_result": row.result}
+        return facts | {"kept": _kept(student, row, compressors)}
+
     return {
         "checkpoint": str(checkpoint),
         "config": recipe.about.name,
@@ -63,7 +59,7 @@ def selection_document(
         "heads": model.kv_shape.num_heads,
         "resampled": [name for name, compressor in compressors.items() if isinstance(compressor, Full)],
         "versions": versions(),
-        "examples": documents,
+        "examples": [document(row) for row in chosen],
     }
 
 
@@ -89,18 +85,15 @@ def _kept(student: Student, row: Encoded, compressors: dict[str, Compressor]) ->
     batch = {name: value.to(model.device) for name, value in Collator(student.tokenizer.pad_token_id)([row]).items()}
     teacher = run_teacher(model, batch, PassOutputs(teacher=True, student=False, kv=True, codi=False))
     kv = OwnTeacher(model, recipe.rkv.rotary)(batch, (None, teacher), TeacherWants(importance=True), Step()).kv
-    samples = Samples(batch["example_id"], batch["cot_result"], recipe.system.seed)
+    samples, mask = Samples(batch["example_id"], batch["cot_result"], recipe.system.seed), batch["cot_mask"]
     assert kv.importance is not None
     columns: dict[str, list[list[list[int]]]] = {}
     for name, compressor in compressors.items():
-        entries = [
-            compressor(key, value, batch["cot_mask"], weight, model.latent.num_tokens, samples=samples)
-            for key, value, weight in zip(kv.keys, kv.values, kv.importance, strict=True)
-        ]
-        columns[name] = [
-            [index[real].tolist() for index, real in zip(layer.index[0], layer.kept[0], strict=True)]
-            for layer in entries
-        ]
+        columns[name] = []
+        for key, value, weight in zip(kv.keys, kv.values, kv.importance, strict=True):
+            entries = compressor(key, value, mask, weight, model.latent.num_tokens, samples=samples)
+            heads = zip(entries.index[0], entries.kept[0], strict=True)
+            columns[name].append([index[real].tolist() for index, real in heads])
     return columns
 
 

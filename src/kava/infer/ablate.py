@@ -20,29 +20,17 @@ from torch import Tensor
 
 from kava.data.example import stable_hash
 
-# latents [n, M, E] of the whole set, ids of its items -> [n, M, E]
-Ablation = Callable[[Tensor, Sequence[str]], Tensor]
-
-
-def zero(latents: Tensor, ids: Sequence[str]) -> Tensor:
-    return torch.zeros_like(latents)
-
-
-def mean(latents: Tensor, ids: Sequence[str]) -> Tensor:
-    return latents.mean(0).expand_as(latents)
-
-
-def swap(latents: Tensor, ids: Sequence[str]) -> Tensor:
-    return latents.roll(-1, 0)
-
 
 def noise(latents: Tensor, ids: Sequence[str]) -> Tensor:
-    draws = [torch.randn(latents.shape[1:], generator=_generator(example_id)) for example_id in ids]
+    generators = [torch.Generator().manual_seed(stable_hash(example_id, "noise")) for example_id in ids]
+    draws = [torch.randn(latents.shape[1:], generator=generator) for generator in generators]
     return latents.mean(0) + latents.std(0) * torch.stack(draws)
 
 
-def _generator(example_id: str) -> torch.Generator:
-    return torch.Generator().manual_seed(stable_hash(example_id, "noise"))
-
-
-ABLATIONS: dict[str, Ablation] = {"zero": zero, "mean": mean, "swap": swap, "noise": noise}
+# by name: (latents [n, M, E] of the whole set, ids of its items) -> [n, M, E]
+ABLATIONS: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
+    "zero": lambda latents, ids: torch.zeros_like(latents),
+    "mean": lambda latents, ids: latents.mean(0).expand_as(latents),
+    "swap": lambda latents, ids: latents.roll(-1, 0),
+    "noise": noise,
+}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from kava.infer.modes import untrained
-from kava.infer.student import Answer, Student, sampling_of
+from kava.infer.batch import cost
+from kava.infer.checks import untrained
+from kava.infer.student import Student, sampling_of
 
 HELP = """\
 /latent on|off   think in latents, or write the steps
@@ -45,7 +46,9 @@ class Chat:
         elif name.startswith("/"):
             self.write(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
         elif line:
-            self._ask(line)
+            sampling = sampling_of(self.student.recipe, self.temperature)
+            answer = self.student.answer([line], self.mode, 1, self.limit, sampling)[0]
+            self.write(f"{answer.text}\n{cost(answer.forward_passes, answer.truncated)}")
         return True
 
     def _set_latent(self, value: str) -> None:
@@ -66,14 +69,3 @@ class Chat:
             return
         self.temperature = number
         self.write(f"temperature {number:g}")
-
-    def _ask(self, question: str) -> None:
-        sampling = sampling_of(self.student.recipe, self.temperature)
-        answer = self.student.answer([question], self.mode, 1, self.limit, sampling)[0]
-        self.write(f"{answer.text}\n{remark(answer)}")
-
-
-def remark(answer: Answer) -> str:
-    """Forward passes of an answer, in brackets."""
-    cut = ", cut off" if answer.truncated else ""
-    return f"[{answer.forward_passes} forward passes{cut}]"

@@ -1,4 +1,4 @@
-"""What may be asked of a student: its folder, the questions, and numbers and choices, each mistake a KavaError. No torch."""
+"""What may be asked of a student: its folder, questions, modes and numbers. No torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.config import Recipe, load_recipe
+from kava.config import Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.registry import nearest
+
+MODES = ("latent", "cot", "direct")  # think in latents, write the steps, or neither
+# settings of the network and of the text it reads; the others are only about training
+SHAPING = (
+    "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
+    "lora.enabled", "lora.r", "lora.alpha", "lora.target_modules",
+)  # fmt: skip
 
 
 def stored_recipe(checkpoint: str | Path) -> Recipe:
@@ -20,29 +27,40 @@ def stored_recipe(checkpoint: str | Path) -> Recipe:
         what = "is not a folder" if folder.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {folder} {what}", "give a student's folder, such as RUN/best_checkpoint")
     if not (folder / "kava.json").is_file():
-        raise CheckpointError(f"{folder} is not a student's folder: it {_kind(folder)}", _hint(folder))
+        raise _no_student(folder)
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} has no recipe.yaml", "the folder is torn; use another")
     return load_recipe(folder / "recipe.yaml")
 
 
-def _kind(folder: Path) -> str:
-    if not any(folder.iterdir()):
-        return "is empty"
+def _no_student(folder: Path) -> CheckpointError:
+    """The error that says what the folder is, and where a student may be found."""
+    what, hint = "has no kava.json", "give a run's best_checkpoint folder"
+    if (folder / "config.json").is_file():
+        what += "; it is a model of transformers"
+        hint = f"train a student from it: kava train --config ... model.name={folder}"
     if (folder / "adapter_config.json").is_file():
-        return "has no kava.json; it is an adapter of peft"
-    if (folder / "config.json").is_file():
-        return "has no kava.json; it is a model of transformers"
-    return "has no kava.json"
+        what = "has no kava.json; it is an adapter of peft"
+    elif not any(folder.iterdir()):
+        what = "is empty"
+    if inside := sorted([*folder.glob("*/kava.json"), *folder.glob("*/best_checkpoint/kava.json")]):
+        hint = f"give a student inside it: {inside[0].parent}"
+    return CheckpointError(f"{folder} is not a student's folder: it {what}", hint)
 
 
-def _hint(folder: Path) -> str:
-    inside = sorted([*folder.glob("*/kava.json"), *folder.glob("*/best_checkpoint/kava.json")])
-    if inside:
-        return f"give a student inside it: {inside[0].parent}"
-    if (folder / "config.json").is_file():
-        return f"train a student from it: kava train --config ... model.name={folder}"
-    return "give a run's best_checkpoint folder"
+def check_config(config: str, stored: Recipe) -> None:
+    """The recipe `config` must describe the same network and text as the checkpoint's own."""
+    wanted, own = ({row.key: row.value for row in explain(recipe)} for recipe in (load_recipe(config), stored))
+    keys = [key for key in own if key.startswith(SHAPING) and not (key.startswith("lora.") and not own["lora.enabled"])]
+    if own["rkv.full_slots"]:  # then training counted the latents itself
+        keys.remove("latent.num_tokens")
+    if differ := [key for key in dict.fromkeys(["lora.enabled", *keys]) if wanted[key] != own[key]]:
+        key = differ[0]
+        more = f" (and {len(differ) - 1} more keys)" if len(differ) > 1 else ""
+        raise ConfigError(
+            f"--config {config}: {key} is {show(wanted[key])}, the checkpoint was trained with {show(own[key])}{more}",
+            "leave --config out (the checkpoint knows its recipe), or give the checkpoint that belongs to it",
+        )
 
 
 def check_questions(questions: Any) -> None:
@@ -69,3 +87,23 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Raises unless `value` is None or one of `choices`."""
     if value is not None and value not in choices:
         raise ConfigError(f"{name} = {value!r} is not one of {', '.join(choices)}", nearest(str(value), list(choices)))
+
+
+def own_mode(recipe: Recipe) -> str:
+    """The mode that the student was trained for."""
+    return "cot" if recipe.explicit.enabled else "latent"
+
+
+def untrained(recipe: Recipe, mode: str) -> str | None:
+    """Why answers in this mode say little about the student: its recipe did not train them. None if it did."""
+    loss = recipe.loss
+    if recipe.explicit.enabled:
+        return None if mode == "cot" else "not trained for: a student of the explicit line writes its steps"
+    if mode == "cot":
+        never = "not trained for: loss.teacher_ce was 0, so it never learnt to write steps"
+        return None if loss.teacher_ce > 0 else never
+    if loss.student_ce == 0:
+        return "not trained for: loss.student_ce was 0, so it never learnt to answer without steps"
+    if mode == "direct" and recipe.latent.num_tokens > 0:
+        return f"not trained for: it was trained with {recipe.latent.num_tokens} latents before every answer"
+    return None

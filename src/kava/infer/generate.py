@@ -12,7 +12,7 @@ from kava.backbone.kv import Pass, join
 from kava.backbone.masks import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
 from kava.errors import ConfigError
-from kava.infer.modes import MODES
+from kava.infer.checks import MODES
 
 
 @dataclass
@@ -60,9 +60,6 @@ class _State:
     prefix: KV
     known: Tensor
 
-    def rows(self, index: Tensor) -> _State:
-        return _State(self.hidden[index], [(k[index], v[index]) for k, v in self.prefix], self.known[index])
-
 
 @torch.inference_mode()
 def generate(
@@ -90,17 +87,17 @@ def generate(
         token = sampling.choose(model.head(state.hidden))
         for row, value in zip(alive.tolist(), token.tolist(), strict=True):
             generation = out[row]
-            generation.forward_passes = 1 + rounds + step + 1
-            generation.executed = 1 + rounds + step
-            if value == eos:
-                generation.truncated = False
-            else:
+            generation.forward_passes, generation.executed = 1 + rounds + step + 1, 1 + rounds + step
+            generation.truncated = value != eos
+            if value != eos:
                 generation.tokens.append(value)
         going = (token != eos).nonzero().squeeze(-1)
         if len(going) == 0 or step + 1 == max_new_tokens:
             break
         if len(going) < len(token):
-            alive, token, state = alive[going.cpu()], token[going], state.rows(going)
+            alive, token = alive[going.cpu()], token[going]
+            prefix = [(k[going], v[going]) for k, v in state.prefix]
+            state = _State(state.hidden[going], prefix, state.known[going])
         state = _extend(model, model.embed(token[:, None]), state.prefix, state.known)
     return out
 
@@ -114,6 +111,7 @@ def think(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
 def _prefill(
     model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str, latents: Tensor | None
 ) -> _State:
+    """The state before the first generated token."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}, known: {MODES}")
     if latents is not None and not (mode == "latent" and model.feeds_back):
@@ -122,10 +120,8 @@ def _prefill(
     if mode == "cot":
         return _read(model, question, mask, torch.tensor(lead, device=model.device).long().expand(rows, -1))
     after = torch.tensor([model.special.eot, *lead], device=model.device).expand(rows, -1)
-    slots = model.slots(rows)
-    if mode == "direct":
-        return _read(model, question, mask, torch.cat([slots[:, :1], after], 1))
-    if not model.feeds_back:
+    if mode == "direct" or not model.feeds_back:
+        slots = model.slots(rows)[:, :1] if mode == "direct" else model.slots(rows)
         return _read(model, question, mask, torch.cat([slots, after], 1))
     latents, prefix, known = think_with_prefix(model, question, mask, latents)
     return _extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)
@@ -143,7 +139,8 @@ def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> 
 def think_with_prefix(
     model: LatentModel, question: Tensor, mask: Tensor, latents: Tensor | None = None
 ) -> tuple[Tensor, KV, Tensor]:
-    """Pass 0 and all rounds but the last: the latents (or those given), and the KV of [Q, <bot>] with its mask."""
+    """Pass 0 and all rounds but the last: the latents [B, M, E] (or those given) as input embeddings of their last pass,
+    and the KV of [Q, <bot>] with its mask."""
     slots = model.slots(len(question))
     ids = torch.cat([question, slots], dim=1)
     real = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)

@@ -19,9 +19,8 @@ from kava.data.collate import Collator
 from kava.data.encode import CUE, QUESTION_END, Encoder
 from kava.data.progress import progress_bar
 from kava.errors import ConfigError, DataError
-from kava.infer.checks import check_choice, check_count, check_questions, stored_recipe
+from kava.infer.checks import MODES, check_choice, check_count, check_questions, own_mode, stored_recipe
 from kava.infer.generate import Generation, Sampling, generate, think
-from kava.infer.modes import MODES, own_mode
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,7 @@ class Student:
     """A LatentModel with its tokenizer and the recipe it was trained with; `folder` is where it was loaded from."""
 
     def __init__(self, model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path | None = None):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.recipe = recipe
-        self.folder = folder
+        self.model, self.tokenizer, self.recipe, self.folder = model, tokenizer, recipe, folder
         self._encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
 
     @classmethod
@@ -73,11 +69,10 @@ class Student:
         check_questions(questions)
         check_choice("mode", mode, MODES)
         check_count("max_new_tokens", max_new_tokens)
-        self._check_latents(latents, len(questions))
-        mode = mode or own_mode(self.recipe)
-        sampling = sampling or sampling_of(self.recipe)
-        limit = max_new_tokens or self.recipe.evaluation.max_new_tokens
-        lead = self._lead(mode)
+        if latents is not None:
+            self._check_latents(latents, len(questions))
+        mode, sampling = mode or own_mode(self.recipe), sampling or sampling_of(self.recipe)
+        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode)
         answers: dict[int, Answer] = {}
         for rows in progress_bar(self._batches(questions, batch_size), "batches", progress):
             ids, mask = self._encoded([questions[i] for i in rows], len(lead) + limit)
@@ -92,14 +87,12 @@ class Student:
         if not self.model.feeds_back:
             raise ConfigError("this student thinks no latents: T or M is 0")
         latents = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
-        batches = self._batches(questions, batch_size)
-        for rows in progress_bar(batches, f"think about {len(questions)} questions", progress):
+        what = f"think about {len(questions)} questions"
+        for rows in progress_bar(self._batches(questions, batch_size), what, progress):
             latents[rows] = think(self.model, *self._encoded([questions[i] for i in rows])).float().cpu()
         return latents
 
     def _check_latents(self, latents: Any, count: int) -> None:
-        if latents is None:
-            return
         if not isinstance(latents, Tensor):
             raise DataError(f"latents is a {type(latents).__name__}, not a tensor", "give what Student.think returns")
         shape = (count, self.model.latent.num_tokens, self.model.config.hidden_size)
@@ -118,23 +111,20 @@ class Student:
 
     def _encoded(self, questions: list[str], more: int = 0) -> tuple[Tensor, Tensor]:
         """ids and mask [B, Q]; raises where they do not fit with `more` tokens after the latents."""
-        bos = self._encoder.bos
         texts = [question + QUESTION_END for question in questions]
-        rows = [bos + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        self._check_length(rows, questions, 2 + self.model.latent.num_tokens + more)
+        tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = [self._encoder.bos + list(ids) for ids in tokens]
         ids, mask = Collator(self.tokenizer.pad_token_id).pad(rows)
-        self.model.eval()
-        return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _check_length(self, rows: list[list[int]], questions: list[str], more: int) -> None:
-        most = self.model.max_positions
-        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-        if most is not None and len(rows[longest]) + more > most:
+        longest, more, most = ids.shape[1], 2 + self.model.latent.num_tokens + more, self.model.max_positions
+        if most is not None and longest + more > most:
+            question = next(text for text, row in zip(questions, rows, strict=True) if len(row) == longest)
             raise DataError(
-                f"a question of {len(rows[longest])} tokens and {more} more for thought and answer do not fit into the "
-                f"model's {most} positions: {questions[longest][:60]!r}",
+                f"a question of {longest} tokens and {more} more for thought and answer do not fit into the "
+                f"model's {most} positions: {question[:60]!r}",
                 "ask a shorter question, or lower max_new_tokens",
             )
+        self.model.eval()
+        return ids.to(self.model.device), mask.to(self.model.device)
 
     def _lead(self, mode: str) -> list[int]:
         """The cue's tokens if it is given; a written chain of thought always writes its own."""
@@ -142,15 +132,9 @@ class Student:
 
     def _read(self, generation: Generation, mode: str) -> Answer:
         text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
-        marked = f"{CUE} {text}" if self._lead(mode) else text
-        return Answer(
-            text=text,
-            value=answers.flexible(marked),
-            forward_passes=generation.forward_passes,
-            truncated=generation.truncated,
-            executed=generation.executed,
-            num_tokens=len(generation.tokens) + (not generation.truncated),
-        )
+        value = answers.flexible(f"{CUE} {text}" if self._lead(mode) else text)
+        passes, truncated = generation.forward_passes, generation.truncated
+        return Answer(text, value, passes, truncated, generation.executed, len(generation.tokens) + (not truncated))
 
 
 def sampling_of(recipe: Recipe, temperature: float | None = None, generator: torch.Generator | None = None) -> Sampling:
@@ -167,3 +151,8 @@ def pick_device(name: str) -> torch.device:
     if not present.get(name.split(":")[0], False):
         raise ConfigError(f"device {name!r} is not available on this machine", "use --device cpu or auto")
     return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, else the device's type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -55,15 +55,12 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "ddp_find_unused_parameters": False,
         "accelerator_config": {"dispatch_batches": False if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None},
         **training.hf,
+        "logging_dir": str(folder / "logs"),
     }
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    unknown = sorted(set(training.hf) - known)
-    if unknown:
+    if unknown := sorted(set(training.hf) - known):
         raise ConfigError(f"training.hf: this transformers has no TrainingArguments field {', '.join(unknown)}")
-    warmup = "warmup_ratio" if "warmup_ratio" in known else "warmup_steps"
-    wanted[warmup] = training.warmup_ratio
-    if "logging_dir" in known:
-        wanted["logging_dir"] = str(folder / "logs")
+    wanted["warmup_ratio" if "warmup_ratio" in known else "warmup_steps"] = training.warmup_ratio
     arguments = TrainingArguments(**{name: value for name, value in wanted.items() if name in known})
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process uses one GPU; torchrun starts more. Never DataParallel.
     return arguments

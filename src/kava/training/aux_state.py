@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from kava.errors import CheckpointError
 from kava.files import usual_mode
+from kava.objective.objective import Objective
 
 FILE = "projector.safetensors"
 FORMER = (  # beginnings of names in files of earlier versions, and the names of today
@@ -24,11 +23,7 @@ FORMER = (  # beginnings of names in files of earlier versions, and the names of
 )
 
 
-class HasAuxState(Protocol):
-    def aux_state(self) -> dict[str, Tensor]: ...
-
-
-def save(objective: HasAuxState, folder: Path) -> None:
+def save(objective: Objective, folder: Path) -> None:
     """Writes the file where there is anything to write."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in objective.aux_state().items()}
     if weights:
@@ -37,13 +32,13 @@ def save(objective: HasAuxState, folder: Path) -> None:
 
 
 @torch.no_grad()
-def load(objective: HasAuxState, folder: Path, fresh: tuple[str, ...] = ()) -> None:
+def load(objective: Objective, folder: Path, fresh: tuple[str, ...] = ()) -> None:
     """Copies it in: names and shapes must be exactly those of the objective.
 
     Names that begin with `fresh` are left as they are: a new stage's own.
     """
-    wanted, path = objective.aux_state(), folder / FILE
-    wanted = {name: weight for name, weight in wanted.items() if not name.startswith(fresh)}
+    path = folder / FILE
+    wanted = {name: weight for name, weight in objective.aux_state().items() if not name.startswith(fresh)}
     if not wanted:
         return
     try:
@@ -51,8 +46,7 @@ def load(objective: HasAuxState, folder: Path, fresh: tuple[str, ...] = ()) -> N
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})", "the checkpoint is torn; use another") from error
     saved = {name: weight for name, weight in saved.items() if not name.startswith(fresh)}
-    wrong = sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]
-    if wrong:
+    if wrong := sorted(set(wanted) ^ set(saved)) or [n for n in wanted if wanted[n].shape != saved[n].shape]:
         raise CheckpointError(
             f"{path}: {wrong[0]} is missing, unexpected or of another shape",
             "recipe.yaml beside it must be the one the run was started with, and the teacher the same",

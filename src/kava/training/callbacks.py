@@ -29,13 +29,12 @@ class Schedule(TrainerCallback):
     """
 
     def __init__(self, trainer: KavaTrainer, interrupt: Interrupt):
-        self.trainer = trainer
-        self.interrupt = interrupt
+        self.trainer, self.interrupt = trainer, interrupt
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         every = self.trainer.recipe.logging.eval_steps
         self.trainer.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
-        if state.global_step and not _validated(state) and (state.global_step % every == 0 or _whole(state.epoch)):
+        if state.global_step and not _validated(state) and (state.global_step % every == 0 or ends_epoch(state.epoch)):
             self.trainer.evaluate()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -46,13 +45,13 @@ class Schedule(TrainerCallback):
         self.trainer.at_epoch_end = False
         if self.interrupt.look():
             control.should_save = control.should_training_stop = True
-        elif not _whole(state.epoch) and not control.should_training_stop:  # else the epoch's end does it
+        elif not ends_epoch(state.epoch) and not control.should_training_stop:  # else the epoch's end does it
             control.should_save = state.global_step % logs.save_steps == 0
             control.should_evaluate = state.global_step % logs.eval_steps == 0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.at_epoch_end = _whole(state.epoch)
-        control.should_save = self.interrupt.signal is None or _whole(state.epoch)
+        self.trainer.at_epoch_end = ends_epoch(state.epoch)
+        control.should_save = self.interrupt.signal is None or ends_epoch(state.epoch)
         control.should_evaluate = self.interrupt.signal is None and not _validated(state)
 
 
@@ -66,8 +65,8 @@ def validates(logs: dict[str, Any]) -> bool:
     return any(name.startswith("eval_") for name in logs)
 
 
-def _whole(epoch: float) -> bool:
-    """Whether an epoch has just ended."""
+def ends_epoch(epoch: float) -> bool:
+    """Whether an epoch ends at this point, counted in epochs."""
     return math.isclose(epoch, round(epoch), abs_tol=1e-9)
 
 
@@ -85,7 +84,7 @@ class GradientNorms(TrainerCallback):
             if weight.grad is not None:
                 groups.setdefault(group_of(name), []).append(whole_tensor(weight.grad.norm()))
         for group, norms in groups.items():
-            self.trainer.note(f"grad_{group}", float(torch.stack(norms).norm()))
+            self.trainer.health[f"grad_{group}"] = float(torch.stack(norms).norm())
 
 
 def group_of(name: str) -> str:
@@ -99,38 +98,38 @@ def group_of(name: str) -> str:
     return "embedding" if any(part in name for part in ("embed_tokens", "wte", "token_adapter")) else "backbone"
 
 
-class JsonLines:
-    """A JSON-lines file whose lines have a step; `cut` removes the lines after a step, when a run resumes from it."""
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a log file."""
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(line + "\n")
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def cut(self, step: int) -> None:
-        if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        if len(kept) < len(lines):
-            write_text(self.path, "".join(kept))
+def append_json(path: Path, step: int, facts: dict[str, Any]) -> None:
+    """Adds a line with this step to a JSON-lines file."""
+    append_line(path, json.dumps({"step": step, **facts}))
 
-    def add(self, step: int, facts: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **facts}) + "\n")
+
+def cut_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and a torn one, from a JSON-lines file: a run resumes from this step."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        write_text(path, "".join(kept))
 
 
 class Journal(TrainerCallback):
     """Writes log.jsonl."""
 
     def __init__(self, path: Path):
-        self.lines = JsonLines(path)
+        self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.lines.cut(state.global_step)
+            cut_after(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.lines.add(state.global_step, logs or {})
+            append_json(self.path, state.global_step, logs or {})
 
 
 class Console(TrainerCallback):
@@ -139,17 +138,15 @@ class Console(TrainerCallback):
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.bar: Any = None
-        self.began = 0.0
-        self.first = 0
+        self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         from tqdm import tqdm
 
         self.began, self.first = time.perf_counter(), state.global_step
         visible = sys.stderr.isatty() and not self.quiet and state.is_world_process_zero
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, ascii=True, disable=not visible, desc="train", unit="upd"
-        )
+        options: Any = {"ascii": True, "disable": not visible, "desc": "train", "unit": "upd"}
+        self.bar = tqdm(total=state.max_steps, initial=self.first, **options)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(1)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.artifact import CARD, WEIGHTS, read_card
+from kava.backbone.artifact import CARD, WEIGHTS
 from kava.errors import CheckpointError
 from kava.training.aux_state import FILE
 
@@ -30,13 +31,11 @@ class Checkpoint:
 
 def problem(folder: Path) -> str | None:
     """Why a run cannot continue from this checkpoint; None if it can."""
-    for name in NEEDED:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-    if not list(folder.glob("rng_state*.pth")):
-        return "rng_state is missing"
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing or not list(folder.glob("rng_state*.pth")):
+        return f"{[*missing, 'rng_state'][0]} is missing"
     try:
-        json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
+        step_of(folder)
     except (ValueError, KeyError) as error:
         return f"{STATE} is torn ({error})"
     for name in (WEIGHTS, FILE) if (folder / FILE).exists() else (WEIGHTS,):
@@ -46,27 +45,14 @@ def problem(folder: Path) -> str | None:
         except (SafetensorError, OSError) as error:
             return f"{name} is torn ({error})"
     for name in ("optimizer.pt", "scheduler.pt"):
-        if not _is_whole_zip(folder / name):
+        if not zipfile.is_zipfile(folder / name):  # False for a cut file: a zip's directory is at its end
             return f"{name} is torn"
     return None
-
-
-def _is_whole_zip(path: Path) -> bool:
-    """False for a cut file: torch.save writes a zip, whose directory is at the end."""
-    import zipfile
-
-    return zipfile.is_zipfile(path)
 
 
 def step_of(folder: Path) -> int:
     """The update after which the checkpoint was written."""
     return int(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
-
-
-def examples_of(folder: Path) -> int | None:
-    """Examples per update of the run that wrote the checkpoint; None in checkpoints that do not record it."""
-    examples = read_card(folder).get("effective_batch_size")
-    return None if examples is None else int(examples)
 
 
 def find(run: Path) -> tuple[list[Checkpoint], list[str]]:

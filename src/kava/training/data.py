@@ -41,16 +41,11 @@ class MemoryData:
 
     def opened(self) -> Opened | None:
         """The rows as an opened data set; None where there are no training rows."""
-        if self.train is None:
-            return None
-        return Opened(OWN, IN_MEMORY, {"train": TableRows(self.train, "train_data")})
+        return None if self.train is None else Opened(OWN, IN_MEMORY, {"train": TableRows(self.train, "train_data")})
 
     def recipe(self, recipe: Recipe) -> Recipe:
         """The recipe with dataset.name saying that the training rows come from memory."""
-        if self.train is None:
-            return recipe
-        dataset = recipe.dataset.model_copy(update={"name": IN_MEMORY, "config": None})
-        return recipe.model_copy(update={"dataset": dataset})
+        return recipe if self.train is None else recipe.changed("dataset", name=IN_MEMORY, config=None)
 
     def card(self, validation: Sequence[Example]) -> dict[str, str]:
         """Entries of the data card, none where there are no rows in memory."""
@@ -63,7 +58,7 @@ def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) 
     dataset, memory = recipe.dataset, memory or MemoryData()
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
     if memory.validation is not None:  # then no training example is held out
-        dataset = dataset.model_copy(update={"val_size": 0})
+        dataset = recipe.changed("dataset", val_size=0).dataset
     examples = load_examples(dataset, "train", memory.opened())
     validation = _validation(recipe, memory)
     if dataset.streaming:
@@ -72,8 +67,8 @@ def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) 
     split = encode_split(examples, encoder, dataset.max_length)
     keep = recipe.explicit.target_len if recipe.explicit.enabled else recipe.latent.num_tokens
     counts = card(split.encoded, examples, keep) | {"skipped": split.skipped} | memory.card(validation)
-    _check_results(recipe, counts["share_no_result"] not in (None, 1))
-    _check_cot(recipe, bool(split.encoded.lengths("cot").any()))
+    any_result, any_cot = counts["share_no_result"] not in (None, 1), bool(split.encoded.lengths("cot").any())
+    _check_kv_term(recipe, any_result, any_cot)
     return Data(split.encoded, validation, counts, examples if recipe.mixture.on else ())
 
 
@@ -95,28 +90,25 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
     from kava.data.stream import EncodedStream
 
     if recipe.rkv.full_slots:
-        raise ConfigError(
-            "rkv.full_slots needs the longest chain of thought, which a stream does not tell",
-            "set dataset.streaming=false, or latent.num_tokens by hand",
-        )
+        problem = "rkv.full_slots needs the longest chain of thought, which a stream does not tell"
+        raise ConfigError(problem, "set dataset.streaming=false, or latent.num_tokens by hand")
     if recipe.training.max_steps is None:
         raise ConfigError("a stream has no known length", "set training.max_steps, or dataset.streaming=false")
     first = [encoder(example) for example in islice(examples, 200)]
-    _check_results(recipe, any(any(example.result) for example in first))
-    _check_cot(recipe, any(example.cot for example in first))
+    _check_kv_term(recipe, any(any(row.result) for row in first), any(row.cot for row in first))
     return EncodedStream(examples, encoder, recipe.dataset.max_length)
 
 
-def _check_results(recipe: Recipe, any_result: bool) -> None:
-    if recipe.rkv.method == "steps" and recipe.loss.alpha2_kv > 0 and not any_result:
+def _check_kv_term(recipe: Recipe, any_result: bool, any_cot: bool) -> None:
+    """Raises where no example has what the key/value term compares: step results, or text before the answer."""
+    if recipe.loss.alpha2_kv <= 0:
+        return
+    if recipe.rkv.method == "steps" and not any_result:
         raise DataError(
             f"rkv.method is steps, but no example of {recipe.dataset.name!r} has a step result to anchor on",
             "use a data set with equation steps (a = b) or another rkv.method, such as rkv",
         )
-
-
-def _check_cot(recipe: Recipe, any_cot: bool) -> None:
-    if recipe.explicit.enabled and recipe.loss.alpha2_kv > 0 and not any_cot:
+    if recipe.explicit.enabled and not any_cot:
         raise DataError(
             f"no example of {recipe.dataset.name!r} has text between question and final answer, so the key/value term "
             "would compare nothing",
@@ -126,17 +118,13 @@ def _check_cot(recipe: Recipe, any_cot: bool) -> None:
 
 def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str = "model") -> None:
     """Raises where an example is longer than the model's learned positions, before the run reaches it."""
-    most = model.max_positions
-    if most is None:
+    if (most := model.max_positions) is None:
         return
     if hasattr(train, "lengths"):
         answer = train.lengths("answer") + len(train.cue) + 1
         longest = (train.lengths("question") + answer + train.lengths("cot").clip(min=num_latents + 2)).tolist()
     else:  # a list of validation examples; nothing is known of a stream
         longest = [len(example) for example in train] if isinstance(train, Sequence) else []
-    beyond = [length for length in longest if length > most]
-    if beyond:
-        raise DataError(
-            f"{len(beyond)} examples need up to {max(beyond)} positions, the {who} has {most}",
-            "skip them with dataset.max_length, or use a model with a longer context",
-        )
+    if beyond := [length for length in longest if length > most]:
+        problem = f"{len(beyond)} examples need up to {max(beyond)} positions, the {who} has {most}"
+        raise DataError(problem, "skip them with dataset.max_length, or use a model with a longer context")

@@ -27,10 +27,8 @@ def distill(
     """
     recipe = as_recipe(recipe)
     if not recipe.explicit.enabled and not recipe.mixture.on:
-        raise ConfigError(
-            f"recipe {recipe.about.name or 'run'} has no separate teacher (explicit.enabled is false)",
-            "train it with kava.train",
-        )
+        problem = f"recipe {recipe.about.name or 'run'} has no separate teacher (explicit.enabled is false)"
+        raise ConfigError(problem, "train it with kava.train")
     if machine is not None and not hasattr(machine, "recipe_settings"):
         raise ConfigError(f"machine is a {type(machine).__name__}", "give create_environment_adapter()")
     return train(recipe if machine is None else for_machine(recipe, machine), output_dir, **options)

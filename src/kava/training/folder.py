@@ -65,14 +65,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def finished(folder: Path) -> bool:
-    """Whether the run in this folder came to its end."""
-    return bool(read_meta(folder).get("finished"))
-
-
-def read_result(folder: Path) -> TrainResult:
-    """The result of a finished run, from its meta.json."""
+def finished_run(folder: Path) -> TrainResult | None:
+    """The result of the finished run in this folder, from its meta.json; None where there is none."""
     meta = read_meta(folder)
+    if not meta.get("finished"):
+        return None
     metric = "accuracy" if "best_accuracy" in meta else "ce"
     return TrainResult(folder, meta["steps"], metric, meta[f"best_{metric}"])
 
@@ -86,9 +83,8 @@ def claimed(folder: Path, recipe: Recipe, resume: str | None) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(
-            f"cannot make the output folder {folder}: {error.strerror}", "choose another --output_dir"
-        ) from error
+        message = f"cannot make the output folder {folder}: {error.strerror}"
+        raise RunError(message, "choose another --output_dir") from error
     with sole_owner(folder / LOCK, PATIENCE if resume else 0.0):
         sweep(folder)
         _refuse_another_run(folder, recipe, resume)
@@ -102,26 +98,20 @@ def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> Non
             raise RunError(f"{folder} holds checkpoints but no {RECIPE}", "choose another --output_dir")
         return
     if resume is None:
-        raise RunError(
-            f"{folder} already holds a run", "continue it with --resume auto, or choose another --output_dir"
-        )
-    differ = differing(load_recipe(stored), recipe)
-    if differ:
-        raise RunError(
-            f"{folder} was run with other settings: " + "; ".join(differ[:5]),
-            "continue with the same settings, or choose another --output_dir",
-        )
+        hint = "continue it with --resume auto, or choose another --output_dir"
+        raise RunError(f"{folder} already holds a run", hint)
+    if differ := differing(load_recipe(stored), recipe):
+        problem = f"{folder} was run with other settings: {'; '.join(differ[:5])}"
+        raise RunError(problem, "continue with the same settings, or choose another --output_dir")
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
     """Writes recipe.yaml and meta.json before the first step; a resumed run must have the data it began with."""
     if meta := read_meta(folder):
-        before = meta.get("data", {}).get("sha256")
-        if before != facts["data"].get("sha256"):
-            raise RunError(
-                f"{folder} was begun with other training data (sha256 {before}, now {facts['data'].get('sha256')})",
-                "put the data back, or choose another --output_dir",
-            )
+        before, now = meta.get("data", {}).get("sha256"), facts["data"].get("sha256")
+        if before != now:
+            message = f"{folder} was begun with other training data (sha256 {before}, now {now})"
+            raise RunError(message, "put the data back, or choose another --output_dir")
     save_recipe(recipe, folder / RECIPE)
     write_json(folder / META, {**surroundings(), **facts})
 

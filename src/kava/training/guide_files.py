@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from kava.config import Recipe
 from kava.files import new_folder, write_json, write_text
 from kava.training import checkpoint
 from kava.training.aux_state import FILE as PROJECTOR
-from kava.training.callbacks import Console
+from kava.training.callbacks import Console, append_line, ends_epoch
 
 log = logging.getLogger("kava.train")
 LOG, COMPLETED, EMERGENCY = "training_log.txt", "TRAINING_COMPLETED.txt", "emergency_checkpoint"
@@ -56,15 +57,13 @@ class TrainingLog(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero or not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        def is_kept(line: str) -> bool:
             step = STEP_LINE.fullmatch(line.strip())
-            if not line.endswith("\n") or (step and int(step["step"]) > state.global_step):
-                break  # everything after it is later
-            kept.append(line)
-        write_text(self.path, "".join(kept))
+            return line.endswith("\n") and (step is None or int(step["step"]) <= state.global_step)
+
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.path, "".join(takewhile(is_kept, lines)))  # everything after the first later line is later
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = control.should_log or _ends(state)
@@ -72,21 +71,17 @@ class TrainingLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero or "loss" not in (logs or {}):
             return
-        self._append(step_line(logs, state.global_step, state.max_steps))
+        append_line(self.path, step_line(logs, state.global_step, state.max_steps))
         if _ends(state):
             epoch = math.ceil(state.epoch - 1e-9)
             known = state.num_train_epochs < 10**6  # a stream has no number of epochs
-            text = self.path.read_text(encoding="utf-8")
-            self._append(epoch_line(text, logs, epoch, int(state.num_train_epochs) if known else epoch))
-
-    def _append(self, line: str) -> None:
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+            epochs = int(state.num_train_epochs) if known else epoch
+            append_line(self.path, epoch_line(self.path.read_text(encoding="utf-8"), logs, epoch, epochs))
 
 
 def _ends(state: Any) -> bool:
     """Whether this update is the last of an epoch or of the run."""
-    return math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9) or state.global_step >= state.max_steps
+    return ends_epoch(state.epoch) or state.global_step >= state.max_steps
 
 
 def step_line(logs: Mapping[str, Any], step: int, steps: int) -> str:
@@ -103,9 +98,8 @@ def epoch_line(text: str, logs: Mapping[str, Any], epoch: int, epochs: int) -> s
         if step is None:
             total, count = 0.0, 0
             continue
-        total += float(step["loss"]) * (int(step["step"]) - before)
-        count += int(step["step"]) - before
-        before = int(step["step"])
+        updates, before = int(step["step"]) - before, int(step["step"])
+        total, count = total + float(step["loss"]) * updates, count + updates
     return f"epoch {epoch}/{epochs} | average loss {total / count:.6g} | {_terms(logs)}"
 
 
@@ -141,16 +135,11 @@ class GuideConsole(Console):
             return
         if self.bar is not None:
             self.bar.set_postfix(live(state.log_history))
-        if "eval_cossim" in (logs or {}):
-            mean = logs.get("eval_cossim_mean_predictor")
+        if (cossim := (logs or {}).get("eval_cossim")) is not None:
+            centred, mean = logs.get("eval_cossim_centred", math.nan), logs.get("eval_cossim_mean_predictor")
             constant = "" if mean is None else f"; one vector for everything would have {mean:.4f}"
-            log.info(
-                "held-out CosSim %.4f (centred %.4f%s), Status %s",
-                logs["eval_cossim"],
-                logs.get("eval_cossim_centred", math.nan),
-                constant,
-                status_word(logs["eval_cossim"]),
-            )
+            status = status_word(cossim)
+            log.info("held-out CosSim %.4f (centred %.4f%s), Status %s", cossim, centred, constant, status)
 
 
 def best_cossim(history: Lines) -> float | None:
@@ -161,16 +150,14 @@ def best_cossim(history: Lines) -> float | None:
 def summary(steps: int, best: float | None, run: Path, done: bool) -> str:
     """The last lines of a run on the console."""
     last = f"Student for transformers: {run / 'final_model'}" if done else f"Emergency checkpoint: {run / EMERGENCY}"
-    return "\n".join(
-        [
-            "[RESULT] Final Results:" if done else "[RESULT] Stopped:",
-            f"   Total steps: {steps} (optimiser updates)",
-            f"   Best CosSim: {'not measured' if best is None else f'{best:.4f}'}",
-            f"   Output directory: {run}",
-            f"   Checkpoints: {run}{os.sep}checkpoint-*",
-            f"   {last}",
-        ]
+    lines = (
+        f"Total steps: {steps} (optimiser updates)",
+        f"Best CosSim: {'not measured' if best is None else f'{best:.4f}'}",
+        f"Output directory: {run}",
+        f"Checkpoints: {run}{os.sep}checkpoint-*",
+        last,
     )
+    return "\n   ".join(["[RESULT] Final Results:" if done else "[RESULT] Stopped:", *lines])
 
 
 def _last(history: Lines, name: str) -> Any:
@@ -183,13 +170,12 @@ def _last(history: Lines, name: str) -> Any:
 def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, processes: int = 1) -> None:
     """Writes TRAINING_COMPLETED.txt, `name: value` per line; "off" for what the run does not have."""
     loss, training, explicit = recipe.loss, recipe.training, recipe.explicit
-    kv, at_once = loss.alpha2_kv > 0, training.batch_size * processes
+    kv = loss.alpha2_kv > 0
     last = next((line for line in reversed(history) if "loss" in line), {})
     compared = kv or loss.alpha1_codi > 0 or explicit.cka_weight > 0
-    teacher = recipe.teacher.name or f"{recipe.model.name} (frozen copy)"
     facts: dict[str, Any] = {
         "model": recipe.model.name,
-        "teacher": teacher if compared else "off",
+        "teacher": (recipe.teacher.name or f"{recipe.model.name} (frozen copy)") if compared else "off",
         "teacher_quantization": recipe.teacher.quantization if compared else "off",
         "dataset": recipe.dataset.name,
         "subset_size": recipe.dataset.subset_size or "all",
@@ -198,7 +184,7 @@ def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, proce
         "batch_size": training.batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "processes": processes,
-        "effective_batch_size": at_once * training.gradient_accumulation_steps,
+        "effective_batch_size": processes * training.batch_size * training.gradient_accumulation_steps,
         "learning_rate": f"{training.learning_rate:g}",
         "alignment_mode": explicit.form if kv else "off",
         "kv_method": recipe.rkv.method if kv else "off",
@@ -216,8 +202,7 @@ def write_completed(run: Path, recipe: Recipe, steps: int, history: Lines, proce
     terms = {"loss": "loss", "ce": "ce_student", "kv": "kv", "codi": "codi", "cka": "cka"}
     facts |= {f"final_{word}": f"{last[name]:.6g}" if name in last else "off" for word, name in terms.items()}
     best = best_cossim(history)
-    facts |= {"best_cossim": "off" if best is None else f"{best:.6g}"}
-    facts |= {} if best is None else {"status": status_word(best)}
+    facts |= {"best_cossim": "off"} if best is None else {"best_cossim": f"{best:.6g}", "status": status_word(best)}
     write_text(run / COMPLETED, "".join(f"{name}: {value}\n" for name, value in facts.items()))
 
 
@@ -229,11 +214,11 @@ def write_emergency(folder: Path, whole: Path, step: int, best: float | None) ->
     """
     with new_folder(folder) as partial:
         shutil.copytree(whole, partial, copy_function=_link, dirs_exist_ok=True)
-        files = {}
+        files: dict[str, str | None] = dict.fromkeys(STATES)
         for name, file in STATES.items():
-            files[name] = name + Path(file).suffix if (whole / file).is_file() else None
-            if files[name] is not None:
-                _link(whole / file, partial / (name + Path(file).suffix))
+            if (whole / file).is_file():
+                files[name] = name + Path(file).suffix
+                _link(whole / file, partial / f"{files[name]}")
         write_json(partial / "checkpoint.json", {"step": step, "best_cossim": best, **files, "copy_of": whole.name})
 
 
@@ -251,8 +236,7 @@ def close(run: Path, recipe: Recipe, state: Any, done: bool, processes: int = 1)
         write_completed(run, recipe, state.global_step, state.log_history, processes)
         shutil.rmtree(run / EMERGENCY, ignore_errors=True)  # left by an earlier stop
     else:
-        whole, _ = checkpoint.find(run)
-        if whole:
-            write_emergency(run / EMERGENCY, whole[-1].path, whole[-1].step, best)
+        for newest in checkpoint.find(run)[0][-1:]:
+            write_emergency(run / EMERGENCY, newest.path, newest.step, best)
     for line in summary(state.global_step, best, run, done).splitlines():
         log.info(line)

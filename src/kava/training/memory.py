@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from kava.config import Recipe
 from kava.errors import RunError
+from kava.training.processes import whole_batches_key
 
 log = logging.getLogger("kava.train")
 Batch = dict[str, Tensor]
 
 
 class Pieces:
-    """Cuts batches into pieces; their size is halved whenever memory runs out."""
+    """Cuts batches into pieces; their size is halved whenever memory runs out, but not where there is a reason `why_not`."""
 
-    def __init__(self, may_halve: bool, why_not: str = ""):
-        self.may_halve, self.why_not = may_halve, why_not
+    def __init__(self, why_not: str | None):
+        self.why_not = why_not
         self.size: int | None = None
-        self._window: list[Batch] = []
-
-    def begin(self) -> None:
-        """Starts a new update."""
-        self._window = []
+        self.window: list[Batch] = []  # batches of the present update so far; emptied when it begins
 
     def of(self, batch: Batch) -> Iterator[Batch]:
         """The batch in pieces of the present size."""
@@ -36,43 +33,36 @@ class Pieces:
 
     def run(self, batch: Batch, step: Callable[[Batch], Tensor], undo: Callable[[], None]) -> Tensor:
         """The sum of `step` over the pieces. When memory runs out, `undo` resets the update and it starts again."""
-        self._window.append(batch)
+        self.window.append(batch)
         batches = [batch]
         while True:
             try:
-                losses = [torch.stack([step(piece) for piece in self.of(part)]).sum() for part in batches]
-                return losses[-1]
+                return [torch.stack([step(piece) for piece in self.of(part)]).sum() for part in batches][-1]
             except torch.OutOfMemoryError as error:
                 self._halve(batch, error)
             undo()
             torch.cuda.empty_cache()
-            batches = self._window
+            batches = self.window
 
     def _halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
         rows = self.size or len(batch["example_id"])
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "out of memory"
-        if not self.may_halve or rows == 1:
-            hint = self.why_not if not self.may_halve else "one example at a time is too much already"
+        reason = (str(error).strip() or "out of memory").splitlines()[0]
+        if self.why_not or rows == 1:
+            hint = self.why_not or "one example at a time is too much already"
             raise RunError(
                 f"out of memory with {rows} examples at once ({reason})",
                 f"{hint}; lower training.batch_size and raise training.gradient_accumulation_steps, or set "
                 "training.gradient_checkpointing=true; the last checkpoint is untouched (--resume auto)",
             ) from error
         self.size = rows // 2
-        log.warning(
-            "out of memory with %d examples at once: going on with %d at a time; batch, loss and updates stay the same",
-            rows,
-            self.size,
-        )
+        advice = "going on with %d at a time; batch, loss and updates stay the same"
+        log.warning(f"out of memory with %d examples at once: {advice}", rows, self.size)
 
 
-def pieces_of(recipe: Any, world_size: int) -> Pieces:
+def pieces_of(recipe: Recipe, world_size: int) -> Pieces:
     """The Pieces of a run, with the reason where its batches may not be cut."""
     if recipe.training.on_oom == "error":
-        return Pieces(False, "set training.on_oom=reduce_batch to go on in smaller pieces")
-    if recipe.rkv.shuffle == "examples" or recipe.loss.std_scope == "batch":
-        key = "rkv.shuffle=examples" if recipe.rkv.shuffle == "examples" else "loss.std_scope=batch"
-        return Pieces(False, f"{key} needs its batches whole")
-    if world_size > 1:
-        return Pieces(False, "processes that run together cannot cut their batches apart")
-    return Pieces(True)
+        return Pieces("set training.on_oom=reduce_batch to go on in smaller pieces")
+    if (key := whole_batches_key(recipe)) is not None:
+        return Pieces(f"{key} needs its batches whole")
+    return Pieces("processes that run together cannot cut their batches apart" if world_size > 1 else None)

@@ -31,9 +31,9 @@ from kava.objective.objective import Objective
 from kava.objective.records import Step
 from kava.teachers.base import Teacher
 from kava.teachers.live import LiveTeacher
-from kava.training import aux_state as aux_state
+from kava.training import aux_state
 from kava.training.data import Data, check_positions
-from kava.training.mixture_setup import TeacherSetup
+from kava.training.mixture_setup import MixtureFiles, TeacherSetup
 from kava.training.trainer import Validation
 
 log = logging.getLogger("kava.train")
@@ -42,6 +42,7 @@ GAP = 200  # training examples that are measured beside the held-out ones
 COLLAPSED = 0.1  # of the variation that the untrained student's entries had
 FINAL = "final_model"
 Stop = Callable[[], bool]
+Numbers = dict[str, float] | None  # None: cut short, or nothing to measure on
 Collate = Callable[[Any], dict[str, Tensor]]
 
 
@@ -66,8 +67,8 @@ def latent_line(
         model.to(device)
         setup = TeacherSetup(recipe, tokenizer, data, device)
         objective, collate = make_objective(recipe, model, setup.teachers), setup.collate
-        callbacks = (setup.files(objective),)
-        setup.check(model, [data.train])
+        callbacks = (MixtureFiles(objective, setup),)
+        setup.check([data.train])
         calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     else:
         objective = make_objective(recipe, model)
@@ -75,7 +76,7 @@ def latent_line(
     student = Student(model, tokenizer, recipe)
     mode = "latent" if recipe.loss.student_ce > 0 else "cot"
 
-    def measure(step: Step) -> dict[str, float] | None:
+    def measure(step: Step) -> Numbers:
         return score(student, data.validation, mode, stop=stop) if data.validation else None
 
     return Line(objective, Validation(measure, "accuracy"), collate, callbacks)
@@ -86,8 +87,8 @@ def explicit_line(
 ) -> Line:
     """Separate teachers; the best checkpoint is the one with the lowest held-out cross-entropy."""
     model.to(device)
-    encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
-    most = recipe.dataset.max_length
+    dataset, most = recipe.dataset, recipe.dataset.max_length
+    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
     encoded = [row for row in encoder.encode_batch(data.validation) if most is None or len(row) <= most]
     splits = (data.train, encoded)
     for rows in splits:
@@ -97,7 +98,7 @@ def explicit_line(
     if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
         setup = TeacherSetup(recipe, tokenizer, data, device)
         objective, collate = make_objective(recipe, model, setup.teachers), setup.collate
-        setup.check(model, splits)
+        setup.check(splits)
     else:
         teacher = teacher_of(recipe, tokenizer, device)
         objective = make_objective(recipe, model, teacher)
@@ -106,59 +107,46 @@ def explicit_line(
                 check_positions(teacher.model, rows, who="teacher")
     calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     _start_from(recipe, objective)
+    finish = partial(_save_final, objective, tokenizer)
+    measured = partial(held_out, objective, collate=collate, batch_size=recipe.evaluation.batch_size, stop=stop)
     if setup is not None:
-        return _mixture_line(recipe, tokenizer, data, device, stop, encoded, setup, objective)
+        find_prototypes(objective, _first_batches(recipe, data, collate, device, recipe.mixture.prototype_examples))
+        files, trained_on = MixtureFiles(objective, setup), list(islice(iter(data.train), min(len(encoded), GAP)))
+        validation = Validation(_mixture_measure(files, measured, encoded, trained_on), "ce", lower=True)
+        return Line(objective, validation, collate, (files,), finish)
     if objective.source is not None:
         log.info("teacher: %s; student: %s", objective.source.shape, model.kv_shape)
-    size = recipe.evaluation.batch_size
 
-    def measure(step: Step) -> dict[str, float] | None:
-        return _warned(held_out(objective, encoded, collate, size, stop, step=step)) if encoded else None
+    def measure(step: Step) -> Numbers:
+        return _warned(measured(encoded, step=step)) if encoded else None
 
-    validation = Validation(measure, "ce", lower=True)
-    return Line(objective, validation, collate, finish=partial(_save_final, objective, tokenizer))
+    return Line(objective, Validation(measure, "ce", lower=True), collate, finish=finish)
 
 
-def _mixture_line(
-    recipe: Recipe,
-    tokenizer: Any,
-    data: Data,
-    device: torch.device,
-    stop: Stop,
-    encoded: list[Encoded],
-    setup: TeacherSetup,
-    objective: Objective,
-) -> Line:
-    """Several teachers; the run's folder also tells how tokens, layers and weights came out."""
-    assert objective.mixture is not None
-    mixture, student = objective.mixture.mixture, objective.model.kv_shape
-    count = recipe.mixture.prototype_examples
-    find_prototypes(objective, _first_batches(recipe, data, setup.collate, device, count))
-    files = setup.files(objective)
-    trained_on = list(islice(iter(data.train), min(len(encoded), GAP)))
-    size = recipe.evaluation.batch_size
-    for name, shape, layers in zip(setup.teachers.names, setup.teachers.shapes, mixture.maps, strict=True):
-        log.info("teacher %s: %s; student: %s", name, shape, student)
+def _mixture_measure(
+    files: MixtureFiles, measured: Callable[..., Numbers], encoded: list[Encoded], trained_on: list[Encoded]
+) -> Callable[[Step], Numbers]:
+    """Measures several teachers' student: also on examples it was trained on, and the weights of each held-out one."""
+    mixture, teachers = files.source.mixture, files.setup.teachers
+    for name, shape, layers in zip(teachers.names, teachers.shapes, mixture.maps, strict=True):
+        log.info("teacher %s: %s; student: %s", name, shape, mixture.student)
         if left := unused(layers, shape.num_layers):
             log.info("layers of %s that no student layer is compared with: %s", name, ", ".join(map(str, left)))
 
-    def measure(step: Step) -> dict[str, float] | None:
-        if not encoded:
-            return None
-        files.begin_samples()
-        new = _warned(held_out(objective, encoded, setup.collate, size, stop, files.note, step))
-        old = held_out(objective, trained_on, setup.collate, size, stop, step=step) if new is not None else None
+    def measure(step: Step) -> Numbers:
+        files.samples = []
+        new = _warned(measured(encoded, note=files.note, step=step)) if encoded else None
+        old = measured(trained_on, step=step) if new is not None else None
         if new is None or old is None:
             return None
         gaps = {f"gap_{name}": new[name] / old[name] - 1 for name in ("ce", "kv") if old.get(name)}
         return new | files.means() | mixture.since_start(new) | gaps
 
-    mixture.remember_start(measure(Step()) if encoded else None)
-    validation = Validation(measure, "ce", lower=True)
-    return Line(objective, validation, setup.collate, (files,), partial(_save_final, objective, tokenizer))
+    mixture.remember_start(measure(Step()))
+    return measure
 
 
-def _warned(numbers: dict[str, float] | None) -> dict[str, float] | None:
+def _warned(numbers: Numbers) -> Numbers:
     """The same, with a warning where targets have collapsed."""
     if numbers is not None and numbers.get("target_variation", 1.0) < COLLAPSED:
         log.warning(
@@ -191,8 +179,7 @@ def _start_from(recipe: Recipe, objective: Objective) -> None:
 
 def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher | None:
     """None where no term asks for one."""
-    loss = recipe.loss
-    if loss.alpha2_kv == loss.alpha1_codi == recipe.explicit.cka_weight == 0:
+    if recipe.loss.alpha2_kv == recipe.loss.alpha1_codi == recipe.explicit.cka_weight == 0:
         return None
     if recipe.teacher.store is not None:
         from kava.teachers.store import StoredTeacher
@@ -206,11 +193,9 @@ def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher 
 def _first_batches(
     recipe: Recipe, data: Data, collate: Collate, device: torch.device, count: int = CALIBRATION
 ) -> Iterator[dict[str, Tensor]]:
-    size = recipe.training.batch_size
-    rows = list(islice(iter(data.train), count))
-    for start in range(0, len(rows), size):
-        batch = collate(rows[start : start + size])
-        yield {name: value.to(device) for name, value in batch.items()}
+    rows = islice(iter(data.train), count)
+    while part := list(islice(rows, recipe.training.batch_size)):
+        yield {name: value.to(device) for name, value in collate(part).items()}
 
 
 def _save_final(objective: Objective, tokenizer: Any, run: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from kava.backbone.model import LatentModel
 from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
@@ -27,7 +26,7 @@ from kava.fuse.collapse import Collapse
 from kava.objective.objective import Objective
 from kava.objective.targets import Target
 from kava.teachers.teacher_set import TeacherSet, load_teacher_set
-from kava.training.callbacks import JsonLines, validates
+from kava.training.callbacks import append_json, cut_after, validates
 from kava.training.data import Data
 
 log = logging.getLogger("kava.train")
@@ -46,7 +45,7 @@ class TeacherSetup:
         self.coverage: dict[str, Coverage] = {}
         self.example: dict[str, Any] = {}
 
-    def check(self, model: LatentModel, splits: Sequence[Any]) -> None:
+    def check(self, splits: Sequence[Any]) -> None:
         """Refuses texts too long for a teacher, or of which it matches too little."""
         for rows in splits:
             coverage = self.collate.check(rows, self.recipe.mixture.coverage_floor) if len(rows) else {}
@@ -56,12 +55,9 @@ class TeacherSetup:
             row = max(rows, key=lambda row: len(row.cot))
             self.example = {name: self.collate.example(row, i) for i, name in enumerate(self.teachers.names)}
 
-    def files(self, objective: Objective) -> MixtureFiles:
-        return MixtureFiles(objective, self)
-
 
 class MixtureFiles(TrainerCallback):
-    """Writes the four files; `note` is given to whoever measures held-out examples."""
+    """Writes the four files; `note` takes the weights of held-out examples while they are measured."""
 
     def __init__(self, objective: Objective, setup: TeacherSetup):
         assert objective.mixture is not None
@@ -74,45 +70,38 @@ class MixtureFiles(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
-            for name in (ROUTING, LAYERS):
-                JsonLines(Path(args.output_dir) / name).cut(state.global_step)
-            write_json(Path(args.output_dir) / ALIGNMENT, self.alignment())
+            run = Path(args.output_dir)
+            cut_after(run / ROUTING, state.global_step)
+            cut_after(run / LAYERS, state.global_step)
+            write_json(run / ALIGNMENT, self._alignment())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if validates(logs or {}) and state.is_world_process_zero and self.samples:
-            facts = {"step": state.global_step, "teachers": list(self.setup.teachers.names), "samples": self.samples}
-            write_json(Path(args.output_dir) / SAMPLES, facts)
-        if "loss" not in (logs or {}):
+        logs, run, names = logs or {}, Path(args.output_dir), self.setup.teachers.names
+        step, main = state.global_step, state.is_world_process_zero
+        if main and validates(logs) and self.samples:
+            write_json(run / SAMPLES, {"step": step, "teachers": list(names), "samples": self.samples})
+        if "loss" not in logs:
             return
         layers, window = self.source.metrics.drain()
-        if not state.is_world_process_zero:
+        if main and layers:
+            append_json(run / LAYERS, step, dict(layers))
+        if not main or window is None:
             return
-        run, names = Path(args.output_dir), self.setup.teachers.names
-        if layers:
-            JsonLines(run / LAYERS).add(state.global_step, dict(layers))
-        if window is None:
-            return
-        facts = {"by_layer": window.by_layer, "entropy": window.entropy, "temperature": self.temperature}
         weights = dict(zip(names, window.weights, strict=True))
-        JsonLines(run / ROUTING).add(state.global_step, {"weights": weights, **facts})
+        facts = {"entropy": window.entropy, "temperature": self.source.mixture.temperature(self.epoch)}
+        append_json(run / ROUTING, step, {"weights": weights, "by_layer": window.by_layer, **facts})
         if window.collapsed is not None and self.setup.recipe.mixture.fusion != "fixed":
             log.warning(
                 "step %d: the weights have collapsed: teacher %s has %.3f of them, above mixture.collapse_alarm; use "
                 "mixture.entropy=diverse with a larger mixture.entropy_weight, a higher temperature, or leave the others "
                 "out",
-                state.global_step,
-                names[window.collapsed],
-                window.weights[window.collapsed],
+                *(step, names[window.collapsed], window.weights[window.collapsed]),
             )
-
-    @property
-    def temperature(self) -> float:
-        return self.source.mixture.temperature(self.epoch)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.epoch = int((state.epoch or 0) + 1e-6)
 
-    def alignment(self) -> dict[str, Any]:
+    def _alignment(self) -> dict[str, Any]:
         mixture, teachers = self.source.mixture, {}
         for name, shape, layers in zip(mixture.names, mixture.shapes, mixture.maps, strict=True):
             coverage = self.setup.coverage.get(name)
@@ -126,22 +115,18 @@ class MixtureFiles(TrainerCallback):
 
     # -- held-out examples ---------------------------------------------------------------------------------------
 
-    def begin_samples(self) -> None:
-        self.samples = []
-
     def note(self, rows: Sequence[Encoded], target: Target) -> None:
         """The weights of each example, over its compared tokens."""
         assert target.blend is not None
         weights = target.blend.weights.expand(len(rows), -1, -1, -1)
         self.held_out.add(weights, target.mask)
-        columns = target.mask.shape[1] if weights.shape[2] > 1 else 1
         for b, row in enumerate(rows):
-            kept = target.mask[b] if columns > 1 else slice(None)
+            kept = target.mask[b] if weights.shape[2] > 1 else slice(None)
             by_layer = weights[b][:, kept].double().mean(1)
             if bool(target.mask[b].any()):
                 task = row.id.rpartition("/")[0] or self.setup.recipe.dataset.name
-                facts = {"weights": by_layer.mean(0).tolist(), "by_layer": by_layer.tolist()}
-                self.samples.append({"id": row.id, "task": task, **facts})
+                means = {"weights": by_layer.mean(0).tolist(), "by_layer": by_layer.tolist()}
+                self.samples.append({"id": row.id, "task": task, **means})
 
     def means(self) -> dict[str, float]:
         """Mean weight per teacher, and the mean entropy of an example's weights."""

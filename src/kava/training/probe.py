@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -75,12 +73,13 @@ def _measure(recipe: Recipe, device: torch.device) -> int:
     data = load_data(recipe, tokenizer)
     rows = sorted(islice(iter(data.train), CANDIDATES), key=len, reverse=True)
     objective = explicit_line(recipe, model, tokenizer, data, device, lambda: False).objective
-    collate, precision = Collator(tokenizer.pad_token_id), _autocast(recipe, device)
+    collate = Collator(tokenizer.pad_token_id)
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.system.mixed_precision)
     optimizer = torch.optim.AdamW([w for w in objective.parameters() if w.requires_grad], lr=0.0)
 
     def step(size: int) -> None:
         batch = {name: value.to(device) for name, value in collate(rows[:size]).items()}
-        with precision():
+        with torch.autocast(device.type, precision, enabled=precision is not None):
             loss = add(objective(batch).terms)
         loss.backward()
         optimizer.step()  # its moments stay in memory from the first update on
@@ -90,11 +89,6 @@ def _measure(recipe: Recipe, device: torch.device) -> int:
     return largest_batch(step, progress_bar(sizes, "measure the batch"), _room(device))
 
 
-def _autocast(recipe: Recipe, device: torch.device) -> Callable[[], Any]:
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.system.mixed_precision)
-    return nullcontext if kind is None else lambda: torch.autocast(device.type, kind)
-
-
 def _room(device: torch.device) -> Callable[[int], bool]:
     """On the CPU, where running out ends the process: tries a size only while twice the growth so far is free."""
     if device.type != "cpu":
@@ -102,11 +96,7 @@ def _room(device: torch.device) -> Callable[[int], bool]:
     import psutil
 
     initial = psutil.Process().memory_info().rss
-
-    def fits(size: int) -> bool:
-        return 2 * max(_peak() - initial, 0) < SHARE * psutil.virtual_memory().available
-
-    return fits
+    return lambda _: 2 * max(_peak() - initial, 0) < SHARE * psutil.virtual_memory().available
 
 
 def _peak() -> int:

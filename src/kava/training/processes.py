@@ -64,6 +64,13 @@ class BatchLayout(NamedTuple):
         return self.batch_size * self.steps * processes
 
 
+def whole_batches_key(recipe: Recipe) -> str | None:
+    """The setting for which the loss depends on which examples share a micro-batch; None if it does not."""
+    if recipe.rkv.shuffle == "examples":
+        return "rkv.shuffle=examples"
+    return "loss.std_scope=batch" if recipe.loss.std_scope == "batch" else None
+
+
 def batch_layout(recipe: Recipe, processes: int, examples: int | None = None) -> BatchLayout:
     """The batches with which `processes` make an update of `examples`, as the run began; None: as the recipe says.
 
@@ -76,18 +83,17 @@ def batch_layout(recipe: Recipe, processes: int, examples: int | None = None) ->
         return usual
     problem = f"the run was begun with {examples} examples in an update, {processes} process(es) would have "
     problem += str(usual.examples(processes))
-    if recipe.dataset.streaming:
-        raise CheckpointError(f"{problem}, and a stream cannot be shared out anew", "use as many processes as before")
-    if recipe.rkv.shuffle == "examples" or recipe.loss.std_scope == "batch":
-        key = "rkv.shuffle=examples" if recipe.rkv.shuffle == "examples" else "loss.std_scope=batch"
-        raise CheckpointError(f"{problem}, and {key} needs the same micro-batches", "use as many processes as before")
     fewest = math.ceil(examples / (training.batch_size * processes))
     steps = next((n for n in range(fewest, examples + 1) if examples % (n * processes) == 0), None)
-    if steps is None:
-        raise CheckpointError(
-            f"{problem}, and {examples} cannot be shared out evenly among them", "use as many processes as before"
-        )
-    return BatchLayout(examples // (steps * processes), steps)
+    if recipe.dataset.streaming:
+        why = "a stream cannot be shared out anew"
+    elif (key := whole_batches_key(recipe)) is not None:
+        why = f"{key} needs the same micro-batches"
+    elif steps is None:
+        why = f"{examples} cannot be shared out evenly among them"
+    else:
+        return BatchLayout(examples // (steps * processes), steps)
+    raise CheckpointError(f"{problem}, and {why}", "use as many processes as before")
 
 
 class PaddedBatchSampler:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from kava.backbone.artifact import read_card
 from kava.backbone.load import build_model
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe, load_recipe
 from kava.errors import ConfigError
 from kava.files import write_json
-from kava.infer.student import pick_device
+from kava.infer.student import device_name, pick_device
 from kava.training import checkpoint, folder, guide_files
 from kava.training.arguments import training_arguments
 from kava.training.callbacks import Console, GradientNorms, Journal, Schedule
@@ -70,9 +71,9 @@ def train(
         stack.enter_context(_open_log(run / "train.log", quiet))
         for note in notes:
             log.warning(note)
-        if start is not None and folder.finished(run):
+        if start is not None and (result := folder.finished_run(run)) is not None:
             log.info("nothing to do: the run in %s is finished", run)
-            return folder.read_result(run)
+            return result
         if resume:
             log.info(f"continuing from {start}" if start else "no checkpoint yet: starting from the beginning")
         _set_batch_layout(args, recipe, start)
@@ -98,14 +99,12 @@ def _checked_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
 
 def _set_batch_layout(args: Any, recipe: Recipe, start: Path | None) -> None:
     """Keeps the examples per update of the run that is resumed, also with another number of processes."""
-    layout = batch_layout(recipe, args.world_size, None if start is None else checkpoint.examples_of(start))
+    examples = None if start is None else read_card(start).get("effective_batch_size")  # None in older checkpoints
+    layout = batch_layout(recipe, args.world_size, examples)
     if layout != (args.per_device_train_batch_size, args.gradient_accumulation_steps):
-        log.info(
-            "going on with %d processes of %d examples x %d micro-batches, so that an update has %d examples as before",
-            args.world_size,
-            *layout,
-            layout.examples(args.world_size),
-        )
+        sizes = (args.world_size, *layout, layout.examples(args.world_size))
+        what = "going on with %d processes of %d examples x %d micro-batches"
+        log.info(f"{what}, so that an update has %d examples as before", *sizes)
     args.per_device_train_batch_size, args.gradient_accumulation_steps = layout
 
 
@@ -129,13 +128,12 @@ class _Run:
         model, tokenizer = build_model(recipe)
         data = load_data(recipe, tokenizer, self.memory)
         check_positions(model, data.train, model.latent.num_tokens)
-        if recipe.rkv.full_slots:
-            recipe = _with_slots(recipe, int(data.train.lengths("cot").max()))
+        if recipe.rkv.full_slots:  # as many latents as the longest chain of thought has tokens
+            recipe = recipe.changed("latent", num_tokens=int(data.train.lengths("cot").max()))
             model.latent = recipe.latent
         interrupt = Interrupt()
-        line = (explicit_line if recipe.explicit.enabled else latent_line)(
-            recipe, model, tokenizer, data, self.args.device, interrupt.look
-        )
+        make_line = explicit_line if recipe.explicit.enabled else latent_line
+        line = make_line(recipe, model, tokenizer, data, self.args.device, interrupt.look)
 
         with interrupt:
             trainer = self.trainer(recipe, line, tokenizer, data, interrupt)
@@ -153,21 +151,12 @@ class _Run:
             if is_main_process():
                 self.close(trainer, interrupt, seconds)
             getattr(trainer, "end", lambda: None)()
-        state = trainer.state
-        metric = trainer.validation.decides
+        state, metric = trainer.state, trainer.validation.decides
         return TrainResult(self.folder, state.global_step, metric, state.best_metric, interrupt.exit_code)
 
     def trainer(self, recipe: Recipe, line: Line, tokenizer: Any, data: Data, interrupt: Interrupt) -> KavaTrainer:
-        trainer = KavaTrainer(
-            line.objective,
-            recipe,
-            tokenizer,
-            line.validation,
-            interrupt,
-            args=self.args,
-            train_dataset=data.train,
-            data_collator=line.collate,
-        )
+        options = {"args": self.args, "train_dataset": data.train, "data_collator": line.collate}
+        trainer = KavaTrainer(line.objective, recipe, tokenizer, line.validation, interrupt, **options)
         own: list[Any] = [Schedule(trainer, interrupt), GradientNorms(trainer), Journal(self.folder / folder.LOG)]
         if recipe.explicit.enabled:
             own += [guide_files.TrainingLog(self.folder / guide_files.LOG), guide_files.GuideConsole(self.quiet)]
@@ -179,11 +168,11 @@ class _Run:
 
     def describe(self, data: Data, trainer: KavaTrainer) -> None:
         """Writes recipe.yaml, meta.json and data_card.json, and logs what is trained on what."""
-        objective, recipe, processes = trainer.objective, trainer.recipe, trainer.args.world_size
-        trained, device = objective.trained(), objective.model.device
+        objective, recipe, args = trainer.objective, trainer.recipe, trainer.args
+        trained, processes = objective.trained(), args.world_size
         facts = {
             "data": data.card,
-            "device": torch.cuda.get_device_name(0) if device.type == "cuda" else device.type,
+            "device": device_name(objective.model.device),
             "threads": torch.get_num_threads(),
             "trained_names": len(trained),
             "trained_parameters": sum(weight.numel() for weight in trained.values()),
@@ -196,15 +185,9 @@ class _Run:
         write_json(self.folder / "data_card.json", data.card)
         log.info("%s: %s", recipe.about.name or "run", json.dumps(facts["data"]))
         log.info("training %(trained_parameters)s of %(all_parameters)s parameters", facts)
-        log.info(
-            "processes: %d (sharding %s); examples in an update: %d = %d processes x %d x %d micro-batches",
-            processes,
-            facts["sharding"],
-            facts["effective_batch_size"],
-            processes,
-            trainer.args.per_device_train_batch_size,
-            trainer.args.gradient_accumulation_steps,
-        )
+        sizes = (processes, args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        what = "processes: %d (sharding %s); examples in an update: %d = %d processes x %d x %d micro-batches"
+        log.info(what, processes, facts["sharding"], facts["effective_batch_size"], *sizes)
         if recipe.loss.std_scope == "batch":
             log.warning("loss.std_scope is batch, as in the parents' code: the loss depends on how batches are split")
         no_result = data.card.get("share_no_result")
@@ -223,35 +206,22 @@ class _Run:
         else:
             log.info("stopped at update %d; continue with --resume auto", state.global_step)
         if trainer.recipe.explicit.enabled:
-            guide_files.close(self.folder, _with_real_batches(trainer), state, finished, trainer.args.world_size)
-
-
-def _with_slots(recipe: Recipe, longest: int) -> Recipe:
-    """`rkv.full_slots`: as many latents as the longest chain of thought has tokens."""
-    return recipe.model_copy(update={"latent": recipe.latent.model_copy(update={"num_tokens": longest})})
-
-
-def _with_real_batches(trainer: KavaTrainer) -> Recipe:
-    """The recipe with the batch sizes that this run's processes really had."""
-    real = {
-        "batch_size": trainer.args.per_device_train_batch_size,
-        "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
-    }
-    return trainer.recipe.model_copy(update={"training": trainer.recipe.training.model_copy(update=real)})
+            args, names = trainer.args, ("per_device_train_batch_size", "gradient_accumulation_steps")
+            batch_size, steps = (getattr(args, name) for name in names)  # what this run's processes really had
+            recipe = trainer.recipe.changed("training", batch_size=batch_size, gradient_accumulation_steps=steps)
+            guide_files.close(self.folder, recipe, state, finished, args.world_size)
 
 
 @contextmanager
 def _open_log(path: Path, quiet: bool) -> Iterator[None]:
     """Sends kava's log lines to train.log and, unless quiet, to the console while the run lasts; rank 0 only."""
-    root = logging.getLogger("kava")
+    root, main = logging.getLogger("kava"), is_main_process()
     before = (root.handlers, root.level, root.propagate)
-    if not is_main_process():
-        path = Path(os.devnull)
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = logging.FileHandler(path if main else os.devnull, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING if quiet else logging.INFO)
-    root.handlers, root.propagate = [file, console] if is_main_process() else [file], False
+    root.handlers, root.propagate = [file, console] if main else [file], False
     root.setLevel(logging.INFO)
     try:
         yield

@@ -72,9 +72,8 @@ class Sharded(nn.Module):
 
 def refuse_types(objective: nn.Module) -> None:
     """Raises where trained weights have several dtypes: FSDP reduces gradients of one dtype only."""
-    kinds = sorted(
-        {str(weight.dtype).removeprefix("torch.") for weight in objective.parameters() if weight.requires_grad}
-    )
+    types = {weight.dtype for weight in objective.parameters() if weight.requires_grad}
+    kinds = sorted(str(dtype).removeprefix("torch.") for dtype in types)
     if len(kinds) > 1:
         raise ConfigError(
             f"system.sharding=fsdp2 needs one type for all that is trained, and here it is {' and '.join(kinds)}",
@@ -87,29 +86,28 @@ def whole_tensor(value: Any) -> Any:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def _shard_like(weight: DTensor, value: Any) -> Any:
+    """An optimizer's moment sharded as its weight is; anything of another shape unchanged."""
+    if not isinstance(value, Tensor) or value.shape != weight.shape:
+        return value
+    return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+
+
 def follow_shards(optimizer: torch.optim.Optimizer) -> None:
     """Makes the optimizer save whole tensors and shard what it loads."""
 
     def joined(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-        state = {
-            number: {name: whole_tensor(value) for name, value in parts.items()}
-            for number, parts in saved["state"].items()
-        }
-        return saved | {"state": state}
+        state = saved["state"].items()
+        return saved | {"state": {n: {name: whole_tensor(part) for name, part in parts.items()} for n, parts in state}}
 
     def cut(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         numbers = [number for group in saved["param_groups"] for number in group["params"]]
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         state = dict(saved["state"])
         for number, weight in zip(numbers, weights, strict=True):
-            parts = state.get(number, {})
-            state[number] = {
-                name: distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
-                if isinstance(weight, DTensor) and isinstance(value, Tensor) and value.shape == weight.shape
-                else value
-                for name, value in parts.items()
-            }
-        return saved | {"state": {number: parts for number, parts in state.items() if parts}}
+            if number in state and isinstance(weight, DTensor):
+                state[number] = {name: _shard_like(weight, part) for name, part in state[number].items()}
+        return saved | {"state": state}
 
     optimizer.register_state_dict_post_hook(joined)
     optimizer.register_load_state_dict_pre_hook(cut)

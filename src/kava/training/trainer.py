@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from kava.files import new_folder, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
 from kava.objective.records import Result, Step
-from kava.training import aux_state as aux_state
+from kava.training import aux_state
 from kava.training.checkpoint import rotate
 from kava.training.folder import BEST
 from kava.training.interrupt import Interrupt
@@ -37,6 +37,9 @@ INCOMING = ".partial-checkpoint"
 IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
 
 
+Sums = defaultdict[str, float]
+
+
 @dataclass(frozen=True)
 class Validation:
     """What is measured on held-out examples (None: it was cut short), and the number that makes a checkpoint the best."""
@@ -44,9 +47,6 @@ class Validation:
     measure: Callable[[Step], dict[str, float] | None]
     decides: str
     lower: bool = False
-
-    def better(self, value: float, best: float | None) -> bool:
-        return best is None or (value < best if self.lower else value > best)
 
 
 class KavaTrainer(Trainer):
@@ -66,23 +66,19 @@ class KavaTrainer(Trainer):
         super().__init__(model=objective, **trainer)
         self.remove_callback(PrinterCallback)  # our own console says it
         self.model_accepts_loss_kwargs = True  # what transformers before 5.19 reads instead
-        self.objective = objective
-        self.recipe = recipe
-        self.tokenizer_to_save = tokenizer
-        self.validation = validation
-        self.interrupt = interrupt
+        self.objective, self.recipe, self.tokenizer_to_save = objective, recipe, tokenizer
+        self.validation, self.interrupt = validation, interrupt
         self.at_epoch_end = False
         self.pieces = pieces_of(recipe, self.args.world_size)
         self.sharded: Sharded | None = None
         self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, float] = defaultdict(float)
-        self._before: tuple[dict[str, float], dict[str, float]] = ({}, {})
+        self._sums, self._counts = Sums(float), Sums(float)
+        self._before = (self._sums, self._counts)  # as they were when the update began
         self.epoch = 0  # set by callbacks.Schedule
         self.step = Step()
         self._window: dict[int, dict[str, float]] = {}  # counts of each micro-batch of the update, by its id()
         self._known: dict[str, float] | None = None
-        self._health: dict[str, float] = {}
+        self.health: dict[str, float] = {}  # numbers for the next log line
         self._tokens, self._since = 0, time.perf_counter()
         if self.args.world_size > 1:  # else every process would drop out the same places
             torch.manual_seed(self.args.seed + self.args.process_index)
@@ -97,9 +93,7 @@ class KavaTrainer(Trainer):
             self._updates = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if self._idle else 0
         return loader
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one update, and what each term is divided by over all of them and all ranks."""
         if self.state.global_step >= self.state.max_steps:  # resumed behind the last update: only its end is due
             self.control.should_training_stop = True
@@ -108,18 +102,17 @@ class KavaTrainer(Trainer):
         update, every = self.state.global_step, self.args.logging_steps
         progress = update / max(1, self.state.max_steps)
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
-        self.pieces.begin()
-        self._before = dict(self._sums), dict(self._counts)
-        if self._idle and (self.state.global_step + 1) % self._updates == 0:
+        self.pieces.window = []
+        self._before = self._sums.copy(), self._counts.copy()
+        if self._idle and (update + 1) % self._updates == 0:
             batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
-        counts: dict[str, float] = defaultdict(float)
+        counts = Sums(float)
         self._window = {id(batch): self.objective.counts(batch, self.step) for batch in batches}
         for batch in batches:
             for name, count in self._window[id(batch)].items():
                 counts[name] += 0.0 if IDLE in batch else count
-            if IDLE in batch:
-                continue
-            self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
+            if IDLE not in batch:
+                self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
         self._of_all(counts)
         return batches, {name: count or 1.0 for name, count in counts.items()}  # over nothing: 0, but with a gradient
 
@@ -135,7 +128,7 @@ class KavaTrainer(Trainer):
         for term in result.terms:
             self._sums[term.name] += counts * float(term.total.detach())
             self._counts[term.name] += counts * term.count
-        self._health |= {name: float(value) for name, value in result.health.items()}
+        self.health |= {name: float(value) for name, value in result.health.items()}
         return (loss, result) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
@@ -145,9 +138,7 @@ class KavaTrainer(Trainer):
 
         def undo() -> None:
             model.zero_grad()
-            for now, before in zip((self._sums, self._counts), self._before, strict=True):
-                now.clear()
-                now.update(before)
+            self._sums, self._counts = (sums.copy() for sums in self._before)
 
         return self.pieces.run(inputs, step, undo)
 
@@ -160,29 +151,22 @@ class KavaTrainer(Trainer):
             "lower training.learning_rate or the alphas; the last checkpoint is untouched (--resume auto)",
         )
 
-    def note(self, name: str, value: float) -> None:
-        """A number for the next log line."""
-        self._health[name] = value
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self._of_all(self._sums)
             self._of_all(self._counts)
             logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
-            logs |= self._health
+            logs |= self.health
             logs["tokens_per_second"] = self.args.world_size * self._tokens / (time.perf_counter() - self._since)
             self._tokens, self._since = 0, time.perf_counter()
-            self._sums.clear()
-            self._counts.clear()
-            self._health = {}
+            self._sums, self._counts, self.health = Sums(float), Sums(float), {}
         super().log(logs, start_time)
 
-    def _of_all(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Summed over the processes, which all have the same names."""
+    def _of_all(self, numbers: dict[str, float]) -> None:
+        """Sums `numbers` over the processes, which all have the same names."""
         if self.args.world_size > 1 and numbers:
             local = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.args.device)
             numbers.update(zip(numbers, self.accelerator.reduce(local, "sum").tolist(), strict=True))
-        return numbers
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -203,18 +187,15 @@ class KavaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:  # every process is asked
-            return
-        write_student(
-            self.objective.model,
-            self.tokenizer_to_save,
-            self.recipe,
-            Path(output_dir or self.args.output_dir),
-            step=self.state.global_step,
-            processes=self.args.world_size,
-            effective_batch_size=self.effective_batch_size,
-        )
-        aux_state.save(self.objective, Path(output_dir or self.args.output_dir))
+        if self.args.should_save:  # every process is asked
+            counts = {"processes": self.args.world_size, "effective_batch_size": self.effective_batch_size}
+            self._write(Path(output_dir or self.args.output_dir), **counts)
+
+    def _write(self, folder: Path, **facts: Any) -> None:
+        """The student and what is trained beside it; `facts` go to its card."""
+        model, step = self.objective.model, self.state.global_step
+        write_student(model, self.tokenizer_to_save, self.recipe, folder, step=step, **facts)
+        aux_state.save(self.objective, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_weights(self.objective.model, resume_from_checkpoint)
@@ -259,8 +240,7 @@ class KavaTrainer(Trainer):
             for group in list(optimizer.param_groups):
                 apart = [weight for weight in group["params"] if id(weight) in own]
                 group["params"] = [weight for weight in group["params"] if id(weight) not in own]
-                rest = {name: value for name, value in group.items() if name != "params"}
-                optimizer.add_param_group(rest | {"params": apart, "lr": self.recipe.projector.learning_rate})
+                optimizer.add_param_group(group | {"params": apart, "lr": self.recipe.projector.learning_rate})
         if self.sharded is not None:
             follow_shards(optimizer)
             clip = self.accelerator.clip_grad_norm_
@@ -281,9 +261,8 @@ class KavaTrainer(Trainer):
                 self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = {f"eval_{name}": value for name, value in numbers.items()}
-        best = self.state.best_metric
-        value = numbers[self.validation.decides]
-        if self.validation.better(value, best):
+        best, value = self.state.best_metric, numbers[self.validation.decides]
+        if best is None or (value < best if self.validation.lower else value > best):
             self.state.best_metric = value
             self.save_best(validation=numbers)
         self.log(dict(metrics))
@@ -291,11 +270,7 @@ class KavaTrainer(Trainer):
 
     def save_best(self, **facts: Any) -> None:
         """best_checkpoint/; all processes call it."""
-        folder = Path(self.args.output_dir) / BEST
         with self.whole():
-            if not self.args.should_save:
-                return
-            with new_folder(folder) as partial:
-                step = self.state.global_step
-                write_student(self.objective.model, self.tokenizer_to_save, self.recipe, partial, step=step, **facts)
-                aux_state.save(self.objective, partial)
+            if self.args.should_save:
+                with new_folder(Path(self.args.output_dir) / BEST) as partial:
+                    self._write(partial, **facts)

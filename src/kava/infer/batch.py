@@ -1,0 +1,70 @@
+"""Batch mode: questions from a file, answers as rows, text and a file. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kava.data.rows import JsonRows, text
+from kava.data.sources.own import QUESTION
+from kava.errors import DataError
+from kava.files import write_text
+
+if TYPE_CHECKING:
+    from kava.infer.student import Answer
+
+RULE = "-" * 80
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+def read_questions(source: Path) -> list[str]:
+    """The questions in JSON rows (question, prompt or problem), or in a text file with one a line."""
+    if source.suffix in JSON_LINES:
+        prompts = [text(row, QUESTION, where) for where, row in JsonRows(source)]
+    else:
+        try:
+            lines = source.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{source} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+        except OSError as error:
+            raise DataError(f"{source} cannot be read: {error.strerror}") from error
+        prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise DataError(f"{source} holds no question", "one question a line, or JSON lines in a file named .jsonl")
+    return prompts
+
+
+def answer_row(question: str, answer: Answer, mode: str) -> dict[str, Any]:
+    """One answer as a row of JSON."""
+    return {
+        "question": question,
+        "answer": answer.text,
+        "value": answer.value,
+        "mode": mode,
+        "forward_passes": answer.forward_passes,
+        "executed_calls": answer.executed,
+        "generated_tokens": answer.num_tokens,
+        "truncated": answer.truncated,
+    }
+
+
+def write_answers(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes JSON lines for a name in .jsonl, otherwise Q: and A: blocks."""
+    if path.suffix in JSON_LINES:
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        write_text(path, blocks(rows) + "\n")
+
+
+def blocks(rows: Sequence[dict[str, Any]], passes: bool = False) -> str:
+    """Q: and A: blocks with rules between them; with `passes` also the cost of each answer."""
+    costs = [f"\n{cost(row['forward_passes'], row['truncated'])}" if passes else "" for row in rows]
+    pairs = zip(rows, costs, strict=True)
+    return f"\n{RULE}\n".join(f"Q: {row['question']}\nA: {row['answer']}{end}" for row, end in pairs)
+
+
+def cost(forward_passes: int, truncated: bool) -> str:
+    """Forward passes of an answer, in brackets."""
+    return f"[{forward_passes} forward passes{', cut off' if truncated else ''}]"
