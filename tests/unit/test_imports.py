@@ -98,7 +98,6 @@ def test_arrows_point_down(path: Path):
         assert LEVEL[other] < LEVEL[room] or LEVEL[room] == LEVEL[other] == 0, f"{module} is not below {room}/"
 
 
-@pytest.mark.xfail(reason="being mended")
 def test_no_circle_between_files():
     names = {_dotted(path): path for path in FILES}
     needs = {
@@ -122,13 +121,11 @@ def _file_of(module: str, names: dict[str, Path]) -> str | None:
     return next((name for name in (module, module.rpartition(".")[0]) if name in names), None)
 
 
-@pytest.mark.xfail(reason="being mended")
 def test_no_class_name_twice():
     classes = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     assert not [name for name, count in classes.items() if count > 1]
 
 
-@pytest.mark.xfail(reason="being mended")
 def test_locals_say_what_they_hold():
     """Assignments to names without content, over the syntax tree of all of src."""
     stored = Counter(

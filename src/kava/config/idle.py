@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kava.config.fields import BUILTIN_DATASETS, DISTANCES, METHODS, Idle
 
-if TYPE_CHECKING:
-    from kava.config.schema import Recipe
+Recipe = Any  # schema.Recipe, whose settings carry these rules
 
 
 def when(cause: str, reason: str, *values: Any) -> Idle:
