@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kava.cli.common import HELP_FLAGS, OVERRIDES, check_flags, parse_recipe_args, show_result
+from kava.cli.common import HELP_FLAGS, OVERRIDES, no_settings, parse_recipe_args, show_result
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet
 from kava.data.hub import move_cache
@@ -76,7 +76,6 @@ def fetch(
     if export_jsonl and (skip_dataset or not (dataset or recipes)):
         raise ConfigError("--export_jsonl writes a data set, and none is fetched", "name it: --dataset openai/gsm8k")
     _use_cache(cache_dir)
-
     from kava.lab.assets import export_training_rows, fetch_missing
 
     skipped = [kind for kind, skip in (("model", skip_model), ("data set", skip_dataset)) if skip]
@@ -85,11 +84,8 @@ def fetch(
     checks = [asset.check(errors.get(asset.hub) if asset.hub else None) for asset in wanted]
     names = [*(dataset or []), *(recipe.dataset.name for recipe in recipes)]
     exported = export_training_rows(names, dataset_config, quiet) if export_jsonl else {}
-    ok = not errors and all(check["problem"] is None for check in checks)
     note = "" if cache_dir is None else f"\n\nfor runs: export HF_HUB_CACHE={cache_dir.expanduser().absolute()}"
-    facts = {"ok": ok, "fetched": fetched, "exported": exported, "assets": checks}
-    show_result(facts, _text(checks) + note, quiet)
-    return 0 if ok else 1
+    return _show(checks, not errors, {"fetched": fetched, "exported": exported}, note, quiet)
 
 
 @app.command("verify", cls=ListFlagCommand, context_settings=OVERRIDES)
@@ -114,13 +110,12 @@ def verify(
     checks = [asset.check() for asset in _wanted(recipes, model, dataset, dataset_config)]
     ok = all(check["problem"] is None for check in checks)
     hint = "" if ok else "\n\nbring what is missing where a network is: kava assets fetch (the same flags)"
-    show_result({"ok": ok, "assets": checks}, _text(checks) + hint, quiet)
-    return 0 if ok else 1
+    return _show(checks, ok, {}, hint, quiet)
 
 
 def _recipes(configs: list[str] | None, ctx: typer.Context) -> list[Recipe]:
-    if not configs and check_flags(ctx):
-        raise ConfigError(f"unexpected {ctx.args[0]!r}", "settings need a recipe they apply to: --config")
+    if not configs:
+        no_settings(ctx, "settings need a recipe they apply to: --config")
     return [parse_recipe_args(name, ctx) for name in dict.fromkeys(configs or [])]
 
 
@@ -146,12 +141,19 @@ def _wanted(
     return merged(wanted)
 
 
-def _text(checks: list[dict[str, Any]]) -> str:
+def _show(checks: list[dict[str, Any]], fetched_all: bool, more: dict[str, Any], note: str, quiet: bool) -> int:
+    """Print the checks with `more` facts; the exit code."""
     missing = sum(check["problem"] is not None for check in checks)
     rows = [
-        ["ok" if check["problem"] is None else "MISSING", check["kind"], check["name"], check["role"],
-         check["place"] or str(check["problem"])]
+        [
+            "MISSING" if check["problem"] else "ok",
+            *map(check.get, ("kind", "name", "role")),
+            check["place"] or check["problem"],
+        ]
         for check in checks
-    ]  # fmt: skip
+    ]
     count = f"{missing} of {len(checks)} missing" if missing else f"all {len(checks)} are here"
-    return f"{table(rows, ['', 'what', 'name', 'for', 'where'])}\n\n{count}"
+    text = f"{table(rows, ['', 'what', 'name', 'for', 'where'])}\n\n{count}{note}"
+    ok = fetched_all and not missing
+    show_result({"ok": ok, **more, "assets": checks}, text, quiet)
+    return 0 if ok else 1

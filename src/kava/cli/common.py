@@ -42,15 +42,13 @@ def parse_recipe_args(config: str, extra: typer.Context | Sequence[str], *flags:
 
 def check_flags(extra: typer.Context | Sequence[str]) -> list[str]:
     """The words that remain after the verb's own flags; an unknown flag is an error that names the nearest known one."""
-    own: list[str] = []
-    if isinstance(extra, Sequence):
-        words = list(extra)
-    else:
-        own = [name for parameter in extra.command.params for name in parameter.opts if name.startswith("--")]
-        words = list(extra.args)
+    words = list(extra if isinstance(extra, Sequence) else extra.args)
+    parameters = [] if isinstance(extra, Sequence) else extra.command.params
+    own = [name for parameter in parameters for name in parameter.opts if name.startswith("--")]
     for word in words:
         flag = word.partition("=")[0]
-        if flag.startswith("-") and not flag.startswith("--") and not _is_number(flag):
+        number = flag.lstrip("-").replace(".", "", 1).replace("e-", "", 1).isdigit()
+        if flag.startswith("-") and not flag.startswith("--") and not number:
             raise ConfigError(f"unknown flag {flag!r}", "flags start with two dashes")
         if flag.startswith("--") and "." not in flag:
             same_leaf = [key for key in KEYS if key.rpartition(".")[2] == flag.removeprefix("--")]
@@ -59,15 +57,10 @@ def check_flags(extra: typer.Context | Sequence[str]) -> list[str]:
     return words
 
 
-def no_settings(extra: typer.Context) -> None:
+def no_settings(extra: typer.Context, hint: str = "settings need a recipe they apply to") -> None:
     """An error for section.key=value where the verb, used like this, reads no recipe."""
-    words = check_flags(extra)
-    if words:
-        raise ConfigError(f"unexpected {words[0]!r}", "settings need a recipe they apply to")
-
-
-def _is_number(word: str) -> bool:
-    return word.lstrip("-").replace(".", "", 1).replace("e-", "", 1).isdigit()
+    if words := check_flags(extra):
+        raise ConfigError(f"unexpected {words[0]!r}", hint)
 
 
 def show_result(data: Mapping[str, Any] | Sequence[Any], text: str, quiet: bool) -> None:

@@ -47,31 +47,24 @@ def read_words(words: Sequence[str], declared: Sequence[str] = ()) -> FlagSettin
             continue
         name, equals, text = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        flag = None if "." in name else _known(name, declared)
-        spelled = name if flag is None else f"--{name}"
-        value = _value(spelled, flag, [text, *values] if equals else values, bool(equals))
-        if flag is None:
-            settings: Mapping[str, str] = {_HOMES.get(name, name): value}
-        else:
-            settings = _settings(spelled, flag, value)
-            result.implied.update(flag.along)
-            if flag.mixture is not None:
-                result.mixture[next(iter(settings))] = (spelled, flag.mixture)
-            if flag.teacher is not None:
-                result.teacher[flag.teacher] = next(iter(settings.values()))
+        flag = Flag(name, _HOMES.get(name, name)) if "." in name else _known(name, declared)
+        spelled = name if "." in name else f"--{name}"
+        settings = _settings(spelled, flag, _value(spelled, flag, [text, *values] if equals else values, bool(equals)))
+        result.implied.update(flag.along)
+        if flag.mixture is not None:
+            result.mixture[next(iter(settings))] = (spelled, flag.mixture)
+        if flag.teacher is not None:
+            result.teacher[flag.teacher] = next(iter(settings.values()))
         for key, new in settings.items():
             if key in result.typed and _data(result.typed[key]) != _data(new):
                 raise set_twice(key, result.typed[key], set_by[key], new, spelled)
-            result.typed[key] = new
-            set_by[key] = spelled
+            result.typed[key], set_by[key] = new, spelled
     return result
 
 
 def set_twice(key: str, first: str, first_flag: str, second: str, second_flag: str) -> ConfigError:
-    return ConfigError(
-        f"command line: {key} is set twice, to {first} by {first_flag} and to {second} by {second_flag}",
-        "leave one of them out",
-    )
+    message = f"command line: {key} is set twice, to {first} by {first_flag} and to {second} by {second_flag}"
+    return ConfigError(message, "leave one of them out")
 
 
 def _refuse_stray(words: Sequence[str]) -> None:
@@ -79,19 +72,19 @@ def _refuse_stray(words: Sequence[str]) -> None:
         raise ConfigError(f"command line: unexpected {words[0]!r}", "settings are written section.key=value")
 
 
-def _value(spelled: str, flag: Flag | None, words: list[str], attached: bool) -> str:
-    """The value of a flag or key (`flag` is None) from the words after it; a list flag's is JSON."""
-    if flag is not None and flag.switch is not None:
+def _value(spelled: str, flag: Flag, words: list[str], attached: bool) -> str:
+    """The value of a flag or key from the words after it; a list flag's is JSON."""
+    if flag.switch is not None:
         if attached or (words and words[0].lower() in _BOOLEANS):
             raise ConfigError(f"{spelled} is a switch and takes no value", "give it alone, or leave it out")
         _refuse_stray(words)
         return flag.switch
     if not words:
         raise ConfigError(f"command line: {spelled} has no value", f"write {spelled} VALUE")
-    if flag is not None and flag.many:
+    if flag.many:
         return json.dumps([None if word == "None" else word for word in words])
     _refuse_stray(words[1:])
-    return "null" if words[0] == "None" and (flag is None or isinstance(flag.sets, str)) else words[0]
+    return "null" if words[0] == "None" and isinstance(flag.sets, str) else words[0]
 
 
 def _known(name: str, declared: Sequence[str]) -> Flag:

@@ -70,10 +70,8 @@ class MachineChoice:
         chosen = {key: show(value) for key, value in self.adapter.recipe_settings(self.device).items()}
         if chosen.get(PREFETCH) == "2":  # torch's default
             del chosen[PREFETCH]
-        for key, (place, name) in LOCAL.items():
-            path = Path(self.adapter.paths[place]) / name
-            if path.is_dir():
-                chosen[key] = str(path)
+        folders = {key: Path(self.adapter.paths[place]) / name for key, (place, name) in LOCAL.items()}
+        chosen |= {key: str(folder) for key, folder in folders.items() if folder.is_dir()}
         if "dataset.name" in chosen:
             chosen["dataset.config"] = "null"
         bitsandbytes = any(package.name == "bitsandbytes" and package.ok for package in self.adapter.packages)
@@ -96,11 +94,15 @@ def resolve(request: DistillRequest, adapter: EnvironmentAdapter, probe: Probe) 
     if warmup is not None and RATIO in typed:
         raise ConfigError(f"--warmup_steps and {RATIO} set the same", "leave one of them out")
     machine = MachineChoice(adapter, typed.get("system.device"))
-    base = _with_separate_teacher(request.config, typed)
-    folder = Path(request.output_dir or _folder(base, adapter, request.quick))
+    base = load_recipe(request.config, _words(typed))
+    if not base.explicit.enabled and not base.mixture.on:
+        message = f"recipe {request.config} has no separate teacher (explicit.enabled is false)"
+        raise ConfigError(message, f"train it with kava train --config {request.config}")
+    name = f"{base.about.name or 'run'}_seed_{base.system.seed}{'_quick' if request.quick else ''}"
+    folder = Path(request.output_dir or Path(adapter.paths["output"]) / name)
 
-    words = (word.partition("=") for word in QUICK if request.quick)
-    quick = {key: value for key, _, value in words if key not in auto}
+    settings = (word.split("=") for word in QUICK if request.quick)
+    quick = {key: value for key, value in settings if key not in auto}
     chosen, why = machine.settings(), "as the run began"
     open_keys = set(chosen) if request.config == ADAPTIVE else set(auto)  # the machine's to set
     if request.resume is not None and (folder / "recipe.yaml").is_file():
@@ -132,37 +134,17 @@ def _words(settings: Mapping[str, str]) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
-def _with_separate_teacher(config: str, typed: Mapping[str, str]) -> Recipe:
-    recipe = load_recipe(config, _words(typed))
-    if not recipe.explicit.enabled and not recipe.mixture.on:
-        raise ConfigError(
-            f"recipe {config} has no separate teacher (explicit.enabled is false)",
-            f"train it with kava train --config {config}",
-        )
-    return recipe
-
-
-def _folder(recipe: Recipe, adapter: EnvironmentAdapter, quick: bool) -> Path:
-    name = f"{recipe.about.name or 'run'}_seed_{recipe.system.seed}"
-    return Path(adapter.paths["output"]) / (name + "_quick" if quick else name)
-
-
 def _as_it_began(chosen: Mapping[str, str], keys: set[str], adaptive: bool, folder: Path) -> dict[str, str]:
     """The machine's settings stored when the run began; those of this machine only where they may change in between."""
     stored = flatten(load_recipe(folder / "recipe.yaml").to_dict(), "recipe.yaml", None)
-    began = {
-        key: show(value) for key, value in stored.items() if key in keys or (adaptive and key.startswith(FREE + "."))
+    keys_stored = (key for key in stored if key in keys or (adaptive and key.startswith(FREE + ".")))
+    return {key: show(stored[key]) for key in keys_stored} | {
+        key: chosen[key] for key in keys if key.startswith(FREE_TO_CHANGE)
     }
-    return began | {key: chosen[key] for key in keys if key.startswith(FREE_TO_CHANGE)}
 
 
 def _batch(
-    config: str,
-    typed: Mapping[str, str],
-    auto: Mapping[str, str],
-    machine: MachineChoice,
-    base: Recipe,
-    probe: Probe,
+    config: str, typed: Mapping[str, str], auto: Mapping[str, str], machine: MachineChoice, base: Recipe, probe: Probe
 ) -> tuple[str | None, str]:
     """The batch size (None: the machine's table decides) and why."""
     if auto.get(ACCUMULATION) == "probe":
@@ -196,10 +178,8 @@ def _warmup_ratio(text: str, updates: int | None) -> str:
     if not text.isdigit():
         raise ConfigError(f"--warmup_steps {text}: not a number of updates")
     if updates is None:
-        raise ConfigError(
-            "--warmup_steps needs a known number of updates, and this run is measured in epochs",
-            "give --max_steps as well, or --warmup_ratio 0.05",
-        )
+        message = "--warmup_steps needs a known number of updates, and this run is measured in epochs"
+        raise ConfigError(message, "give --max_steps as well, or --warmup_ratio 0.05")
     count = int(text)
     if count >= updates:
         raise ConfigError(f"--warmup_steps {text}: the run has {updates} updates", "warm up for fewer")

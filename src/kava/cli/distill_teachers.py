@@ -76,12 +76,8 @@ def with_teachers(flags: FlagSettings, config: str) -> dict[str, str]:
 
 def add_effective(typed: Mapping[str, str], optional: Mapping[str, str], recipe: Recipe | None) -> dict[str, str]:
     """`typed` and those of `optional` that are not typed and that have an effect in `recipe` (None: all of them)."""
-    kept = {
-        key: value
-        for key, value in optional.items()
-        if key not in typed and (recipe is None or without_effect(recipe, {key: 1}) is None)
-    }
-    return kept | dict(typed)
+    effective = (key for key in optional if recipe is None or without_effect(recipe, {key: 1}) is None)
+    return {key: optional[key] for key in effective if key not in typed} | dict(typed)
 
 
 def _merged(recipe: Recipe, settings: Mapping[str, str]) -> Recipe | None:
@@ -171,20 +167,17 @@ def _specs(flags: TeacherFlags, old: Sequence[Spec], phase: str | None) -> list[
         specs = [{**spec, "store": store} for spec, store in zip(specs, flags.stores, strict=True)]
     for spec in specs:
         if spec["prompt"] not in NAMED_PROMPTS and "{question}" not in spec["prompt"]:
-            raise ConfigError(
-                f"--teacher_prompts: {spec['prompt']!r} is none of {', '.join(NAMED_PROMPTS)} and has no {{question}}",
-                "say where the question goes: 'Think first. {question}'",
-            )
+            reason = f"{spec['prompt']!r} is none of {', '.join(NAMED_PROMPTS)} and has no {{question}}"
+            hint = "say where the question goes: 'Think first. {question}'"
+            raise ConfigError(f"--teacher_prompts: {reason}", hint)
     return [spec | flags.fields for spec in specs]
 
 
 def _one_for_each(what: str, values: Sequence[str], specs: Sequence[Spec]) -> None:
     if len(values) != len(specs):
         teachers = ", ".join(str(spec["model"]) for spec in specs)
-        raise ConfigError(
-            f"--teacher_{what}s: {len(values)} {what}s for {len(specs)} teachers ({teachers})",
-            f"give one {what} for each" + (", or one model" if what == "prompt" else ""),
-        )
+        hint = f"give one {what} for each" + (", or one model" if what == "prompt" else "")
+        raise ConfigError(f"--teacher_{what}s: {len(values)} {what}s for {len(specs)} teachers ({teachers})", hint)
 
 
 def _named(specs: Sequence[Spec]) -> list[Spec]:
@@ -203,10 +196,10 @@ def _named(specs: Sequence[Spec]) -> list[Spec]:
         named.append({**spec, "name": spec["name"] or label})
     for spec in named:
         if sum(other["name"] == spec["name"] for other in named) > 1:
-            raise ConfigError(
-                f"two teachers are the same: {spec['model'] or 'own'} with prompt {spec['prompt']}",
-                "give them other prompts, or both a name: mixture.teachers=[{name: a, model: M}, {name: b, model: M}]",
+            hint = (
+                "give them other prompts, or both a name: mixture.teachers=[{name: a, model: M}, {name: b, model: M}]"
             )
+            raise ConfigError(f"two teachers are the same: {spec['model'] or 'own'} with prompt {spec['prompt']}", hint)
     return named
 
 

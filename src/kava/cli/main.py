@@ -48,9 +48,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("report", "Reproduce and compare", "runs as one self-contained page of figures and tables"),
     Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
     Verb("data", "Recipes and data", "inspect a data set: counts, lengths, hashes"),
-    Verb(
-        "assets", "Recipes and data", "fetch models and data for nodes without a network; check that they are complete"
-    ),
+    Verb("assets", "Recipes and data", "fetch models and data for nodes without a network; check they are complete"),
     Verb("align", "Recipes and data", "match a teacher's tokens and layers to a student's; measure a layer map"),
     Verb("extract", "Recipes and data", "store a teacher's keys and values on disk, for training without the teacher"),
     Verb("submit", "Cluster", "run a verb as jobs of a scheduler: scripts, arrays, dependencies, requeueing"),
@@ -75,20 +73,32 @@ def help_text() -> str:
         "",
     ]
     for panel in dict.fromkeys(verb.panel for verb in VERBS):
-        lines.append(f"{panel}:")
-        lines += [f"  {verb.name:<10} {verb.line}" for verb in VERBS if verb.panel == panel]
-        lines.append("")
+        lines += [f"{panel}:", *(f"  {verb.name:<10} {verb.line}" for verb in VERBS if verb.panel == panel), ""]
     return "\n".join([*lines, "  --version  print the version and stop", "", CONVENTIONS])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; every user error ends here as one message."""
-    _survive_any_code_page()
+    for stream in (sys.stdout, sys.stderr):  # characters that the code page (GBK, ASCII) lacks become escapes
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
-    with _Border() as border:
-        border.code = _dispatch(words)
+    try:
+        code = _dispatch(words)
         sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
-    return border.code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `kava config --list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        problem = _users_problem(error)
+        if problem is None:
+            raise  # unexpected: it keeps its traceback
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return code
 
 
 def _dispatch(words: list[str]) -> int:
@@ -128,9 +138,8 @@ def _run(verb: str, words: list[str]) -> int:
         code = command.main(words, prog_name=f"kava {verb}", standalone_mode=False)
     except usage as error:
         text = error.format_message().strip().rstrip(".")
-        raise ConfigError(
-            f"kava {verb}: {text[:1].lower()}{text[1:]}", f"kava {verb} --help lists the flags"
-        ) from error
+        message = f"kava {verb}: {text[:1].lower()}{text[1:]}"
+        raise ConfigError(message, f"kava {verb} --help lists the flags") from error
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     return code if isinstance(code, int) else 0
@@ -157,34 +166,7 @@ def verb_command(verb: str, module: ModuleType) -> Any:
     return command
 
 
-class _Border:
-    """Turns an exception of a verb into a message and an exit code; an unexpected one keeps its traceback."""
-
-    code = 0
-
-    def __enter__(self) -> _Border:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if error is None:
-            return True
-        if isinstance(error, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-            self.code = 130
-        elif isinstance(error, BrokenPipeError):  # `kava config --list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.code = 141
-        elif (problem := _users_problem(error)) is not None:
-            print(f"error: {problem.message}", file=sys.stderr)
-            if problem.hint:
-                print(f"  hint: {problem.hint}", file=sys.stderr)
-            self.code = 2
-        else:
-            return False
-        return True
-
-
-def _users_problem(error: BaseException) -> KavaError | None:
+def _users_problem(error: Exception) -> KavaError | None:
     """The error as one message, if its cause is the user or the machine; None for a bug of kava."""
     if isinstance(error, KavaError):
         return error
@@ -198,13 +180,6 @@ def _users_problem(error: BaseException) -> KavaError | None:
     if isinstance(error, PermissionError):
         return KavaError(f"not allowed{name} ({error.strerror})", "choose a folder that you may write to")
     return None
-
-
-def _survive_any_code_page() -> None:
-    """Print characters that the terminal's code page (GBK, ASCII) lacks as escapes instead of raising."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from huggingface_hub import constants
+
+from kava.backbone.cached import weights_problem
+from kava.backbone.load import SHIPPED, foreign_model, load_tokenizer, locate, teacher_model
+from kava.config import DatasetConfig, ModelConfig, Recipe, TeacherSpec
+from kava.data.export import export_name, export_train, published
+from kava.data.generator import BUILT_IN
+from kava.data.hub import Repo, absent, cache, fetch, missing_parts, model_repo, plan, snapshot
+from kava.data.load import load_examples
+from kava.data.places import data_repo, open_set
 from kava.errors import DataError, KavaError, ModelError
+from kava.evaluation.eval_sets import load_eval_set
+from kava.teachers.manifest import read_manifest
+from kava.teachers.store import missing_shards
 
-if TYPE_CHECKING:
-    from kava.config import DatasetConfig, ModelConfig, Recipe, TeacherSpec
-    from kava.data.hub import Repo
-
-HubPart = tuple["Repo", str | None]  # a repository of the hub and, of a data set, its configuration
+HubPart = tuple[Repo, str | None]  # a repository of the hub and, of a data set, its configuration
 
 
 @dataclass(frozen=True)
@@ -35,15 +44,10 @@ class Asset:
         try:
             place, problem = self.locate(), None
         except KavaError as error:
-            place, problem = None, fetch_error or self._not_in_cache() or error.message
+            place, problem = None, fetch_error or error.message
+            if fetch_error is None and self.hub is not None and snapshot(self.hub[0]) is None:
+                problem = absent(self.hub[0]) + (", nor in ./datasets" if self.kind == "data set" else "")
         return {"kind": self.kind, "name": self.name, "role": self.role, "place": place, "problem": problem}
-
-    def _not_in_cache(self) -> str | None:
-        from kava.data.hub import absent, snapshot
-
-        if self.hub is None or snapshot(self.hub[0]) is not None:
-            return None
-        return absent(self.hub[0]) + (", nor in ./datasets" if self.kind == "data set" else "")
 
 
 def merged(assets: Iterable[Asset]) -> list[Asset]:
@@ -63,58 +67,43 @@ def _locate_all(uses: list[Asset]) -> str:
 
 def needed_assets(recipe: Recipe) -> Iterator[Asset]:
     """Everything that training, validation and evaluation of a recipe read."""
-    from kava.data.places import data_repo
-
     yield from _models(recipe)
     yield data_asset(recipe.dataset, "training")
     for name in recipe.evaluation.datasets:
         config = recipe.dataset.config if name == recipe.dataset.name else None
         yield Asset("data set", name, "evaluation", partial(_eval_set, recipe, name), data_repo(name, config))
+    files = [("mixture.layer_map_files", name) for name in recipe.mixture.layer_map_files]
     if recipe.training.start_from is not None:
-        yield Asset(
-            "file", recipe.training.start_from, "training.start_from", partial(_file, recipe.training.start_from)
-        )
-    for name in recipe.mixture.layer_map_files:
-        yield Asset("file", name, "mixture.layer_map_files", partial(_file, name))
+        files.insert(0, ("training.start_from", recipe.training.start_from))
+    yield from (Asset("file", name, key, partial(_file, name)) for key, name in files)
 
 
 def model_asset(model: ModelConfig, role: str) -> Asset:
-    from kava.data.hub import model_repo
-
     repo = model_repo(model.name, model.revision)
     return Asset("model", model.name, role, lambda: str(_model(model)), None if repo is None else (repo, None))
 
 
 def data_asset(dataset: DatasetConfig, role: str) -> Asset:
-    from kava.data.places import data_repo
-
     return Asset("data set", dataset.name, role, partial(_data, dataset), data_repo(dataset.name, dataset.config))
 
 
 def _models(recipe: Recipe) -> Iterator[Asset]:
-    from kava.backbone.load import foreign_model, spec_of, teacher_model
-
     yield model_asset(recipe.model, "student")
-    if recipe.mixture.on:
-        for spec in recipe.mixture.teachers:
-            role = f"teacher {spec.label}"
-            if spec.store is None:
-                yield model_asset(foreign_model(spec, recipe.model), role)
-            else:
-                yield Asset("store", spec.store, role, partial(_store, spec, True))
-    elif recipe.explicit.enabled and recipe.teacher.store is None:
-        yield model_asset(teacher_model(recipe), "teacher")
-    elif recipe.explicit.enabled:
-        spec = spec_of(recipe).model_copy(update={"store": recipe.teacher.store})
-        yield Asset("store", str(spec.store), "teacher", partial(_store, spec, False))
+    for spec in recipe.mixture.teachers if recipe.mixture.on else ():
+        if spec.store is None:
+            yield model_asset(foreign_model(spec, recipe.model), f"teacher {spec.label}")
+        else:
+            yield Asset("store", spec.store, f"teacher {spec.label}", partial(_store, spec.store, spec))
+    if recipe.explicit.enabled and not recipe.mixture.on:
+        store = recipe.teacher.store
+        if store is None:
+            yield model_asset(teacher_model(recipe), "teacher")
+        else:
+            yield Asset("store", store, "teacher", partial(_store, store, None))
 
 
 def _model(model: ModelConfig, weights: bool = True) -> Path:
     """The folder of a model that loads without a network."""
-    from kava.backbone.cached import weights_problem
-    from kava.backbone.load import SHIPPED, load_tokenizer, locate
-    from kava.data.hub import absent, model_repo, snapshot
-
     repo = model_repo(model.name, model.revision)
     folder = Path(locate(model.name)).expanduser() if repo is None else snapshot(repo)
     if folder is None or not folder.is_dir():
@@ -133,11 +122,6 @@ def _model(model: ModelConfig, weights: bool = True) -> Path:
 
 def _data(dataset: DatasetConfig) -> str:
     """Reads every row that training reads; of a stream the first 100."""
-    from kava.data.generator import BUILT_IN
-    from kava.data.hub import missing_parts
-    from kava.data.load import load_examples
-    from kava.data.places import open_set
-
     if dataset.name in BUILT_IN:
         return "built in"
     opened = open_set(dataset.name, dataset.config)
@@ -152,29 +136,21 @@ def _data(dataset: DatasetConfig) -> str:
 
 
 def _eval_set(recipe: Recipe, name: str) -> str:
-    from kava.data.generator import BUILT_IN
-    from kava.evaluation.eval_sets import load_eval_set
-
     if name in BUILT_IN:
         return "built in"
     return f"{len(load_eval_set(recipe, name).examples)} questions"
 
 
-def _store(spec: TeacherSpec, own_tokenizer: bool) -> str:
-    """The folder of a teacher store with all of its shards; a mixture also loads its teacher's tokenizer."""
-    from kava.config import ModelConfig
-    from kava.teachers.manifest import read_manifest
-    from kava.teachers.store import missing_shards
-
-    folder = Path(str(spec.store))
+def _store(store: str, spec: TeacherSpec | None) -> str:
+    """The folder of a teacher store with all of its shards; a mixture (`spec`) also loads its teacher's tokenizer."""
+    folder = Path(store)
     if not folder.is_dir():
         raise DataError("there is no such folder")
     manifest = read_manifest(folder)
     if shards := missing_shards(folder, manifest):
-        raise DataError(
-            f"{folder}: {len(shards)} of {manifest.num_shards} shards are missing, the first is {shards[0]}"
-        )
-    if own_tokenizer:
+        count = f"{len(shards)} of {manifest.num_shards}"
+        raise DataError(f"{folder}: {count} shards are missing, the first is {shards[0]}")
+    if spec is not None:
         name, revision = manifest.teacher["name"], manifest.teacher["revision"]
         model = ModelConfig(name=spec.model or name, revision=spec.revision or revision)
         try:
@@ -195,10 +171,6 @@ def fetch_missing(assets: Iterable[Asset], quiet: bool) -> tuple[list[str], dict
 
     A failed download stops no other one, and an earlier copy stays as it was.
     """
-    from huggingface_hub import constants
-
-    from kava.data.hub import cache, fetch, plan
-
     fetched: list[str] = []
     errors: dict[HubPart, str] = {}
     if constants.HF_HUB_OFFLINE:
@@ -221,8 +193,6 @@ def fetch_missing(assets: Iterable[Asset], quiet: bool) -> tuple[list[str], dict
 
 def export_training_rows(names: Iterable[str], config: str | None, quiet: bool) -> Mapping[str, int]:
     """Write each training set as prompts and targets into data/; file -> number of rows."""
-    from kava.data.export import export_name, export_train, published
-
     written: dict[str, int] = {}
     for name in dict.fromkeys(names):
         path = Path("data") / export_name(name, config)
