@@ -9,12 +9,12 @@ import typer
 
 from kava.cli.common import HELP_FLAGS, show_result
 from kava.cli.student import Device, Quiet
+from kava.config import DatasetConfig, ModelConfig
 from kava.errors import ConfigError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
 
-Student = Annotated[str, typer.Option("--student_model", help="hub name or local folder")]
-Teacher = Annotated[str, typer.Option("--teacher_model", help="hub name or local folder")]
+ModelName = Annotated[str, typer.Option(help="hub name or local folder")]
 Trust = Annotated[bool, typer.Option("--trust_remote_code", help="run code that comes with the models")]
 Threshold = Annotated[
     float, typer.Option(min=0, max=1, help="tokens with a smaller overlap (IoU of characters) are not matched")
@@ -28,8 +28,8 @@ def align() -> None:
 
 @app.command("show")
 def show(
-    student_model: Student,
-    teacher_model: Teacher,
+    student_model: ModelName,
+    teacher_model: ModelName,
     text: Annotated[str, typer.Option(help="the text that both tokenize")],
     threshold: Threshold = 0.1,
     layer_map: Annotated[
@@ -40,14 +40,9 @@ def show(
     quiet: Quiet = False,
 ) -> int:
     """Print both tokenizations of a text, which tokens cover the same characters, and the layer map. Loads no weights."""
-    from kava.backbone.silence_libraries import silence_libraries
-    from kava.config import ModelConfig
     from kava.lab.model_alignment import align_text, alignment_table
 
-    silence_libraries()
-    student, teacher = (
-        ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student_model, teacher_model)
-    )
+    student, teacher = _models(student_model, teacher_model, trust_remote_code)
     result = align_text(student, teacher, text, threshold, layer_map, layer_map_file)
     show_result(result, alignment_table(result), quiet)
     return 0
@@ -55,8 +50,8 @@ def show(
 
 @app.command("precompute")
 def precompute(
-    student_model: Student,
-    teacher_model: Teacher,
+    student_model: ModelName,
+    teacher_model: ModelName,
     output: Annotated[Path, typer.Option(help="the .json file to write, for mixture.layer_map_files")],
     dataset_name: Annotated[str | None, typer.Option(help="hub name, folder, or a built-in set (chains)")] = None,
     dataset_config: Annotated[str | None, typer.Option(help="configuration of a hub data set, e.g. main")] = None,
@@ -80,14 +75,9 @@ def precompute(
     if train_file is not None and dataset_config is not None:
         raise ConfigError("--dataset_config has no effect with --train_file", "leave one of them out")
 
-    from kava.backbone.silence_libraries import silence_libraries
-    from kava.config import DatasetConfig, ModelConfig
     from kava.lab.model_alignment import layer_map_table, measure_layer_map
 
-    silence_libraries()
-    student, teacher = (
-        ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student_model, teacher_model)
-    )
+    student, teacher = _models(student_model, teacher_model, trust_remote_code)
     dataset = DatasetConfig(name=dataset_name or str(train_file), config=dataset_config)
     result = measure_layer_map(
         student, teacher, dataset, output, num_samples=num_samples, batch_size=batch_size, max_length=max_length,
@@ -98,3 +88,10 @@ def precompute(
     done = f"{result['num_samples']} of {result.pop('num_examples')} examples had enough matched tokens; wrote {output}"
     show_result(result, f"{layer_map_table(result)}\n{note}{done}", quiet)
     return 0
+
+
+def _models(student: str, teacher: str, trust_remote_code: bool) -> list[ModelConfig]:
+    from kava.backbone.silence_libraries import silence_libraries
+
+    silence_libraries()
+    return [ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student, teacher)]

@@ -30,16 +30,14 @@ def align_text(
     student: ModelConfig, teacher: ModelConfig, text: str, threshold: float, strategy: str, map_file: Path | None
 ) -> dict[str, Any]:
     """Both tokenizations of `text`, the overlap of their tokens (IoU of characters), and the layer map."""
-    student_spans, teacher_spans = (
-        spans_of(text, load_tokenizer(locate(model.name), model)) for model in (student, teacher)
-    )
-    iou = iou_matrix(student_spans, teacher_spans, threshold)
+    spans = [spans_of(text, load_tokenizer(locate(model.name), model)) for model in (student, teacher)]
+    iou = iou_matrix(*spans, threshold)
     sizes = num_layers(student), num_layers(teacher)
     layers = layer_map(*sizes, strategy) if map_file is None else read_map(map_file, *sizes)
     return {
         "text": text,
-        "student": _pieces(text, student_spans),
-        "teacher": _pieces(text, teacher_spans),
+        "student": _pieces(text, spans[0]),
+        "teacher": _pieces(text, spans[1]),
         "iou": iou.tolist(),
         "aligned": normalised(iou).tolist(),
         "coverage": coverage(iou),
@@ -48,32 +46,20 @@ def align_text(
 
 
 def measure_layer_map(
-    student: ModelConfig,
-    teacher: ModelConfig,
-    dataset: DatasetConfig,
-    output: Path,
-    *,
-    num_samples: int,
-    batch_size: int,
-    max_length: int,
-    top_k: int,
-    threshold: float,
-    device: str,
-    progress: bool,
-) -> dict[str, Any]:
+    student: ModelConfig, teacher: ModelConfig, dataset: DatasetConfig, output: Path, *, num_samples: int,
+    batch_size: int, max_length: int, top_k: int, threshold: float, device: str, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Write the `top_k` most similar teacher layers of each student layer (CKA of keys and values on the same texts)."""
-    specs = [
+    specs = tuple(
         TeacherSpec(name=role, model=model.name, trust_remote_code=model.trust_remote_code)
         for role, model in (("student", student), ("teacher", teacher))
-    ]  # as the teachers of a mixture, two models read one text in their own tokens
-    recipe = Recipe.model_construct(
-        model=student,
-        dataset=dataset.model_copy(update={"cot_type": cot_type_of(dataset.name, "equation"), "drop_last_step": False}),
-        mixture=MixtureConfig(teachers=tuple(specs), iou_threshold=threshold),
-    )
+    )  # as the teachers of a mixture, two models read one text in their own tokens
+    dataset = dataset.model_copy(update={"cot_type": cot_type_of(dataset.name, "equation"), "drop_last_step": False})
+    mixture = MixtureConfig(teachers=specs, iou_threshold=threshold)
+    recipe = Recipe.model_construct(model=student, dataset=dataset, mixture=mixture)
     tokenizer = load_tokenizer(locate(student.name), student)
-    encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
-    examples = list(load_examples(recipe.dataset, "train"))[:num_samples]
+    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
+    examples = list(load_examples(dataset, "train"))[:num_samples]
     rows = encode_split(examples, encoder, max_length, progress=progress).encoded
     models = load_teacher_set(recipe, tokenizer, pick_device(device))
     if top_k > models.shapes[1].num_layers:
@@ -82,12 +68,8 @@ def measure_layer_map(
     collate.check(rows, floor=0.0)
     starts = progress_bar(range(0, len(rows), batch_size), "batches", progress)
     similarity, count = layer_similarity(models, (collate(rows[start : start + batch_size]) for start in starts))
-    facts = {
-        "student_model": student.name,
-        "teacher_model": teacher.name,
-        "dataset": dataset.name,
-        "num_samples": count,
-    }
+    models_read = {"student_model": student.name, "teacher_model": teacher.name}
+    facts = models_read | {"dataset": dataset.name, "num_samples": count}
     layers = write_map(output, similarity, top_k, facts)
     return {
         "output": str(output),

@@ -29,24 +29,19 @@ def teacher_to_store(recipe: Recipe, name: str | None, own_tokenizer: bool, prom
     teachers = {spec.label: spec for spec in recipe.mixture.teachers}
     if name is not None or teachers:
         if own_tokenizer or prompt is not None:
-            raise ConfigError(
-                "--own_tokenizer and --prompt are for the teacher of a recipe without a mixture",
-                "the entries of mixture.teachers say how each reads",
-            )
+            message = "--own_tokenizer and --prompt are for the teacher of a recipe without a mixture"
+            raise ConfigError(message, "the entries of mixture.teachers say how each reads")
         if name is None and len(teachers) == 1:
-            name = next(iter(teachers))
+            return next(iter(teachers.values()))
         if name not in teachers:
             reason = "the recipe has several teachers" if name is None else f"no teacher is called {name!r}"
-            hint = (
-                f"--teacher takes one of: {', '.join(teachers)}" if teachers else "the recipe has no mixture.teachers"
-            )
-            raise ConfigError(reason, hint)
+            known = f"--teacher takes one of: {', '.join(teachers)}"
+            raise ConfigError(reason, known if teachers else "the recipe has no mixture.teachers")
         return teachers[name]
+    if not own_tokenizer and prompt is not None:
+        hint = "a teacher with the student's tokens reads the student's text"
+        raise ConfigError("--prompt without --own_tokenizer", hint)
     if not own_tokenizer:
-        if prompt is not None:
-            raise ConfigError(
-                "--prompt without --own_tokenizer", "a teacher with the student's tokens reads the student's text"
-            )
         return None
     try:
         return TeacherSpec(**(spec_of(recipe).model_dump() | {"prompt": "default" if prompt is None else prompt}))
@@ -68,14 +63,9 @@ class StorePlan:
         self.size = int(extract.shard_bytes(self.manifest, self.columns).sum())
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "examples": self.manifest.num_examples,
-            "shards": self.manifest.num_shards,
-            "columns": int(self.columns.sum()),
-            "dtype": self.manifest.dtype,
-            "method": self.manifest.method,
-            "estimated_bytes": self.size,
-        }
+        manifest = self.manifest
+        counts = {"examples": manifest.num_examples, "shards": manifest.num_shards, "columns": int(self.columns.sum())}
+        return counts | {"dtype": manifest.dtype, "method": manifest.method, "estimated_bytes": self.size}
 
     def estimate(self) -> str:
         """The size of the store and how it comes about, on one line."""
@@ -91,11 +81,10 @@ class StorePlan:
     def write(self, device: torch.device, folder: Path, batch_size: int, part: tuple[int, int]) -> dict[str, Any]:
         """Load the teacher and write those shards of part i of n that are missing; how many were written, kept, missing."""
         recipe, spec, encoded = self.recipe, self.request.spec, self.source.encoded
-        teacher = (
-            LiveTeacher(load_teacher(recipe, self.tokenizer, device))
-            if spec is None
-            else load_live(spec, recipe, device)
-        )
+        if spec is None:
+            teacher = LiveTeacher(load_teacher(recipe, self.tokenizer, device))
+        else:
+            teacher = load_live(spec, recipe, device)
         name, most = spec.label if spec else "of the recipe", teacher.max_positions
         if most is not None and (longest := max(map(len, encoded), default=0)) > most:
             raise DataError(
