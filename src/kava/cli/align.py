@@ -12,18 +12,14 @@ from kava.cli.student import Device, Quiet
 from kava.config import DatasetConfig, ModelConfig
 from kava.errors import ConfigError
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
+HELP = "How a teacher's tokens and layers match a student's: for one text, or as a layer map measured on many."
+app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
 
 ModelName = Annotated[str, typer.Option(help="hub name or local folder")]
 Trust = Annotated[bool, typer.Option("--trust_remote_code", help="run code that comes with the models")]
 Threshold = Annotated[
     float, typer.Option(min=0, max=1, help="tokens with a smaller overlap (IoU of characters) are not matched")
 ]
-
-
-@app.callback()
-def align() -> None:
-    """How a teacher's tokens and layers match a student's: for one text, or as a layer map measured on many."""
 
 
 @app.command("show")

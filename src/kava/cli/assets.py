@@ -11,15 +11,16 @@ import typer
 from kava.cli.common import HELP_FLAGS, OVERRIDES, no_settings, parse_recipe_args, show_result
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet
+from kava.config import DatasetConfig, ModelConfig, Recipe
 from kava.data.hub import move_cache
 from kava.errors import ConfigError
 from kava.text_table import table
 
 if TYPE_CHECKING:
-    from kava.config import Recipe
     from kava.lab.assets import Asset
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
+HELP = "Models and data sets for nodes without a network: fetch them, or say what is missing."
+app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
 
 Configs = Annotated[
     list[str] | None,
@@ -36,11 +37,6 @@ CacheDir = Annotated[
     Path | None,
     typer.Option("--cache_dir", help="use this folder as the hub's cache (default: HF_HUB_CACHE, else HF_HOME/hub)"),
 ]
-
-
-@app.callback()
-def assets() -> None:
-    """Models and data sets for nodes without a network: fetch them, or say what is missing."""
 
 
 @app.command("fetch", cls=ListFlagCommand, context_settings=OVERRIDES)
@@ -108,9 +104,9 @@ def verify(
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # of this process; runs ask unless told otherwise
     _use_cache(cache_dir)
     checks = [asset.check() for asset in _wanted(recipes, model, dataset, dataset_config)]
-    ok = all(check["problem"] is None for check in checks)
-    hint = "" if ok else "\n\nbring what is missing where a network is: kava assets fetch (the same flags)"
-    return _show(checks, ok, {}, hint, quiet)
+    missing = any(check["problem"] for check in checks)
+    hint = "\n\nbring what is missing where a network is: kava assets fetch (the same flags)" if missing else ""
+    return _show(checks, True, {}, hint, quiet)
 
 
 def _recipes(configs: list[str] | None, ctx: typer.Context) -> list[Recipe]:
@@ -128,7 +124,6 @@ def _wanted(
     recipes: list[Recipe], models: list[str] | None, datasets: list[str] | None, dataset_config: str | None
 ) -> list[Asset]:
     from kava.backbone.silence_libraries import silence_libraries
-    from kava.config import DatasetConfig, ModelConfig
     from kava.evaluation.eval_sets import cot_type_of
     from kava.lab.assets import data_asset, merged, model_asset, needed_assets
 

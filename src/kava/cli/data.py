@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kava.cli.common import HELP_FLAGS, OVERRIDES, parse_recipe_args, show_result
 from kava.cli.student import Quiet
+from kava.config import DatasetConfig
+from kava.data.generator import BUILT_IN
+from kava.data.load import SPLITS, load_examples
+from kava.data.places import open_set
 from kava.errors import DataError
 from kava.text_table import table
-
-if TYPE_CHECKING:
-    from kava.config import DatasetConfig
 
 UNCOUNTED = ("encoded", "keep", "mean_cot_tokens", "max_cot_tokens")  # of a card without a tokenizer; and shares
 app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
@@ -41,8 +42,6 @@ def check(
     """
     from kava.backbone.silence_libraries import silence_libraries
     from kava.data.cards import card, shipped_card
-    from kava.data.generator import BUILT_IN
-    from kava.data.load import load_examples
     from kava.evaluation.eval_sets import cot_type_of
 
     silence_libraries()
@@ -76,10 +75,6 @@ def check(
 
 def _splits(dataset: DatasetConfig) -> list[str]:
     """The splits that training and evaluation would use."""
-    from kava.data.generator import BUILT_IN
-    from kava.data.load import SPLITS
-    from kava.data.places import open_set
-
     if dataset.name in BUILT_IN:
         return list(SPLITS)
     opened = open_set(dataset.name, dataset.config)
@@ -92,7 +87,7 @@ def _splits(dataset: DatasetConfig) -> list[str]:
 
 
 def _table(cards: dict[str, dict[str, Any]]) -> str:
-    keys = list(next(iter(cards.values())))
+    keys = next(iter(cards.values()))
     return table([[key, *(_cell(card[key]) for card in cards.values())] for key in keys], ["", *cards])
 
 

@@ -101,8 +101,8 @@ def resolve(request: DistillRequest, adapter: EnvironmentAdapter, probe: Probe) 
     name = f"{base.about.name or 'run'}_seed_{base.system.seed}{'_quick' if request.quick else ''}"
     folder = Path(request.output_dir or Path(adapter.paths["output"]) / name)
 
-    settings = (word.split("=") for word in QUICK if request.quick)
-    quick = {key: value for key, value in settings if key not in auto}
+    words = (word.split("=") for word in QUICK if request.quick)
+    quick = {key: value for key, value in words if key not in auto}
     chosen, why = machine.settings(), "as the run began"
     open_keys = set(chosen) if request.config == ADAPTIVE else set(auto)  # the machine's to set
     if request.resume is not None and (folder / "recipe.yaml").is_file():
@@ -137,10 +137,9 @@ def _words(settings: Mapping[str, str]) -> list[str]:
 def _as_it_began(chosen: Mapping[str, str], keys: set[str], adaptive: bool, folder: Path) -> dict[str, str]:
     """The machine's settings stored when the run began; those of this machine only where they may change in between."""
     stored = flatten(load_recipe(folder / "recipe.yaml").to_dict(), "recipe.yaml", None)
-    keys_stored = (key for key in stored if key in keys or (adaptive and key.startswith(FREE + ".")))
-    return {key: show(stored[key]) for key in keys_stored} | {
-        key: chosen[key] for key in keys if key.startswith(FREE_TO_CHANGE)
-    }
+    began = [key for key in stored if key in keys or (adaptive and key.startswith(FREE + "."))]
+    changed = {key: chosen[key] for key in keys if key.startswith(FREE_TO_CHANGE)}
+    return {key: show(stored[key]) for key in began} | changed
 
 
 def _batch(
