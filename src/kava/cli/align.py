@@ -16,7 +16,7 @@ HELP = "How a teacher's tokens and layers match a student's: for one text, or as
 app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
 
 ModelName = Annotated[str, typer.Option(help="hub name or local folder")]
-Trust = Annotated[bool, typer.Option("--trust_remote_code", help="run code that comes with the models")]
+Trust = Annotated[bool, typer.Option(help="run code that comes with the models")]
 Threshold = Annotated[
     float, typer.Option(min=0, max=1, help="tokens with a smaller overlap (IoU of characters) are not matched")
 ]

@@ -48,13 +48,10 @@ def fetch(
     config: Configs = None,
     cache_dir: CacheDir = None,
     export_jsonl: Annotated[
-        bool,
-        typer.Option(
-            "--export_jsonl", help="also write the training rows (prompt, target) to data/<set>[_<config>]_train.jsonl"
-        ),
+        bool, typer.Option(help="also write the training rows (prompt, target) to data/<set>[_<config>]_train.jsonl")
     ] = False,
-    skip_model: Annotated[bool, typer.Option("--skip_model", help="fetch no models")] = False,
-    skip_dataset: Annotated[bool, typer.Option("--skip_dataset", help="fetch no data sets")] = False,
+    skip_model: Annotated[bool, typer.Option(help="fetch no models")] = False,
+    skip_dataset: Annotated[bool, typer.Option(help="fetch no data sets")] = False,
     quiet: Quiet = False,
 ) -> int:
     """Download models and data sets into the hub's cache, where there is a network (HF_ENDPOINT: a mirror).
@@ -71,11 +68,11 @@ def fetch(
         raise ConfigError(f"--{name} and --skip_{name} contradict each other", "leave one of them out")
     if export_jsonl and (skip_dataset or not (dataset or recipes)):
         raise ConfigError("--export_jsonl writes a data set, and none is fetched", "name it: --dataset openai/gsm8k")
-    _use_cache(cache_dir)
+    skipped = [kind for kind, skip in (("model", skip_model), ("data set", skip_dataset)) if skip]
+    wanted = _wanted(recipes, model, dataset, dataset_config, cache_dir)
+    wanted = [asset for asset in wanted if asset.kind not in skipped]
     from kava.lab.assets import export_training_rows, fetch_missing
 
-    skipped = [kind for kind, skip in (("model", skip_model), ("data set", skip_dataset)) if skip]
-    wanted = [asset for asset in _wanted(recipes, model, dataset, dataset_config) if asset.kind not in skipped]
     fetched, errors = fetch_missing(wanted, quiet)
     checks = [asset.check(errors.get(asset.hub) if asset.hub else None) for asset in wanted]
     names = [*(dataset or []), *(recipe.dataset.name for recipe in recipes)]
@@ -102,8 +99,7 @@ def verify(
     if not (recipes or model or dataset):
         raise ConfigError("nothing to verify", "name it: --config RECIPE, --model or --dataset")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # of this process; runs ask unless told otherwise
-    _use_cache(cache_dir)
-    checks = [asset.check() for asset in _wanted(recipes, model, dataset, dataset_config)]
+    checks = [asset.check() for asset in _wanted(recipes, model, dataset, dataset_config, cache_dir)]
     missing = any(check["problem"] for check in checks)
     hint = "\n\nbring what is missing where a network is: kava assets fetch (the same flags)" if missing else ""
     return _show(checks, True, {}, hint, quiet)
@@ -115,14 +111,11 @@ def _recipes(configs: list[str] | None, ctx: typer.Context) -> list[Recipe]:
     return [parse_recipe_args(name, ctx) for name in dict.fromkeys(configs or [])]
 
 
-def _use_cache(folder: Path | None) -> None:
-    if folder is not None:
-        move_cache(str(folder.expanduser().absolute()), os.environ)
-
-
 def _wanted(
-    recipes: list[Recipe], models: list[str] | None, datasets: list[str] | None, dataset_config: str | None
+    recipes: list[Recipe], models: list[str] | None, datasets: list[str] | None, config: str | None, cache: Path | None
 ) -> list[Asset]:
+    if cache is not None:
+        move_cache(str(cache.expanduser().absolute()), os.environ)
     from kava.backbone.silence_libraries import silence_libraries
     from kava.evaluation.eval_sets import cot_type_of
     from kava.lab.assets import data_asset, merged, model_asset, needed_assets
@@ -132,7 +125,7 @@ def _wanted(
     wanted += [model_asset(ModelConfig(name=name), "given") for name in models or []]
     for name in datasets or []:
         cot_type = cot_type_of(name, "natural_language")
-        wanted.append(data_asset(DatasetConfig(name=name, config=dataset_config, cot_type=cot_type), "given"))
+        wanted.append(data_asset(DatasetConfig(name=name, config=config, cot_type=cot_type), "given"))
     return merged(wanted)
 
 

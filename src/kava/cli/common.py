@@ -1,11 +1,6 @@
 """Shared by the verbs: a recipe from flags and settings, and results for people or for programs.
 
-A verb that takes recipe settings looks like this:
-
-    CONTEXT = OVERRIDES
-
-    def train(ctx: typer.Context, config: Annotated[str, typer.Option(help="...")], seed: int | None = None) -> None:
-        recipe = parse_recipe_args(config, ctx, f"system.seed={seed}" if seed is not None else None)
+A verb that takes settings of a recipe has `CONTEXT = OVERRIDES` and calls `parse_recipe_args` (see `cli/train.py`).
 """
 
 from __future__ import annotations

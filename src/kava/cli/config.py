@@ -80,8 +80,7 @@ def size_of(recipe: Recipe) -> str:
 
 def dataset_of(recipe: Recipe) -> str:
     """The data set's short name: "aug", "aug_nl", or its own."""
-    name = recipe.dataset.name.rpartition("/")[2]
-    return name.removeprefix("gsm8k-").replace("-", "_")
+    return recipe.dataset.name.rpartition("/")[2].removeprefix("gsm8k-").replace("-", "_")
 
 
 def _filtered(size: str | None, dataset: str | None) -> list[Recipe]:
@@ -107,23 +106,22 @@ def _list(recipes: list[Recipe], verbose: bool, quiet: bool) -> None:
         for r in recipes
     ]
     blocks = [table([list(entry.values()) for entry in data], ["name", "size", "dataset", "tag", "title"])]
-    for recipe, entry in zip(recipes, data, strict=True):
+    for recipe, entry in zip(recipes, data, strict=True) if verbose else ():
         rows = [row for row in explain(recipe) if row.origin != "default"]
-        if verbose:
-            entry["values"] = {row.key: _as_data(row) for row in rows}
-            lines = [[row.key, show(row.value), row.tag, row.origin] for row in rows]
-            blocks.append(f"{entry['name']}\n" + table(lines, ["key", "value", "tag", "set in"]))
+        entry["values"] = {row.key: _as_data(row) for row in rows}
+        lines = [[row.key, show(row.value), row.tag, row.origin] for row in rows]
+        blocks.append(f"{entry['name']}\n" + table(lines, ["key", "value", "tag", "set in"]))
     show_result(data, "\n\n".join([*blocks, LEGEND]), quiet)
 
 
 def _get(recipe: Recipe, format_: str | None, quiet: bool) -> None:
-    rows = explain(recipe)
     if format_ == "yaml":
         print(dump_yaml(recipe.to_dict()), end="")
         return
     if format_ == "json":
         show_result(recipe.to_dict(), "", quiet=True)
         return
+    rows = explain(recipe)
     lines = [[row.key, show(row.value), row.tag, row.origin, row.source] for row in rows]
     text = f"{recipe.about.name}: {recipe.about.title}\n\n" + table(lines, ["key", "value", "tag", "set in", "source"])
     data = {"name": recipe.about.name, "values": {row.key: _as_data(row) for row in rows}}
@@ -155,16 +153,14 @@ def _export(recipes: list[Recipe], folder: Path, format_: str, quiet: bool) -> N
     folder.mkdir(parents=True, exist_ok=True)
     for path, recipe in targets.items():
         save_recipe(recipe, path)
-    lines = [f"wrote {path}" for path in targets]
-    lines.append(f"each is a recipe: kava train --config {next(iter(targets))}")
-    show_result([str(path) for path in targets], "\n".join(lines), quiet)
+    paths = [str(path) for path in targets]
+    lines = [*(f"wrote {path}" for path in paths), f"each is a recipe: kava train --config {paths[0]}"]
+    show_result(paths, "\n".join(lines), quiet)
 
 
 def _keys(quiet: bool) -> None:
-    data = {
-        key.name: {"default": key.default, "tag": key.tag, "allowed": key.kind, "meaning": key.description,
-                   "source": key.source}
-        for key in KEYS.values()
-    }  # fmt: skip
-    lines = [[key.name, show(key.default), key.tag, key.kind, key.description] for key in KEYS.values()]
-    show_result(data, table(lines, ["key", "default", "tag", "allowed", "meaning"]) + f"\n\n{LEGEND}", quiet)
+    names = ("default", "tag", "allowed", "meaning", "source")
+    values = {key.name: (key.default, key.tag, key.kind, key.description, key.source) for key in KEYS.values()}
+    data = {key: dict(zip(names, row, strict=True)) for key, row in values.items()}
+    lines = [[key, show(default), *more] for key, (default, *more, _) in values.items()]
+    show_result(data, table(lines, ["key", *names[:-1]]) + f"\n\n{LEGEND}", quiet)

@@ -40,15 +40,11 @@ def distill(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="the same as system.seed=N")] = None,
     use_wandb: Annotated[bool, typer.Option("--use_wandb", "--wandb", help="also log to Weights & Biases")] = False,
-    quick_test: Annotated[
-        bool, typer.Option("--quick_test", help="a trial run: four updates on 32 training examples")
-    ] = False,
+    quick_test: Annotated[bool, typer.Option(help="a trial run: four updates on 32 training examples")] = False,
     resume: Annotated[
         str | None, typer.Option(help="auto: continue from the newest complete checkpoint of the folder; or name one")
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="print warnings only, and the result as one JSON line")
-    ] = False,
+    quiet: Annotated[bool, typer.Option(help="print warnings only, and the result as one JSON line")] = False,
 ) -> int:
     """Train a student on the keys and values of one separate teacher, or of several, that read the same text.
 

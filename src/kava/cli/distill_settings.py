@@ -189,11 +189,8 @@ def _warmup_ratio(text: str, updates: int | None) -> str:
 def _line(recipe: Recipe, machine: MachineChoice, why: str) -> str:
     training, precision = recipe.training, recipe.system.mixed_precision
     examples = training.batch_size * training.gradient_accumulation_steps * machine.processes
-    parts = [
-        f"batch {training.batch_size} {why}",
-        f"{training.gradient_accumulation_steps} accumulated = {examples} examples per update",
-        "float32" if precision == "no" else precision,
-    ]
+    update = f"{training.gradient_accumulation_steps} accumulated = {examples} examples per update"
+    parts = [f"batch {training.batch_size} {why}", update, "float32" if precision == "no" else precision]
     if recipe.teacher.quantization != "none":
         parts.append(f"teacher {recipe.teacher.quantization}")
     if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
@@ -206,9 +203,9 @@ def use_cache(typed: Mapping[str, str], adapter: EnvironmentAdapter, environ: Mu
     folder = typed.get(CACHE)
     if folder is not None:
         move_cache(str(Path(folder).expanduser().resolve()), environ)
-    elif not any(name in environ for name in ("HF_HOME", *CACHES)) and any(
-        place.name == "cache" and place.source in environ for place in adapter.places
-    ):
+        return
+    configured = any(place.name == "cache" and place.source in environ for place in adapter.places)
+    if configured and not any(name in environ for name in ("HF_HOME", *CACHES)):
         move_cache(adapter.paths["cache"], environ)
 
 

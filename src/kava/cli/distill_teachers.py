@@ -61,7 +61,12 @@ def with_teachers(flags: FlagSettings, config: str) -> dict[str, str]:
     if not (mixed or teachers.models or teachers.prompts):
         if phase is not None:
             raise ConfigError(f"recipe {config} names no teachers for phase {phase}", "add --teacher_models A B")
-        return typed | _single_store(teachers.stores or [], typed)
+        stores = teachers.stores or []
+        if len(stores) > 1:
+            raise ConfigError(f"--teacher_store: {len(stores)} folders for one teacher", "add --teacher_models")
+        if stores and typed.setdefault("teacher.store", stores[0]) != stores[0]:
+            raise set_twice("teacher.store", stores[0], "--teacher_store", typed["teacher.store"], "teacher.store")
+        return typed
     _move_to_each_teacher(flags, typed, teachers)
     if any(vars(teachers).values()):
         if TEACHERS in typed:
@@ -119,15 +124,6 @@ def _phase_settings(phase: str, recipe: Recipe, config: str) -> dict[str, str]:
     elif len(models) == 1:
         settings[TEACHERS] = _text([{**spec, "model": next(iter(models))} for spec in values[TEACHERS]])
     return settings
-
-
-def _single_store(stores: Sequence[str], typed: Mapping[str, str]) -> dict[str, str]:
-    if len(stores) > 1:
-        raise ConfigError(f"--teacher_store: {len(stores)} folders for one teacher", "add --teacher_models")
-    for store in stores:
-        if typed.get("teacher.store", store) != store:
-            raise set_twice("teacher.store", store, "--teacher_store", typed["teacher.store"], "teacher.store")
-    return {"teacher.store": stores[0]} if stores else {}
 
 
 def _move_to_each_teacher(flags: FlagSettings, typed: dict[str, str], teachers: TeacherFlags) -> None:
@@ -195,7 +191,7 @@ def _named(specs: Sequence[Spec]) -> list[Spec]:
             label = f"{label}_{prompt}"
         named.append({**spec, "name": spec["name"] or label})
     for spec in named:
-        if sum(other["name"] == spec["name"] for other in named) > 1:
+        if [other["name"] for other in named].count(spec["name"]) > 1:
             hint = (
                 "give them other prompts, or both a name: mixture.teachers=[{name: a, model: M}, {name: b, model: M}]"
             )
@@ -205,5 +201,5 @@ def _named(specs: Sequence[Spec]) -> list[Spec]:
 
 def _weights_fit(specs: Sequence[Spec], old: Sequence[Spec], phase: str | None) -> bool:
     """Whether the recipe's fixed weights hold for these teachers: the same ones, or phase 1's two prompts of one model."""
-    same = [(spec["model"], spec["prompt"]) for spec in specs] == [(spec["model"], spec["prompt"]) for spec in old]
-    return same or (phase == "1" and len(specs) == 2 and specs[0]["model"] == specs[1]["model"])
+    new, former = ([(spec["model"], spec["prompt"]) for spec in entries] for entries in (specs, old))
+    return new == former or (phase == "1" and len(specs) == 2 and specs[0]["model"] == specs[1]["model"])

@@ -35,26 +35,23 @@ def extract(
     ] = None,
     splits: Annotated[list[str] | None, typer.Option(help="train, validation; default: both")] = None,
     with_importance: Annotated[
-        bool,
-        typer.Option("--with_importance", help="add the answer's attention: for rkv on a raw store, weighted losses"),
+        bool, typer.Option(help="add the answer's attention: for rkv on a raw store, weighted losses")
     ] = False,
-    with_cue: Annotated[
-        bool, typer.Option("--with_cue", help="add hidden states at the cue: for loss.alpha1_codi above 0")
-    ] = False,
+    with_cue: Annotated[bool, typer.Option(help="add hidden states at the cue: for loss.alpha1_codi above 0")] = False,
     with_question: Annotated[
-        bool, typer.Option("--with_question", help="add the question's mean values: for mixture.fusion=similarity")
+        bool, typer.Option(help="add the question's mean values: for mixture.fusion=similarity")
     ] = False,
     teacher: Annotated[
         str | None, typer.Option(help="name of one of mixture.teachers; it reads its own tokens, with its prompt")
     ] = None,
     own_tokenizer: Annotated[
-        bool, typer.Option("--own_tokenizer", help="the recipe's teacher reads its own tokens, for use in a mixture")
+        bool, typer.Option(help="the recipe's teacher reads its own tokens, for use in a mixture")
     ] = False,
     prompt: Annotated[
         str | None, typer.Option(help="with --own_tokenizer: default, cot, direct, or a text with {question}")
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="check every hash of an existing store")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry_run", help="only print how large the store would be")] = False,
+    verify: Annotated[bool, typer.Option(help="check every hash of an existing store")] = False,
+    dry_run: Annotated[bool, typer.Option(help="only print how large the store would be")] = False,
     quiet: Quiet = False,
 ) -> int:
     """Write a teacher store: safetensors shards with a manifest, for teacher.store=FOLDER.

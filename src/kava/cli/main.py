@@ -1,9 +1,9 @@
 """The command `kava`. This file knows the verbs' names and imports only the one that runs; `kava --help` imports none.
 
 A verb is a file `cli/<verb>.py` with a function of the verb's name (or a `typer.Typer` called `app`, for a verb with
-verbs of its own). Its parameters are the flags: underscores are canonical, `--output-dir` is read as `--output_dir`, and
-a list parameter takes all words up to the next flag (see `cli/list_flags.py`). A module attribute `CONTEXT = OVERRIDES`
-lets it take section.key=value (see `cli/common.py`).
+verbs of its own). Its parameters are the flags: underscores are canonical, `--output-dir` is read as `--output_dir`, a
+bool is a switch without a `--no-` twin, and a list parameter takes all words up to the next flag (see
+`cli/list_flags.py`). A module attribute `CONTEXT = OVERRIDES` lets it take section.key=value (see `cli/common.py`).
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def verb_command(verb: str, module: ModuleType) -> Any:
         for parameter in subcommand.params:
             if parameter.param_type_name == "option":
                 parameter.opts = underscores(parameter.opts)
-                parameter.secondary_opts = underscores(parameter.secondary_opts)
+                negatives = [name for name in parameter.secondary_opts if not name.startswith("--no-")]
+                parameter.secondary_opts = underscores(negatives)
     return command
 
 
