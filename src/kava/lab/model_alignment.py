@@ -31,7 +31,7 @@ def align_text(
 ) -> dict[str, Any]:
     """Both tokenizations of `text`, the overlap of their tokens (IoU of characters), and the layer map."""
     spans = [spans_of(text, load_tokenizer(locate(model.name), model)) for model in (student, teacher)]
-    iou = iou_matrix(*spans, threshold)
+    iou = iou_matrix(spans[0], spans[1], threshold)
     sizes = num_layers(student), num_layers(teacher)
     layers = layer_map(*sizes, strategy) if map_file is None else read_map(map_file, *sizes)
     return {
