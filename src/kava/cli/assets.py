@@ -133,12 +133,8 @@ def _show(checks: list[dict[str, Any]], fetched_all: bool, more: dict[str, Any],
     """Print the checks with `more` facts; the exit code."""
     missing = sum(check["problem"] is not None for check in checks)
     rows = [
-        [
-            "MISSING" if check["problem"] else "ok",
-            *map(check.get, ("kind", "name", "role")),
-            check["place"] or check["problem"],
-        ]
-        for check in checks
+        ["ok" if problem is None else "MISSING", kind, name, role, place or problem]
+        for kind, name, role, place, problem in (check.values() for check in checks)
     ]
     count = f"{missing} of {len(checks)} missing" if missing else f"all {len(checks)} are here"
     text = f"{table(rows, ['', 'what', 'name', 'for', 'where'])}\n\n{count}{note}"

@@ -151,10 +151,10 @@ def _store(store: str, spec: TeacherSpec | None) -> str:
         count = f"{len(shards)} of {manifest.num_shards}"
         raise DataError(f"{folder}: {count} shards are missing, the first is {shards[0]}")
     if spec is not None:
-        name, revision = manifest.teacher["name"], manifest.teacher["revision"]
-        model = ModelConfig(name=spec.model or name, revision=spec.revision or revision)
+        name, revision = spec.model or manifest.teacher["name"], spec.revision or manifest.teacher["revision"]
+        model = ModelConfig(name=name, revision=revision, trust_remote_code=spec.trust_remote_code)
         try:
-            _model(model.model_copy(update={"trust_remote_code": spec.trust_remote_code}), weights=False)
+            _model(model, weights=False)
         except KavaError as error:
             raise DataError(f"{folder} needs the tokenizer of {model.name}: {error.message}") from error
     return f"{folder} ({manifest.num_examples} examples)"

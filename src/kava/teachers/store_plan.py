@@ -87,10 +87,8 @@ class StorePlan:
             teacher = load_live(spec, recipe, device)
         name, most = spec.label if spec else "of the recipe", teacher.max_positions
         if most is not None and (longest := max(map(len, encoded), default=0)) > most:
-            raise DataError(
-                f"the longest example needs {longest} positions, the teacher {name} has {most}",
-                "skip long ones with dataset.max_length, or take a teacher with a longer context",
-            )
+            hint = "skip long ones with dataset.max_length, or take a teacher with a longer context"
+            raise DataError(f"the longest example needs {longest} positions, the teacher {name} has {most}", hint)
         manifest = self._manifest_of(teacher)
         return vars(extract.extract(teacher, device, encoded, manifest, folder, batch_size, part, self.progress))
 
