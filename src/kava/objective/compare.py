@@ -206,7 +206,7 @@ class PerLayer(ByColumn):
             targets = [gather(entries[pairs.source], pairs.target, pairs.kept) for entries in (key, value)]
             own = [gather(part[layer], pairs.student, pairs.kept) for part in (student.keys, student.values)]
             if self.projector is None:
-                kept = pairs.expand(own[0].shape[1]).kept
+                kept = pairs.kept.expand(-1, own[0].shape[1], -1)
                 yield from self._by_kind(number, (own, targets), kept, weight)
                 continue
             flat = [[flatten_heads(entries) for entries in side] for side in (own, targets)]

@@ -10,11 +10,9 @@ from torch import Tensor
 from kava.compress import Compressor, Samples
 from kava.compress.base import NEVER, best
 from kava.compress.crop import Crop
-from kava.compress.shuffle import derangement_like
+from kava.compress.shuffle import shuffled_order
 from kava.errors import ConfigError
 from kava.teachers.base import TeacherKV
-
-_SALT = 1  # the permutation is independent of what the compressor draws
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,6 @@ class Pairs:
     target: Tensor
     source: Tensor
     kept: Tensor
-
-    def expand(self, heads: int) -> Pairs:
-        """A choice shared by all heads, written out for every head."""
-        student, target, kept = (part.expand(-1, heads, -1) for part in (self.student, self.target, self.kept))
-        return Pairs(student, target, self.source, kept)
 
 
 class Pairing:
@@ -83,11 +76,8 @@ class Pairing:
     def _paired(self, index: Tensor, kept: Tensor, mask: Tensor, samples: Samples) -> Pairs:
         rows = torch.arange(len(index), device=index.device)
         if self.shuffle == "time":
-            counts = self.compressor.count(mask, index.shape[2], samples).tolist()
-            drawn = zip(counts, samples.generators(_SALT), strict=True)
-            order = torch.stack([derangement_like(n, index.shape[2], generator) for n, generator in drawn])
-            target = index.gather(2, order.to(index.device)[:, None].expand_as(index))
-            return Pairs(index, target, rows, kept)
+            order = shuffled_order(self.compressor.count(mask, index.shape[2], samples), index.shape[2], samples)
+            return Pairs(index, index.gather(2, order[:, None].expand_as(index)), rows, kept)
         if self.shuffle == "examples":
             return Pairs(index, index.roll(1, 0), rows.roll(1), kept & kept.roll(1, 0))
         return Pairs(index, index, rows, kept)
