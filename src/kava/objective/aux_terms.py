@@ -161,7 +161,9 @@ def _shares(weights: Tensor, mask: Tensor) -> Tensor:
     return weights / torch.where(total > 0, total, 1.0)
 
 
-def make_aux_terms(recipe: Recipe, student: KVShape, teacher: KVShape, scale: float, mixture: bool) -> nn.ModuleDict:
+def make_aux_terms(
+    recipe: Recipe, student: KVShape, teacher: KVShape, scale: float, mixture: bool
+) -> dict[str, AuxTerm]:
     """The terms that a recipe of the explicit line switches on, by name."""
     layers: list[Entry] = layer_map(student.num_layers, teacher.num_layers, recipe.explicit.layer_map)
     if mixture:  # aligned to the student's layers already
@@ -173,4 +175,4 @@ def make_aux_terms(recipe: Recipe, student: KVShape, teacher: KVShape, scale: fl
         terms["cka"] = CkaTerm(recipe, layers)
     if recipe.loss.alpha2_kv > 0 and (recipe.loss.kv_loss_type == "structural" or recipe.explicit.gamma_kl > 0):
         terms["attention"] = AttentionTerm(recipe, layers, scale)
-    return nn.ModuleDict(terms)
+    return terms

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kava.compress import Compressor, Samples
-from kava.compress.base import NEVER, best
+from kava.compress.base import NEVER, best, gather
 from kava.compress.crop import Crop
 from kava.compress.shuffle import shuffled_order
 from kava.errors import ConfigError
@@ -26,6 +26,12 @@ class Pairs:
     target: Tensor
     source: Tensor
     kept: Tensor
+
+    def of_student(self, entries: Tensor) -> Tensor:
+        return gather(entries, self.student, self.kept)
+
+    def of_target(self, entries: Tensor) -> Tensor:
+        return gather(entries[self.source], self.target, self.kept)
 
 
 class Pairing:
