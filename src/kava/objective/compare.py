@@ -16,8 +16,9 @@ from kava.errors import ConfigError
 from kava.losses.guard import variance_guard
 from kava.objective.pairing import Pairing, Pairs
 from kava.objective.records import Batch, StudentView
-from kava.objective.targets import MixtureOfTeachers, Target
+from kava.objective.targets import Target
 from kava.teachers.base import KVShape
+from kava.teachers.mixture import Mixture
 
 TO_STUDENT, TO_TEACHER = "teacher_to_student", "student_to_teacher"
 
@@ -242,13 +243,13 @@ class Codes(Comparison):
     kinds = ("z",)
     target_is_trained = True
 
-    def __init__(self, source: MixtureOfTeachers, layers: Sequence[int], size: int, pairing: Pairing):
+    def __init__(self, mixture: Mixture, layers: Sequence[int], size: int, pairing: Pairing):
         super().__init__()
-        self._source, self.layers, self.pairing = (source,), layers, pairing  # a tuple: no submodule
+        self._mixture, self.layers, self.pairing = (mixture,), layers, pairing  # a tuple: no submodule
         self.sizes = [(1, size)] * len(layers)
 
     def forward(self, sides: Sides) -> Iterator[KVComparison]:
-        codes = self._source[0].student_codes(sides.batch, sides.student.keys, sides.student.values)
+        codes = self._mixture[0].student_codes(sides.batch, sides.student.keys, sides.student.values)
         pairs, weight = self._shared_pairs(sides)
         for number, layer in enumerate(self.layers):
             own, target = pairs.of_student(codes[layer]), pairs.of_target(sides.target.kv.keys[layer])

@@ -80,7 +80,7 @@ def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource)
     pairing = Pairing(compressor, None if rkv.method == "full" else explicit.target_len, rkv.shuffle)
     if recipe.mixture.space == "z" and isinstance(source, MixtureOfTeachers):
         layers = compared_layers(explicit.layers, shape.num_layers)
-        compare: Comparison = Codes(source, layers, recipe.mixture.z_size, pairing)
+        compare: Comparison = Codes(source.mixture, layers, recipe.mixture.z_size, pairing)
     else:
         form = PerLayer if explicit.form == "per_layer" else Aggregated
         compare = form(recipe, shape, source.shape, pairing)

@@ -53,7 +53,8 @@ class Objective(nn.Module):
         student, own_teacher = views = self.view(batch)
         terms: list[tuple[str, Tensor, float]] = []
         if student is not None:
-            terms.append(("ce_student", self._ce(student.targets), self._student_weight(step)))
+            weight = self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
+            terms.append(("ce_student", self._ce(student.targets), weight))
         if own_teacher is not None:
             terms.append(("ce_teacher", self._ce(own_teacher.targets), self.loss.teacher_ce))
         if student is not None and self.source is not None:
@@ -121,9 +122,6 @@ class Objective(nn.Module):
         return self.compare.pair_counts(self.source.columns(batch), self.samples(batch, step))
 
     # -- weights -------------------------------------------------------------------------------------------------
-
-    def _student_weight(self, step: Step) -> float:
-        return self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
 
     def _layer_weights(self, step: Step) -> list[float]:
         """The weight of each compared layer at this moment."""

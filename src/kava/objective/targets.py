@@ -135,9 +135,6 @@ class MixtureOfTeachers(nn.Module, TargetSource):
     def columns(self, batch: Batch) -> Tensor:
         return self.mixture.columns(batch)
 
-    def student_codes(self, batch: Batch, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-        return self.mixture.student_codes(batch, keys, values)
-
     def counts(self, batch: Batch) -> dict[str, float]:
         counts = {"guard": self.mixture.guard_count(batch)} if self.mixture.guarded else {}
         return counts | ({"entropy": float(len(batch["question"]))} if self.settings.entropy != "none" else {})
