@@ -243,10 +243,11 @@ class Codes(Comparison):
     kinds = ("z",)
     target_is_trained = True
 
-    def __init__(self, mixture: Mixture, layers: Sequence[int], size: int, pairing: Pairing):
+    def __init__(self, recipe: Recipe, student: KVShape, mixture: Mixture, pairing: Pairing):
         super().__init__()
-        self._mixture, self.layers, self.pairing = (mixture,), layers, pairing  # a tuple: no submodule
-        self.sizes = [(1, size)] * len(layers)
+        self._mixture, self.pairing = (mixture,), pairing  # in a tuple: no submodule
+        self.layers = compared_layers(recipe.explicit.layers, student.num_layers)
+        self.sizes = [(1, recipe.mixture.z_size)] * len(self.layers)
 
     def forward(self, sides: Sides) -> Iterator[KVComparison]:
         codes = self._mixture[0].student_codes(sides.batch, sides.student.keys, sides.student.values)

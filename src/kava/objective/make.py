@@ -7,7 +7,7 @@ from kava.compress import Compressor, make_compressor
 from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
 from kava.objective.aux_terms import CodiTerm, cka_layers, make_aux_terms
-from kava.objective.compare import Aggregated, BySlot, Codes, Comparison, PerLayer, compared_layers
+from kava.objective.compare import Aggregated, BySlot, Codes, Comparison, PerLayer
 from kava.objective.distances import OfCodes, make_distance
 from kava.objective.objective import Objective
 from kava.objective.pairing import Pairing
@@ -79,8 +79,7 @@ def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource)
     compressor = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
     pairing = Pairing(compressor, None if rkv.method == "full" else explicit.target_len, rkv.shuffle)
     if recipe.mixture.space == "z" and isinstance(source, MixtureOfTeachers):
-        layers = compared_layers(explicit.layers, shape.num_layers)
-        compare: Comparison = Codes(source.mixture, layers, recipe.mixture.z_size, pairing)
+        compare: Comparison = Codes(recipe, shape, source.mixture, pairing)
     else:
         form = PerLayer if explicit.form == "per_layer" else Aggregated
         compare = form(recipe, shape, source.shape, pairing)

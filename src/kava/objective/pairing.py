@@ -67,17 +67,16 @@ class Pairing:
             score = torch.zeros(mask.shape, device=mask.device).masked_fill(~teacher.only, NEVER)
             return self._paired(*best(score[:, None], keep), mask, samples)
         importance = teacher.importance if self.compressor.needs_importance else None
-        index, kept = self.compressor.choose(teacher.keys, teacher.values, importance, mask, keep, samples)
-        return self._paired(index, kept, mask, samples)
+        chosen = self.compressor.choose(teacher.keys, teacher.values, importance, mask, keep, samples)
+        return self._paired(*chosen, mask, samples)
 
     def per_head(
         self, keys: Tensor, values: Tensor, importance: Tensor | None, mask: Tensor, samples: Samples
     ) -> Pairs:
         """A choice of its own for every head of one layer."""
         weight = [importance] if importance is not None and self.compressor.needs_importance else None
-        keep = self.kept_at_most(mask)
-        index, kept = self.compressor.choose([keys], [values], weight, mask, keep, samples, per="head")
-        return self._paired(index, kept, mask, samples)
+        chosen = self.compressor.choose([keys], [values], weight, mask, self.kept_at_most(mask), samples, per="head")
+        return self._paired(*chosen, mask, samples)
 
     def _paired(self, index: Tensor, kept: Tensor, mask: Tensor, samples: Samples) -> Pairs:
         rows = torch.arange(len(index), device=index.device)

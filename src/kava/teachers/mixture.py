@@ -171,14 +171,13 @@ class Mixture(nn.Module):
         aligner, iou = self.aligners[number], batch[f"t{number}.iou"]
         if self.coder is None:
             return aligner(kv.keys, kv.values, iou)
-        keys, values = aligner.along(kv.keys, kv.values, iou)
-        codes = self.coder.teacher(number, keys, values)
+        codes = self.coder(*aligner.along(kv.keys, kv.values, iou), number)
         return codes, codes
 
     def student_codes(self, batch: Batch, keys: Layers, values: Layers) -> Layers:
         """The student's keys and values as codes."""
         assert self.coder is not None
-        return self.coder.student(self.unrotated(batch, keys), values)
+        return self.coder(self.unrotated(batch, keys), values)
 
     def unrotated(self, batch: Batch, keys: Layers) -> Layers:
         """The student's keys as they were before its rotary embedding."""
