@@ -29,9 +29,13 @@ def teacher_forced_pass(model: Backbone, batch: dict[str, Tensor], all_layers: b
     parts = ("question", "cot", "tail")
     ids = torch.cat([batch[name] for name in parts], dim=1)
     mask = torch.cat([batch[f"{name}_mask"] for name in parts], dim=1)
-    first, last = batch["question"].shape[1], batch["question"].shape[1] + batch["cot"].shape[1]
-    out = model.run_text(ids, mask, all_layers)
-    return TextPass(out, ids, mask, slice(0, first), slice(first, last), slice(last, ids.shape[1]))
+    return TextPass(model.run_text(ids, mask, all_layers), ids, mask, *text_columns(batch))
+
+
+def text_columns(batch: dict[str, Tensor]) -> tuple[slice, slice, slice]:
+    """The columns of question, chain of thought and tail where they follow each other."""
+    question, cot, tail = (batch[name].shape[1] for name in ("question", "cot", "tail"))
+    return slice(0, question), slice(question, question + cot), slice(question + cot, question + cot + tail)
 
 
 def cue_states(out: Pass, column: Tensor) -> Tensor:

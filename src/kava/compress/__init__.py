@@ -41,13 +41,4 @@ def make_compressor(method: str, shuffle: str = "none", **settings: object) -> C
     return compressor if shuffle == "none" else SHUFFLES[shuffle](inner=compressor)
 
 
-__all__ = [
-    "COMPRESSORS",
-    "SHUFFLES",
-    "Compressed",
-    "Compressor",
-    "Samples",
-    "importance",
-    "make_compressor",
-    "redundancy",
-]
+__all__ = ["COMPRESSORS", "Compressed", "Compressor", "Samples", "importance", "make_compressor", "redundancy"]

@@ -52,7 +52,7 @@ def _generator(*numbers: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Cot:
-    """One layer's chain of thought as a score sees it; shapes as in Compressor."""
+    """One layer's chain of thought and how many entries are kept of it; shapes as in Compressor."""
 
     keys: Tensor
     values: Tensor
@@ -78,7 +78,7 @@ class Compressor:
     """(keys, values [B,H,N,D], mask [B,N], importance [B,H,N] | None, keep) -> Compressed.
 
     A variant is a frozen dataclass in a file of its own; its fields are its settings. It overrides `score`, or
-    `__call__` where entries are made rather than chosen. `samples` is given by keyword and may be ignored.
+    `compress` where entries are made rather than chosen. `samples` is given by keyword and may be ignored.
     """
 
     needs_importance: ClassVar[bool] = False
@@ -94,9 +94,13 @@ class Compressor:
         *,
         samples: Samples | None = None,
     ) -> Compressed:
-        layer = [importance] if importance is not None else None
-        index, kept = self.choose([keys], [values], layer, mask, keep, samples, per="head")
-        return Compressed(gather(keys, index, kept), gather(values, index, kept), kept, index)
+        return self.compress(Cot(keys, values, mask, importance, keep, samples))
+
+    def compress(self, cot: Cot) -> Compressed:
+        """The entries of one layer that take the places of the latents, by default those with the best scores."""
+        weight = [cot.importance] if cot.importance is not None else None
+        index, kept = self.choose([cot.keys], [cot.values], weight, cot.mask, cot.keep, cot.samples, per="head")
+        return Compressed(gather(cot.keys, index, kept), gather(cot.values, index, kept), kept, index)
 
     @torch.no_grad()
     def choose(

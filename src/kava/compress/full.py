@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kava.compress.base import Compressed, Compressor, Samples, gather
+from kava.compress.base import Compressed, Compressor, Cot, gather
 
 
 @dataclass(frozen=True)
@@ -17,20 +17,12 @@ class Full(Compressor):
     With N_C <= M this is the identity; `rkv.full_slots` raises M to the longest chain of thought instead.
     """
 
-    def __call__(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
-        importance: Tensor | None,
-        keep: int,
-        *,
-        samples: Samples | None = None,
-    ) -> Compressed:
-        batch, heads, columns, _ = keys.shape
+    def compress(self, cot: Cot) -> Compressed:
+        mask, keep = cot.mask, cot.keep
+        batch, heads, columns, _ = cot.keys.shape
         length = mask.sum(1)
         slots = self.count(mask, keep)
-        slot = torch.arange(keep, device=keys.device)
+        slot = torch.arange(keep, device=mask.device)
         kept = slot < slots[:, None]
         last, parts = (length - 1).clamp(min=0)[:, None], (slots - 1).clamp(min=1)[:, None]
         place = (slot * last).masked_fill(~kept, 0)  # u_i = place / parts, in whole numbers: exact, and no float64
@@ -39,7 +31,7 @@ class Full(Compressor):
             order = mask.new_zeros(batch, 1, dtype=torch.long)
         low = place // parts
         high = torch.minimum(low + 1, last)
-        weight = ((place % parts).to(keys.dtype) / parts)[:, None, :, None]
+        weight = ((place % parts).to(cot.keys.dtype) / parts)[:, None, :, None]
         kept_h = kept[:, None].expand(-1, heads, -1)
 
         def at(place: Tensor) -> Tensor:
@@ -49,4 +41,4 @@ class Full(Compressor):
             return (1 - weight) * gather(entries, at(low), kept_h) + weight * gather(entries, at(high), kept_h)
 
         index = at((2 * place + parts) // (2 * parts)).masked_fill(~kept_h, 0)
-        return Compressed(mix(keys), mix(values), kept_h, index)
+        return Compressed(mix(cot.keys), mix(cot.values), kept_h, index)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kava.compress.base import Compressed, Compressor, Samples
+from kava.compress.base import Compressed, Compressor, Cot, Samples
 
 _SALT = 1  # the permutation is independent of what the wrapped compressor draws
 
@@ -27,31 +27,29 @@ class _Wrapper(Compressor):
     def count(self, mask: Tensor, keep: int, samples: Samples | None = None) -> Tensor:
         return self.inner.count(mask, keep, samples)
 
+    def unchanged(self, cot: Cot) -> Compressed:
+        return self.inner(cot.keys, cot.values, cot.mask, cot.importance, cot.keep, samples=cot.samples)
+
 
 @dataclass(frozen=True)
 class ShuffleTime(_Wrapper):
     """The seeds' E5: one permutation of the kept entries per sample, other than the identity, the same for all
     layers, heads, K and V. Fewer than two entries stay as they are."""
 
-    def __call__(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
-        importance: Tensor | None,
-        keep: int,
-        *,
-        samples: Samples | None = None,
-    ) -> Compressed:
-        if samples is None:
+    def compress(self, cot: Cot) -> Compressed:
+        if cot.samples is None:
             raise ValueError("ShuffleTime needs samples=Samples(...) to know what to draw from")
-        out = self.inner(keys, values, mask, importance, keep, samples=samples)
-        counts = self.count(mask, keep, samples).tolist()
-        pairs = zip(counts, samples.generators(_SALT), strict=True)
-        order = torch.stack([derangement_like(n, keep, generator) for n, generator in pairs]).to(keys.device)
-        index = order[:, None].expand(-1, keys.shape[1], -1)
-        wide = index[..., None].expand(*index.shape, keys.shape[-1])
+        out = self.unchanged(cot)
+        order = shuffled_order(self.count(cot.mask, cot.keep, cot.samples), cot.keep, cot.samples)
+        index = order[:, None].expand_as(out.index)
+        wide = index[..., None].expand_as(out.keys)
         return Compressed(out.keys.gather(2, wide), out.values.gather(2, wide), out.kept, out.index.gather(2, index))
+
+
+def shuffled_order(counts: Tensor, slots: int, samples: Samples) -> Tensor:
+    """[B, slots] each sample's permutation of its first `counts` slots."""
+    drawn = zip(counts.tolist(), samples.generators(_SALT), strict=True)
+    return torch.stack([derangement_like(n, slots, generator) for n, generator in drawn]).to(counts.device)
 
 
 def derangement_like(count: int, slots: int, generator: torch.Generator) -> Tensor:
@@ -68,19 +66,10 @@ class ShuffleExamples(_Wrapper):
 
     crosses_samples: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor,
-        importance: Tensor | None,
-        keep: int,
-        *,
-        samples: Samples | None = None,
-    ) -> Compressed:
-        if keys.shape[0] < 2:
+    def compress(self, cot: Cot) -> Compressed:
+        if len(cot.mask) < 2:
             raise ValueError("ShuffleExamples needs a batch of at least two samples")
-        out = self.inner(keys, values, mask, importance, keep, samples=samples)
+        out = self.unchanged(cot)
         return Compressed(*(part.roll(1, dims=0) for part in (out.keys, out.values, out.kept, out.index)))
 
     def count(self, mask: Tensor, keep: int, samples: Samples | None = None) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-Run = Callable[[Tensor], Tensor]
+from kava.latents.jacobi import Run
 
 
 def unroll(first: Tensor, run: Run, project: Run, num_latents: int) -> Tensor:

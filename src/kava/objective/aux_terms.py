@@ -27,13 +27,14 @@ class AuxTerm(nn.Module):
     """(batch, student, target) -> the sum of one term."""
 
     needs_importance = False
+    constant: float  # the weight that does not change during a run
 
     def count(self, batch: Batch, mask: Tensor) -> float:
         """What the sum is divided by; mask [B, N] the compared columns."""
         raise NotImplementedError
 
     def weight(self, step: Step) -> float:
-        raise NotImplementedError
+        return self.constant
 
     def forward(self, batch: Batch, student: StudentView, target: Target) -> Tensor:
         raise NotImplementedError
@@ -51,15 +52,20 @@ class CodiTerm(AuxTerm):
         settings: ProjectorConfig | None = None,
     ):
         super().__init__()
-        self.loss, self.layers = loss, layers
+        self.loss, self.layers, self.constant = loss, layers, loss.alpha1_codi
         self.numbers = student.num_layers * teacher.hidden_size
-        self.project = make_codi_map(settings, student, teacher)
+        self.project: nn.Linear | None = None
+        if student.hidden_size != teacher.hidden_size:
+            if settings is None or settings.direction == "none" or not settings.trainable:
+                raise ConfigError(
+                    f"loss.alpha1_codi compares hidden states, but the student is {student.hidden_size} wide and the "
+                    f"teacher {teacher.hidden_size}, and no map between them is trained",
+                    "set loss.alpha1_codi=0, or a projector.direction",
+                )
+            self.project = nn.Linear(student.hidden_size, teacher.hidden_size)
 
     def count(self, batch: Batch, mask: Tensor) -> float:
         return float(len(mask) * self.numbers)
-
-    def weight(self, step: Step) -> float:
-        return self.loss.alpha1_codi
 
     def forward(self, batch: Batch, student: StudentView, target: Target) -> Tensor:
         states, wanted, loss = student.cue, target.kv.cue, self.loss
@@ -73,32 +79,16 @@ class CodiTerm(AuxTerm):
         return codi_loss(states, wanted, loss.codi_loss_type, loss.layerwise_std, loss.std_scope)
 
 
-def make_codi_map(settings: ProjectorConfig | None, student: KVShape, teacher: KVShape) -> nn.Linear | None:
-    """From the student's width to the teacher's, where they differ."""
-    if student.hidden_size == teacher.hidden_size:
-        return None
-    if settings is None or settings.direction == "none" or not settings.trainable:
-        raise ConfigError(
-            f"loss.alpha1_codi compares hidden states, but the student is {student.hidden_size} wide and the teacher "
-            f"{teacher.hidden_size}, and no map between them is trained",
-            "set loss.alpha1_codi=0, or a projector.direction",
-        )
-    return nn.Linear(student.hidden_size, teacher.hidden_size)
-
-
 class CkaTerm(AuxTerm):
     """sum_b sum_l 1 - CKA of keys, over samples with more than one compared column."""
 
     def __init__(self, recipe: Recipe, layers: list[Entry]):
         super().__init__()
-        self.of_recipe, self.layers = recipe.explicit.cka_weight, layers
+        self.constant, self.layers = recipe.explicit.cka_weight, layers
         self.compared = cka_layers(recipe.explicit.cka_layers, len(layers))
 
     def count(self, batch: Batch, mask: Tensor) -> float:
         return float((mask.sum(1) > 1).sum()) * len(self.compared)
-
-    def weight(self, step: Step) -> float:
-        return self.of_recipe
 
     def forward(self, batch: Batch, student: StudentView, target: Target) -> Tensor:
         total = student.keys[0].new_zeros((), dtype=torch.float32)
@@ -161,7 +151,9 @@ def _shares(weights: Tensor, mask: Tensor) -> Tensor:
     return weights / torch.where(total > 0, total, 1.0)
 
 
-def make_aux_terms(recipe: Recipe, student: KVShape, teacher: KVShape, scale: float, mixture: bool) -> nn.ModuleDict:
+def make_aux_terms(
+    recipe: Recipe, student: KVShape, teacher: KVShape, scale: float, mixture: bool
+) -> dict[str, AuxTerm]:
     """The terms that a recipe of the explicit line switches on, by name."""
     layers: list[Entry] = layer_map(student.num_layers, teacher.num_layers, recipe.explicit.layer_map)
     if mixture:  # aligned to the student's layers already
@@ -173,4 +165,4 @@ def make_aux_terms(recipe: Recipe, student: KVShape, teacher: KVShape, scale: fl
         terms["cka"] = CkaTerm(recipe, layers)
     if recipe.loss.alpha2_kv > 0 and (recipe.loss.kv_loss_type == "structural" or recipe.explicit.gamma_kl > 0):
         terms["attention"] = AttentionTerm(recipe, layers, scale)
-    return nn.ModuleDict(terms)
+    return terms

@@ -1,31 +1,43 @@
-"""Before the first update, from a few batches: where projectors and adapters start, what guards compare with."""
+"""Before the first update, from a few batches: matched heads, where projectors and adapters start, what guards compare
+with, and the prototypes of teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from kava.align import flatten_heads
+from kava.backbone.model import Backbone
+from kava.backbone.teacher_forced import TextPass, teacher_forced_pass
+from kava.compress import importance
+from kava.fuse import Similar, compute_teacher_prototype
 from kava.objective.compare import TO_STUDENT, ByColumn, Sides
+from kava.objective.moments import Moments, WithinSample
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step
-from kava.teachers import mixture_calibration
-from kava.teachers.moments import Moments, WithinSample
+from kava.objective.targets import MixtureOfTeachers
+from kava.teachers.base import TeacherWants
+from kava.teachers.mixture import Layers, present_in
+
+WANTS = TeacherWants(rotary=False)
+Place = tuple[str, int]  # k or v, and the layer
 
 
 @torch.no_grad()
 def calibrate(objective: Objective, batches: Iterable[Batch], match_start: bool) -> None:
     """Measures the student's entries before training, in evaluation mode: dropout would pass for variety.
 
-    `match_start`: projectors and adapters start with the mean and spread of those entries; from a random start they
-    would first move the student to a random place.
+    `match_start`: projectors and adapters start with the mean and spread of those entries, dimension by dimension; from
+    a random start they would first move the student to a random place.
     """
     was_training = objective.training
     objective.eval()
-    source = objective.mixture
-    if source is not None:
-        match = match_start and source.mixture.trained
-        mixture_calibration.calibrate_mixture(source.mixture, objective.model, source.teachers, list(batches), match)
+    if objective.mixture is not None:
+        _calibrate_mixture(objective.mixture, objective.model, list(batches), match_start)
     elif isinstance(objective.compare, ByColumn) and objective.compare.settings.direction == TO_STUDENT:
         _calibrate_projector(objective, objective.compare, batches, match_start)
     objective.train(was_training)
@@ -36,7 +48,7 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
     varies much less has collapsed."""
     source = objective.source
     assert source is not None
-    measured: dict[tuple[str, int], tuple[WithinSample, Moments, Moments]] = {}
+    measured: dict[Place, tuple[WithinSample, Moments, Moments]] = {}
     for batch in batches:
         student, _ = views = objective.view(batch)
         assert student is not None
@@ -56,8 +68,84 @@ def _calibrate_projector(objective: Objective, compare: ByColumn, batches: Itera
             compare.reference[int(kind == "v"), layer] = within.mean.to(compare.reference)
 
 
+def _calibrate_mixture(source: MixtureOfTeachers, model: Backbone, batches: Sequence[Batch], match_start: bool) -> None:
+    """Sets the guard's reference as for a projector, from all student layers, and where the adapters start."""
+    mixture = source.mixture
+    if mixture.codes:
+        return
+    if mixture.settings.heads == "matched":
+        _match_heads(source, model, batches)
+    within: dict[Place, WithinSample] = defaultdict(WithinSample)
+    own: dict[Place, Moments] = defaultdict(Moments)
+    of_teachers: list[dict[Place, Moments]] = [defaultdict(Moments) for _ in mixture.names]
+    for batch in batches:
+        keys, values = _cot_kv(teacher_forced_pass(model, batch))
+        for place, flat in _by_place(mixture.unrotated(batch, keys), values):
+            own[place].add(flat[batch["cot_mask"]])
+            within[place].add(flat, batch["cot_mask"])
+        for number, kv in enumerate(source.teachers(batch, WANTS)):
+            present = present_in(batch, number)
+            for place, flat in _by_place(*mixture.align(number, batch, kv)):
+                of_teachers[number][place].add(flat[present])
+    if within["k", 0].count:
+        spread = torch.stack([within[place].mean for place in sorted(within)])
+        mixture.reference.copy_(spread.view_as(mixture.reference))
+    if not (match_start and mixture.trained):
+        return
+    shape = (mixture.student.num_heads, mixture.student.head_size)
+    done: set[int] = set()
+    for aligner, moments in zip(mixture.aligners, of_teachers, strict=True):
+        for place, other in moments.items():
+            adapter = aligner.adapter(*place)
+            if own[place].count > 1 and other.count > 1 and id(adapter) not in done:
+                adapter.rescale(*(numbers.reshape(shape) for numbers in other.onto(own[place])))
+            done.add(id(adapter))  # a shared one has been matched by the first teacher that has it
+
+
+def _match_heads(source: MixtureOfTeachers, model: Backbone, batches: Iterable[Batch]) -> None:
+    """Gives every student head the teacher heads whose attention is most like its own."""
+    mixture = source.mixture
+    similarity: dict[int, Tensor] = {}  # by adapters, which teachers may share
+    for batch in batches:
+        text = teacher_forced_pass(model, batch)
+        keys, _ = _cot_kv(text)
+        own = [
+            importance(query[:, :, text.tail], key, batch["tail_answer"], batch["cot_mask"], model.scale)
+            for query, key in zip(text.out.queries, keys, strict=True)
+        ]
+        for number, kv in enumerate(source.teachers(batch, replace(WANTS, importance=True))):
+            assert kv.importance is not None
+            which, iou = mixture.which[number], batch[f"t{number}.iou"]
+            of_batch = mixture.aligners[number].alike(own, kv.importance, iou, batch["cot_mask"])
+            similarity[which] = similarity[which] + of_batch if which in similarity else of_batch
+    for which, of_heads in similarity.items():
+        mixture.aligners[mixture.which.index(which)].match(of_heads)
+
+
+@torch.no_grad()
 def find_prototypes(objective: Objective, batches: Iterable[Batch]) -> None:
-    """Fusion by similarity: the prototypes of each teacher, from training examples."""
+    """Fusion by similarity: makes each teacher's prototypes from its values of many questions, in the student's shape."""
     source = objective.mixture
-    if source is not None:
-        mixture_calibration.find_prototypes(source.mixture, source.teachers, batches)
+    if source is None or not isinstance(source.mixture.fusion, Similar):
+        return
+    mixture, settings = source.mixture, source.settings
+    questions: list[list[Tensor]] = [[] for _ in mixture.names]
+    for batch in batches:
+        for number, kv in enumerate(source.teachers(batch, replace(WANTS, question=mixture.pooling))):
+            assert kv.question is not None
+            questions[number].append(mixture.aligners[number].question(kv.question))
+    for number, values in enumerate(questions):
+        points = torch.cat(values).transpose(0, 1)[:, :, None]  # [L, examples, 1, H*D]
+        prototypes = compute_teacher_prototype(points, settings.prototype, None, settings.centres)
+        source.mixture.fusion.prototypes[number] = prototypes if prototypes.dim() == 3 else prototypes[:, None]
+
+
+def _cot_kv(text: TextPass) -> tuple[Layers, Layers]:
+    out = text.out
+    return [key[:, :, text.cot] for key in out.keys], [value[:, :, text.cot] for value in out.values]
+
+
+def _by_place(keys: Layers, values: Layers) -> Iterator[tuple[Place, Tensor]]:
+    for kind, layers in (("k", keys), ("v", values)):
+        for layer, entries in enumerate(layers):
+            yield (kind, layer), flatten_heads(entries)

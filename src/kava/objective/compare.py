@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from kava.align import Aggregator, KVDimensionProjector, StudentProjector, flatten_heads, layer_map, mix
 from kava.compress import Compressor, Samples
-from kava.compress.base import gather
-from kava.config import ExplicitConfig, ProjectorConfig
+from kava.config import Recipe
 from kava.errors import ConfigError
 from kava.losses.guard import variance_guard
 from kava.objective.pairing import Pairing, Pairs
 from kava.objective.records import Batch, StudentView
-from kava.objective.targets import MixtureOfTeachers, Target
+from kava.objective.targets import Target
 from kava.teachers.base import KVShape
+from kava.teachers.mixture import Mixture
 
 TO_STUDENT, TO_TEACHER = "teacher_to_student", "student_to_teacher"
 
@@ -55,6 +55,7 @@ class Comparison(nn.Module):
 
     kinds: tuple[str, ...] = ("k", "v")
     layers: Sequence[int] = ()  # student layers that are compared one by one
+    sizes: list[tuple[int, int]]  # heads and numbers in an entry, of every compared layer
     guarded = False  # a trained projection of the target is kept from collapsing
     target_is_trained = False
     guard_weight = 0.0
@@ -65,11 +66,6 @@ class Comparison(nn.Module):
     def needs_importance(self) -> bool:
         """True if the choice of entries depends on the teacher's attention to them."""
         return self.pairing.compressor.needs_importance
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Heads and numbers in an entry, of every compared layer."""
-        raise NotImplementedError
 
     def pair_counts(self, mask: Tensor, samples: Samples) -> Tensor:
         """[B] compared entries of a head, from the batch alone."""
@@ -100,16 +96,12 @@ class BySlot(Comparison):
 
     def __init__(self, compressor: Compressor, student: KVShape, keep: int):
         super().__init__()
-        self.compressor, self.shape, self.keep = compressor, student, keep
-        self.layers = range(student.num_layers)
+        self.compressor, self.keep, self.layers = compressor, keep, range(student.num_layers)
+        self.sizes = [(student.num_heads, student.head_size)] * student.num_layers
 
     @property
     def needs_importance(self) -> bool:
         return self.compressor.needs_importance
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        return [(self.shape.num_heads, self.shape.head_size)] * self.shape.num_layers
 
     def pair_counts(self, mask: Tensor, samples: Samples) -> Tensor:
         return self.compressor.count(mask, self.keep, samples)
@@ -127,12 +119,10 @@ class BySlot(Comparison):
 class ByColumn(Comparison):
     """What both forms without codes share: projector, layer weights and the guard's reference."""
 
-    def __init__(
-        self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape, pairing: Pairing
-    ):
+    def __init__(self, recipe: Recipe, student: KVShape, teacher: KVShape, pairing: Pairing):
         super().__init__()
+        explicit, projector = recipe.explicit, recipe.projector
         self.explicit, self.settings, self.pairing = explicit, projector, pairing
-        self.student, self.teacher = student, teacher
         self.kinds = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
         self.projector: nn.Module | None = None
         self.target_is_trained = projector.direction == TO_STUDENT and projector.trainable
@@ -144,21 +134,41 @@ class ByColumn(Comparison):
         module = self.projector[layer] if isinstance(self.projector, nn.ModuleList) else self.projector
         return module if isinstance(module, KVDimensionProjector) else None
 
-    def _finish(self) -> None:
-        """Freezes the half of a projector whose kind is not compared, and makes room for the guard's reference."""
-        for kind in {"k", "v"} - set(self.kinds):
-            for name, weight in self.named_parameters():
-                if name.startswith("projector.") and kind.upper() in name.split("."):
-                    weight.requires_grad_(False)
-        if self.target_is_trained:
-            self.register_buffer("reference", torch.zeros(2, len(self.sizes), self.sizes[0][1]))
+    def _connect(self, student: int, teacher: int, layers: int | None, unequal: str) -> None:
+        """Adds the projector between these widths, for each of `layers` or (None) one vector, and what it needs.
 
-    def _project(self, module: nn.Module | None, layer: int, student: list[Tensor], target: list[Tensor]) -> Any:
+        unequal: in which way the two sides differ, if they cannot be compared without one.
+        """
+        settings = self.settings
+        if settings.direction == TO_STUDENT:
+            sizes, rest = {"teacher": {"d_model": teacher}}, (settings.mlp_ratio, settings.dropout)
+            made = [
+                KVDimensionProjector(sizes, student, *rest, settings.init, settings.trainable)
+                for _ in range(layers or 1)
+            ]
+            self.projector = made[0] if layers is None else nn.ModuleList(made)
+        elif settings.direction == TO_TEACHER:
+            self.projector = StudentProjector(layers or 1, student, teacher, settings.init, settings.trainable)
+        elif unequal:
+            raise ConfigError(
+                f"{unequal}, and projector.direction is none",
+                "set projector.direction=student_to_teacher (or teacher_to_student) and explicit.choose=sample",
+            )
+        self.sizes = [(1, teacher if settings.direction == TO_TEACHER else student)] * (layers or 1)
+        unused = {"K", "V"} - {kind.upper() for kind in self.kinds}
+        for name, weight in self.named_parameters():
+            if name.startswith("projector.") and unused & {*name.split(".")}:
+                weight.requires_grad_(False)
+        if self.target_is_trained:
+            self.register_buffer("reference", torch.zeros(2, len(self.sizes), student))
+
+    def _project(self, layer: int, student: list[Tensor], target: list[Tensor]) -> Any:
         """Keys and values [B, M, width] of both sides -> [B, 1, M, width] in one width."""
-        if isinstance(module, KVDimensionProjector):
-            target = list(module(*target))
-        elif isinstance(module, StudentProjector):
-            student = list(module(*student, layer))
+        of_teacher = self.projector_at(layer)
+        if of_teacher is not None:
+            target = list(of_teacher(*target))
+        elif self.projector is not None:
+            student = list(self.projector(*student, layer))
         return [[entries[:, None] for entries in side] for side in (student, target)]
 
     def _by_kind(self, layer: int, sides: Any, kept: Tensor, weight: Tensor | None) -> Iterator[KVComparison]:
@@ -170,26 +180,16 @@ class ByColumn(Comparison):
 class PerLayer(ByColumn):
     """Layer by layer; head by head where the sizes agree and nothing is projected."""
 
-    def __init__(
-        self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape, pairing: Pairing
-    ):
-        super().__init__(explicit, projector, student, teacher, pairing)
-        self.layers = compared_layers(explicit.layers, student.num_layers)
-        self.map = layer_map(student.num_layers, teacher.num_layers, explicit.layer_map)
-        if projector.direction == TO_STUDENT:
-            self.projector = nn.ModuleList(_mlp(projector, teacher.layer_size, student.layer_size) for _ in self.layers)
-        elif projector.direction == TO_TEACHER:
-            self.projector = _linear(projector, len(self.layers), student.layer_size, teacher.layer_size)
-        elif (student.num_heads, student.head_size) != (teacher.num_heads, teacher.head_size):
-            raise _unequal(student, teacher)
-        self._finish()
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
+    def __init__(self, recipe: Recipe, student: KVShape, teacher: KVShape, pairing: Pairing):
+        super().__init__(recipe, student, teacher, pairing)
+        self.layers = compared_layers(recipe.explicit.layers, student.num_layers)
+        self.map = layer_map(student.num_layers, teacher.num_layers, recipe.explicit.layer_map)
+        heads = (student.num_heads, student.head_size)
+        differ = heads != (teacher.num_heads, teacher.head_size)
+        unequal = _unequal(student, teacher, "heads and head sizes differ") if differ else ""
+        self._connect(student.layer_size, teacher.layer_size, len(self.layers), unequal)
         if self.projector is None:
-            return [(self.student.num_heads, self.student.head_size)] * len(self.layers)
-        width = self.student if self.settings.direction == TO_STUDENT else self.teacher
-        return [(1, width.layer_size)] * len(self.layers)
+            self.sizes = [heads] * len(self.layers)
 
     def forward(self, sides: Sides) -> Iterator[KVComparison]:
         student, target, samples = sides.student, sides.target, sides.samples
@@ -203,54 +203,38 @@ class PerLayer(ByColumn):
                 importance = None if kv.importance is None else mix(kv.importance, self.map[layer])
                 pairs = shared or pairing.per_head(key, value, importance, target.mask, samples)
                 weight = _entry_weights(importance, pairs) if sides.weighted else None
-            targets = [gather(entries[pairs.source], pairs.target, pairs.kept) for entries in (key, value)]
-            own = [gather(part[layer], pairs.student, pairs.kept) for part in (student.keys, student.values)]
+            targets = [pairs.of_target(entries) for entries in (key, value)]
+            own = [pairs.of_student(part[layer]) for part in (student.keys, student.values)]
             if self.projector is None:
-                kept = pairs.expand(own[0].shape[1]).kept
+                kept = pairs.kept.expand(-1, own[0].shape[1], -1)
                 yield from self._by_kind(number, (own, targets), kept, weight)
-                continue
-            flat = [[flatten_heads(entries) for entries in side] for side in (own, targets)]
-            module = self.projector[number] if isinstance(self.projector, nn.ModuleList) else self.projector
-            yield from self._by_kind(number, self._project(module, number, *flat), pairs.kept, weight)
+            else:
+                flat = [[flatten_heads(entries) for entries in side] for side in (own, targets)]
+                yield from self._by_kind(number, self._project(number, *flat), pairs.kept, weight)
 
 
 class Aggregated(ByColumn):
     """One vector per token and side, made of all layers; positions are chosen once per sample."""
 
-    def __init__(
-        self, explicit: ExplicitConfig, projector: ProjectorConfig, student: KVShape, teacher: KVShape, pairing: Pairing
-    ):
-        super().__init__(explicit, projector, student, teacher, pairing)
-        method, whole = explicit.aggregation, explicit.use_all_layers
+    def __init__(self, recipe: Recipe, student: KVShape, teacher: KVShape, pairing: Pairing):
+        super().__init__(recipe, student, teacher, pairing)
+        method, whole = recipe.explicit.aggregation, recipe.explicit.use_all_layers
         self.gather_student = Aggregator(method, student.num_layers, whole)
         self.gather_teacher = Aggregator(method, teacher.num_layers, whole)
         if not self.target_is_trained:  # a target that nothing projects stays as the teacher has it
             self.gather_teacher.requires_grad_(False)
-        width, teacher_width = self.gather_student.dim(student), self.gather_teacher.dim(teacher)
-        if projector.direction == TO_STUDENT:
-            self.projector = _mlp(projector, teacher_width, width)
-        elif projector.direction == TO_TEACHER:
-            self.projector = _linear(projector, 1, width, teacher_width)
-        elif width != teacher_width:
-            raise _unequal(student, teacher, f"{width} and {teacher_width} after {method}")
-        self.width = teacher_width if projector.direction == TO_TEACHER else width
-        self._finish()
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        return [(1, self.width)]
+        own, other = self.gather_student.dim(student), self.gather_teacher.dim(teacher)
+        unequal = _unequal(student, teacher, f"{own} and {other} after {method}") if own != other else ""
+        self._connect(own, other, None, unequal)
 
     def forward(self, sides: Sides) -> Iterator[KVComparison]:
         pairs, weight = self._shared_pairs(sides)
-        targets = [
-            self.gather_teacher([gather(layer[pairs.source], pairs.target, pairs.kept) for layer in part])
-            for part in (sides.target.kv.keys, sides.target.kv.values)
-        ]
+        kv, student = sides.target.kv, sides.student
+        targets = [self.gather_teacher([pairs.of_target(layer) for layer in part]) for part in (kv.keys, kv.values)]
         own = [
-            self.gather_student([gather(layer, pairs.student, pairs.kept) for layer in part])
-            for part in (sides.student.keys, sides.student.values)
+            self.gather_student([pairs.of_student(layer) for layer in part]) for part in (student.keys, student.values)
         ]
-        yield from self._by_kind(0, self._project(self.projector, 0, own, targets), pairs.kept, weight)
+        yield from self._by_kind(0, self._project(0, own, targets), pairs.kept, weight)
 
 
 class Codes(Comparison):
@@ -259,21 +243,18 @@ class Codes(Comparison):
     kinds = ("z",)
     target_is_trained = True
 
-    def __init__(self, source: MixtureOfTeachers, layers: Sequence[int], size: int, pairing: Pairing):
+    def __init__(self, recipe: Recipe, student: KVShape, mixture: Mixture, pairing: Pairing):
         super().__init__()
-        self._source, self.layers, self.size, self.pairing = (source,), layers, size, pairing  # a tuple: no submodule
-
-    @property
-    def sizes(self) -> list[tuple[int, int]]:
-        return [(1, self.size)] * len(self.layers)
+        self._mixture, self.pairing = (mixture,), pairing  # in a tuple: no submodule
+        self.layers = compared_layers(recipe.explicit.layers, student.num_layers)
+        self.sizes = [(1, recipe.mixture.z_size)] * len(self.layers)
 
     def forward(self, sides: Sides) -> Iterator[KVComparison]:
-        codes = self._source[0].student_codes(sides.batch, sides.student.keys, sides.student.values)
+        codes = self._mixture[0].student_codes(sides.batch, sides.student.keys, sides.student.values)
         pairs, weight = self._shared_pairs(sides)
         for number, layer in enumerate(self.layers):
-            own = gather(codes[layer], pairs.student, pairs.kept)
-            targets = gather(sides.target.kv.keys[layer][pairs.source], pairs.target, pairs.kept)
-            yield KVComparison("z", number, own, targets, pairs.kept, weight)
+            own, target = pairs.of_student(codes[layer]), pairs.of_target(sides.target.kv.keys[layer])
+            yield KVComparison("z", number, own, target, pairs.kept, weight)
 
 
 def compared_layers(layers: str | None, count: int) -> list[int]:
@@ -299,17 +280,5 @@ def _entry_weights(importance: Tensor | None, pairs: Pairs) -> Tensor:
     return torch.where(mean > 0, scaled, pairs.kept.to(entries.dtype))
 
 
-def _mlp(settings: ProjectorConfig, teacher: int, student: int) -> KVDimensionProjector:
-    sizes = {"teacher": {"d_model": teacher}}
-    return KVDimensionProjector(sizes, student, settings.mlp_ratio, settings.dropout, settings.init, settings.trainable)
-
-
-def _linear(settings: ProjectorConfig, layers: int, student: int, teacher: int) -> StudentProjector:
-    return StudentProjector(layers, student, teacher, settings.init, settings.trainable)
-
-
-def _unequal(student: KVShape, teacher: KVShape, reason: str = "heads and head sizes differ") -> ConfigError:
-    return ConfigError(
-        f"the student's cache is {student}, the teacher's {teacher} ({reason}), and projector.direction is none",
-        "set projector.direction=student_to_teacher (or teacher_to_student) and explicit.choose=sample",
-    )
+def _unequal(student: KVShape, teacher: KVShape, reason: str) -> str:
+    return f"the student's cache is {student}, the teacher's {teacher} ({reason})"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from torch import Tensor
 
-from kava.config import Recipe
+from kava.config import LossConfig
 from kava.losses import kv_loss
 from kava.losses.direction import direction_loss
 from kava.losses.zspace import LEAST, z_loss
@@ -80,14 +79,7 @@ DISTANCES: dict[str, type[Distance]] = {
 }
 
 
-def make_distance(recipe: Recipe) -> Distance:
-    """The distance that a recipe names."""
-    if recipe.mixture.on and recipe.mixture.space == "z":
-        return OfCodes(recipe.mixture.z_loss)
-    return distance_of(recipe.loss)
-
-
-def distance_of(loss: Any) -> Distance:
-    """The distance of a recipe's section `loss`."""
+def make_distance(loss: LossConfig) -> Distance:
+    """The distance that a recipe names, of keys and values."""
     kind = lookup(DISTANCES, loss.kv_loss_type, "distance")
     return kind(**{field.name: getattr(loss, field.name) for field in fields(kind) if hasattr(loss, field.name)})

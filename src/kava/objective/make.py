@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from kava.backbone.model import LatentModel
 from kava.compress import Compressor, make_compressor
 from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
 from kava.objective.aux_terms import CodiTerm, cka_layers, make_aux_terms
-from kava.objective.compare import Aggregated, BySlot, Codes, Comparison, PerLayer, compared_layers
-from kava.objective.distances import distance_of, make_distance
+from kava.objective.compare import Aggregated, BySlot, Codes, Comparison, PerLayer
+from kava.objective.distances import OfCodes, make_distance
 from kava.objective.objective import Objective
 from kava.objective.pairing import Pairing
 from kava.objective.student import LatentSlots, TextColumns
@@ -33,11 +31,9 @@ def make_objective(recipe: Recipe, model: LatentModel, teacher: Teacher | Teache
         return _text_objective(recipe, model, source)
     if isinstance(source, SeparateTeacher):
         raise ConfigError("latents learn from their own weights or from a mixture", "set mixture.teachers=[NAME]")
-    rkv = recipe.rkv
-    if rkv.rotary == "before" and not model.family.rotary:
-        raise ConfigError(
-            f"rkv.rotary is before, but {model.family.name} has no rotary embedding", "leave rkv.rotary out"
-        )
+    rkv, family = recipe.rkv, model.family
+    if rkv.rotary == "before" and not family.rotary:
+        raise ConfigError(f"rkv.rotary is before, but {family.name} has no rotary embedding", "leave rkv.rotary out")
     compressor = make_compressor(rkv.method, rkv.shuffle, lambda_=rkv.lambda_, side=rkv.crop_keep)
     packed, seed = recipe.training.packed, recipe.system.seed
     return latent_objective(model, recipe.loss, compressor, packed, rkv.rotary, seed, source)
@@ -55,17 +51,14 @@ def latent_objective(
     """Latent slots; with source None they learn from what the same weights compute for the chain of thought."""
     view = LatentSlots(model, loss, packed, rotary, own_teacher=source is None)
     source = OwnTeacher(model, rotary) if source is None else source
-    shape, compare = model.kv_shape, None
-    if view.outputs.kv:
-        compare = BySlot(compressor, shape, model.latent.num_tokens)
+    shape = model.kv_shape
+    compare = BySlot(compressor, shape, model.latent.num_tokens) if view.outputs.kv else None
     terms = {"codi": CodiTerm(loss, shape, shape)} if view.outputs.codi else {}
     wanted = source if compare is not None or terms else None
-    objective = Objective(view, loss, wanted, compare, distance_of(loss), nn.ModuleDict(terms), seed=seed)
+    objective = Objective(view, loss, wanted, compare, make_distance(loss), terms, seed=seed)
     if not view.outputs.student:  # torch's own word: DDP would wait for a gradient that never comes
-        names = dict(objective.named_parameters())
-        objective._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
-            name for name in names if name.startswith("model.project.")
-        ]
+        names = [name for name, _ in objective.named_parameters() if name.startswith("model.project.")]
+        objective._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
     return objective
 
 
@@ -75,18 +68,10 @@ def _text_objective(recipe: Recipe, model: LatentModel, source: TargetSource | N
         return Objective(TextColumns(model), recipe.loss, explicit=explicit, seed=recipe.system.seed)
     mixture = isinstance(source, MixtureOfTeachers)
     compare = _column_comparison(recipe, model, source) if recipe.loss.alpha2_kv > 0 else None
+    distance = OfCodes(recipe.mixture.z_loss) if isinstance(compare, Codes) else make_distance(recipe.loss)
     terms = make_aux_terms(recipe, shape, source.shape, model.scale, mixture)
-    return Objective(
-        TextColumns(model, cue=recipe.loss.alpha1_codi > 0),
-        recipe.loss,
-        source,
-        compare,
-        make_distance(recipe),
-        terms,
-        explicit,
-        recipe.mixture.layer_warmup if mixture else 0.0,
-        recipe.system.seed,
-    )
+    view, warmup = TextColumns(model, cue=recipe.loss.alpha1_codi > 0), recipe.mixture.layer_warmup if mixture else 0.0
+    return Objective(view, recipe.loss, source, compare, distance, terms, explicit, warmup, recipe.system.seed)
 
 
 def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource) -> Comparison:
@@ -94,11 +79,10 @@ def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource)
     compressor = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
     pairing = Pairing(compressor, None if rkv.method == "full" else explicit.target_len, rkv.shuffle)
     if recipe.mixture.space == "z" and isinstance(source, MixtureOfTeachers):
-        layers = compared_layers(explicit.layers, shape.num_layers)
-        compare: Comparison = Codes(source, layers, recipe.mixture.z_size, pairing)
+        compare: Comparison = Codes(recipe, shape, source.mixture, pairing)
     else:
         form = PerLayer if explicit.form == "per_layer" else Aggregated
-        compare = form(explicit, recipe.projector, shape, source.shape, pairing)
+        compare = form(recipe, shape, source.shape, pairing)
     if isinstance(source, MixtureOfTeachers):
         every = range(shape.num_layers)
         layers = list(compare.layers) or [*(every if explicit.use_all_layers else every[-1:])]

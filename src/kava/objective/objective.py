@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Objective(nn.Module):
         source: TargetSource | None = None,
         compare: Comparison | None = None,
         distance: Distance = SMOOTH_L1,
-        aux_terms: nn.ModuleDict | None = None,
+        aux_terms: Mapping[str, AuxTerm] | None = None,
         explicit: ExplicitConfig | None = None,
         layer_warmup: float = 0.0,
         seed: int = 0,
@@ -44,7 +44,7 @@ class Objective(nn.Module):
         self.model, self.view, self.loss, self.seed = view.model, view, loss, seed
         self.source: TargetSource | None = source
         self.compare, self.distance = compare, distance
-        self.aux_terms = nn.ModuleDict() if aux_terms is None else aux_terms
+        self.aux_terms: Mapping[str, AuxTerm] = nn.ModuleDict(aux_terms)  # type: ignore[assignment,arg-type]
         self.explicit, self.layer_warmup = explicit or ExplicitConfig(), layer_warmup
         self.to(self.model.device)
 
@@ -53,12 +53,13 @@ class Objective(nn.Module):
         student, own_teacher = views = self.view(batch)
         terms: list[tuple[str, Tensor, float]] = []
         if student is not None:
-            terms.append(("ce_student", self._ce(student.targets), self._student_weight(step)))
+            weight = self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
+            terms.append(("ce_student", self._ce(student.targets), weight))
         if own_teacher is not None:
             terms.append(("ce_teacher", self._ce(own_teacher.targets), self.loss.teacher_ce))
         if student is not None and self.source is not None:
             target = self.source(batch, views, self.teacher_wants(step), step)
-            for name, term in self._aux_terms().items():
+            for name, term in self.aux_terms.items():
                 terms.append((name, term(batch, student, target), term.weight(step)))
             if self.compare is not None:
                 sides = Sides(batch, student, target, self.samples(batch, step), self._weighted(step))
@@ -85,7 +86,8 @@ class Objective(nn.Module):
             if self.compare.guarded:
                 guard = guard + self.compare.guard(pair)
             if step.log and self.mixture is not None:
-                self.mixture.metrics.layer(pair.kind, pair.layer, float(distance.detach()), self._compared(pair))
+                count = self.distance.count(pair.kept[:, 0].sum(1), pair.kept.shape[1], pair.student.shape[-1])
+                self.mixture.metrics.layer(pair.kind, pair.layer, float(distance.detach()), count)
         terms = [("kv", kv, self.loss.alpha2_kv)]
         if self.explicit.beta_cos > 0:
             terms.append(("kv_cosine", cosine, self.explicit.beta_cos * self.loss.alpha2_kv))
@@ -101,7 +103,7 @@ class Objective(nn.Module):
         if self.source is None:
             return counts
         mask = self.source.columns(batch)
-        counts |= {name: term.count(batch, mask) for name, term in self._aux_terms().items()}
+        counts |= {name: term.count(batch, mask) for name, term in self.aux_terms.items()}
         if self.compare is not None:
             pairs = self._pair_counts(batch, step)
             assert pairs is not None
@@ -119,13 +121,7 @@ class Objective(nn.Module):
             return None
         return self.compare.pair_counts(self.source.columns(batch), self.samples(batch, step))
 
-    def _compared(self, pair: KVComparison) -> float:
-        return self.distance.count(pair.kept[:, 0].sum(1), pair.kept.shape[1], pair.student.shape[-1])
-
     # -- weights -------------------------------------------------------------------------------------------------
-
-    def _student_weight(self, step: Step) -> float:
-        return self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
 
     def _layer_weights(self, step: Step) -> list[float]:
         """The weight of each compared layer at this moment."""
@@ -153,16 +149,13 @@ class Objective(nn.Module):
         importance = self.compare is not None and (
             self.compare.needs_importance
             or self._weighted(step)
-            or any(term.needs_importance for term in self._aux_terms().values())
+            or any(term.needs_importance for term in self.aux_terms.values())
         )
         return TeacherWants(importance=importance, cue="codi" in self.aux_terms)
 
     def samples(self, batch: Batch, step: Step = NO_STEP) -> Samples:
         """Example ids and step results of the batch, for compressors."""
         return Samples(batch["example_id"], batch["cot_result"], self.seed, step.epoch)
-
-    def _aux_terms(self) -> dict[str, AuxTerm]:
-        return dict(self.aux_terms.items())  # type: ignore[arg-type]
 
     @property
     def mixture(self) -> MixtureOfTeachers | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kava.backbone.masks import positions, tree_mask
 from kava.backbone.model import LatentModel
+from kava.backbone.teacher_forced import TextPass, text_columns
 from kava.objective.records import Batch, PassOutputs, StudentView, TeacherView
 from kava.objective.unpacked import answer_part, finish_student, read_student, read_teacher
 
@@ -27,20 +28,18 @@ def packed(model: LatentModel, batch: Batch, wants: PassOutputs) -> tuple[Teache
     for number in (1, 2):
         own = mask & (branch == number)
         place = torch.where(branch == number, positions(own, length), place)
-    merged = not model.feeds_back
     out = model.run(model.embed(ids), place, tree_mask(mask, branch), all_layers=wants.codi)
 
-    question, cot, tail = (batch[name].shape[1] for name in ("question", "cot", "tail"))
-    bot = question + (cot + tail if wants.teacher else 0)
+    question, cot, tail = text_columns(batch)
+    bot = tail.stop if wants.teacher else question.stop
     teacher = student = None
     if wants.teacher:
-        own = mask & (branch != 2)
-        teacher = read_teacher(out, batch, ids, own, question, slice(question, question + cot), wants)
-    if wants.student and merged:
-        own = mask & (branch != 1)
-        student = read_student(out, batch, ids, own, bot + 1, model.latent.num_tokens, wants)
+        teacher = read_teacher(TextPass(out, ids, mask & (branch != 2), question, cot, tail), batch, wants)
+    if wants.student and model.feeds_back:
+        student = finish_student(model, batch, out, bot, wants)
     elif wants.student:
-        student = finish_student(model, batch, out, slice(0, question), bot, wants)
+        latents = slice(bot + 1, bot + 1 + model.latent.num_tokens)
+        student = read_student(out, batch, ids, mask & (branch != 1), latents, wants)
     return teacher, student
 
 
@@ -50,8 +49,7 @@ def columns(model: LatentModel, batch: Batch, wants: PassOutputs) -> tuple[Tenso
     if wants.teacher:
         parts += [(batch["cot"], batch["cot_mask"], 1), (batch["tail"], batch["tail_mask"], 1)]
     if wants.student:
-        rows = len(batch["question"])
-        lead = model.slots(rows)
+        lead = model.slots(len(batch["question"]))
         parts.append((lead, torch.ones_like(lead, dtype=torch.bool), 2))
         if not model.feeds_back:
             ids, mask = (part[:, model.latent.num_tokens :] for part in answer_part(model, batch))

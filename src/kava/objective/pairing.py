@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from kava.compress import Compressor, Samples
-from kava.compress.base import NEVER, best
+from kava.compress.base import NEVER, best, gather
 from kava.compress.crop import Crop
-from kava.compress.shuffle import derangement_like
+from kava.compress.shuffle import shuffled_order
 from kava.errors import ConfigError
 from kava.teachers.base import TeacherKV
-
-_SALT = 1  # the permutation is independent of what the compressor draws
 
 
 @dataclass(frozen=True)
@@ -29,10 +27,11 @@ class Pairs:
     source: Tensor
     kept: Tensor
 
-    def expand(self, heads: int) -> Pairs:
-        """A choice shared by all heads, written out for every head."""
-        student, target, kept = (part.expand(-1, heads, -1) for part in (self.student, self.target, self.kept))
-        return Pairs(student, target, self.source, kept)
+    def of_student(self, entries: Tensor) -> Tensor:
+        return gather(entries, self.student, self.kept)
+
+    def of_target(self, entries: Tensor) -> Tensor:
+        return gather(entries[self.source], self.target, self.kept)
 
 
 class Pairing:
@@ -68,26 +67,22 @@ class Pairing:
             score = torch.zeros(mask.shape, device=mask.device).masked_fill(~teacher.only, NEVER)
             return self._paired(*best(score[:, None], keep), mask, samples)
         importance = teacher.importance if self.compressor.needs_importance else None
-        index, kept = self.compressor.choose(teacher.keys, teacher.values, importance, mask, keep, samples)
-        return self._paired(index, kept, mask, samples)
+        chosen = self.compressor.choose(teacher.keys, teacher.values, importance, mask, keep, samples)
+        return self._paired(*chosen, mask, samples)
 
     def per_head(
         self, keys: Tensor, values: Tensor, importance: Tensor | None, mask: Tensor, samples: Samples
     ) -> Pairs:
         """A choice of its own for every head of one layer."""
         weight = [importance] if importance is not None and self.compressor.needs_importance else None
-        keep = self.kept_at_most(mask)
-        index, kept = self.compressor.choose([keys], [values], weight, mask, keep, samples, per="head")
-        return self._paired(index, kept, mask, samples)
+        chosen = self.compressor.choose([keys], [values], weight, mask, self.kept_at_most(mask), samples, per="head")
+        return self._paired(*chosen, mask, samples)
 
     def _paired(self, index: Tensor, kept: Tensor, mask: Tensor, samples: Samples) -> Pairs:
         rows = torch.arange(len(index), device=index.device)
         if self.shuffle == "time":
-            counts = self.compressor.count(mask, index.shape[2], samples).tolist()
-            drawn = zip(counts, samples.generators(_SALT), strict=True)
-            order = torch.stack([derangement_like(n, index.shape[2], generator) for n, generator in drawn])
-            target = index.gather(2, order.to(index.device)[:, None].expand_as(index))
-            return Pairs(index, target, rows, kept)
+            order = shuffled_order(self.compressor.count(mask, index.shape[2], samples), index.shape[2], samples)
+            return Pairs(index, index.gather(2, order[:, None].expand_as(index)), rows, kept)
         if self.shuffle == "examples":
             return Pairs(index, index.roll(1, 0), rows.roll(1), kept & kept.roll(1, 0))
         return Pairs(index, index, rows, kept)

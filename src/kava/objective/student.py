@@ -38,12 +38,7 @@ class LatentSlots(View):
     """M latents after T Jacobi rounds, and the answer after them; teacher mode shares the passes where it is needed."""
 
     def __init__(
-        self,
-        model: LatentModel,
-        loss: LossConfig,
-        packed: bool = True,
-        rotary: str = "after",
-        own_teacher: bool = True,
+        self, model: LatentModel, loss: LossConfig, packed: bool = True, rotary: str = "after", own_teacher: bool = True
     ):
         self.model, self.packed = model, packed
         self.rotary_before = rotary == "before" and model.family.rotary

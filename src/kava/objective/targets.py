@@ -13,13 +13,12 @@ from kava.backbone.masks import positions
 from kava.backbone.model import LatentModel
 from kava.compress import importance
 from kava.config import Recipe
-from kava.fuse import Query
+from kava.fuse import Collapse, Query, Window
 from kava.losses.entropy import entropy_term
 from kava.objective.records import Batch, Step, StudentView, Views
 from kava.teachers.base import KVShape, Teacher, TeacherKV, TeacherWants
 from kava.teachers.live import pooled_values
-from kava.teachers.mixture import Blend, make_mixture, pool_query
-from kava.teachers.step_metrics import StepMetrics
+from kava.teachers.mixture import Blend, Mixture, pool_query
 from kava.teachers.teacher_set import TeacherSet
 
 
@@ -89,13 +88,34 @@ class SeparateTeacher(TargetSource):
         return Target(self.teacher(batch, wants), self.columns(batch))
 
 
+class StepMetrics:
+    """Per-layer loss and teacher weights of the updates that are logged; emptied when they are written."""
+
+    def __init__(self, alarm: float):
+        self._sums: dict[tuple[str, int], list[float]] = {}
+        self.weights = Collapse(alarm)
+
+    def layer(self, kind: str, layer: int, total: float, count: float) -> None:
+        sums = self._sums.setdefault((kind, layer), [0.0, 0.0])
+        sums[0] += total
+        sums[1] += count
+
+    def drain(self) -> tuple[dict[str, list[float | None]], Window | None]:
+        """Mean loss per kind and compared layer, and the window of weights; the sums start again at 0."""
+        layers: dict[str, list[float | None]] = {}
+        for (kind, _), (total, count) in sorted(self._sums.items()):
+            layers.setdefault(kind, []).append(total / count if count else None)
+        self._sums = {}
+        return layers, self.weights.close()
+
+
 class MixtureOfTeachers(nn.Module, TargetSource):
     """Several teachers, each aligned to the student, weighted and summed (`teachers/mixture.py`)."""
 
     def __init__(self, recipe: Recipe, model: LatentModel, teachers: TeacherSet):
         super().__init__()
         self.settings, self.teachers, self.shape = recipe.mixture, teachers, model.kv_shape
-        self.mixture = make_mixture(recipe, model, teachers)
+        self.mixture = Mixture(recipe, model, teachers)
         self.metrics = StepMetrics(recipe.mixture.collapse_alarm)
         self._model = (model,)  # in a tuple: it is the objective's module already
 
@@ -115,9 +135,6 @@ class MixtureOfTeachers(nn.Module, TargetSource):
     def columns(self, batch: Batch) -> Tensor:
         return self.mixture.columns(batch)
 
-    def student_codes(self, batch: Batch, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-        return self.mixture.student_codes(batch, keys, values)
-
     def counts(self, batch: Batch) -> dict[str, float]:
         counts = {"guard": self.mixture.guard_count(batch)} if self.mixture.guarded else {}
         return counts | ({"entropy": float(len(batch["question"]))} if self.settings.entropy != "none" else {})
@@ -131,7 +148,7 @@ class MixtureOfTeachers(nn.Module, TargetSource):
             term = entropy_term(target.blend.weights, self.settings.entropy, target.mask)
             yield "entropy", term, self.settings.entropy_weight
         if step.log:
-            self.metrics.weights(target.blend.weights.expand(len(target.mask), -1, -1, -1), target.mask)
+            self.metrics.weights.add(target.blend.weights.expand(len(target.mask), -1, -1, -1), target.mask)
 
     def _query(self, batch: Batch, student: StudentView) -> Query:
         """What weights depend on: the question, and per token the chain of thought up to it; never the answer."""

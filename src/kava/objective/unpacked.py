@@ -8,7 +8,7 @@ from torch import Tensor
 from kava.backbone.kv import Pass, join
 from kava.backbone.masks import causal_mask, positions, previous
 from kava.backbone.model import LatentModel
-from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
+from kava.backbone.teacher_forced import TextPass, cue_states, teacher_forced_pass
 from kava.objective.records import Batch, PassOutputs, StudentView, Targets, TeacherView
 
 
@@ -21,17 +21,14 @@ def unpacked(model: LatentModel, batch: Batch, wants: PassOutputs) -> tuple[Teac
 
 def run_teacher(model: LatentModel, batch: Batch, wants: PassOutputs) -> TeacherView:
     """One pass over [Q, C, cue, A, eos]."""
-    text = teacher_forced_pass(model, batch, all_layers=wants.codi)
-    return read_teacher(text.out, batch, text.ids, text.mask, text.cot.start, text.cot, wants)
+    return read_teacher(teacher_forced_pass(model, batch, all_layers=wants.codi), batch, wants)
 
 
-def read_teacher(
-    out: Pass, batch: Batch, ids: Tensor, mask: Tensor, first: int, cot: slice, wants: PassOutputs
-) -> TeacherView:
-    """The teacher's view of a pass whose columns from `first` on are targets; the tail follows the CoT columns."""
-    tail = slice(cot.stop, cot.stop + batch["tail"].shape[1])
+def read_teacher(text: TextPass, batch: Batch, wants: PassOutputs) -> TeacherView:
+    """The teacher's view of a pass that begins with question, chain of thought and tail; all after the question are targets."""
+    out, cot, tail = text.out, text.cot, text.tail
     return TeacherView(
-        targets=targets(out.hidden, ids, mask, slice(first, tail.stop)),
+        targets=targets(out.hidden, text.ids, text.mask, slice(cot.start, tail.stop)),
         queries=[q[:, :, tail] for q in out.queries] if wants.kv else [],
         keys=[k[:, :, cot] for k in out.keys] if wants.kv else [],
         values=[v[:, :, cot] for v in out.values] if wants.kv else [],
@@ -46,15 +43,12 @@ def run_student(model: LatentModel, batch: Batch, wants: PassOutputs) -> Student
     ids = torch.cat([question, slots], dim=1)
     full = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)
     out = model.run(model.embed(ids), positions(full), causal_mask(full))
-    bot = question.shape[1]
-    return finish_student(model, batch, out, slice(0, bot), bot, wants)
+    return finish_student(model, batch, out, question.shape[1], wants)
 
 
-def finish_student(
-    model: LatentModel, batch: Batch, first: Pass, question: slice, bot: int, wants: PassOutputs
-) -> StudentView:
+def finish_student(model: LatentModel, batch: Batch, first: Pass, bot: int, wants: PassOutputs) -> StudentView:
     """The rounds, then one pass over [latents, <eot>, cue, A, eos], on the prefix [Q, <bot>] of `first`."""
-    prefix = join(first.kv(question), first.kv(slice(bot, bot + 1)))
+    prefix = join(first.kv(slice(0, batch["question"].shape[1])), first.kv(slice(bot, bot + 1)))
     mask = batch["question_mask"]
     known = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     offset = known.sum(1)
@@ -70,7 +64,7 @@ def finish_student(
     ids, real = answer_part(model, batch)
     embeds = torch.cat([latents, model.embed(ids[:, num_latents:])], dim=1)
     out = model.run(embeds, positions(real, offset), causal_mask(real, known), prefix, all_layers=wants.codi)
-    return read_student(out, batch, ids, real, 0, num_latents, wants, latents)
+    return read_student(out, batch, ids, real, slice(0, num_latents), wants, latents)
 
 
 def answer_part(model: LatentModel, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -84,18 +78,10 @@ def answer_part(model: LatentModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def read_student(
-    out: Pass,
-    batch: Batch,
-    ids: Tensor,
-    mask: Tensor,
-    begin: int,
-    num_latents: int,
-    wants: PassOutputs,
-    latents: Tensor | None = None,
+    out: Pass, batch: Batch, ids: Tensor, mask: Tensor, place: slice, wants: PassOutputs, latents: Tensor | None = None
 ) -> StudentView:
-    """The student's view of a pass that holds [latents, <eot>, tail] from column `begin` on."""
-    place = slice(begin, begin + num_latents)
-    tail = begin + num_latents + 1
+    """The student's view of a pass that holds the latents in the columns `place`, and after them [<eot>, tail]."""
+    tail = place.stop + 1
     return StudentView(
         targets=targets(out.hidden, ids, mask, slice(tail, tail + batch["tail"].shape[1])),
         keys=[k[:, :, place] for k in out.keys] if wants.kv else [],

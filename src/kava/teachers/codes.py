@@ -8,6 +8,7 @@ Both sides are trained towards each other; a guard on their variation keeps the 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,23 +32,19 @@ class Coder(nn.Module):
                 if layer not in layers:
                     encoder.requires_grad_(False)
 
-    def student(self, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-        """Keys (not rotated) and values [B, H, N, D] per layer -> codes [B, 1, N, z]."""
-        return _codes(self.own, keys, values)
+    def forward(self, keys: list[Tensor], values: list[Tensor], teacher: int | None = None) -> list[Tensor]:
+        """Keys (not rotated) and values [B, H, N, D] per layer of the student -> codes [B, 1, N, z].
 
-    def teacher(self, number: int, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-        """The same of a teacher, at the student's tokens and layers."""
-        return _codes(self.others[number], keys, values)  # type: ignore[arg-type]
+        teacher: the same of this one, at the student's tokens and layers.
+        """
+        encoders = cast(nn.ModuleList, self.own if teacher is None else self.others[teacher])
+        codes = []
+        for encoder, key, value in zip(encoders, keys, values, strict=True):
+            pair = torch.cat([flatten_heads(key), flatten_heads(value)], dim=-1)
+            codes.append(encoder(pair.to(encoder[1].weight.dtype))[:, None])  # type: ignore[index]
+        return codes
 
 
 def _encoder(shape: KVShape, size: int) -> nn.Sequential:
     width = 2 * shape.layer_size
     return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
-
-
-def _codes(encoders: nn.ModuleList, keys: list[Tensor], values: list[Tensor]) -> list[Tensor]:
-    codes = []
-    for encoder, key, value in zip(encoders, keys, values, strict=True):
-        pair = torch.cat([flatten_heads(key), flatten_heads(value)], dim=-1)
-        codes.append(encoder(pair.to(encoder[1].weight.dtype))[:, None])  # type: ignore[index]
-    return codes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kava.align import Aligner, flatten_heads
 from kava.align.layers import Entry, layer_map, read_map
-from kava.align.rope import Rotary, rotate, unrotate
+from kava.align.rope import rotate
 from kava.align.tokens import matched
 from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
@@ -19,8 +19,9 @@ from kava.config import Recipe
 from kava.fuse import Query, annealed, fuse, make_fusion
 from kava.losses.guard import variance_guard, variation
 from kava.shapes import at_least_float32
-from kava.teachers.base import Batch, KVShape, TeacherKV
+from kava.teachers.base import Batch, TeacherKV
 from kava.teachers.codes import Coder
+from kava.teachers.live import before_rotary
 from kava.teachers.teacher_set import TeacherSet
 
 Layers = list[Tensor]
@@ -49,16 +50,9 @@ def present_in(batch: Batch, number: int) -> Tensor:
     return matched(batch[f"t{number}.iou"]) & batch["cot_mask"]
 
 
-def make_mixture(recipe: Recipe, model: Backbone, teachers: TeacherSet) -> Mixture:
-    """What a recipe puts between these teachers and this student."""
-    student = model.kv_shape
-    settings, maps = recipe.mixture, []
-    for number, shape in enumerate(teachers.shapes):
-        if settings.layer_map == "cka":
-            maps.append(read_map(settings.layer_map_files[number], student.num_layers, shape.num_layers))
-        else:
-            maps.append(layer_map(student.num_layers, shape.num_layers, settings.layer_map))
-    return Mixture(recipe, teachers.names, teachers.shapes, maps, student, model.rotary)
+def _places(batch: Batch) -> Tensor:
+    """[B, N] where the student's CoT tokens stand in its own sequence."""
+    return positions(batch["cot_mask"], batch["question_mask"].sum(1))
 
 
 def pool_query(states: Tensor, mask: Tensor, tokens: Tensor) -> Query:
@@ -74,37 +68,31 @@ class Mixture(nn.Module):
     initial_kv_loss: Tensor  # kv and kv_unexplained of the held-out examples before the first update
     reference: Tensor  # [2, L, H*D]: how much the student's entries vary within a sample, before training
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        names: tuple[str, ...],
-        shapes: tuple[KVShape, ...],
-        maps: list[list[Entry]],
-        student: KVShape,
-        rotary: Rotary | None,
-    ):
+    def __init__(self, recipe: Recipe, model: Backbone, teachers: TeacherSet):
         super().__init__()
-        self.settings, self.names, self.shapes, self.student, self.rotary = (
-            recipe.mixture,
-            names,
-            shapes,
-            student,
-            rotary,
-        )
-        self.maps = maps
+        self.settings, self.student, self.rotary = recipe.mixture, model.kv_shape, model.rotary
+        self.names, self.shapes = teachers.names, teachers.shapes
+        self.maps = [self._layer_map(number) for number in range(len(self.names))]
         self.codes = recipe.mixture.space == "z"
         self.trained = recipe.projector.trainable
         self.guarded = self.codes or (self.trained and recipe.projector.guard == "variance")
         self.guard_weight = recipe.mixture.z_variance if self.codes else recipe.projector.guard_weight
         made, self.which = self._make_aligners()
         self.adapters = nn.ModuleList(made)
-        self.coder = Coder(student, shapes, recipe.mixture.z_size) if self.codes else None
-        self.fusion = make_fusion(recipe.mixture, len(names), student)
-        width = recipe.mixture.z_size if self.codes else student.layer_size
-        start = torch.ones if self.codes else torch.zeros
+        student, z_size = self.student, recipe.mixture.z_size
+        self.coder = Coder(student, self.shapes, z_size) if self.codes else None
+        self.fusion = make_fusion(recipe.mixture, len(self.names), student)
+        sizes = (2, student.num_layers, student.layer_size)
         self.register_buffer("initial_kv_loss", torch.full((2,), float("nan")))
-        self.register_buffer("reference", start(1 if self.codes else 2, student.num_layers, width))
+        self.register_buffer("reference", torch.ones(1, sizes[1], z_size) if self.codes else torch.zeros(sizes))
         self.compared = [(part, layer) for part in range(len(self.reference)) for layer in range(student.num_layers)]
+
+    def _layer_map(self, number: int) -> list[Entry]:
+        """Which layers of a teacher each student layer is compared with."""
+        settings, layers = self.settings, (self.student.num_layers, self.shapes[number].num_layers)
+        if settings.layer_map == "cka":
+            return read_map(settings.layer_map_files[number], *layers)
+        return layer_map(*layers, settings.layer_map)
 
     def restrict(self, parts: Collection[str], layers: Collection[int], more_keys: Collection[int]) -> None:
         """Only these parts (k, v, z) and student layers are compared: the rest is neither guarded nor trained, as it
@@ -120,17 +108,14 @@ class Mixture(nn.Module):
 
     def _make_aligners(self) -> tuple[list[Aligner], list[int]]:
         """What is trained, and which of it each teacher uses: teachers of one shape and layer map may share."""
-        made: list[Aligner] = []
-        known: dict[Any, int] = {}
-        which = []
-        for shape, layers in zip(self.shapes, self.maps, strict=True):
-            key = (shape, repr(layers))
-            if not (self.settings.share_adapters and key in known):
-                known[key] = len(made)
-                trained = self.trained and not self.codes
-                made.append(Aligner(shape, self.student, layers, self.settings.heads, trained))
-            which.append(known[key])
-        return made, which
+        teachers, trained = list(zip(self.shapes, self.maps, strict=True)), self.trained and not self.codes
+        kinds = [repr(teacher) if self.settings.share_adapters else number for number, teacher in enumerate(teachers)]
+        unique = list(dict.fromkeys(kinds))
+        made = [
+            Aligner(shape, self.student, layers, self.settings.heads, trained)
+            for shape, layers in (teachers[kinds.index(kind)] for kind in unique)
+        ]
+        return made, [unique.index(kind) for kind in kinds]
 
     @property
     def aligners(self) -> list[Aligner]:
@@ -163,12 +148,13 @@ class Mixture(nn.Module):
         """`entries`: keys before the rotary embedding, each teacher at its own tokens."""
         present = [present_in(batch, number) for number in range(len(entries))]
         plain = [self.align(number, batch, kv) for number, kv in enumerate(entries)]
-        each = [self._rotated(batch, *part) for part in plain]
-        importances = [self._importance(number, batch, kv) for number, kv in enumerate(entries)]
+        each = [(self._rotated(batch, keys), values) for keys, values in plain]
+        importances = [
+            None if kv.importance is None else aligner.importance(kv.importance, batch[f"t{number}.iou"])
+            for number, (aligner, kv) in enumerate(zip(self.aligners, entries, strict=True))
+        ]
         weights, has_token = self.fusion(query, temperature), torch.stack(present, dim=-1)
-        if (
-            self.settings.fusion != "fixed"
-        ):  # a softmax may round to 0, but the only teacher that has matched a token must count
+        if self.settings.fusion != "fixed":  # a softmax may round to 0, but a token's only teacher must count
             weights = weights.clamp(min=MIN_TEACHER_WEIGHT)
         keys, values = (self._fused([kv[part] for kv in each], weights, has_token) for part in (0, 1))
         known = [weight for weight in importances if weight is not None]
@@ -185,36 +171,23 @@ class Mixture(nn.Module):
         aligner, iou = self.aligners[number], batch[f"t{number}.iou"]
         if self.coder is None:
             return aligner(kv.keys, kv.values, iou)
-        keys, values = aligner.along(kv.keys, kv.values, iou)
-        codes = self.coder.teacher(number, keys, values)
+        codes = self.coder(*aligner.along(kv.keys, kv.values, iou), number)
         return codes, codes
 
     def student_codes(self, batch: Batch, keys: Layers, values: Layers) -> Layers:
         """The student's keys and values as codes."""
         assert self.coder is not None
-        return self.coder.student(self.unrotated(batch, keys), values)
+        return self.coder(self.unrotated(batch, keys), values)
 
     def unrotated(self, batch: Batch, keys: Layers) -> Layers:
         """The student's keys as they were before its rotary embedding."""
-        if self.rotary is None:
-            return keys
-        cos, sin = self.rotary.angles(self._places(batch))
-        return [unrotate(key, cos, sin) for key in keys]
+        return before_rotary(keys, self.rotary, _places(batch))
 
-    def _rotated(self, batch: Batch, keys: Layers, values: Layers) -> tuple[Layers, Layers]:
+    def _rotated(self, batch: Batch, keys: Layers) -> Layers:
         if self.rotary is None or self.codes:
-            return keys, values
-        cos, sin = self.rotary.angles(self._places(batch))
-        return [rotate(key, cos, sin) for key in keys], values
-
-    def _places(self, batch: Batch) -> Tensor:
-        """[B, N] where the student's CoT tokens stand in its own sequence."""
-        return positions(batch["cot_mask"], batch["question_mask"].sum(1))
-
-    def _importance(self, number: int, batch: Batch, kv: TeacherKV) -> Layers | None:
-        if kv.importance is None:
-            return None
-        return self.aligners[number].importance(kv.importance, batch[f"t{number}.iou"])
+            return keys
+        cos, sin = self.rotary.angles(_places(batch))
+        return [rotate(key, cos, sin) for key in keys]
 
     def _fused(self, parts: list[Layers], weights: Tensor, present: Tensor) -> Layers:
         """Layer by layer; importance [B, H, N] is fused like an entry of size 1."""
@@ -230,22 +203,19 @@ class Mixture(nn.Module):
 
     def _guard(self, plain: list[tuple[Layers, Layers]], present: list[Tensor]) -> Tensor:
         total = plain[0][1][0].new_zeros((), dtype=torch.float32)
-        if not self.guarded:
-            return total
         for kv, mask in zip(plain, present, strict=True):
-            for part, layer in self.compared:
+            for part, layer in self.compared if self.guarded else ():
                 total = total + variance_guard(flatten_heads(kv[part][layer]), mask, self.reference[part, layer])
         return total
 
     def variation(self, blend: Blend) -> tuple[float, int]:
         """Sum and number of what the guard looks at, of values (or codes): 1 is what the student's entries had."""
-        total, several = 0.0, 0
-        if self.guarded:
-            last = len(self.reference) - 1
-            for kv, mask in zip(blend.each, blend.present, strict=True):
-                for layer in [layer for part, layer in self.compared if part == last]:
-                    total += float(variation(flatten_heads(kv.values[layer]), mask, self.reference[last, layer]))
-                    several += int((mask.sum(1) > 1).sum())
+        total, several, last = 0.0, 0, self.reference[-1]
+        layers = [layer for part, layer in self.compared if part == len(self.reference) - 1] if self.guarded else []
+        for kv, mask in zip(blend.each, blend.present, strict=True):
+            several += int((mask.sum(1) > 1).sum()) * len(layers)
+            for layer in layers:
+                total += float(variation(flatten_heads(kv.values[layer]), mask, last[layer]))
         return total, several
 
     def guard_count(self, batch: Batch) -> float:
@@ -261,9 +231,6 @@ class Mixture(nn.Module):
 
     def since_start(self, measured: dict[str, float]) -> dict[str, float]:
         """kv_start and kv_unexplained_start, for comparison with kv and kv_unexplained."""
-        start, unexplained = self.initial_kv_loss.tolist()
-        return (
-            {"kv_start": start, "kv_unexplained_start": unexplained}
-            if start == start and "kv_unexplained" in measured
-            else {}
-        )
+        if bool(self.initial_kv_loss[0].isnan()) or "kv_unexplained" not in measured:
+            return {}
+        return dict(zip(("kv_start", "kv_unexplained_start"), self.initial_kv_loss.tolist(), strict=True))

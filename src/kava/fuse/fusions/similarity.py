@@ -33,7 +33,7 @@ class Similar(Fusion):
 
     @classmethod
     def of(cls, settings: Any, num_teachers: int, student: Any) -> Similar:
-        """With prototypes of zeros, until `teachers/mixture_calibration.py` has made them."""
+        """With prototypes of zeros, until `objective/calibration.py` has made them."""
         centres = settings.centres if settings.prototype == "kmeans" else 1
         empty = torch.zeros(num_teachers, student.num_layers, centres, student.layer_size)
         return cls(empty, settings.similarity, settings.per_layer)

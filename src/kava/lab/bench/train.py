@@ -61,10 +61,10 @@ class PccotView(LatentSlots):
     def _teacher(self, batch: Batch) -> TeacherView:
         with eager_attention(self.model) as logits:
             text = teacher_forced_pass(self.model, batch, all_layers=True)
-        first, cot = text.cot.start, text.cot
-        teacher = read_teacher(text.out, batch, text.ids, text.mask, first, cot, self.outputs)
-        cot_logits = [layer[:, :, cot.stop :, cot] for layer in logits]
-        return replace(teacher, targets=every_position(text.out.hidden, text.ids, first), queries=cot_logits)
+        teacher = read_teacher(text, batch, self.outputs)
+        cot_logits = [layer[:, :, text.tail, text.cot] for layer in logits]
+        targets = every_position(text.out.hidden, text.ids, text.cot.start)
+        return replace(teacher, targets=targets, queries=cot_logits)
 
     def _student(self, batch: Batch) -> StudentView:
         model = self.model
