@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kava.align import flatten_heads
 from kava.backbone.model import Backbone
-from kava.backbone.teacher_forced import TextPass, teacher_forced_pass
+from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.compress import importance
 from kava.fuse import Similar, compute_teacher_prototype
 from kava.objective.compare import TO_STUDENT, ByColumn, Sides
@@ -79,7 +79,8 @@ def _calibrate_mixture(source: MixtureOfTeachers, model: Backbone, batches: Sequ
     own: dict[Place, Moments] = defaultdict(Moments)
     of_teachers: list[dict[Place, Moments]] = [defaultdict(Moments) for _ in mixture.names]
     for batch in batches:
-        keys, values = _cot_kv(teacher_forced_pass(model, batch))
+        text = teacher_forced_pass(model, batch)
+        keys, values = (list(layers) for layers in zip(*text.out.kv(text.cot), strict=True))
         for place, flat in _by_place(mixture.unrotated(batch, keys), values):
             own[place].add(flat[batch["cot_mask"]])
             within[place].add(flat, batch["cot_mask"])
@@ -108,10 +109,9 @@ def _match_heads(source: MixtureOfTeachers, model: Backbone, batches: Iterable[B
     similarity: dict[int, Tensor] = {}  # by adapters, which teachers may share
     for batch in batches:
         text = teacher_forced_pass(model, batch)
-        keys, _ = _cot_kv(text)
         own = [
             importance(query[:, :, text.tail], key, batch["tail_answer"], batch["cot_mask"], model.scale)
-            for query, key in zip(text.out.queries, keys, strict=True)
+            for query, (key, _) in zip(text.out.queries, text.out.kv(text.cot), strict=True)
         ]
         for number, kv in enumerate(source.teachers(batch, replace(WANTS, importance=True))):
             assert kv.importance is not None
@@ -138,11 +138,6 @@ def find_prototypes(objective: Objective, batches: Iterable[Batch]) -> None:
         points = torch.cat(values).transpose(0, 1)[:, :, None]  # [L, examples, 1, H*D]
         prototypes = compute_teacher_prototype(points, settings.prototype, None, settings.centres)
         source.mixture.fusion.prototypes[number] = prototypes if prototypes.dim() == 3 else prototypes[:, None]
-
-
-def _cot_kv(text: TextPass) -> tuple[Layers, Layers]:
-    out = text.out
-    return [key[:, :, text.cot] for key in out.keys], [value[:, :, text.cot] for value in out.values]
 
 
 def _by_place(keys: Layers, values: Layers) -> Iterator[tuple[Place, Tensor]]:

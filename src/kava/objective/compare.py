@@ -13,7 +13,6 @@ from kava.align import Aggregator, KVDimensionProjector, StudentProjector, flatt
 from kava.compress import Compressor, Samples
 from kava.config import Recipe
 from kava.errors import ConfigError
-from kava.losses.guard import variance_guard
 from kava.objective.pairing import Pairing, Pairs
 from kava.objective.records import Batch, StudentView
 from kava.objective.targets import Target
@@ -82,10 +81,6 @@ class Comparison(nn.Module):
         if not sides.weighted or kv.importance is None:
             return pairs, None
         return pairs, _entry_weights(torch.stack(kv.importance).mean(0), pairs)
-
-    def guard(self, pair: KVComparison) -> Tensor:
-        """How much of the variation that the untrained student had a trained target lacks, summed over samples."""
-        return variance_guard(pair.target[:, 0], pair.kept[:, 0], self.reference_of(pair))
 
     def reference_of(self, pair: KVComparison) -> Tensor:
         return self.reference[int(pair.kind == "v"), pair.layer]

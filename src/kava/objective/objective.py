@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kava.compress import Samples
 from kava.config import ExplicitConfig, LossConfig
 from kava.losses import Term, cross_entropy
+from kava.losses.guard import variance_guard
 from kava.objective.aux_terms import AuxTerm
 from kava.objective.compare import Comparison, KVComparison, Sides
 from kava.objective.distances import ByDirection, ByNumber, Distance
@@ -84,7 +85,7 @@ class Objective(nn.Module):
             if self.explicit.beta_cos > 0:
                 cosine = cosine + weight * COSINE(pair, detach)
             if self.compare.guarded:
-                guard = guard + self.compare.guard(pair)
+                guard = guard + variance_guard(pair.target[:, 0], pair.kept[:, 0], self.compare.reference_of(pair))
             if step.log and self.mixture is not None:
                 count = self.distance.count(pair.kept[:, 0].sum(1), pair.kept.shape[1], pair.student.shape[-1])
                 self.mixture.metrics.layer(pair.kind, pair.layer, float(distance.detach()), count)

@@ -58,10 +58,9 @@ def finish_student(model: LatentModel, batch: Batch, first: Pass, bot: int, want
         real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         return model.run(embeds, positions(real, offset), causal_mask(real, known), prefix).hidden
 
-    slots = model.slots(len(mask))
-    hidden = first.hidden[:, bot : bot + 1 + num_latents]
-    latents = model.think(hidden, run) if model.feeds_back else model.embed(slots[:, 1:])
     ids, real = answer_part(model, batch)
+    hidden = first.hidden[:, bot : bot + 1 + num_latents]
+    latents = model.think(hidden, run) if model.feeds_back else model.embed(ids[:, :num_latents])
     embeds = torch.cat([latents, model.embed(ids[:, num_latents:])], dim=1)
     out = model.run(embeds, positions(real, offset), causal_mask(real, known), prefix, all_layers=wants.codi)
     return read_student(out, batch, ids, real, slice(0, num_latents), wants, latents)
@@ -69,12 +68,10 @@ def finish_student(model: LatentModel, batch: Batch, first: Pass, bot: int, want
 
 def answer_part(model: LatentModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """ids and mask of [latents, <eot>, cue, A, eos]; the latents' ids only hold their place."""
-    rows = len(batch["tail"])
-    slots = model.slots(rows, bot=False)
-    eot = torch.full_like(batch["tail"][:, :1], model.special.eot)
-    ids = torch.cat([slots, eot, batch["tail"]], dim=1)
-    lead = torch.ones(rows, ids.shape[1] - batch["tail"].shape[1], dtype=torch.bool, device=ids.device)
-    return ids, torch.cat([lead, batch["tail_mask"]], dim=1)
+    slots = model.slots(len(batch["tail"]), bot=False)
+    lead = torch.cat([slots, torch.full_like(batch["tail"][:, :1], model.special.eot)], dim=1)
+    mask = torch.cat([torch.ones_like(lead, dtype=torch.bool), batch["tail_mask"]], dim=1)
+    return torch.cat([lead, batch["tail"]], dim=1), mask
 
 
 def read_student(
