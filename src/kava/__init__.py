@@ -5,8 +5,6 @@ print(kava.evaluate(result.best_checkpoint, "chains", limit=50)[0].accuracy)
 print(kava.Student.from_pretrained(result.best_checkpoint).answer(["3+4*2-1?"])[0].text)
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -10,8 +10,6 @@ a bracket or a letter is an operator or a hyphen ("4-2" ends in 2, "GPT-2" in 2)
 space counts only at the beginning or after = : ( ("= - 3"); at the start of a line it is a bullet.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Errors that a user can fix: what is wrong, and what to do. The command line prints both and exits with 2."""
 
-from __future__ import annotations
-
 
 class KavaError(Exception):
     """`message` says what is wrong and where; `hint` says what to do."""

@@ -1,7 +1,5 @@
 """Atomic writing: after a kill or a full disk no reader finds half a file. Level 0: no torch."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Code revision, package versions and machine, as meta.json and results files record them. Level 0: no torch."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Classes by the names that a recipe writes: a short name from a table, or "package.module:Name" from anywhere."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 from collections.abc import Collection, Mapping

@@ -6,14 +6,12 @@ L layers  H key/value heads   R query heads per key/value head   D head size   E
 Masks are bool and True means "real". Keys and values are [B, H, T, D], after the rotary embedding, as a cache holds them.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
+def at_least_float32(tensor: "Tensor") -> "Tensor":
     """The tensor in float32 or better: softmaxes, norms and losses are not computed in half precision."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor

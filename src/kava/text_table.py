@@ -1,7 +1,5 @@
 """Tables in plain ASCII, and the numbers in their cells."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """Converts teachers' keys and values to the student's shape; torch only."""
 
-from __future__ import annotations
-
 from kava.align.aggregate import Aggregator, flatten_heads
 from kava.align.heads import HeadDimAdapter
 from kava.align.layers import layer_map, mix

@@ -1,7 +1,5 @@
 """One vector per token from the keys (or the values) of all layers and heads."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

@@ -1,7 +1,5 @@
 """Maps the heads and head size of a teacher layer to the student's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

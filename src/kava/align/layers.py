@@ -1,7 +1,5 @@
 """Layer maps: which teacher layers each student layer is compared with."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sequences of different lengths: padded and masked, or mapped token by token; truncated only by `truncate`."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

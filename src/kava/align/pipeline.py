@@ -6,8 +6,6 @@ Keys are un-rotated first, because an average of keys with different rotations i
 The averages over tokens and over layers commute; the cheaper order is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Projections between the teacher's and the student's width: one map for keys and one for values."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial
@@ -76,7 +74,7 @@ class KVDimensionProjector(nn.Module):
     def adapter_V(self) -> nn.Sequential:
         return self._branches(None)["V"]  # type: ignore[return-value]
 
-    def train(self, mode: bool = True) -> KVDimensionProjector:
+    def train(self, mode: bool = True) -> "KVDimensionProjector":
         return super().train(mode and self.trainable)
 
     def forward(self, keys: Tensor, values: Tensor, teacher: str | None = None) -> tuple[Tensor, Tensor]:
@@ -140,7 +138,7 @@ class KVDimensionProjector(nn.Module):
         self._fill(path, _read(path)[1], assign=False)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> KVDimensionProjector:
+    def from_pretrained(cls, path: str | Path) -> "KVDimensionProjector":
         """The saved projector, in evaluation mode."""
         path = _file(path)
         settings, weights = _read(path)

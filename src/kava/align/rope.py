@@ -6,8 +6,6 @@
 Dimensions i and i + r/2 are a pair; dimensions from r on are not rotated (partial rotary).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

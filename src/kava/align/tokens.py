@@ -9,8 +9,6 @@ From this [N_s, N_t] matrix `normalised` (rows sum to 1) maps keys and values, `
 importance, and `matched` marks the student tokens with a partner.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any

@@ -7,8 +7,6 @@ config.json          the backbone's shape
 tokenizer files
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ It is registered with transformers under the name "kava" and gets its `Call` thr
 forward. That works with gradient checkpointing, LoRA and DDP, where caches stay empty and hooks fire twice.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

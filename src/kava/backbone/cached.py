@@ -1,7 +1,5 @@
 """Downloaded models, found in the hub's cache without a network; `kava assets fetch` updates them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reads keys and values from any model's cache and reports their sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Supported model families, one row each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

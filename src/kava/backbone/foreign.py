@@ -5,8 +5,6 @@ The last uses a text that repeats one token: without positions in the hidden sta
 that differ only by a rotary embedding become equal when un-rotated.
 """
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What one forward pass of a decoder returns: queries, keys, values and hidden states; and the sizes of a cache."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

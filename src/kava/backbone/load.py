@@ -1,7 +1,5 @@
 """Loads models and tokenizers for a recipe; the only place where pretrained weights are read."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """LoRA on the backbone. Of the embedding only the rows of special tokens are trained, if there are any."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.backbone.families import Family

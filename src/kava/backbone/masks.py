@@ -1,7 +1,5 @@
 """Attention masks and positions of teacher, latents, answer and generation. Pure tensor functions."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

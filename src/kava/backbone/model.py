@@ -3,8 +3,6 @@
 On the latent line one model is teacher and student; on the explicit line they are two models.
 """
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

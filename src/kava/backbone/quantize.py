@@ -1,7 +1,5 @@
 """Quantised frozen models: 4-bit NF4 or 8-bit integers, through the optional bitsandbytes."""
 
-from __future__ import annotations
-
 import logging
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads the rotary embedding of a model's decoder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Silence third-party warnings and progress bars."""
 
-from __future__ import annotations
-
 import warnings
 
 

@@ -1,7 +1,5 @@
 """One teacher-forced pass over question, chain of thought, cue and answer, by teachers and explicit students."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """The tokenizer and the three special tokens of the student's text."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """kava aggregate: mean and standard deviation over seeds."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """kava align: how a teacher's tokens and layers match a student's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

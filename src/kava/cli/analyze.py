@@ -1,7 +1,5 @@
 """kava analyze: which claims a suite's results support."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Annotated

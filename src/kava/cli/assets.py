@@ -1,7 +1,5 @@
 """kava assets: models and data sets for nodes without a network - fetch them here, say what is missing."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,7 +111,7 @@ def _recipes(configs: list[str] | None, ctx: typer.Context) -> list[Recipe]:
 
 def _wanted(
     recipes: list[Recipe], models: list[str] | None, datasets: list[str] | None, config: str | None, cache: Path | None
-) -> list[Asset]:
+) -> "list[Asset]":
     if cache is not None:
         move_cache(str(cache.expanduser().absolute()), os.environ)
     from kava.backbone.silence_libraries import silence_libraries

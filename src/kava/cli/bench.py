@@ -1,7 +1,5 @@
 """kava bench: time this machine, after a check that all ways give the same numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -3,8 +3,6 @@
 A verb that takes settings of a recipe has `CONTEXT = OVERRIDES` and calls `parse_recipe_args` (see `cli/train.py`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

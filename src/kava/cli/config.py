@@ -1,7 +1,5 @@
 """kava config: list, explain, compare and export recipes; every value with a tag that says how well it is known."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal

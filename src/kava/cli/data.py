@@ -1,7 +1,5 @@
 """kava data: look at a data set before training on it."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 import typer

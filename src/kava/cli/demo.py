@@ -1,7 +1,5 @@
 """kava demo: the whole method in minutes on a CPU, with its controls."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """kava distill: a student that learns from a separate teacher's keys and values. The guides' training scripts."""
 
-from __future__ import annotations
-
 import os
 from typing import Annotated, Any
 

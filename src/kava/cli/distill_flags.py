@@ -4,8 +4,6 @@ A flag is written with underscores or dashes (`cli/main.py` makes them underscor
 settings of the recipe stand between flags as section.key=value.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

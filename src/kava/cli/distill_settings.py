@@ -4,8 +4,6 @@ What is typed wins. With the recipe `adaptive` this machine sets everything else
 any other recipe it sets only the batch size or accumulation that is written as `auto` or `probe`.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, MutableMapping

@@ -1,7 +1,5 @@
 """The flags of the guides' training scripts as data: what each one sets in a recipe, or why it is refused."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

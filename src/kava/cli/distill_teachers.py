@@ -5,8 +5,6 @@
 --teacher_prompts P Q             one for each teacher, one for all, or several for one model
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

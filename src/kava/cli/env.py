@@ -1,7 +1,5 @@
 """kava env: describe and check this machine, and recommend settings."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,7 +54,7 @@ def _plain(value: object) -> str:
     return (", ".join(value) or "none") if isinstance(value, list) else str(value)
 
 
-def _check_extractor(torch_works: bool) -> Check:
+def _check_extractor(torch_works: bool) -> "Check":
     """Whether the extractor reads the right sizes from a tiny random model: 3 layers, 2 heads of 8, 48 in all."""
     from kava.machine.checks import Check
     from kava.machine.detect import IMPORT_ERRORS, first_line

@@ -1,7 +1,5 @@
 """kava evaluate: accuracy and forward passes of a trained student."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """kava extract: store a teacher's keys and values of a data set, for training that reads them instead of the teacher."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """kava format: aggregated results as LaTeX and CSV."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

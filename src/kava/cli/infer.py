@@ -1,7 +1,5 @@
 """kava infer: ask a trained student."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """kava jobs: states of submitted jobs, and cancelling them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """List flags: `--questions a b c` takes every word up to the next flag, or up to section.key=value where a verb takes it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from typing import Any

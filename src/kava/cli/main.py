@@ -6,8 +6,6 @@ bool is a switch without a `--no-` twin, and a list parameter takes all words up
 `cli/list_flags.py`). A module attribute `CONTEXT = OVERRIDES` lets it take section.key=value (see `cli/common.py`).
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """kava rescore: score saved predictions again, without the model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

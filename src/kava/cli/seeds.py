@@ -1,7 +1,5 @@
 """kava seeds: a recipe over several seeds, from training to the aggregated table."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """kava selection: which tokens of the chain of thought each compressor keeps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """kava smoke: ten components end to end, a line each; kava smoke multi-teacher: every module for several teachers."""
 
-from __future__ import annotations
-
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +34,7 @@ def smoke(
         return 0
     width = max(14, *map(len, chosen))
 
-    def show(result: ComponentResult) -> None:
+    def show(result: "ComponentResult") -> None:
         if not quiet:
             print(f"{result.status:<4} {result.name:<{width}} {result.text}, {result.seconds} s", flush=True)
 

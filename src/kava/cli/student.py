@@ -1,7 +1,5 @@
 """Flags shared by the verbs that load models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

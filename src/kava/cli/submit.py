@@ -1,7 +1,5 @@
 """kava submit: a verb as jobs of a scheduler."""
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import replace
@@ -128,7 +126,9 @@ def submit(
     return 0
 
 
-def _resources(preset: str | None, site: Site, sizes: dict[str, Any], mem: str | None, time: str | None) -> Resources:
+def _resources(
+    preset: str | None, site: "Site", sizes: dict[str, Any], mem: str | None, time: str | None
+) -> "Resources":
     """Flags over the site file over the preset; a preset named by its flag goes over the site file's sizes."""
     from kava.cluster.presets import preset as preset_named
     from kava.cluster.spec import parse_mem, parse_time

@@ -1,7 +1,5 @@
 """A command line of `kava`, checked without running it: its flags and its recipe. A mistake costs seconds."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The jobs that `kava submit` makes of a verb's command line, which has the same flags as the verb itself."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

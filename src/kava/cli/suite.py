@@ -1,7 +1,5 @@
 """kava suite: an experiment with all its controls, over several seeds."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """kava task: started by job scripts. Runs commands, records how they ended, passes the scheduler's signals on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """kava train: train a student as a recipe says."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """The scheduler of a login node: by its commands, and for a qsub by what tells the five that have one apart."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Mapping

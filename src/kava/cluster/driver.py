@@ -4,8 +4,6 @@ python -m kava.cluster.driver SCRIPT LOG TASKS|- [ID ...]     prints its own id 
 python -m kava.cluster.driver --cancel ID
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

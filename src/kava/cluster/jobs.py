@@ -1,7 +1,5 @@
 """States of submitted jobs: from jobs.json, the tasks' own status files, and the scheduler."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

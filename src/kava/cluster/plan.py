@@ -1,7 +1,5 @@
 """Jobs that are submitted together: what they share, and what each one adds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath

@@ -1,7 +1,5 @@
 """Resources of a job, by name. Values: the guides' scripts; flags and the site file override them."""
 
-from __future__ import annotations
-
 from kava.cluster.spec import Resources
 from kava.errors import ConfigError
 from kava.registry import nearest

@@ -1,7 +1,5 @@
 """A job as the text of a bash script: what `sbatch` and its like get, and what --dry_run prints."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Collection, Sequence

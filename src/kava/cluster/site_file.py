@@ -12,8 +12,6 @@ launcher: mpirun -n 4 -ppn 1     # starts one torchrun per node
 sge: {pe: smp, pe_nodes: mpi, gpu: gpu, memory: mem_free, memory_per_slot: false}
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace

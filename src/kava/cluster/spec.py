@@ -1,7 +1,5 @@
 """What a job is on any scheduler: commands, resources, what it waits for. Checked on construction."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone

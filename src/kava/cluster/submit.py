@@ -1,7 +1,5 @@
 """Write scripts, submit jobs, record their ids in jobs.json: all of a submission, or nothing of it."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

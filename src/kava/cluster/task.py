@@ -6,8 +6,6 @@ USR1 (a scheduler's warning before the time limit) and our own clock stop the co
 the job back into the queue. TERM, INT and USR2 stop it as well; the sender decides whether it runs again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,8 +1,6 @@
 """Which chain-of-thought entries the student is taught: one file per choice. A new one is a line in the table below, and
 its name in config/fields.py."""
 
-from __future__ import annotations
-
 from dataclasses import is_dataclass
 
 from kava.compress.base import Compressed, Compressor, Samples

@@ -1,7 +1,5 @@
 """What every compressor shares: the call, the inputs of its score, and the top-M selection."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal

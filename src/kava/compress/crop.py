@@ -1,7 +1,5 @@
 """crop: a window of the chain of thought, the last (the guide's right-crop) or the first M entries."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """full: no eviction; the entries are resampled in time onto the latent slots."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

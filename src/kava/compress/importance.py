@@ -1,7 +1,5 @@
 """How much the answer looks at each chain-of-thought entry."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

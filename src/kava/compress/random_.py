@@ -1,7 +1,5 @@
 """random: M entries drawn evenly, the same for all layers and heads of a sample."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """How unlike the other entries each chain-of-thought key is."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.compress.importance import masked_softmax

@@ -1,7 +1,5 @@
 """rkv: the paper's score, importance and redundancy mixed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """rkv_original: the score of R-KV itself (arXiv 2505.24133), with its smoothing and its spared neighbour."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

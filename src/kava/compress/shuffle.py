@@ -1,7 +1,5 @@
 """Controls wrapped around any compressor: right entries in the wrong order, or of the wrong question."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

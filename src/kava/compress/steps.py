@@ -1,7 +1,5 @@
 """steps: the tokens that carry each step's result, in order (ours)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """uniform: entries at even distances over the chain of thought."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -7,8 +7,6 @@ A recipe file holds only what differs from its parent (`extends:`); a file witho
 """
 
 # ruff: noqa: F401 (imported from here by all other rooms)
-from __future__ import annotations
-
 from kava.config.compare import differing
 from kava.config.fields import BUILTIN_DATASETS, METHODS, PROMPTS, TAGS
 from kava.config.keys import KEYS, show

@@ -1,7 +1,5 @@
 """Compares two recipes."""
 
-from __future__ import annotations
-
 from kava.config.load import explain
 from kava.config.schema import Recipe
 

@@ -4,8 +4,6 @@ A setting is judged only against a setting made at the same place or before it. 
 not at fault when the command line then switches the key/value term off; a command line that does both is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 from kava.config.fields import Idle

@@ -1,7 +1,5 @@
 """What keys of a recipe are made of: spellings, choices, ranges, where a default comes from, when a value is ignored."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """When a setting is ignored, and why. `knob(..., idle=idle.KV_OFF)` says which of these rules a setting has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

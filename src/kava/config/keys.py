@@ -1,7 +1,5 @@
 """Dotted keys ("training.batch_size"): their table, nested data to and from flat, errors for unknown ones."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping
 from types import UnionType

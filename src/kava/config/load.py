@@ -1,7 +1,5 @@
 """Merges recipe files and overrides into one checked `Recipe` that records where every value was set."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

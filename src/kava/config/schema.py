@@ -5,8 +5,6 @@ noted (one second-hand source), open (the paper's choice is unknown, ours is giv
 Reading, merging and explaining recipe files is `kava.config`; import the models from there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -98,7 +96,7 @@ class GeneratorConfig(RecipeSection):
     modulus: int = knob(5, "ours", "the arithmetic is modulo this number", ge=2)
 
     @model_validator(mode="after")
-    def _ordered(self) -> GeneratorConfig:
+    def _ordered(self) -> "GeneratorConfig":
         if self.min_steps > self.max_steps:
             raise ValueError(f"min_steps = {self.min_steps} is above max_steps = {self.max_steps}")
         return self
@@ -199,7 +197,7 @@ class TrainingConfig(RecipeSection):
     hf: dict[str, Any] = knob({}, "ours", "any other TrainingArguments field of transformers, by its own name")
 
     @model_validator(mode="after")
-    def _nothing_set_twice(self) -> TrainingConfig:
+    def _nothing_set_twice(self) -> "TrainingConfig":
         for name in self.hf:
             if name in HF_OWNED:
                 raise ValueError(f"hf.{name} is set by {HF_OWNED[name]}; leave training.hf.{name} out")
@@ -269,12 +267,12 @@ class Recipe(RecipeSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
-    def changed(self, section: str, **values: Any) -> Recipe:
+    def changed(self, section: str, **values: Any) -> "Recipe":
         """The recipe with these values in one section, which are not checked again."""
         return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self) -> "Recipe":
         for contradiction in self._contradictions():
             raise ValueError(contradiction)
         return self

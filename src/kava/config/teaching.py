@@ -1,7 +1,5 @@
 """The sections about separate teachers: the explicit line, one teacher, a mixture of several, the projector."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal
 
@@ -85,7 +83,7 @@ class TeacherSpec(RecipeSection):
     trust_remote_code: Flag = False
 
     @model_validator(mode="after")
-    def _prompt_has_a_place(self) -> TeacherSpec:
+    def _prompt_has_a_place(self) -> "TeacherSpec":
         if self.prompt not in PROMPTS and "{question}" not in self.prompt:
             raise ValueError(
                 f"prompt {self.prompt!r} is none of {', '.join(PROMPTS)} and has no {{question}} where the question goes"
@@ -182,7 +180,7 @@ class MixtureConfig(RecipeSection):
         return bool(self.teachers)
 
     @model_validator(mode="after")
-    def _consistent(self) -> MixtureConfig:
+    def _consistent(self) -> "MixtureConfig":
         labels = [teacher.label for teacher in self.teachers]
         for label in labels:
             if labels.count(label) > 1:

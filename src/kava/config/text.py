@@ -3,8 +3,6 @@
 PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight, and silently keeps the last of two equal keys.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Data cards: counts of a dataset's rows, so that numbers in a table can be traced to their data."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any

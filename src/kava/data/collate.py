@@ -1,7 +1,5 @@
 """Collates encoded examples into a batch of tensors; each segment is padded separately, masks are True for real tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +27,7 @@ class Collator:
         self.pad_token_id = int(pad_token_id)
         self.padding_side = padding_side
 
-    def __call__(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Encoded]) -> "dict[str, Tensor]":
         import torch
 
         tails = [[*e.cue, *e.answer, e.eos] for e in examples]
@@ -48,7 +46,7 @@ class Collator:
         batch["example_id"] = torch.tensor([stable_hash(e.id) for e in examples], dtype=torch.long)
         return batch
 
-    def pad(self, rows: Sequence[Sequence[int]], fill: int | bool | None = None) -> tuple[Tensor, Tensor]:
+    def pad(self, rows: Sequence[Sequence[int]], fill: int | bool | None = None) -> "tuple[Tensor, Tensor]":
         """[B, longest] values and mask; bool rows give a bool tensor."""
         import torch
 

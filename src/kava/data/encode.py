@@ -6,8 +6,6 @@ PCCoT's format (known); the separators, a newline after the question and one spa
 `transformers` is not imported; any fast tokenizer works.
 """
 
-from __future__ import annotations
-
 import logging
 from array import array
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """One problem as text, the common form of all data sources."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass

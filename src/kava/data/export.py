@@ -1,7 +1,5 @@
 """Exports a training set as JSON lines (prompt, target) for programs and nodes without access to the hub."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -11,8 +11,6 @@ determines its split (80 % train, 5 % validation, 15 % test). Lengths are mixed 
 is learned (ours, small experiments).
 """
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable
@@ -101,7 +99,7 @@ BUILT_IN = tuple(FORMS)
 class Generator:
     """`Generator("chains", config, seed).split("train")`, `.of_length("test", 3, 500)`: same arguments, same rows."""
 
-    def __init__(self, name: str, config: GeneratorConfig, seed: int = 0):
+    def __init__(self, name: str, config: "GeneratorConfig", seed: int = 0):
         if name not in FORMS:
             raise DataError(f"unknown built-in set {name!r}", f"one of: {', '.join(FORMS)}")
         if config.modulus < 2 or not 1 <= config.min_steps <= config.max_steps:

@@ -6,8 +6,6 @@
 interrupted download leaves the old revision usable. Started again it continues.
 """
 
-from __future__ import annotations
-
 import errno
 import inspect
 import os

@@ -5,8 +5,6 @@ dataset.seed; all rows with these questions leave train. It never comes from tes
 out the same rows, which costs one extra pass over the questions.
 """
 
-from __future__ import annotations
-
 import heapq
 import logging
 import random
@@ -31,7 +29,9 @@ Sized = TypeVar("Sized", list[Example], range)
 SPLITS = ("train", "validation", "test")
 
 
-def load_examples(dataset: DatasetConfig, split: str, rows: Opened | None = None) -> Sequence[Example] | ExampleStream:
+def load_examples(
+    dataset: "DatasetConfig", split: str, rows: Opened | None = None
+) -> "Sequence[Example] | ExampleStream":
     """The examples of one split; with dataset.streaming and split "train" an iterable that reads as it goes.
 
     `rows` are used in place of the set that `dataset` names.
@@ -67,7 +67,7 @@ class ExampleStream(Iterable[Example]):
     A subset of a stream is its beginning, since a random choice would need all of it.
     """
 
-    def __init__(self, rows: Rows, source: Source, dataset: DatasetConfig, prefix: str, held_out: frozenset[int]):
+    def __init__(self, rows: Rows, source: Source, dataset: "DatasetConfig", prefix: str, held_out: frozenset[int]):
         self.rows, self.source, self.dataset, self.prefix = rows, source, dataset, prefix
         self.held_out = held_out
 
@@ -83,7 +83,7 @@ class ExampleStream(Iterable[Example]):
         _not_empty(range(count), self.dataset.name, "train")
 
 
-def _from_rows(opened: Opened, dataset: DatasetConfig, split: str) -> Sequence[Example] | ExampleStream:
+def _from_rows(opened: Opened, dataset: "DatasetConfig", split: str) -> Sequence[Example] | ExampleStream:
     has_validation = "validation" in opened.splits
     carve = split != "test" and not has_validation
     rows, prefix = _rows_of(opened, dataset.name, "train" if carve else split)
@@ -122,7 +122,7 @@ def _key(example: Example, seed: int) -> int:
     return stable_hash(" ".join(example.question.split()), f"val{seed}")
 
 
-def _held_out(examples: Iterable[Example], dataset: DatasetConfig) -> frozenset[int]:
+def _held_out(examples: Iterable[Example], dataset: "DatasetConfig") -> frozenset[int]:
     """The hashes of the validation questions: the smallest ones, at most a tenth of all."""
     keys = {_key(example, dataset.seed) for example in examples}
     count = min(dataset.val_size, max(1, len(keys) // 10)) if len(keys) > 1 else 0
@@ -132,7 +132,7 @@ def _held_out(examples: Iterable[Example], dataset: DatasetConfig) -> frozenset[
     return frozenset(heapq.nsmallest(count, keys))
 
 
-def _carved(examples: list[Example], dataset: DatasetConfig, split: str) -> list[Example]:
+def _carved(examples: list[Example], dataset: "DatasetConfig", split: str) -> list[Example]:
     if dataset.val_size == 0:
         if split == "train":
             return examples
@@ -151,7 +151,7 @@ def _carved(examples: list[Example], dataset: DatasetConfig, split: str) -> list
     return _not_empty(list(first.values()), dataset.name, split)
 
 
-def _subset(examples: list[Example], dataset: DatasetConfig, split: str) -> list[Example]:
+def _subset(examples: list[Example], dataset: "DatasetConfig", split: str) -> list[Example]:
     """Train only: the first subset_size of a seeded permutation, so that a larger subset contains a smaller one."""
     if split != "train" or dataset.subset_size is None:
         return examples
@@ -169,7 +169,7 @@ def _not_empty(examples: Sized, name: str, split: str) -> Sized:
     return examples
 
 
-def _check_cot_type(dataset: DatasetConfig, only: str | None) -> None:
+def _check_cot_type(dataset: "DatasetConfig", only: str | None) -> None:
     if only is not None and dataset.cot_type != only:
         raise DataError(
             f"data set {dataset.name} has steps of the type {only!r}, dataset.cot_type is {dataset.cot_type!r}",

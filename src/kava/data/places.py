@@ -4,8 +4,6 @@
 it is never replaced by another one. `datasets` and `huggingface_hub` are imported only when needed.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

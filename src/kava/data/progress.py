@@ -1,7 +1,5 @@
 """ASCII progress bars for reading and encoding rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Raw rows: JSON lines with line numbers, tables, and checked access to fields."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Equation step "<<16-3-4=9>>": after the last "=", up to ">>" or the end.  Sentence: its last number.  [ours]
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """A stream of examples as a torch dataset: encoded on the fly, each row once with any number of workers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice

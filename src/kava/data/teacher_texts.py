@@ -4,8 +4,6 @@ Every teacher has its own tokenizer and may have a prompt around the question. T
 all, so its tokens are matched by characters (`align/tokens.py`); nothing is truncated unless mixture.time is truncate.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +68,7 @@ class _TeacherTexts:
 
     cot: list[int]
     encoded: tuple[Encoded, ...]
-    iou: tuple[Tensor, ...]
+    iou: "tuple[Tensor, ...]"
 
     @property
     def size(self) -> int:
@@ -91,7 +89,7 @@ def texts_of(examples: Iterable[Example]) -> dict[str, Example]:
     return texts
 
 
-def view(batch: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+def view(batch: "Mapping[str, Tensor]", number: int) -> "dict[str, Tensor]":
     """The part of a batch for teacher `number`: its own tokens under the collator's names."""
     prefix = f"t{number}."
     own = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
@@ -117,7 +115,7 @@ class TeachersCollator:
         self._cache: OrderedDict[str, _TeacherTexts] = OrderedDict()
         self._cached = 0
 
-    def __call__(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Encoded]) -> "dict[str, Tensor]":
         batch = self.collate(examples)
         rows = self.read(examples)
         for i, collate in enumerate(self._collators):
@@ -223,7 +221,7 @@ class TeachersCollator:
         rows = zip(student, zip(*encoded, strict=True), zip(*iou, strict=True), strict=True)
         return [_TeacherTexts(cot, per_teacher, matrices) for (cot, _), per_teacher, matrices in rows]
 
-    def _iou(self, student: Sequence[Span], teacher: Sequence[Span]) -> Tensor:
+    def _iou(self, student: "Sequence[Span]", teacher: "Sequence[Span]") -> "Tensor":
         from kava.align.tokens import iou_matrix, token_by_token
 
         if self.tokenizations.time == "truncate":
@@ -253,7 +251,7 @@ class TeachersCollator:
         return self.__dict__ | {"_cache": OrderedDict(), "_cached": 0}  # every process has its own cache
 
 
-def _spans(encoder: Encoder, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
+def _spans(encoder: Encoder, texts: list[str]) -> "list[tuple[list[int], list[Span]]]":
     """Ids and spans of the tokens of each text."""
     from kava.align.tokens import char_spans
 
@@ -263,7 +261,7 @@ def _spans(encoder: Encoder, texts: list[str]) -> list[tuple[list[int], list[Spa
     return [(list(ids), char_spans(text, at, tokenizer.convert_ids_to_tokens(ids))) for text, ids, at in rows]
 
 
-def _padded(matrices: Sequence[Tensor], rows: Tensor, columns: Tensor) -> Tensor:
+def _padded(matrices: "Sequence[Tensor]", rows: "Tensor", columns: "Tensor") -> "Tensor":
     """[B, N_s, N_t] with each matrix at the real tokens of both masks."""
     import torch
 

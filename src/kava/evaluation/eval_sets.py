@@ -1,7 +1,5 @@
 """The items of an evaluation: one set by name, path or rows, all of it or a stated part."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Held-out measures of a student of the explicit line."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

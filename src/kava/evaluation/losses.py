@@ -7,8 +7,6 @@ Entries are what the compressor keeps of the teacher's cache, keys as cached; th
 from them. As many are kept as the student has latents, so compare students of one M.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

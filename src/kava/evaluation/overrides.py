@@ -1,7 +1,5 @@
 """Evaluation with other latents, or another M, T or cue than the student's recipe has."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +23,7 @@ class EvalOverrides:
     num_iterations: int | None = None
     cue: str | None = None
 
-    def checked(self, recipe: Recipe, mode: str) -> EvalOverrides:
+    def checked(self, recipe: Recipe, mode: str) -> "EvalOverrides":
         """The values that differ from the recipe's; an override without effect is an error."""
         from kava.infer.ablate import ABLATIONS
 
@@ -60,7 +58,7 @@ class EvalOverrides:
             raise ConfigError(message, "ask more, or ablate zero")
 
     @contextmanager
-    def applied(self, student: Student) -> Iterator[Recipe]:
+    def applied(self, student: "Student") -> Iterator[Recipe]:
         """Temporarily overrides M, T and the cue; yields the recipe with them."""
         before = student.recipe
         try:

@@ -4,8 +4,6 @@ Only the raw text is read again; other measurements stay. Whether the cue was gi
 predictions without one cannot be judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The two files of an evaluation: results_<set>[.<mode>][.ablate_<kind>][.<part>].yaml and predictions_<same>.jsonl."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Evaluate a student on datasets; write results and predictions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ An item is correct when the number right after the cue "The answer is:", given o
 method's exact match (`answers.strict`). The flexible reading falls back to the last number of the text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -40,7 +38,7 @@ def verdict(text: str, gold: str, cue: str) -> dict[str, Any]:
     }
 
 
-def judge(example: Example, answer: Answer, mode: str, cue: str = "given") -> dict[str, Any]:
+def judge(example: Example, answer: "Answer", mode: str, cue: str = "given") -> dict[str, Any]:
     """One line of predictions_<set>.jsonl; `text` is raw, for `kava rescore`."""
     return {
         "id": example.id,
@@ -58,14 +56,14 @@ def judge(example: Example, answer: Answer, mode: str, cue: str = "given") -> di
 
 
 def predict(
-    student: Student,
+    student: "Student",
     examples: Sequence[Example],
     mode: str = "latent",
     batch_size: int | None = None,
     max_new_tokens: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: bool = False,
-    sampling: Sampling | None = None,
+    sampling: "Sampling | None" = None,
     ablate: str | None = None,
 ) -> list[dict[str, Any]] | None:
     """A judged prediction per example, in order; None if `stop` became true. Without `sampling` as the recipe says.
@@ -122,7 +120,7 @@ def _share(items: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def score(
-    student: Student, examples: Sequence[Example], mode: str, stop: Callable[[], bool] = lambda: False
+    student: "Student", examples: Sequence[Example], mode: str, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """The numbers of `summary` that training logs; None if `stop` became true."""
     predictions = predict(student, examples, mode, stop=stop)

@@ -1,7 +1,5 @@
 """Which tokens of the chain of thought each compressor keeps, layer by layer and head by head."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fusion of several teachers' keys and values, all in the student's shape, into one target; torch only."""
 
-from __future__ import annotations
-
 from kava.fuse.collapse import Collapse, Window, annealed
 from kava.fuse.fuse_kv import fuse, fuse_kvs_fixed, fuse_kvs_learnable, fuse_kvs_similarity, shares
 from kava.fuse.fusions import FUSIONS, Fixed, Fusion, Learnable, Query, Similar, make_fusion

@@ -1,7 +1,5 @@
 """Statistics of fusion weights over time: means, entropy, and collapse onto one teacher."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

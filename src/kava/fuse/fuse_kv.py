@@ -1,7 +1,5 @@
 """Weighted means of several teachers' entries, over the teachers that have an entry at each token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

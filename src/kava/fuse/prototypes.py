@@ -1,7 +1,5 @@
 """Prototypes of teachers (one vector each, or a few) and the similarity of a question to them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

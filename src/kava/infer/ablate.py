@@ -11,8 +11,6 @@ If accuracy stays, nothing the rounds carried was needed; how far it falls says 
     noise   Gaussian with mean and standard deviation of each slot and dimension, drawn from the item's id alone
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Batch mode: questions from a file, answers as rows, text and a file. No torch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +34,7 @@ def read_questions(source: Path) -> list[str]:
     return prompts
 
 
-def answer_row(question: str, answer: Answer, mode: str) -> dict[str, Any]:
+def answer_row(question: str, answer: "Answer", mode: str) -> dict[str, Any]:
     """One answer as a row of JSON."""
     return {
         "question": question,

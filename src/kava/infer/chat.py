@@ -1,7 +1,5 @@
 """Interactive mode: a line is a question, a line with a slash is a command."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

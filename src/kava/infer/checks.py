@@ -1,7 +1,5 @@
 """What may be asked of a student: its folder, questions, modes and numbers. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Batched generation: think in latents, then decode with a full KV cache. The teacher is not used."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

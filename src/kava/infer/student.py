@@ -1,7 +1,5 @@
 """A trained student that answers questions: `Student.from_pretrained(folder).answer(["..."])`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +41,7 @@ class Student:
         self._encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "auto", base: str | None = None) -> Student:
+    def from_pretrained(cls, path: str | Path, device: str = "auto", base: str | None = None) -> "Student":
         """Loads a student's folder; `base` overrides where a LoRA student's base model is found."""
         stored_recipe(path)  # its errors say what the folder is instead
         silence_libraries()

@@ -1,7 +1,5 @@
 """Models, data sets, stores and files that runs of a recipe load: whether they are on this machine, and fetching them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping

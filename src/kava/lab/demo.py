@@ -1,7 +1,5 @@
 """The program of `kava demo`: train three students, measure them on the test problems, and write table, plot and JSON."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -83,7 +81,7 @@ def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[
     return rows, predictions
 
 
-def _milliseconds(student: Student, examples: Sequence[Example], mode: str) -> float:
+def _milliseconds(student: "Student", examples: "Sequence[Example]", mode: str) -> float:
     """Median time of one question answered alone, over some of the longest problems."""
     longest = max(len(example.steps) for example in examples)
     questions = [example.question for example in examples if len(example.steps) == longest][:TIMED]

@@ -1,7 +1,5 @@
 """How two models' tokens and layers match: for one text, or as a layer map measured on many (kava align)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from math import ceil
 from pathlib import Path

@@ -4,8 +4,6 @@
 jobs of the same ones.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

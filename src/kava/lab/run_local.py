@@ -1,7 +1,5 @@
 """Run jobs as processes, some at a time; one that fails stops no other and is reported at the end."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -36,7 +34,7 @@ class Job:
         """The file with what its processes print."""
         return self.folder.with_name(self.folder.name + ".out")
 
-    def without(self, train: bool = False, evaluate: bool = False) -> Job:
+    def without(self, train: bool = False, evaluate: bool = False) -> "Job":
         """The job without its training or its evaluations."""
         job = replace(self, train=(), updates=0) if train else self
         return replace(job, evaluate=()) if evaluate else job

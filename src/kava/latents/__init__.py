@@ -1,7 +1,5 @@
 """Input embeddings of the latent slots; pure functions of a `run` that the backbone supplies."""
 
-from __future__ import annotations
-
 from kava.latents.jacobi import iterate, start
 from kava.latents.projection import Projection, make_projection, residual
 from kava.latents.sequential import unroll

@@ -7,8 +7,6 @@ The update after round T is not used, so the inputs of the last round are the re
 the first t latents are exact; T >= M equals sequential decoding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """prj: the map from a hidden state to an input embedding."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Latents decoded sequentially (CODI, Coconut); the reference for Jacobi iteration."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

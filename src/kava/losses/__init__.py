@@ -1,7 +1,5 @@
 """The terms of the loss; pure functions of tensors."""
 
-from __future__ import annotations
-
 from kava.losses.ce import cross_entropy
 from kava.losses.codi import codi_loss
 from kava.losses.kv import kv_loss

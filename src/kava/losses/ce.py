@@ -1,7 +1,5 @@
 """Cross-entropy at the positions that have targets."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

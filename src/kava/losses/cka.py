@@ -1,7 +1,5 @@
 """Linear centred kernel alignment (CKA): similarity of two sets of vectors of any widths."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The CODI term: hidden states at the last cue token, student against teacher."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

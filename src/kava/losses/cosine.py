@@ -1,7 +1,5 @@
 """Held-out cosine similarity, raw and centred, so that a large common mean does not inflate it."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.losses.direction import cosines

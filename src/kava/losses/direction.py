@@ -1,7 +1,5 @@
 """Losses of direction and length: the direction of a vector apart from its length."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.shapes import at_least_float32

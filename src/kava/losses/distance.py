@@ -1,7 +1,5 @@
 """Elementwise distances of the KV and CODI terms, and the standard deviation that scales them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

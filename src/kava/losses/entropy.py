@@ -1,7 +1,5 @@
 """The entropy of fusion weights, and the term that raises or lowers it."""
 
-from __future__ import annotations
-
 from math import log
 
 import torch

@@ -1,7 +1,5 @@
 """The guard against a collapsed projector, which minimises the loss by mapping every entry to the same vector."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

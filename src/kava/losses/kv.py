@@ -1,7 +1,5 @@
 """The KV term: the distance of each latent's keys and values to the paired teacher entry."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.losses.distance import masked_std, scaled

@@ -1,7 +1,5 @@
 """A loss is a sum of terms, and a term is a sum and what it has to be divided by."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

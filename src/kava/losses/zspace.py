@@ -1,7 +1,5 @@
 """Distances of codes: student and teachers are compared in a trained common space, not entry by entry."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

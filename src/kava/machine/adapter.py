@@ -5,8 +5,6 @@ config = adapter.get_training_config()          # device, dtype, batch_size, gra
 device = adapter.device_for_training(None)      # raises where there is no GPU and the settings forbid the CPU
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

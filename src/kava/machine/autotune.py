@@ -6,8 +6,6 @@ workers       one per CPU core, 8 at most
 checkpointing on for GPUs below 16 GB
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Mapping

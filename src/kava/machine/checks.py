@@ -1,7 +1,5 @@
 """Checks of the machine: a line each, and what to do about the first that fails."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """The system a process runs on (from its variables), its hardware (from torch, which may be missing or broken) and packages."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """The folders of models, data, cache, output and checkpoints: a variable, else a cluster's folder, else the project's."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

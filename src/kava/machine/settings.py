@@ -3,8 +3,6 @@
 An unknown key is an error that names the nearest one; a value that would change nothing is an error that says why.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping

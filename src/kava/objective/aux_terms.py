@@ -3,8 +3,6 @@
 A term has `count(batch, mask)`, what its sum is divided by, `weight(step)`, and the sum itself by a call.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

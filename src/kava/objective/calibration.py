@@ -1,8 +1,6 @@
 """Before the first update, from a few batches: matched heads, where projectors and adapters start, what guards compare
 with, and the prototypes of teachers."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Student and teacher entries side by side in one shape: by latent slot, or by text column in three forms."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Distances of the KV term: one class each. A recipe names them in `loss.kv_loss_type`, or as package.module:Name."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """A recipe's objective: its view of the student, its source of targets, and how the two are compared."""
 
-from __future__ import annotations
-
 from kava.backbone.model import LatentModel
 from kava.compress import Compressor, make_compressor
 from kava.config import LossConfig, Recipe

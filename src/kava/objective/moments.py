@@ -1,7 +1,5 @@
 """Mean and spread of vectors that come in portions, in float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -28,7 +26,7 @@ class Moments:
     def std(self) -> Tensor:
         return (self._square / self.count - self.mean.square()).clamp(min=0).sqrt()
 
-    def onto(self, other: Moments) -> tuple[Tensor, Tensor]:
+    def onto(self, other: "Moments") -> tuple[Tensor, Tensor]:
         """gain, shift: x -> gain x + shift has the mean and spread of `other` where x has these."""
         gain = other.std / self.std.clamp(min=1e-12)
         return gain, other.mean - gain * self.mean

@@ -1,7 +1,5 @@
 """The whole loss on one screen: what the student is compared with, and every term of it (docs/paper-map.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 import torch

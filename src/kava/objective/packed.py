@@ -8,8 +8,6 @@ the one that separate passes give (tests hold this to 1e-9). The bracket is ther
 then one pass is the whole loss.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Which student column is compared with which teacher column: how the text columns use a compressor."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +46,7 @@ class Pairing:
         self.keep = keep
         self.shuffle = shuffle
 
-    def all_columns(self) -> Pairing:
+    def all_columns(self) -> "Pairing":
         """Every column with itself, for measuring."""
         return Pairing(self.compressor, None)
 

@@ -1,7 +1,5 @@
 """What changes while a run goes on: weights that rise, layers that come in later. Progress runs from 0 to 1."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

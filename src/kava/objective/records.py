@@ -1,7 +1,5 @@
 """What passes, sources and terms hand each other."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What of the student is compared and trained: its latent slots, or the columns of the text it reads."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Where the entries come from that the student is compared with: one call and one record, whatever the source."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """The passes one after another, as the method is told: the readable form, and the oracle of the packed one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

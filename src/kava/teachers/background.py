@@ -1,7 +1,5 @@
 """A background thread that runs jobs in order with a bounded queue and re-raises their errors."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

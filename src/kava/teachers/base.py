@@ -1,7 +1,5 @@
 """The interface of separate teachers, live or stored: one call per batch returns one record."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, Protocol
 

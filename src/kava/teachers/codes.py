@@ -5,8 +5,6 @@
 Both sides are trained towards each other; a guard on their variation keeps the codes from collapsing into a constant.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import cast
 

@@ -4,8 +4,6 @@ A shard's bytes depend only on the manifest and the batch size: a run that is ki
 as an uninterrupted one. A background thread copies, hashes and writes during the teacher's passes.
 """
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Iterator, Sequence

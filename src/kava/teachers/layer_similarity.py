@@ -1,7 +1,5 @@
 """CKA of the layers of two models on the same texts, for a layer map."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """A live teacher: a frozen model that runs on each batch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The description of a teacher store: manifest.json, repeated in every shard and compared field by field."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable
@@ -72,7 +70,7 @@ class Manifest:
         absent = {"versions", *(NEW_IN_2 if self.schema == 1 else ())}
         return {name: value for name, value in asdict(self).items() if name not in absent}
 
-    def first_difference(self, other: Manifest) -> str | None:
+    def first_difference(self, other: "Manifest") -> str | None:
         """The first different field with its two values: "teacher.weights is ... here, ... there"."""
         return _first_difference(self.facts(), other.facts())
 

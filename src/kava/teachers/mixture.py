@@ -1,7 +1,5 @@
 """Several teachers as one: each aligned to the student, then weighted and summed."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal

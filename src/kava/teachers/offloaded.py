@@ -4,8 +4,6 @@ With a GPU their weights stay in pinned host memory and are never copied back, s
 loaded from disk for every pass, so that memory holds the student and one teacher.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain

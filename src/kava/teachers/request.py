@@ -1,7 +1,5 @@
 """The request of `kava extract`, the examples that it reads, and the manifest of its store."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -39,7 +37,7 @@ class Request:
     with_question: bool = False
     spec: TeacherSpec | None = None
 
-    def checked(self, recipe: Recipe) -> Request:
+    def checked(self, recipe: Recipe) -> "Request":
         """The request with names and defaults filled in; invalid ones are refused."""
         method = METHOD_ALIASES.get(self.method.lower(), self.method)
         method = RAW if method == "full" else method

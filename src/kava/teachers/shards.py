@@ -14,8 +14,6 @@ that list; any different byte is damage. The file is not written by the safetens
 hashed data and the bytes must not depend on the library's version.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

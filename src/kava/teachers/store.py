@@ -8,8 +8,6 @@ Opening a store reads its manifest and requires every shard to exist. A process 
 reads from it, and an example's hash when it first reads the example; `verify` checks all of them.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cached_property
 from pathlib import Path

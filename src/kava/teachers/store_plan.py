@@ -1,7 +1,5 @@
 """A teacher store before it is written: which teacher, what it will hold, how large it will be; and writing it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

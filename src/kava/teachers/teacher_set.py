@@ -1,7 +1,5 @@
 """The teachers of a mixture: one call returns one record per teacher, at its own tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any

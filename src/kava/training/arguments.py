@@ -1,7 +1,5 @@
 """transformers.TrainingArguments from a recipe, for every supported version."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import logging

@@ -1,7 +1,5 @@
 """projector.safetensors: what the objective trains or has measured beside the student (projectors, adapters, router)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Trainer callbacks: when to save, validate and stop; the console, train.log and log.jsonl."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

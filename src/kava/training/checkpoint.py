@@ -1,7 +1,5 @@
 """Checkpoints on disk: which are complete, which is the newest, which are deleted."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The training and validation examples of a run, checked before the first step."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Training against separate teachers from Python: what `kava distill` does once its flags are read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run's folder: locked by one process, described before the first step, never mixed with another run."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ TRAINING_COMPLETED.txt  settings and last losses, once the run is finished
 emergency_checkpoint/   after Ctrl-C: a complete checkpoint, with the guides' names for its files as well
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Ctrl-C and a scheduler's signals as a flag that training reads between two updates."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
@@ -39,7 +37,7 @@ class Interrupt:
             self._signal = signal.SIGTERM
         return self._signal
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> "Interrupt":
         if threading.current_thread() is not threading.main_thread():
             return self  # Python delivers signals to the main thread only
         for number in SIGNALS:

@@ -1,7 +1,5 @@
 """Out of memory: repeats the batch in smaller pieces. Terms are sums with counts, so only the time changes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 

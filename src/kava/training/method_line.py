@@ -1,7 +1,5 @@
 """The two method lines: what is trained, what is measured on held-out examples, what a finished run writes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ layer_loss.jsonl       the KV term of each compared layer
 routing_samples.json   weights of every held-out example, of the latest validation
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from itertools import islice

@@ -1,7 +1,5 @@
 """`--batch_size probe`: the largest batch that fits, measured on the longest examples before the run."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Callable, Iterable

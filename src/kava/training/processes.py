@@ -1,7 +1,5 @@
 """Several processes that train one student: decisions made once for all, and how an update's examples are split."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

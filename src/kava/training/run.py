@@ -1,7 +1,5 @@
 """One training run, from a recipe to best_checkpoint/."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -4,8 +4,6 @@ Only the root is wrapped: keys and values bypass a layer's output, which per-lay
 whole tensors in the same files as without shards, so a run may resume with another sharding or none.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager

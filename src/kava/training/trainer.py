@@ -1,7 +1,5 @@
 """transformers.Trainer, taught four things: terms with counts, our checkpoints, generated validation, a stop that saves."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

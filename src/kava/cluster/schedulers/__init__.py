@@ -1,7 +1,5 @@
 """The schedulers by name."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from kava.cluster.schedulers.base import Scheduler
@@ -21,7 +19,7 @@ CLASSES: tuple[type[Scheduler], ...] = (Slurm, Pbs, Torque, GridEngine, Lsf, Cob
 SCHEDULERS = {scheduler.name: scheduler for scheduler in CLASSES}
 
 
-def scheduler_named(name: str, site: Site | None = None) -> Scheduler:
+def scheduler_named(name: str, site: "Site | None" = None) -> Scheduler:
     if name not in SCHEDULERS:
         raise ConfigError(f"unknown scheduler {name!r}", nearest(name, list(SCHEDULERS)))
     return SCHEDULERS[name](site)

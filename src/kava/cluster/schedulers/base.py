@@ -1,7 +1,5 @@
 """What the schedulers have in common. A scheduler is a class here, and a line in `schedulers/__init__.py`."""
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -61,7 +59,7 @@ class Scheduler(ABC):
         "mpirun -np {nodes} --map-by ppr:1:node {exports} ${{LD_LIBRARY_PATH:+-x LD_LIBRARY_PATH}}"
     )
 
-    def __init__(self, site: Site | None = None):
+    def __init__(self, site: "Site | None" = None):
         self.site = site
 
     def values(self, spec: JobSpec) -> dict[str, Any]:

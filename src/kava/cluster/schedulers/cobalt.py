@@ -1,7 +1,5 @@
 """Cobalt: whole nodes, no arrays, no warning before the time limit, nothing put back into the queue."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

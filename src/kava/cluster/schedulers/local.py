@@ -1,7 +1,5 @@
 """No scheduler: the same scripts as background processes of this machine, one after another."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LSF. The script goes to bsub's standard input."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

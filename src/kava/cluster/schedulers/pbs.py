@@ -1,7 +1,5 @@
 """PBS Pro and OpenPBS; and Torque, which is PBS with other words for nodes and arrays."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Grid Engine and its descendants. It has no `afterok`: dependent jobs read the status files when they start."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The datasets known by name: their names, their place on the hub, and how their rows are read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

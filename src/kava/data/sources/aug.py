@@ -6,8 +6,6 @@
 string is split. The answer "#### 360" is read as 360.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import Parts, Row, answer, plain_number, present, step_list, text
 from kava.errors import DataError
 

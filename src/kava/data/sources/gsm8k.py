@@ -7,8 +7,6 @@ equation: the steps are the <<..>> annotations, kept with their brackets as in A
 the solution without annotations.  answer: the number after "####", without commas.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import ANNOTATION, Parts, Row, plain_number, text
 from kava.data.sources import aug
 from kava.errors import DataError

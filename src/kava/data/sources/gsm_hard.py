@@ -5,8 +5,6 @@
 GSM8K's test questions with large numbers. `target` is a float; whole ones are written without ".0". No steps.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import Parts, Row, answer, text
 
 

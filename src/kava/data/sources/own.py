@@ -8,8 +8,6 @@
 The first form whose fields are all present is used.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import Parts, Row, answer, present, text
 from kava.data.sources import aug, gsm8k, gsm_hard, svamp
 from kava.errors import DataError

@@ -5,8 +5,6 @@
 The question is Body and Question with a space between them, unchanged otherwise. No steps that we use.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import Parts, Row, answer, text
 
 

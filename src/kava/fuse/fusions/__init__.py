@@ -1,8 +1,6 @@
 """Ways to weight the teachers, a file each. The table below and the names in config/fields.py register them; a recipe
 also takes "package.module:Name"."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.fuse.fusions.base import Fusion, Query

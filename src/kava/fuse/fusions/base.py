@@ -1,7 +1,5 @@
 """What every fusion shares: the query it weights teachers by, and the call."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +30,7 @@ class Fusion(nn.Module):
     num_teachers: int
 
     @classmethod
-    def of(cls, settings: Any, num_teachers: int, student: Any) -> Fusion:
+    def of(cls, settings: Any, num_teachers: int, student: Any) -> "Fusion":
         """From a recipe's section `mixture` and the student's cache sizes (num_layers, layer_size, hidden_size)."""
         raise NotImplementedError
 

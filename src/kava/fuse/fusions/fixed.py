@@ -1,7 +1,5 @@
 """fixed: the same weights for everything."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +24,7 @@ class Fixed(Fusion):
         self.register_buffer("weights", (row / row.sum()).float())
 
     @classmethod
-    def of(cls, settings: Any, num_teachers: int, student: Any) -> Fixed:
+    def of(cls, settings: Any, num_teachers: int, student: Any) -> "Fixed":
         return cls(settings.weights or [1 / num_teachers] * num_teachers)
 
     def forward(self, query: Query, temperature: float = 1.0) -> Tensor:

@@ -1,7 +1,5 @@
 """learnable: a trained router (`fuse/routers`) on the question."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +30,7 @@ class Learnable(Fusion):
         self.router = LearnableRouter(hidden, num_teachers, router, num_outputs=layers, **settings)
 
     @classmethod
-    def of(cls, settings: Any, num_teachers: int, student: Any) -> Learnable:
+    def of(cls, settings: Any, num_teachers: int, student: Any) -> "Learnable":
         sizes = student.hidden_size, num_teachers, settings.router, student.num_layers if settings.per_layer else 1
         depth, dropout = settings.router_layers, settings.router_dropout
         return cls(*sizes, settings.per_token, num_layers=depth, dropout=dropout)

@@ -1,7 +1,5 @@
 """similarity: softmax over how close the question's values are to each teacher's prototypes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -32,7 +30,7 @@ class Similar(Fusion):
         self.register_buffer("prototypes", at_least_float32(prototypes.detach().clone()))
 
     @classmethod
-    def of(cls, settings: Any, num_teachers: int, student: Any) -> Similar:
+    def of(cls, settings: Any, num_teachers: int, student: Any) -> "Similar":
         """With prototypes of zeros, until `objective/calibration.py` has made them."""
         centres = settings.centres if settings.prototype == "kmeans" else 1
         empty = torch.zeros(num_teachers, student.num_layers, centres, student.layer_size)

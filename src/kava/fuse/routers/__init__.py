@@ -1,8 +1,6 @@
 """Trained routers, a file each: from a representation of the question to a weight for every teacher. The table below and
 the names in config/fields.py register them; a recipe also takes "package.module:Name"."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.fuse.routers.attention import AttentionRouter

@@ -1,7 +1,5 @@
 """attention: q(query) . k(e_i) / sqrt(d), with a trained vector e_i for every teacher."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What every router shares: the call, and the softmax over teachers."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

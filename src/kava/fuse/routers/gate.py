@@ -1,7 +1,5 @@
 """gate: one Linear(d, S)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.fuse.routers.mlp import MlpRouter

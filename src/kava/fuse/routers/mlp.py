@@ -1,7 +1,5 @@
 """mlp: Linear(d, d/2) ReLU Dropout ... Linear(S), `num_layers` linear layers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

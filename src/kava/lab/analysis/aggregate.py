@@ -1,7 +1,5 @@
 """Mean and sample standard deviation over the seeds of one recipe; a seed without a result stays missing."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The analysis as EXPERIMENT_REPORT.txt: ASCII, 118 columns wide, every verdict with the numbers that support it."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Mapping, Sequence

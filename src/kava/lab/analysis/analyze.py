@@ -1,7 +1,5 @@
 """The analysis of a folder of runs as one document: experiments, verdicts on claims, and the numbers that support them."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The runs that an analysis of claims compares: which exist, which are missing and why, and whether they are comparable."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

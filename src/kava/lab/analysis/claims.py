@@ -14,8 +14,6 @@ A claim may name effects that the guide expects. Each is a separate hypothesis, 
 correction: reached (all of them lie above it), excluded (one lies below it), open.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace

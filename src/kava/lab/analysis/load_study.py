@@ -1,7 +1,5 @@
 """Read run folders into a `Study`: members in order and groups, and the sets that have results."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The files of a run with several teachers, read and checked: routing weights, losses by layer, alignments."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

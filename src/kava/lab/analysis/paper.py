@@ -4,8 +4,6 @@ Only GSM8k test accuracy is the paper's. Values for GSM8k-Hard and SVAMP that ci
 forward passes could not be traced to it and are not here.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 SOURCE = "arXiv 2510.02312 (ICLR 2026 version), as quoted by several notes; not checked against the full text"

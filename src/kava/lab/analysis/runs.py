@@ -1,7 +1,5 @@
 """Read run folders: recipe, results, logs, predictions. Nothing is imputed; a file that cannot be read is an error."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -3,8 +3,6 @@
 Distributions and standard tests are scipy's, imported late: McNemar's test, which the demo needs, does without.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The record that page, claims and tables share: members with their runs, seeds and results. `load_study` reads it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Aggregated results as LaTeX tables (booktabs) and CSV, and next to the paper's numbers."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The numbers of a run's last validation: cross-entropy and, with several teachers, the distances to them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev

@@ -5,8 +5,6 @@ cached    our engine with a KV cache, as explicit chains of thought are written
 library   `generate` of transformers, with its own cache and attention
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

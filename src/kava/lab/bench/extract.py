@@ -5,8 +5,6 @@ ours     our pass, which returns queries, keys and values of every layer
 extract  batches are made, read, copied, hashed and written to disk, manifest and index included
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable

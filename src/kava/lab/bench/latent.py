@@ -1,8 +1,6 @@
 """`kava bench latent`: cost (passes, calls, time, memory) and accuracy of a student's three ways to answer, on the same
 engine and weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,8 +1,6 @@
 """References of the benchmarks: random models of any size, the library's own generation, and eager attention that keeps
 its logits and probabilities, as older code does."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The tables of `kava bench`. `cells` is the format of a row, times in milliseconds, with a bar between columns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

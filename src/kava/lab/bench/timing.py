@@ -1,7 +1,5 @@
 """What every benchmark shares: interleaved timing, waiting for the device, peak memory, and the machine's name."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

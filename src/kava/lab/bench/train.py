@@ -1,7 +1,5 @@
 """`kava bench train`: one training step in three orders of passes, checked to give one loss, then timed side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Parts of a page as records; page.html.j2 has a macro for each, of the class's name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,7 +86,7 @@ class Plot:
     rows: Sequence[Row]
 
     @property
-    def numbers(self) -> Details:
+    def numbers(self) -> "Details":
         return Details("Numbers behind this figure", (Table(self.header, self.rows, self.title),))
 
 

@@ -1,7 +1,5 @@
 """Parts of figures: a grid of panels with a column per group of members, curves over seeds, labels that do not overlap."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import ceil, log10
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Figures drawn by matplotlib: as SVG for the page, in colours that follow light and dark, and as PNG and PDF."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

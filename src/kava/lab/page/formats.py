@@ -1,7 +1,5 @@
 """Numbers, lists and pieces of text as the page writes them. What is missing is a dash, never 0."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

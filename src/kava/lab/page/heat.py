@@ -1,7 +1,5 @@
 """Heat maps: shades that follow light and dark, a shape per shade however many cells, panels laid out in inches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

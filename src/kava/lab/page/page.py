@@ -1,7 +1,5 @@
 """The sections of a study, and the one self-contained file made of them: no script, font or picture from outside."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The work of `kava report`: reads runs, draws their figures, writes the page."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 torch is imported inside the functions only: where it does not work, the components say so one by one.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

@@ -3,8 +3,6 @@
 No torch here: the self-check also reports on an installation whose torch does not work.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,8 +1,6 @@
 """Teachers of other families for `kava smoke multi-teacher`: random models, each with a tokenizer of another kind that is
 trained in a moment on the built-in problems."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 What a module must do in full is tested elsewhere; here one call and one check show that it works on this machine.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Runs the components of the self-check one after the other; one that fails stops no other."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile

@@ -1,7 +1,5 @@
 """One thing at a time away from the recipe, and the grid of M and T."""
 
-from __future__ import annotations
-
 from itertools import product
 
 from kava.config import Recipe

@@ -4,8 +4,6 @@ E1 switches the KV term off and nothing else; CODI stays as the recipe has it. E
 the students write their steps, so that pause tokens, no thoughts and the explicit chain of thought have no place there.
 """
 
-from __future__ import annotations
-
 from kava.config import Recipe
 from kava.lab.suites.member import Suite, SuiteMember
 

@@ -1,7 +1,5 @@
 """What an experiment is, as data: its members, each one a recipe's settings."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

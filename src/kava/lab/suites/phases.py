@@ -6,8 +6,6 @@ stages   the guide's fixed -> similarity -> learnable, each begun where the one 
          times the updates of the first, so fixed weights are continued as often (fixed_2, fixed_3).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

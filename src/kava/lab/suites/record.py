@@ -1,7 +1,5 @@
 """suite.json, which says what an experiment's folder holds, and the table of its runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Whether the answers depend on the latents: the same weights with latents replaced, or another M, T or cue, at test time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean

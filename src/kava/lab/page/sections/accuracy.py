@@ -1,7 +1,5 @@
 """How often each member is right: overall with intervals, and by number of steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

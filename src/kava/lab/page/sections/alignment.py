@@ -1,7 +1,5 @@
 """How teachers are aligned with the student: which of their tokens and layers are compared with the student's."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

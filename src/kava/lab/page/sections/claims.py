@@ -1,7 +1,5 @@
 """The words of `kava analyze` with their numbers, as its report has them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loss terms of the test items: how near every student's latents are to every compressor's targets."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean

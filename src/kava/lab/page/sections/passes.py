@@ -1,7 +1,5 @@
 """What accuracy costs: forward passes per question, and wall time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any

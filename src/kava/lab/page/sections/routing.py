@@ -1,7 +1,5 @@
 """The weight of each teacher over training, by student layer, by question and by kind of question."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from math import ceil, log

@@ -1,7 +1,5 @@
 """Which tokens of the chain of thought each compressor kept: kept.json, drawn layer by head by token."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise

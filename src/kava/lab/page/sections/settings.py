@@ -1,7 +1,5 @@
 """How the runs were made: what they share, what differs, hashes, versions, devices, times, commands."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections import Counter

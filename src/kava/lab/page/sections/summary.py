@@ -1,7 +1,5 @@
 """The head of the page: what is compared, and a table of all members, with broken and missing runs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs with several teachers: held-out distances, numbers of each teacher, weights, losses by layer, tokens and layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any

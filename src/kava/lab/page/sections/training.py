@@ -1,7 +1,5 @@
 """Curves from the logs: loss terms, validation numbers, and the state of the latents."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
