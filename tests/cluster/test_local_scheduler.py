@@ -21,11 +21,11 @@ from kava.cluster.jobs import JobRow, records, rows
 KAVA = """\
 #!/bin/bash
 [ "$1" != task ] || exec "{python}" -m kava "$@"
+[ "$1" != train ] || trap 'echo "$@" >>saved; exit 143' TERM
 echo "$@" >>calls
 case "$1" in
 train)
     [ ! -f break ] || [[ "$*" != *"--seed 123"* ]] || exit 7
-    trap 'echo "$@" >>saved; exit 143' TERM
     while [ -f wait ]; do sleep 0.02; done
     ;;
 aggregate) touch aggregated ;;
