@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,7 +177,10 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         words = quick(row.words[1:]) if row.state == "works" and row in OURS else None
         if words is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO("3+4?\n/latent off\n3+4?\n/quit\n"))
-            assert main(words) == 0, row.here
+            refused = (
+                "--load_in_4bit" in words and find_spec("bitsandbytes") is None
+            )  # said in one line, not run in float32
+            assert main(words) == (2 if refused else 0), row.here
     seed = root / "outputs" / "llama1b_aug" / "seed_42"
     for name in ("gsm8k", "gsm8k-hard", "svamp"):
         assert yaml.safe_load((seed / f"results_{name}.yaml").read_text())["total"] == hub.TEST_ROWS
