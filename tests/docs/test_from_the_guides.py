@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,7 +177,7 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         if words is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO("3+4?\n/latent off\n3+4?\n/quit\n"))
             refused = (
-                "--load_in_4bit" in words and find_spec("bitsandbytes") is None
+                "--load_in_4bit" in words and importlib.util.find_spec("bitsandbytes") is None
             )  # said in one line, not run in float32
             assert main(words) == (2 if refused else 0), row.here
     seed = root / "outputs" / "llama1b_aug" / "seed_42"
