@@ -176,9 +176,8 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         words = quick(row.words[1:]) if row.state == "works" and row in OURS else None
         if words is not None:
             monkeypatch.setattr(sys, "stdin", io.StringIO("3+4?\n/latent off\n3+4?\n/quit\n"))
-            refused = (
-                "--load_in_4bit" in words and importlib.util.find_spec("bitsandbytes") is None
-            )  # said in one line, not run in float32
+            no_quantiser = importlib.util.find_spec("bitsandbytes") is None  # then a 4-bit teacher is refused
+            refused = no_quantiser and "--load_in_4bit" in words
             assert main(words) == (2 if refused else 0), row.here
     seed = root / "outputs" / "llama1b_aug" / "seed_42"
     for name in ("gsm8k", "gsm8k-hard", "svamp"):
