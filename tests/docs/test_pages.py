@@ -171,3 +171,26 @@ def test_the_check_finds_what_is_gone() -> None:
     assert not dotted_exists("Aligner.no_such_method")
     assert not dotted_exists("training.no_such_setting")
     assert not dotted_exists("NoSuchClass")
+
+
+def test_a_batch_passes_no_file_twice() -> None:
+    """The table "From a row to the loss" of layout.md: on every line the files in order, each once, all of them there."""
+    text = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    section = text.partition("## From a row to the loss")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    header, *steps = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
+    lines = header[1:]
+    assert len(lines) == 5
+    passed: dict[str, list[str]] = {line: [] for line in lines}
+    for step, *cells in steps:
+        common, here = re.findall(r"`([\w/]+\.py)`", step), []
+        for number, cell in enumerate(cells):
+            left = here[1 if cell.startswith("as latent, several") else number - 1] if number else []
+            own = re.findall(r"`([\w/]+\.py)`", cell)
+            here.append(left + own if cell.startswith(("same", "and ", "as latent, several")) else own)
+        for line, files in zip(lines, here, strict=True):
+            passed[line] += common + files
+    for line, files in passed.items():
+        assert len(files) > 10, line
+        assert len(set(files)) == len(files), f"{line}: {[file for file in files if files.count(file) > 1]}"
+        assert all((ROOT / "src" / "kava" / file).is_file() for file in files), line
