@@ -20,7 +20,7 @@ def script(spec: JobSpec, scheduler: Scheduler) -> str:
     if spec.setup:
         lines += ["set +u  # environment scripts read variables that are not set", *spec.setup, "set -u"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in spec.environment]
-    # variables with a default, which somebody who submits by hand may set
+    # variables with a default, which can be set when a script is submitted by hand
     lines += [f"{name}=${{{name}:-{shlex.quote(default)}}}" for name, default in spec.exported]
     if any(name == "CONFIG" for name, _ in spec.exported):  # a path to a recipe names its folder by the file
         lines += ["CONFIG_NAME=${CONFIG##*/}", "CONFIG_NAME=${CONFIG_NAME%.yaml}"]

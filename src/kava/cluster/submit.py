@@ -121,7 +121,7 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
             run([scheduler.release, job])
     except BaseException:
         refusals = [refusal(scheduler.cancel(job)) for job, _ in ids.values()]
-        if not any(refusals):  # else somebody has to find the jobs that are left
+        if not any(refusals):  # else the jobs that are left have to be found by hand
             shutil.rmtree(submission.folder, ignore_errors=True)
         raise
     return record

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Term:
-    """weight * total / count. `total` is a sum over this micro-batch; whoever adds terms up divides by the count of
+    """weight * total / count. `total` is a sum over this micro-batch; the trainer divides by the count of
     the whole update window (all micro-batches, all ranks), so that 1x8 = 2x4 = 8x1  [ours]"""
 
     name: str
