@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kava.cluster.detect import find_scheduler, present
+from kava.cluster.detect import installed_scheduler, present
 from kava.cluster.presets import PRESETS, preset
 from kava.cluster.schedulers import scheduler_named
 from kava.cluster.site_file import GridEngineSite, Site
@@ -305,19 +305,19 @@ NO_CONF = Path("no") / "pbs.conf"
     ],
 )
 def test_the_scheduler_that_is_here(programs, names, version: str, variables, found: str):
-    assert find_scheduler(programs(*names, version=version) | variables, NO_CONF) == found
+    assert installed_scheduler(programs(*names, version=version) | variables, NO_CONF) == found
 
 
 def test_none_several_or_an_unknown_one(programs, tmp_path: Path):
     with pytest.raises(ConfigError, match="no scheduler is here") as error:
-        find_scheduler({"PATH": str(tmp_path)}, NO_CONF)
+        installed_scheduler({"PATH": str(tmp_path)}, NO_CONF)
     assert "--scheduler local" in error.value.hint
     environ = programs("qsub")
     with pytest.raises(ConfigError, match="nor qstat --version says whose it is"):
-        find_scheduler(environ, NO_CONF)
+        installed_scheduler(environ, NO_CONF)
     environ = programs("sbatch", "bsub") | {"SGE_ROOT": "/opt/sge"}
     with pytest.raises(ConfigError, match=r"several schedulers are here: slurm \(sbatch\), lsf \(bsub\), sge") as error:
-        find_scheduler(environ, NO_CONF)
+        installed_scheduler(environ, NO_CONF)
     assert error.value.hint == "--scheduler slurm or lsf or sge"
     (tmp_path / "pbs.conf").touch()
     assert present({"PATH": environ["PATH"]}, tmp_path / "pbs.conf")["pbs"] == "qsub and its pbs.conf"

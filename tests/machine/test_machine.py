@@ -22,7 +22,7 @@ from kava.machine import adapter as adapter_module
 from kava.machine import detect
 from kava.machine.adapter import EnvironmentAdapter, create_environment_adapter
 from kava.machine.checks import next_step
-from kava.machine.detect import find_hardware, find_scheduler, find_system
+from kava.machine.detect import find_hardware, find_system, scheduler_of_job
 from machines import JOBS, ORDER, builder, fake_torch, gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +40,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 @pytest.mark.parametrize("name", ORDER)
 def test_a_schedulers_variable_is_found_and_beats_those_after_it(name: str):
     later = {key: value for other in ORDER[ORDER.index(name) :] for key, value in JOBS[other].items()}
-    assert find_scheduler(JOBS[name]) == find_scheduler(later) == name
+    assert scheduler_of_job(JOBS[name]) == scheduler_of_job(later) == name
     inside = find_system(later | {"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
     assert (inside.type, inside.scheduler) == ("hpc", name)
-    assert find_scheduler(dict.fromkeys(JOBS[name], "")) is None
+    assert scheduler_of_job(dict.fromkeys(JOBS[name], "")) is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_schedulers_variable_is_found_and_beats_those_after_it(name: str):
     ],
 )
 def test_what_makes_a_job_of_grid_engine(environ: dict[str, str], scheduler: str | None):
-    assert find_scheduler(environ) == scheduler
+    assert scheduler_of_job(environ) == scheduler
 
 
 def test_cloud_local_and_a_type_that_is_given():

@@ -74,13 +74,13 @@ def submit(
     (lines of shell), environment, directives (per scheduler), container, launcher, sge.
     """
     from kava.cli.submit_verbs import SubmitRequest, submissions
-    from kava.cluster.detect import find_scheduler
+    from kava.cluster.detect import installed_scheduler
     from kava.cluster.jobs import refuse_twice
     from kava.cluster.plan import JobDefaults, in_one_job
     from kava.cluster.schedulers import scheduler_named
     from kava.cluster.site_file import find_site
     from kava.cluster.submit import adapted, fresh, preview, submit_all
-    from kava.machine.detect import find_scheduler as scheduler_of_this_job
+    from kava.machine.detect import scheduler_of_job
 
     words = [str(word) for word in ctx.args]
     if verb not in VERB_NAMES:
@@ -89,7 +89,7 @@ def submit(
     here = find_site(site, os.environ)
     sizes = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "partition": partition, "account": account, "qos": qos}
     resources = _resources(preset, here, sizes, mem, time)
-    target_name = scheduler or here.scheduler or scheduler_of_this_job(os.environ) or find_scheduler(os.environ)
+    target_name = scheduler or here.scheduler or scheduler_of_job(os.environ) or installed_scheduler(os.environ)
     target = scheduler_named(target_name, here)
     carried = {} if here.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
     common: dict[str, Any] = {

@@ -11,7 +11,7 @@ from kava.errors import ConfigError
 PBS_CONF = Path("/etc/pbs.conf")
 
 
-def find_scheduler(environ: Mapping[str, str], pbs_conf: Path = PBS_CONF) -> str:
+def installed_scheduler(environ: Mapping[str, str], pbs_conf: Path = PBS_CONF) -> str:
     """The name of the scheduler; none, or several, is an error that says what to do."""
     names = present(environ, pbs_conf)
     if not names:

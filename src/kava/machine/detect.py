@@ -30,7 +30,7 @@ JOB_VARIABLES = {
 }
 
 
-def find_scheduler(environ: Mapping[str, str]) -> str | None:
+def scheduler_of_job(environ: Mapping[str, str]) -> str | None:
     """The scheduler whose job this process is part of."""
     ids = {name: value for name, value in environ.items() if value}
     if ids.get("SGE_TASK_ID") == "undefined":  # outside of arrays
@@ -53,7 +53,7 @@ class System:
 
 def find_system(environ: Mapping[str, str], environment_type: str = "auto") -> System:
     """hpc inside a scheduler's job, else cloud inside Kubernetes, else local; `environment_type` overrides it."""
-    scheduler = find_scheduler(environ)
+    scheduler = scheduler_of_job(environ)
     kind = environment_type
     if kind == "auto":
         kind = "hpc" if scheduler else "cloud" if environ.get("KUBERNETES_SERVICE_HOST") else "local"
