@@ -6,7 +6,7 @@
     answer    [<eot>, cue, A, eos] on prefix + latents -> the student's cross-entropy, hidden states at the cue
 
     L = CE_student + CE_teacher + alpha1 CODI + alpha2 KV,  each a sum over the batch / what was counted there
-Slow on purpose. A test holds every term and gradient to those of src/kava/objective/latent.py, to 1e-9.
+Slow on purpose. A test holds every term and gradient to those of src/kava/objective/objective.py, to 1e-9.
 """
 
 from dataclasses import dataclass
