@@ -403,7 +403,7 @@ import torch
 import many
 from kava.backbone.silence_libraries import silence_libraries
 from kava.teachers.teacher_set import load_teacher_set
-from test_many_teachers import CPU, PLAIN, collator, student_rows
+from test_teacher_set import CPU, PLAIN, collator, student_rows
 
 def highest():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1e3
@@ -430,7 +430,7 @@ def test_peak_memory_is_the_student_and_one_teacher(tmp_path: Path) -> None:
     for folder in folders:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    lines = f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n{MEASURE}"
+    lines = f"import sys; sys.path[:0] = {[str(Path(__file__).parents[level]) for level in (0, 1)]}\n{MEASURE}"
 
     def peak(residence: str, count: int) -> float:
         words = [sys.executable, "-c", lines, residence, *folders[:count]]
