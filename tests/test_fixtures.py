@@ -110,6 +110,7 @@ def mixture_start(capsys: pytest.CaptureFixture[str]) -> Json:
 
 
 def results(capsys: pytest.CaptureFixture[str]) -> Json:
+    pytest.importorskip("scipy")  # no part of the oldest environment
     runs = [f"results/E4_rkv/seed_{seed}" for seed in (1, 2)]
     aggregated = said(capsys, "aggregate", "--seed_dirs", *runs, "--config_name", "E4_rkv")["E4_rkv"]
     said(capsys, "format", "--input_dir", "results", "--output_latex", "tables.tex", "--output_csv", "table.csv")
