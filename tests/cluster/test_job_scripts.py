@@ -10,6 +10,7 @@ import io
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def dry_run(*words: str) -> str:
 
 def golden(scheduler: str, preset: str) -> str:
     words = ("--scheduler", scheduler, "--preset", preset, "--site", str(GOLDEN / "site.yaml"))
-    return dry_run("seeds", "--config", "embedded", *words).replace(sys.executable, "python")
+    return dry_run("seeds", "--config", "embedded", *words).replace(shlex.quote(sys.executable), "python")
 
 
 def scripts(text: str) -> list[str]:
