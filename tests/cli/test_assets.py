@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import fake_hub
 import hub
-from kava.backbone.cached import cached, weights_problem
+from kava.backbone.cached import cached, own_copy, weights_problem
 from kava.backbone.load import build_model
 from kava.cli.main import main
 from kava.config import load_recipe
@@ -245,6 +245,24 @@ def test_a_copy_in_another_cache_is_named(home: Path, tmp_path: Path, monkeypatc
     assert elsewhere(Repo(SMALL, "model")) == home / "hub"
     assert f"export HF_HUB_CACHE={home / 'hub'}" in cache.absent(Repo(SMALL, "model"))
     assert elsewhere(Repo("nobody/nothing", "model")) is None
+
+
+@pytest.mark.parametrize("place", [SMALL, SMALL.rpartition("/")[2]], ids=["org/name", "name"])
+def test_a_folder_of_models_stands_in_for_the_hub(
+    place: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(files_of(home, SMALL), tmp_path / "models of ours" / place)
+    (tmp_path / "empty").mkdir()
+    hub.enter(tmp_path / "empty", monkeypatch)
+    assert main(["assets", "verify", "--model", SMALL, "--quiet"]) == 1
+    assert problems(result(capsys))[SMALL].startswith("not in the hub's cache")
+
+    monkeypatch.setenv("KAVA_MODEL_PATH", str(tmp_path / "models of ours"))
+    assert main(["assets", "verify", "--model", SMALL, "--quiet"]) == 0
+    assert result(capsys)["assets"][0]["place"] == str(tmp_path / "models of ours" / place)
+    build_model(load_recipe("qwen05b_aug"))  # the tests refuse every connection
+    assert own_copy("nobody/nothing") is None
+    assert own_copy(str(tmp_path / "models of ours" / place)) is None  # a path needs no search
 
 
 def test_a_model_in_the_cache_is_taken_without_asking(

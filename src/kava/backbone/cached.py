@@ -1,6 +1,7 @@
-"""Downloaded models, found in the hub's cache without a network; `kava assets fetch` updates them."""
+"""Models on this machine, found without a network: in KAVA_MODEL_PATH, or in the hub's cache (`kava assets fetch`)."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,16 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+MODEL_PATH = "KAVA_MODEL_PATH"
+
+
+def own_copy(name: str) -> Path | None:
+    """The folder of a hub model in KAVA_MODEL_PATH, as ORG/NAME or NAME; None without one, or if `name` is a path."""
+    place = os.environ.get(MODEL_PATH)
+    if not place or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+        return None
+    folders = (Path(place).expanduser() / part for part in dict.fromkeys((name, name.rpartition("/")[2])) if part)
+    return next((folder.absolute() for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def cached(name: str, revision: str | None) -> Path | None:

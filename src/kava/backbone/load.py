@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
-from kava.backbone.cached import cached
+from kava.backbone.cached import cached, own_copy
 from kava.backbone.families import Family, family_of, known
 from kava.backbone.foreign import Foreign, stretch
 from kava.backbone.kv import keywords_arrive
@@ -162,14 +162,14 @@ def load_foreign(
 
 
 def locate(name: str) -> str | Path:
-    """The shipped checkpoint, a local folder, or a name for the hub and its cache."""
+    """The shipped checkpoint, a folder (also one of KAVA_MODEL_PATH), or a name for the hub and its cache."""
     if name in BLANK:
         name = BLANK[name][0]
     if name in SHIPPED:
         return SHIPPED[name]
     if name.startswith("kava:"):
         raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
-    return name
+    return own_copy(name) or name
 
 
 def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: torch.device, **extra: Any) -> Any:
@@ -230,7 +230,8 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
             ) from error
         raise ModelError(
             f"cannot load the {what} of model {str(source)!r}: {first_line(error)}",
-            "give a local folder as model.name, set HF_HOME to a cache that holds the model, or check network and login",
+            "give a local folder as model.name, set KAVA_MODEL_PATH to a folder that holds ORG/NAME or NAME, or HF_HOME to "
+            "a cache with the model, or check network and login",
         ) from error
 
 

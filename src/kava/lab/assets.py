@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from kava.backbone.cached import weights_problem
+from kava.backbone.cached import own_copy, weights_problem
 from kava.backbone.load import SHIPPED, foreign_model, load_tokenizer, locate, teacher_model
 from kava.config import DatasetConfig, ModelConfig, Recipe, TeacherSpec
 from kava.data.export import export_name, export_train, published
@@ -77,7 +77,7 @@ def needed_assets(recipe: Recipe) -> Iterator[Asset]:
 
 
 def model_asset(model: ModelConfig, role: str) -> Asset:
-    repo = model_repo(model.name, model.revision)
+    repo = None if own_copy(model.name) else model_repo(model.name, model.revision)
     return Asset("model", model.name, role, lambda: str(_model(model)), None if repo is None else (repo, None))
 
 
@@ -102,7 +102,7 @@ def _models(recipe: Recipe) -> Iterator[Asset]:
 
 def _model(model: ModelConfig, weights: bool = True) -> Path:
     """The folder of a model that loads without a network."""
-    repo = model_repo(model.name, model.revision)
+    repo = None if own_copy(model.name) else model_repo(model.name, model.revision)
     folder = Path(locate(model.name)).expanduser() if repo is None else snapshot(repo)
     if folder is None or not folder.is_dir():
         raise ModelError("there is no such folder" if repo is None else absent(repo))
