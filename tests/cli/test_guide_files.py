@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from kava.config import load_recipe
 from kava.errors import RunError
+from kava.progress import Meter
 from kava.training import probe as probe_module
 from kava.training.guide_files import (
     COMPLETED,
@@ -141,26 +142,26 @@ def test_status_words(cossim: float, word: str) -> None:
 
 def test_the_live_line_shows_what_is_known() -> None:
     history: list[dict[str, float]] = []
-    assert live(history) == {}
+    assert live(history) == ""
     history.append({"step": 10, "loss": 0.21389, "kv": 0.1})
-    assert live(history) == {"Loss": "0.2139"}
+    assert live(history) == "Loss 0.2139"
     history += [{"step": 10, "eval_ce": 1.0, "eval_cossim": 0.73214}, {"step": 20, "loss": 0.2}]
-    assert live(history) == {"Loss": "0.2000", "CosSim": "0.7321", "Status": "Good"}
+    assert live(history) == "Loss 0.2000, CosSim 0.7321, Status Good"
     history += [{"step": 20, "eval_ce": 1.0, "eval_cossim": 0.61}]
-    assert live(history)["Status"] == "Learning"
+    assert live(history).endswith("Status Learning")
     assert best_cossim(history) == 0.73214
     assert best_cossim([{"step": 1, "eval_ce": 2.0}]) is None
 
 
 def test_the_console_has_the_words_of_the_guide(caplog: pytest.LogCaptureFixture) -> None:
-    shown = []
     console = GuideConsole()
-    console.bar = SimpleNamespace(set_postfix=shown.append)
+    console.meter = Meter("train", 10, "updates", now=0.0)
     found = {"eval_ce": 1.0, "eval_cossim": 0.91, "eval_cossim_centred": 0.5, "eval_cossim_mean_predictor": 0.8}
     with caplog.at_level(logging.INFO, logger="kava.train"):
         console.on_log(None, state_at(2, history=[{"loss": 0.5}]), None, logs={"loss": 0.5})
         console.on_log(None, state_at(2, history=[{"loss": 0.5}, found]), None, logs=found)
-    assert shown[-1] == {"Loss": "0.5000", "CosSim": "0.9100", "Status": "Excellent"}
+    assert console.meter.note == "Loss 0.5000, CosSim 0.9100, Status Excellent"
+    assert "cossim_centred" not in caplog.messages[-2]  # it is in log.jsonl
     assert caplog.messages[-1] == (
         "held-out CosSim 0.9100 (centred 0.5000; one vector for everything would have 0.8000), Status Excellent"
     )

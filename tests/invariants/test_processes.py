@@ -412,7 +412,7 @@ def test_a_whole_run_is_that_of_one_process(line: str, sharding: str, runs: Any)
     alone = json.loads((one / "meta.json").read_text())
     assert (alone["processes"], alone["effective_batch_size"], alone["sharding"]) == (1, 8, "none")
     text = (two / "train.log").read_text()
-    assert f"processes: 2 (sharding {sharding}); examples in an update: 8 = 2 processes x 4 x 1 micro-batches" in text
+    assert f"an update: 8 examples = 2 processes x 4 x 1 micro-batches, sharding {sharding}" in text
     said = [entry.partition(" ")[2].partition(" ")[2] for entry in text.splitlines()]
     assert max(Counter(entry for entry in said if entry.startswith("step ")).values()) == 1
     assert len(list((two / LAST).glob("rng_state_*.pth"))) == 2

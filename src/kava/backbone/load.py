@@ -20,6 +20,7 @@ from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
 from kava.errors import ConfigError, ModelError, first_line
+from kava.progress import progress
 
 # Tokenizers of one vocabulary may still split these texts otherwise.
 PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
@@ -218,9 +219,12 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
     folder = cached(source, model.revision) if isinstance(source, str) else None
     revision = None if folder else model.revision
     try:
-        return kind.from_pretrained(
-            folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra
-        )
+        with progress(
+            f"loading the {what} of {Path(model.name).name}" + ("" if folder or Path(source).is_dir() else " (hub)")
+        ):
+            return kind.from_pretrained(
+                folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra
+            )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(

@@ -9,6 +9,7 @@ from kava.cli.common import HELP_FLAGS, show_result
 from kava.cli.student import Device, Quiet
 from kava.config import DatasetConfig, ModelConfig
 from kava.errors import ConfigError
+from kava.progress import loading_libraries
 
 HELP = "How a teacher's tokens and layers match a student's: for one text, or as a layer map measured on many."
 app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
@@ -34,7 +35,8 @@ def show(
     quiet: Quiet = False,
 ) -> int:
     """Print both tokenizations of a text, which tokens cover the same characters, and the layer map. Loads no weights."""
-    from kava.lab.model_alignment import align_text, alignment_table
+    with loading_libraries():
+        from kava.lab.model_alignment import align_text, alignment_table
 
     student, teacher = _models(student_model, teacher_model, trust_remote_code)
     result = align_text(student, teacher, text, threshold, layer_map, layer_map_file)
@@ -69,7 +71,8 @@ def precompute(
     if train_file is not None and dataset_config is not None:
         raise ConfigError("--dataset_config has no effect with --train_file", "leave one of them out")
 
-    from kava.lab.model_alignment import layer_map_table, measure_layer_map
+    with loading_libraries():
+        from kava.lab.model_alignment import layer_map_table, measure_layer_map
 
     student, teacher = _models(student_model, teacher_model, trust_remote_code)
     dataset = DatasetConfig(name=dataset_name or str(train_file), config=dataset_config)
@@ -85,7 +88,8 @@ def precompute(
 
 
 def _models(student: str, teacher: str, trust_remote_code: bool) -> list[ModelConfig]:
-    from kava.backbone.silence_libraries import silence_libraries
+    with loading_libraries():
+        from kava.backbone.silence_libraries import silence_libraries
 
     silence_libraries()
     return [ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student, teacher)]

@@ -9,6 +9,7 @@ import typer
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Base, Checkpoint
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
+from kava.progress import loading_libraries
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -50,8 +51,9 @@ def decode(
     The texts are compared token by token first; if they differ, nothing is timed and the exit code is 1.
     """
     _prepare(threads, output)
-    from kava.lab.bench.decode import PROMPTS
-    from kava.lab.bench.decode import bench as run
+    with loading_libraries():
+        from kava.lab.bench.decode import PROMPTS
+        from kava.lab.bench.decode import bench as run
 
     result = run(model, prompts or PROMPTS, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
     return _show(result, decode_text, "the texts differ", quiet, output)
@@ -81,9 +83,10 @@ def latent(
 
     recipe = stored_recipe(checkpoint)
     _prepare(threads, output)
-    from kava.evaluation.eval_sets import load_eval_set
-    from kava.lab.bench.latent import bench as run
-    from kava.lab.bench.latent import open_student
+    with loading_libraries():
+        from kava.evaluation.eval_sets import load_eval_set
+        from kava.lab.bench.latent import bench as run
+        from kava.lab.bench.latent import open_student
 
     eval_set = load_eval_set(recipe, dataset or recipe.evaluation.datasets[0], questions)
     student = open_student(checkpoint, dtype, device, base)
@@ -112,8 +115,9 @@ def train(
 ) -> int:
     """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side."""
     _prepare(threads, output)
-    from kava.lab.bench.train import TrainBenchSizes
-    from kava.lab.bench.train import bench as run
+    with loading_libraries():
+        from kava.lab.bench.train import TrainBenchSizes
+        from kava.lab.bench.train import bench as run
 
     sizes = TrainBenchSizes(layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, latents, rounds)
     result = run(sizes, repeats, device, progress=not quiet)
@@ -149,8 +153,9 @@ def extract(
     The store is first compared with the teacher, bit for bit; if they differ, nothing is timed and the exit code is 1.
     """
     _prepare(threads, output)
-    from kava.lab.bench.extract import ExtractBenchSizes
-    from kava.lab.bench.extract import bench as run
+    with loading_libraries():
+        from kava.lab.bench.extract import ExtractBenchSizes
+        from kava.lab.bench.extract import bench as run
 
     sizes = ExtractBenchSizes(
         layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, batches, examples_per_shard, dtype,
@@ -166,9 +171,10 @@ def _prepare(threads: int, output: Path | None) -> None:
 
     if output is not None and (output.is_dir() or output.suffix != ".json"):
         raise ConfigError(f"--output {output} is not a .json file", "name a file that ends in .json")
-    import torch
+    with loading_libraries():
+        import torch
 
-    from kava.backbone.silence_libraries import silence_libraries
+        from kava.backbone.silence_libraries import silence_libraries
 
     silence_libraries()
     if threads:

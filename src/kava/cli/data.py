@@ -11,6 +11,7 @@ from kava.data.generator import BUILT_IN
 from kava.data.load import SPLITS, load_examples
 from kava.data.places import open_set
 from kava.errors import DataError
+from kava.progress import loading_libraries
 from kava.text_table import table
 
 UNCOUNTED = ("encoded", "keep", "mean_cot_tokens", "max_cot_tokens")  # of a card without a tokenizer; and shares
@@ -38,9 +39,10 @@ def check(
     Every row is read and checked; the first bad one is named by file, line and field. Token counts need a tokenizer:
     --config or --tokenizer. Settings can follow: dataset.drop_last_step=false.
     """
-    from kava.backbone.silence_libraries import silence_libraries
-    from kava.data.cards import card, shipped_card
-    from kava.evaluation.eval_sets import cot_type_of
+    with loading_libraries():
+        from kava.backbone.silence_libraries import silence_libraries
+        from kava.data.cards import card, shipped_card
+        from kava.evaluation.eval_sets import cot_type_of
 
     silence_libraries()
     recipe = parse_recipe_args(config or ("embedded" if name in BUILT_IN else "llama1b_aug"), ctx)
@@ -50,8 +52,9 @@ def check(
     parts = {part: list(load_examples(dataset, part)) for part in splits}
     encoder = None
     if config is not None or tokenizer is not None:
-        from kava.backbone.load import load_tokenizer, locate
-        from kava.data.encode import Encoder
+        with loading_libraries():
+            from kava.backbone.load import load_tokenizer, locate
+            from kava.data.encode import Encoder
 
         model = recipe.model.model_copy(update={"name": tokenizer} if tokenizer is not None else {})
         encoder = Encoder(load_tokenizer(locate(model.name), model), dataset.drop_last_step, dataset.cot_type)

@@ -1,6 +1,7 @@
 """kava distill: a student that learns from a separate teacher's keys and values. The guides' training scripts."""
 
 import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from kava.cli.distill_settings import ADAPTIVE, DistillRequest, prepared_machine
 from kava.cli.distill_table import GROUPS
 from kava.cli.distill_teachers import default_recipe
 from kava.config import Recipe
+from kava.console import fitted
+from kava.progress import loading_libraries, say
 
 
 class DistillCommand(TyperCommand):
@@ -54,12 +57,15 @@ def distill(
     Ctrl-C writes emergency_checkpoint/; --resume auto continues from there.
     """
     request = request_of(ctx)
-    run = resolve(request, prepared_machine(request), _measured_batch)
+    with loading_libraries():
+        machine = prepared_machine(request)
+    run = resolve(request, machine, _measured_batch)
     if not quiet and os.environ.get("RANK", "0") == "0":
-        print(run.line, flush=True)
+        say(fitted(run.line, sys.stderr))
 
-    from kava.training.processes import is_main_process
-    from kava.training.run import train
+    with loading_libraries():
+        from kava.training.processes import is_main_process
+        from kava.training.run import train
 
     outcome = train(run.recipe, run.folder, resume, quiet)
     if quiet and is_main_process():
@@ -78,7 +84,8 @@ def request_of(ctx: Any) -> DistillRequest:
 
 
 def _measured_batch(recipe: Recipe) -> int:
-    from kava.training.probe import measured_batch  # after the hub's cache has been moved
+    with loading_libraries():
+        from kava.training.probe import measured_batch  # after the hub's cache has been moved
 
     return measured_batch(recipe)
 

@@ -27,12 +27,15 @@ def env(
     """
     from kava.machine.adapter import find_environment, say
     from kava.machine.checks import next_step
+    from kava.progress import loading_libraries, progress, silent
 
-    adapter = find_environment(config)
+    with silent(as_json), loading_libraries():
+        adapter = find_environment(config)
     if not as_json:
         say(adapter.report() + "\n")
     known = adapter.hardware.device != "UNKNOWN"
-    checks = [*adapter.checks(), _check_extractor(known)]
+    with silent(as_json), progress("checking paths and the extractor"):
+        checks = [*adapter.checks(), _check_extractor(known)]
     ok = all(check.status != "failed" for check in checks)
     recommended = adapter.recommend() if known else None
     step = next_step(checks, adapter.launch())

@@ -7,6 +7,7 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet
+from kava.progress import loading_libraries
 
 QUICK_LIMIT = 16
 
@@ -63,9 +64,10 @@ def evaluate(
     if quick_test and limit is None:
         options["limit"] = QUICK_LIMIT
 
-    from kava.evaluation.result_files import line
-    from kava.evaluation.run import EvalResult
-    from kava.evaluation.run import evaluate as run
+    with loading_libraries():
+        from kava.evaluation.result_files import line
+        from kava.evaluation.run import EvalResult
+        from kava.evaluation.run import evaluate as run
 
     def report(result: EvalResult) -> None:
         print(f"{line(result.fields)}\n  wrote {result.results} and {result.predictions.name}", flush=True)

@@ -9,6 +9,7 @@ import typer
 from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
 from kava.cli.student import Quiet
 from kava.errors import ConfigError
+from kava.progress import loading_libraries
 
 CONTEXT = OVERRIDES
 
@@ -67,10 +68,11 @@ def extract(
     recipe = parse_recipe_args(config, ctx)
     part = _part(shard)
 
-    from kava.backbone.silence_libraries import silence_libraries
-    from kava.infer.student import pick_device
-    from kava.teachers.request import SPLITS, Request
-    from kava.teachers.store_plan import StorePlan, teacher_to_store
+    with loading_libraries():
+        from kava.backbone.silence_libraries import silence_libraries
+        from kava.infer.student import pick_device
+        from kava.teachers.request import SPLITS, Request
+        from kava.teachers.store_plan import StorePlan, teacher_to_store
 
     silence_libraries()
     spec = teacher_to_store(recipe, teacher, own_tokenizer, prompt)
@@ -97,8 +99,9 @@ def _verify(ctx: typer.Context, folder: Path, config: str | None, dry_run: bool,
         raise ConfigError("--verify looks at a store as it is", "give it --output_dir alone")
     no_settings(ctx)
 
-    from kava.teachers.manifest import read_manifest
-    from kava.teachers.store import verify
+    with loading_libraries():
+        from kava.teachers.manifest import read_manifest
+        from kava.teachers.store import verify
 
     manifest = read_manifest(folder)
     problems = verify(folder, progress=not quiet)

@@ -12,6 +12,7 @@ from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, blocks, read_questions, write_answers
 from kava.infer.checks import check_config, own_mode, stored_recipe, untrained
+from kava.progress import loading_libraries
 
 
 def infer(
@@ -53,8 +54,9 @@ def infer(
         check_config(config, recipe)
     how = own_mode(recipe) if use_latent is None else "latent" if use_latent else "cot"
 
-    from kava.infer.chat import Chat
-    from kava.infer.student import Student
+    with loading_libraries():
+        from kava.infer.chat import Chat
+        from kava.infer.student import Student
 
     note = untrained(recipe, how)
     if note:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import kava
 from kava.data.hub import take_shared_store
 from kava.errors import ConfigError, KavaError
+from kava.progress import silent
 from kava.registry import nearest
 
 
@@ -133,7 +134,8 @@ def _run(verb: str, words: list[str]) -> int:
     command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
     usage: Any = typer.BadParameter.__mro__[2]  # click's base error; newer typers carry a click of their own
     try:
-        code = command.main(words, prog_name=f"kava {verb}", standalone_mode=False)
+        with silent("--quiet" in words):
+            code = command.main(words, prog_name=f"kava {verb}", standalone_mode=False)
     except usage as error:
         text = error.format_message().strip().rstrip(".")
         message = f"kava {verb}: {text[:1].lower()}{text[1:]}"

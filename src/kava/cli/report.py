@@ -29,12 +29,12 @@ def report(
     EXPERIMENT_REPORT.json, and of several teachers alignment.json, routing.jsonl, routing_samples.json and
     layer_loss.jsonl where they exist; what is missing the page says, with the command that makes it.
     """
-    from kava.data.progress import progress_bar
     from kava.lab.page.report import write_report
+    from kava.progress import track
 
     folder = figures or output.with_name(f"{output.stem}_figures")
     written = write_report(
-        runs, output, folder, title, dataset or (), lambda plots: progress_bar(plots, "draw figures", not quiet)
+        runs, output, folder, title, dataset or (), lambda plots: track(plots, "drawing", unit="figures")
     )
     counts = {"run": written["runs"], "member": written["members"], "figure": len(written["drawn"])}
     words = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())

@@ -9,6 +9,7 @@ from kava.cli.common import show_result
 from kava.cli.student import Base, Checkpoint, Device, Quiet
 from kava.errors import ConfigError
 from kava.infer.checks import stored_recipe
+from kava.progress import loading_libraries
 from kava.text_table import table
 
 DEFAULT = ["rkv", "full", "crop", "steps", "uniform", "random"]
@@ -34,11 +35,12 @@ def selection(
     if output is not None and (output.suffix != ".json" or output.is_dir()):
         raise ConfigError(f"--output {output} is no .json file", "name one, such as kept.json")
 
-    from kava.backbone.silence_libraries import silence_libraries
-    from kava.evaluation.result_files import results_folder
-    from kava.evaluation.selection import compressors_of, selection_document, shares, validation
-    from kava.files import write_json
-    from kava.infer.student import Student
+    with loading_libraries():
+        from kava.backbone.silence_libraries import silence_libraries
+        from kava.evaluation.result_files import results_folder
+        from kava.evaluation.selection import compressors_of, selection_document, shares, validation
+        from kava.files import write_json
+        from kava.infer.student import Student
 
     silence_libraries()
     chosen, problems = compressors_of(recipe, compressors or DEFAULT), validation(recipe)

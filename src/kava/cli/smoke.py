@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kava.cli.common import show_result
+from kava.progress import loading_libraries
 
 if TYPE_CHECKING:
     from kava.lab.selfcheck.run import ComponentResult
@@ -25,7 +26,9 @@ def smoke(
     A line per component says what was seen; a failing one says why, and the others still run. Exit code 1 if any failed.
     """
     from kava.cli.main import main
-    from kava.lab.selfcheck.run import component_table, real_device, run_components, select
+
+    with loading_libraries():
+        from kava.lab.selfcheck.run import component_table, real_device, run_components, select
 
     began = time.perf_counter()
     chosen = select(component_table(about), only or [])

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
+from kava.progress import loading_libraries
 
 CONTEXT = OVERRIDES
 QUICK = (
@@ -53,9 +54,10 @@ def train(
         trackers = ", ".join([*recipe.logging.report_to, "wandb"])
         recipe = parse_recipe_args(config, ctx, *settings, f"logging.report_to=[{trackers}]")
 
-    from kava.training.folder import default_folder
-    from kava.training.processes import is_main_process
-    from kava.training.run import train as run
+    with loading_libraries():
+        from kava.training.folder import default_folder
+        from kava.training.processes import is_main_process
+        from kava.training.run import train as run
 
     folder = output_dir or default_folder(recipe, "_quick" if quick_test else "")
     result = run(recipe, folder, resume, quiet)

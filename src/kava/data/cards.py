@@ -1,6 +1,6 @@
 """Data cards: counts of a dataset's rows, so that numbers in a table can be traced to their data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -35,6 +35,20 @@ def card(
         "share_no_result": _mean([not any(e.result) for e in with_cot]),
         "shared_questions": None if other is None else len(_questions(examples) & _questions(other)),
     }
+
+
+def in_words(card: Mapping[str, Any]) -> str:
+    """A run's data card as a line: how many examples, how long their chains of thought are."""
+    if card.get("streaming"):
+        return "a stream of examples"
+    words = [f"{card['examples']:,} examples"]
+    if card.get("skipped"):
+        words.append(f"{card['skipped']:,} of them too long and skipped")
+    if card["mean_steps"]:
+        words.append(f"{card['mean_steps']:.1f} steps on average")
+    if card["max_cot_tokens"]:
+        words.append(f"{card['mean_cot_tokens']:.1f} tokens of thought, at most {card['max_cot_tokens']}")
+    return ", ".join(words)
 
 
 def shipped_card(name: str) -> str:

@@ -16,9 +16,9 @@ from typing import Any, overload
 import numpy as np
 
 from kava.data.example import Example
-from kava.data.progress import progress_bar
 from kava.data.spans import RESULT_OF, overlaps, result_spans
 from kava.errors import DataError
+from kava.progress import track
 
 CUE = "The answer is:"
 QUESTION_END = "\n"
@@ -161,7 +161,7 @@ def encode_split(
     """Encodes a split; examples of more than `max_length` tokens (question .. eos) are skipped, counted, logged."""
     encoded = EncodedSet(encoder.cue, encoder.eos)
     total = 0
-    for row in encode_batches(progress_bar(examples, "encode", progress), encoder, batch_size):
+    for row in encode_batches(track(examples, "tokenizing", unit="examples", show=progress), encoder, batch_size):
         total += 1
         if max_length is None or len(row) <= max_length:
             encoded.append(row)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from kava.data.places import open_set
-from kava.data.progress import progress_bar
 from kava.data.sources import known_source
 from kava.data.sources.own import ANSWER
 from kava.errors import DataError
 from kava.files import write_text
+from kava.progress import track
 
 PUBLISHED = {"gsm8k": 7473, "gsm8k-aug": 385620, "gsm8k-aug-nl": 385620}  # rows of train
 
@@ -32,7 +32,7 @@ def export_train(name: str, config: str | None, path: Path, progress: bool = Tru
         raise DataError(f"data set {name} ({opened.place}) has no train split; it has {has}", "choose another set")
     cot_type = opened.source.cot_type or "natural_language"
     lines = []
-    for where, row in progress_bar(rows, f"export {name}", progress):
+    for where, row in track(rows, f"writing {name}", show=progress):
         question, steps, answer = opened.source.parse(row, where, cot_type)
         record: dict[str, Any] = {"prompt": question, "target": answer}
         if row.get("steps") is not None:

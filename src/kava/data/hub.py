@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kava.errors import ConfigError, DataError, KavaError, ModelError, RunError, first_line
+from kava.progress import Meter
+from kava.progress import progress as progress_of
 
 HUB_CACHE = "HF_HUB_CACHE"
 CACHES = (HUB_CACHE, "HF_DATASETS_CACHE")
+MB = 10**6
 STORES = ("HF_HOME", "TRANSFORMERS_CACHE")  # the second: the model cache of transformers 4
 DEFAULT_CACHE = Path("~/.cache/huggingface/hub")
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -203,8 +206,8 @@ def fetch(planned: DownloadPlan, progress: bool = True) -> Path:
             f"{repo.kind} {repo.name} needs {planned.bytes / 1e9:.1f} GB more, {cache()} has {free / 1e9:.1f} GB",
             "choose another --cache_dir",
         )
-    options: dict[str, Any] = {"repo_type": repo.kind, **_bars(hf_hub_download, progress)}
-    with _hub_errors(repo):
+    with _hub_errors(repo), progress_of(f"downloading {repo.name}", planned.bytes // MB, "MB", progress) as meter:
+        options: dict[str, Any] = {"repo_type": repo.kind, **_counting(hf_hub_download, meter)}
         for file in planned.files:
             hf_hub_download(repo.name, file.name, revision=planned.commit, **options)
         if repo.revision != planned.commit:
@@ -212,20 +215,26 @@ def fetch(planned: DownloadPlan, progress: bool = True) -> Path:
     return cache() / repo.folder / "snapshots" / planned.commit
 
 
-def _bars(download: Callable[..., Any], progress: bool) -> dict[str, Any]:
-    """Arguments for ASCII progress bars, or none; before huggingface_hub 1 the bars cannot be replaced."""
+def _counting(download: Callable[..., Any], meter: Meter) -> dict[str, Any]:
+    """Arguments that count what arrives on the meter; before huggingface_hub 1 only the time can be shown."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import tqdm as hub_tqdm
 
-    if not progress:
+    if "tqdm_class" not in inspect.signature(download).parameters:
         disable_progress_bars()
         return {}
+    arrived = [0]
 
-    class Bar(hub_tqdm):  # type: ignore[misc, valid-type]
+    class Count(hub_tqdm):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, **{**options, "ascii": True, "delay": 1.0})
+            super().__init__(*args, **{**options, "disable": True})
 
-    return {"tqdm_class": Bar} if "tqdm_class" in inspect.signature(download).parameters else {}
+        def update(self, n: float | None = 1) -> bool | None:
+            arrived[0] += int(n or 0)
+            meter.done = arrived[0] // MB
+            return None
+
+    return {"tqdm_class": Count}
 
 
 @contextmanager

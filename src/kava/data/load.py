@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.places import JSON_SUFFIXES, Opened, open_set
-from kava.data.progress import progress_bar
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, Source
 from kava.errors import DataError
+from kava.progress import track
 
 if TYPE_CHECKING:
     from kava.config import DatasetConfig
@@ -91,8 +91,8 @@ def _from_rows(opened: Opened, dataset: "DatasetConfig", split: str) -> Sequence
         examples = _parse(rows, opened.source, dataset.cot_type, prefix)
         held_out = _held_out(examples, dataset) if carve and dataset.val_size else frozenset[int]()
         return ExampleStream(rows, opened.source, dataset, prefix, held_out)
-    bar = progress_bar(_parse(rows, opened.source, dataset.cot_type, prefix), f"read {prefix}")
-    all_rows = _not_empty(list(bar), dataset.name, split)
+    counted = track(_parse(rows, opened.source, dataset.cot_type, prefix), f"reading {prefix}")
+    all_rows = _not_empty(list(counted), dataset.name, split)
     if carve:
         all_rows = _carved(all_rows, dataset, split)
     return _subset(all_rows, dataset, split)

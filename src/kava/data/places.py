@@ -16,6 +16,7 @@ from kava.data.hub import Repo, snapshot
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, SOURCES, Source, known_source
 from kava.errors import DataError, first_line
+from kava.progress import progress
 from kava.registry import nearest
 
 log = logging.getLogger(__name__)
@@ -151,13 +152,15 @@ def _open_hub(hub_id: str, source: Source, config: str | None, streaming: bool, 
 def _load(label: str, function: str, *args: Any, **options: Any) -> Any:
     """Calls a function of the `datasets` package; its failures become one-line errors."""
     try:
-        import datasets
+        with progress("loading the package datasets"):
+            import datasets
     except ImportError as error:
         raise DataError(
             f"data set {label}: the package `datasets` is needed to read it", "pip install 'datasets>=4'"
         ) from error
     try:
-        return getattr(datasets, function)(*args, **options)
+        with progress(f"loading data set {label}"):
+            return getattr(datasets, function)(*args, **options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set {label} cannot be loaded ({first_line(error)})") from error
 

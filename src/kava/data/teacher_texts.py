@@ -15,8 +15,8 @@ from kava.data.collate import Collator
 from kava.data.encode import CUE, STEP_SEPARATOR, Encoded, Encoder
 from kava.data.example import Example
 from kava.data.load import ExampleStream
-from kava.data.progress import progress_bar
 from kava.errors import DataError
+from kava.progress import progress, track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,14 +143,15 @@ class TeachersCollator:
 
     # -- before the first step -----------------------------------------------------------------------------------
 
-    def check(self, rows: Sequence[Encoded], floor: float, first: int = LOOKED_AT) -> dict[str, Coverage]:
+    def check(self, rows: Sequence[Encoded], floor: float, of: str = "", first: int = LOOKED_AT) -> dict[str, Coverage]:
         """The coverage of each teacher; refuses texts too long for a teacher, and coverage below `floor`."""
         self._refuse_too_long(rows)
-        coverages = self.coverage(rows, first)
+        with progress(f"matching the teachers' tokens{of}"):
+            coverages = self.coverage(rows, first)
         for name, coverage in coverages.items():
             if coverage.share is None:
                 continue
-            log.info("teacher %s matches %.1f %% of the student's CoT tokens", name, 100 * coverage.share)
+            log.info("teacher %s matches %.1f %% of the student's CoT tokens%s", name, 100 * coverage.share, of)
             if coverage.share < floor:
                 worst = ", ".join(f"{key} ({100 * share:.0f} %)" for key, share in coverage.worst)
                 raise DataError(
@@ -191,7 +192,7 @@ class TeachersCollator:
             limit, lengths = tokenization.max_positions, []
             if limit is None:
                 continue
-            for key in progress_bar(ids, f"lengths for {tokenization.name}"):
+            for key in track(ids, f"lengths for teacher {tokenization.name}"):
                 text = tokenization.apply_prompt(self._text(key))
                 # a token covers at least one byte, so few texts have to be tokenized
                 size = sum(len(part.encode()) + 1 for part in (text.question, *text.steps, CUE, text.answer)) + MARGIN

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from statistics import fmean
 
 import torch
@@ -16,6 +17,7 @@ from kava.objective.compare import KVComparison, Sides
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step, StudentView
 from kava.objective.targets import Target
+from kava.progress import progress
 from kava.shapes import at_least_float32
 
 # number of a CosineMeter -> its name here
@@ -54,13 +56,15 @@ def held_out(
         order = sorted(encoded, key=len)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         sums = _Sums()
-        for first in (True, False) if objective.compare is not None else (True,):
-            for rows in batches:
+        passes = (True, False) if objective.compare is not None else (True,)
+        with progress("held-out measures", len(batches) * len(passes), "batches") as meter:
+            for first, rows in product(passes, batches):
                 if stop():
                     return None
                 batch = {name: value.to(objective.model.device) for name, value in collate(rows).items()}
                 student, _ = views = objective.view(batch)
                 assert student is not None
+                meter.advance()
                 if first:
                     aim = student.targets
                     sums.ce += float(cross_entropy(aim.hidden, aim.tokens, objective.model.head))

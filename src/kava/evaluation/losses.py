@@ -19,7 +19,6 @@ from kava.compress import Samples, make_compressor
 from kava.config import LossConfig
 from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder
-from kava.data.progress import progress_bar
 from kava.errors import DataError
 from kava.evaluation.eval_sets import EvalSet, cot_type_of
 from kava.evaluation.held_out import held_out
@@ -31,6 +30,7 @@ from kava.objective.make import make_objective
 from kava.objective.records import Batch, PassOutputs, Step
 from kava.objective.student import LatentSlots
 from kava.objective.targets import OwnTeacher
+from kava.progress import track
 from kava.teachers.base import TeacherWants
 
 COMPRESSORS = ("full", "crop", "rkv", "steps", "uniform")
@@ -82,7 +82,7 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
         return {"losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]}, "losses_items": items}
     total: defaultdict[str, float] = defaultdict(float)
     count: defaultdict[str, float] = defaultdict(float)
-    for batch, teacher in progress_bar(_batches(encoded, batch_size), "held-out losses", progress):
+    for batch, teacher in track(_batches(encoded, batch_size), "held-out losses", unit="batches", show=progress):
         rows = {name: value.to(model.device) for name, value in collate(batch).items()}
         for term in measured_terms(model, rows, teacher):
             total[term.name] += float(term.total)

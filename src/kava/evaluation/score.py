@@ -12,7 +12,7 @@ from kava import answers
 from kava.config import Recipe
 from kava.data.encode import CUE
 from kava.data.example import Example
-from kava.data.progress import progress_bar
+from kava.progress import progress as progress_of
 
 if TYPE_CHECKING:  # `kava rescore` runs without torch
     from kava.infer.generate import Sampling
@@ -80,14 +80,17 @@ def predict(
         thought = student.think([example.question for example in examples], size, progress)
         latents = ABLATIONS[ablate](thought, [example.id for example in examples])
     predictions: dict[int, dict[str, Any]] = {}
-    for start in progress_bar(range(0, len(order), size), f"answer {len(order)} questions", progress):
-        if stop():
-            return None
-        chosen = order[start : start + size]
-        questions = [examples[i].question for i in chosen]
-        rows = None if latents is None else latents[chosen]
-        batch = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
-        predictions.update((i, judge(examples[i], answer, mode, cue)) for i, answer in zip(chosen, batch, strict=True))
+    with progress_of("answers", len(order), "questions", progress) as meter:
+        for start in range(0, len(order), size):
+            if stop():
+                return None
+            chosen = order[start : start + size]
+            questions = [examples[i].question for i in chosen]
+            rows = None if latents is None else latents[chosen]
+            batch = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
+            judged = (judge(examples[i], answer, mode, cue) for i, answer in zip(chosen, batch, strict=True))
+            predictions.update(zip(chosen, judged, strict=True))
+            meter.advance(len(chosen))
     return [predictions[i] for i in range(len(examples))]
 
 
@@ -123,7 +126,7 @@ def score(
     student: "Student", examples: Sequence[Example], mode: str, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
     """The numbers of `summary` that training logs; None if `stop` became true."""
-    predictions = predict(student, examples, mode, stop=stop)
+    predictions = predict(student, examples, mode, stop=stop, progress=True)
     if predictions is None:
         return None
     numbers = summary(predictions)

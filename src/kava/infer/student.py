@@ -15,10 +15,11 @@ from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.data.encode import CUE, QUESTION_END, Encoder
-from kava.data.progress import progress_bar
 from kava.errors import ConfigError, DataError
 from kava.infer.checks import MODES, check_choice, check_count, check_questions, own_mode, stored_recipe
 from kava.infer.generate import Generation, Sampling, generate, think
+from kava.progress import progress as progress_of
+from kava.progress import track
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Student:
         """Loads a student's folder; `base` overrides where a LoRA student's base model is found."""
         stored_recipe(path)  # its errors say what the folder is instead
         silence_libraries()
-        model, tokenizer, recipe = load_student(path, base)
-        return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path))
+        with progress_of(f"loading the student {Path(path).name}"):
+            model, tokenizer, recipe = load_student(path, base)
+            return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path))
 
     def answer(
         self,
@@ -72,7 +74,7 @@ class Student:
         mode, sampling = mode or own_mode(self.recipe), sampling or sampling_of(self.recipe)
         limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode)
         answers: dict[int, Answer] = {}
-        for rows in progress_bar(self._batches(questions, batch_size), "batches", progress):
+        for rows in track(self._batches(questions, batch_size), "answers", unit="batches", show=progress):
             ids, mask = self._encoded([questions[i] for i in rows], len(lead) + limit)
             replaced = None if latents is None else latents[rows].to(ids.device)
             made = generate(self.model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, replaced)
@@ -85,8 +87,7 @@ class Student:
         if not self.model.feeds_back:
             raise ConfigError("this student thinks no latents: T or M is 0")
         latents = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
-        what = f"think about {len(questions)} questions"
-        for rows in progress_bar(self._batches(questions, batch_size), what, progress):
+        for rows in track(self._batches(questions, batch_size), "latents", unit="batches", show=progress):
             latents[rows] = think(self.model, *self._encoded([questions[i] for i in rows])).float().cpu()
         return latents
 

@@ -13,6 +13,7 @@ from kava.files import write_json, write_text
 from kava.lab.analysis.stats import McNemarTest, mcnemar
 from kava.lab.plan import plan_run
 from kava.lab.run_local import run_jobs
+from kava.progress import loading_libraries, progress, say
 
 if TYPE_CHECKING:
     from kava.data.example import Example
@@ -57,15 +58,17 @@ def run_demo(folder: Path, config: str, seed: int, jobs: int, quiet: bool) -> tu
     write_text(folder / "table.txt", text + "\n")
     result = {"seed": seed, "rows": rows, "paired": {key: test._asdict() for key, test in paired.items()}}
     write_json(folder / "result.json", result)
-    plot(rows, folder / "plot.png")
+    with progress("drawing the plot"):
+        plot(rows, folder / "plot.png")
     return result, text
 
 
 def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], Predictions]:
     """Every student and the explicit chain of thought on the test problems; writes their predictions."""
-    from kava.data.load import load_examples
-    from kava.evaluation.score import predict, summary
-    from kava.infer.student import Student
+    with loading_libraries():
+        from kava.data.load import load_examples
+        from kava.evaluation.score import predict, summary
+        from kava.infer.student import Student
 
     students = {key: Student.from_pretrained(run / "best_checkpoint") for key, run in runs.items()}
     examples = list(load_examples(students["kava"].recipe.dataset, "test"))
@@ -73,7 +76,7 @@ def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[
     for key, title in TITLES.items():
         student, mode = (students["kava"], "cot") if key == "cot" else (students[key], "latent")
         if not quiet:
-            print(f"answering {len(examples)} held-out problems: {title}", flush=True)
+            say(f"answering {len(examples)} held-out problems: {title}")
         predictions[key] = predict(student, examples, mode, batch_size=128, progress=not quiet) or []
         rows.append({"name": title, "ms": _milliseconds(student, examples, mode), **summary(predictions[key])})
         lines = [json.dumps(item) + "\n" for item in predictions[key]]
@@ -86,10 +89,12 @@ def _milliseconds(student: "Student", examples: "Sequence[Example]", mode: str) 
     longest = max(len(example.steps) for example in examples)
     questions = [example.question for example in examples if len(example.steps) == longest][:TIMED]
     times = []
-    for question in questions:
-        began = time.perf_counter()
-        student.answer([question], mode)
-        times.append(1000 * (time.perf_counter() - began))
+    with progress("questions one by one", len(questions), "questions") as meter:
+        for question in questions:
+            began = time.perf_counter()
+            student.answer([question], mode)
+            times.append(1000 * (time.perf_counter() - began))
+            meter.advance()
     return median(times)
 
 

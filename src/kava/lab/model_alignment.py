@@ -12,11 +12,11 @@ from kava.config import DatasetConfig, MixtureConfig, ModelConfig, Recipe, Teach
 from kava.data.collate import Collator
 from kava.data.encode import Encoder, encode_split
 from kava.data.load import load_examples
-from kava.data.progress import progress_bar
 from kava.data.teacher_texts import TeachersCollator, texts_of
 from kava.errors import ConfigError
 from kava.evaluation.eval_sets import cot_type_of
 from kava.infer.student import pick_device
+from kava.progress import track
 from kava.teachers.layer_similarity import layer_similarity
 from kava.teachers.teacher_set import load_teacher_set
 from kava.text_table import table
@@ -64,7 +64,7 @@ def measure_layer_map(
         raise ConfigError(f"--top_k is {top_k}, the teacher has {models.shapes[1].num_layers} layers", "choose 1 or 2")
     collate = TeachersCollator(Collator(tokenizer.pad_token_id), models.tokenizations, texts_of(examples))
     collate.check(rows, floor=0.0)
-    starts = progress_bar(range(0, len(rows), batch_size), "batches", progress)
+    starts = track(range(0, len(rows), batch_size), "comparing layers", unit="batches", show=progress)
     similarity, count = layer_similarity(models, (collate(rows[start : start + batch_size]) for start in starts))
     models_read = {"student_model": student.name, "teacher_model": teacher.name}
     facts = models_read | {"dataset": dataset.name, "num_samples": count}

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
+from kava.progress import progress
 
 POLL = 0.3
-SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,19 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1, quiet: bool = False) -> dic
     queue, slots = list(jobs), list[_Slot]()
     broken: dict[str, str] = {}
     devices, parallel = _devices(), max(1, parallel)
-    bar = _Bar(jobs, quiet)
-    with _sigterm_as_interrupt():
+    steps, total = {job.label: 0 for job in jobs}, sum(job.updates for job in jobs) or None
+    with _sigterm_as_interrupt(), progress("train", total, "updates", show=not quiet) as meter:
         try:
             while queue or slots:
                 while len(slots) < parallel and (job := _next(queue, [slot.job for slot in slots], broken)) is not None:
                     free = [device for device in devices if device not in [slot.device for slot in slots]]
                     slots.append(_Slot(job, job.commands(), free[0] if free else None))
                 slots = [slot for slot in slots if _continues(slot, parallel, broken)]
-                bar.show([slot.job for slot in slots], len(queue))
+                steps |= {slot.job.label: last_step(slot.job.folder) for slot in slots}
+                meter.done, meter.note = sum(steps.values()), _note([slot.job for slot in slots], len(queue))
                 time.sleep(POLL if slots else 0)
         finally:
             _stop([slot.process for slot in slots if slot.process is not None and slot.process.poll() is None])
-            bar.bar.close()
     return broken
 
 
@@ -147,31 +146,10 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Bar:
-    """Updates of all jobs together: a bar on a terminal, elsewhere a line every 15 seconds."""
-
-    def __init__(self, jobs: Sequence[Job], quiet: bool):
-        self.quiet = quiet
-        self.live = sys.stderr.isatty() and not quiet
-        self.steps = {job.label: 0 for job in jobs}
-        self.began = self.printed = time.monotonic()
-        total = sum(job.updates for job in jobs) or None
-        self.bar = tqdm(total=total, ascii=True, unit="upd", desc="train", disable=not self.live)
-
-    def show(self, running: Sequence[Job], waiting: int) -> None:
-        now = time.monotonic()
-        if not self.live and (self.quiet or now - self.printed < SECONDS_BETWEEN_LINES):
-            return
-        self.printed = now
-        self.steps |= {job.label: last_step(job.folder) for job in running}
-        done = sum(self.steps.values())
-        if self.live:
-            self.bar.n = done
-            self.bar.set_postfix({"running": len(running), "waiting": waiting}, refresh=True)
-        else:
-            parts = ", ".join(f"{job.label} {self.steps[job.label]}" for job in running)
-            of = f"/{self.bar.total}" if self.bar.total else ""
-            print(f"{now - self.began:.0f} s: {done}{of} updates, {waiting} jobs waiting, running {parts}", flush=True)
+def _note(running: Sequence[Job], waiting: int) -> str:
+    """Which jobs run and how many wait, short enough for a terminal's line."""
+    names = ", ".join(job.label for job in running[:2]) + (f" and {len(running) - 2} more" if len(running) > 2 else "")
+    return f"{names or 'none'} running" + (f", {waiting} waiting" if waiting else "")
 
 
 def last_step(folder: Path) -> int:

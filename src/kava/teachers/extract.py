@@ -22,9 +22,9 @@ from kava.compress import Samples
 from kava.compress.base import gather
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
-from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, RunError
 from kava.files import PARTIAL, sole_owner, write_json
+from kava.progress import track
 from kava.teachers.background import Sent, background
 from kava.teachers.base import Teacher, TeacherWants
 from kava.teachers.manifest import MANIFEST, Manifest, encoded_hash, read_manifest
@@ -94,7 +94,7 @@ def extract(
         opened: list[ShardWriter] = []
         try:
             with background() as later:
-                for k, start in progress_bar(jobs, f"extract (batches of {batch_size})", progress):
+                for k, start in track(jobs, f"teacher (batches of {batch_size})", unit="batches", show=progress):
                     if start == 0:
                         opened = [writer for writer in opened if not writer.finished]
                         opened.append(_begin(folder, manifest, k, encoded, stored))

@@ -20,9 +20,9 @@ from kava.align.rope import Rotary
 from kava.backbone.masks import positions
 from kava.compress import make_compressor
 from kava.config import Recipe
-from kava.data.progress import progress_bar
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.files import write_json
+from kava.progress import track
 from kava.teachers.base import TeacherKV, TeacherWants
 from kava.teachers.live import before_rotary
 from kava.teachers.manifest import RAW, Manifest, read_manifest, tokens_hash
@@ -173,7 +173,7 @@ def verify(folder: str | Path, progress: bool = True) -> list[str]:
     manifest = read_manifest(folder)
     problems: list[str] = []
     hashes: list[int] = []
-    for k in progress_bar(range(manifest.num_shards), "verify", progress):
+    for k in track(range(manifest.num_shards), "verifying", unit="shards", show=progress):
         try:
             shard = Shard(folder, manifest, k)
         except CheckpointError as error:
@@ -218,5 +218,5 @@ def _stored_hashes(folder: Path) -> list[int] | None:
 
 
 def _scan(folder: Path, manifest: Manifest, progress: bool) -> list[int]:
-    shards = progress_bar(range(manifest.num_shards), "index", progress)
+    shards = track(range(manifest.num_shards), "index", unit="shards", show=progress)
     return [entry.key for k in shards for entry in Shard(folder, manifest, k).entries]

@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,18 @@ import torch
 from transformers import TrainerCallback
 
 from kava.files import write_text
+from kava.progress import Meter, clock_time, progress
 from kava.training.interrupt import Interrupt
 from kava.training.sharding import whole_tensor
 from kava.training.trainer import KavaTrainer
 
 log = logging.getLogger("kava.train")
 CONSOLE_TERMS = ("loss", "ce_student", "ce_teacher", "codi", "kv", "kv_cosine", "attention", "cka", "guard", "entropy")
+# of a validation; log.jsonl has all
+CONSOLE_MEASURES = (
+    *("accuracy", "no_answer", "truncated", "avg_forward_passes"),
+    *("ce", "kv", "kv_unexplained", "cossim", "target_variation", "entropy"),
+)
 
 
 class Schedule(TrainerCallback):
@@ -131,39 +137,38 @@ class Journal(TrainerCallback):
 
 
 class Console(TrainerCallback):
-    """A progress bar with the loss terms if stderr is a terminal; a log line for every log in any case."""
+    """A meter of updates with the loss, and a log line for every log."""
 
-    def __init__(self, quiet: bool = False):
-        self.quiet = quiet
-        self.bar: Any = None
+    def __init__(self) -> None:
+        self.open = ExitStack()
+        self.meter: Meter | None = None
         self.began, self.first = 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        from tqdm import tqdm
-
         self.began, self.first = time.perf_counter(), state.global_step
-        visible = sys.stderr.isatty() and not self.quiet and state.is_world_process_zero
-        options: Any = {"ascii": True, "disable": not visible, "desc": "train", "unit": "upd"}
-        self.bar = tqdm(total=state.max_steps, initial=self.first, **options)
+        self.meter = self.open.enter_context(progress("train", state.max_steps, "updates", done=self.first))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(1)
+        assert self.meter is not None
+        self.meter.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         logs = logs or {}
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         terms = {name: logs[name] for name in CONSOLE_TERMS if name in logs}
-        if self.bar is not None and terms:
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in terms.items()})
+        if self.meter is not None and "loss" in logs:
+            self.meter.note = f"loss {logs['loss']:.3f}"
         parts = [f"{name} {value:.4f}" for name, value in terms.items()]
-        parts += [f"{name.removeprefix('eval_')} {logs[name]:.4f}" for name in logs if name.startswith("eval_")]
+        measured = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
+        main = {name: value for name, value in measured.items() if name.removesuffix("_kept") in CONSOLE_MEASURES}
+        parts += [f"{name} {value:.4f}" for name, value in (main or measured).items()]
         if "learning_rate" in logs:
             done = state.global_step - self.first
             left = (state.max_steps - state.global_step) * (time.perf_counter() - self.began) / max(done, 1)
-            parts.append(f"lr {logs['learning_rate']:.2e} | {left / 60:.1f} min left")
+            parts += [f"lr {logs['learning_rate']:.2e}", f"{clock_time(left)} left"]
         kind = "valid" if validates(logs) else "step"
         log.info("%s %d/%d  %s", kind, state.global_step, state.max_steps, "  ".join(parts))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
+        self.open.close()

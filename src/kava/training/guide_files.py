@@ -114,25 +114,25 @@ def status_word(cossim: float) -> str:
     return next((word for least, word in STATUS if cossim >= least), "Adapting")
 
 
-def live(history: Lines) -> dict[str, str]:
-    """The progress bar's postfix: Loss of the last log, CosSim and Status of the last validation."""
-    postfix = {}
+def live(history: Lines) -> str:
+    """What stands behind the count of updates: Loss of the last log, CosSim and Status of the last validation."""
+    words = []
     if (loss := _last(history, "loss")) is not None:
-        postfix["Loss"] = f"{loss:.4f}"
+        words.append(f"Loss {loss:.4f}")
     if (cossim := _last(history, "eval_cossim")) is not None:
-        postfix |= {"CosSim": f"{cossim:.4f}", "Status": status_word(cossim)}
-    return postfix
+        words += [f"CosSim {cossim:.4f}", f"Status {status_word(cossim)}"]
+    return ", ".join(words)
 
 
 class GuideConsole(Console):
-    """The console with Loss, CosSim and Status on the progress bar, and a line for every validation."""
+    """The console with Loss, CosSim and Status behind the count, and a line for every validation."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         super().on_log(args, state, control, logs=logs)
         if not state.is_world_process_zero:
             return
-        if self.bar is not None:
-            self.bar.set_postfix(live(state.log_history))
+        if self.meter is not None:
+            self.meter.note = live(state.log_history)
         if (cossim := (logs or {}).get("eval_cossim")) is not None:
             centred, mean = logs.get("eval_cossim_centred", math.nan), logs.get("eval_cossim_mean_predictor")
             constant = "" if mean is None else f"; one vector for everything would have {mean:.4f}"

@@ -17,7 +17,7 @@ from kava.backbone.load import load_teacher
 from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe
 from kava.data.collate import Collator
-from kava.data.encode import Encoded, Encoder
+from kava.data.encode import Encoded, Encoder, encode_batches
 from kava.errors import CheckpointError
 from kava.evaluation.held_out import held_out
 from kava.evaluation.score import score
@@ -27,6 +27,7 @@ from kava.objective.calibration import calibrate, find_prototypes
 from kava.objective.make import make_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Step
+from kava.progress import progress, track
 from kava.teachers.base import Teacher
 from kava.teachers.live import LiveTeacher
 from kava.training import aux_state
@@ -66,7 +67,7 @@ def latent_line(
         setup = TeacherSetup(recipe, tokenizer, data, device)
         objective, collate = make_objective(recipe, model, setup.teachers), setup.collate
         callbacks = (MixtureFiles(objective, setup),)
-        setup.check([data.train])
+        setup.check({"training": data.train})
         calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     else:
         objective = make_objective(recipe, model)
@@ -87,9 +88,10 @@ def explicit_line(
     model.to(device)
     dataset, most = recipe.dataset, recipe.dataset.max_length
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
-    encoded = [row for row in encoder.encode_batch(data.validation) if most is None or len(row) <= most]
-    splits = (data.train, encoded)
-    for rows in splits:
+    tokenized = encode_batches(track(data.validation, "tokenizing", unit="validation examples"), encoder, 1000)
+    encoded = [row for row in tokenized if most is None or len(row) <= most]
+    splits = {"training": data.train, "validation": encoded}
+    for rows in splits.values():
         check_positions(model, rows, who="student")
     setup: TeacherSetup | None = None
     collate: Collate = Collator(tokenizer.pad_token_id)
@@ -101,7 +103,7 @@ def explicit_line(
         teacher = teacher_of(recipe, tokenizer, device)
         objective = make_objective(recipe, model, teacher)
         if isinstance(teacher, LiveTeacher):
-            for rows in splits:
+            for rows in splits.values():
                 check_positions(teacher.model, rows, who="teacher")
     calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     _start_from(recipe, objective)
@@ -192,12 +194,14 @@ def _first_batches(
     recipe: Recipe, data: Data, collate: Collate, device: torch.device, count: int = CALIBRATION
 ) -> Iterator[dict[str, Tensor]]:
     rows = islice(iter(data.train), count)
-    while part := list(islice(rows, recipe.training.batch_size)):
-        yield {name: value.to(device) for name, value in collate(part).items()}
+    with progress("first batches, for calibration", count, "examples") as meter:
+        while part := list(islice(rows, recipe.training.batch_size)):
+            yield {name: value.to(device) for name, value in collate(part).items()}
+            meter.advance(len(part))
 
 
 def _save_final(objective: Objective, tokenizer: Any, run: Path) -> None:
     """final_model/student, which any program that knows transformers can load, and the projector beside it."""
-    with new_folder(run / FINAL) as partial_folder:
+    with progress("saving the final student"), new_folder(run / FINAL) as partial_folder:
         save_plain(objective.model, tokenizer, partial_folder / "student")
         aux_state.save(objective, partial_folder)

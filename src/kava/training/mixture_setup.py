@@ -7,7 +7,7 @@ routing_samples.json   weights of every held-out example, of the latest validati
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,13 @@ class TeacherSetup:
         self.coverage: dict[str, Coverage] = {}
         self.example: dict[str, Any] = {}
 
-    def check(self, splits: Sequence[Any]) -> None:
+    def check(self, splits: Mapping[str, Any]) -> None:
         """Refuses texts too long for a teacher, or of which it matches too little."""
-        for rows in splits:
-            coverage = self.collate.check(rows, self.recipe.mixture.coverage_floor) if len(rows) else {}
+        for name, rows in splits.items():
+            floor = self.recipe.mixture.coverage_floor
+            coverage = self.collate.check(rows, floor, f" of {name}") if len(rows) else {}
             self.coverage = self.coverage or coverage
-        rows = [row for row in islice(iter(splits[0]), LOOKED_AT) if 0 < len(row.cot) <= EXAMPLE_TOKENS]
+        rows = [row for row in islice(iter(splits["training"]), LOOKED_AT) if 0 < len(row.cot) <= EXAMPLE_TOKENS]
         if rows:
             row = max(rows, key=lambda row: len(row.cot))
             self.example = {name: self.collate.example(row, i) for i, name in enumerate(self.teachers.names)}

@@ -11,10 +11,10 @@ from kava.backbone.load import build_model
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
 from kava.data.collate import Collator
-from kava.data.progress import progress_bar
 from kava.errors import RunError
 from kava.infer.student import pick_device
 from kava.losses import add
+from kava.progress import track
 from kava.training.data import load_data
 from kava.training.method_line import explicit_line
 
@@ -84,7 +84,7 @@ def _measure(recipe: Recipe, device: torch.device) -> int:
         optimizer.zero_grad(set_to_none=True)
 
     sizes = [size for size in SIZES if size <= len(rows)]
-    return largest_batch(step, progress_bar(sizes, "measure the batch"), _room(device))
+    return largest_batch(step, track(sizes, "measuring the largest batch", unit="sizes"), _room(device))
 
 
 def _room(device: torch.device) -> Callable[[int], bool]:

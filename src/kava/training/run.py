@@ -1,6 +1,5 @@
 """One training run, from a recipe to best_checkpoint/."""
 
-import json
 import logging
 import os
 import time
@@ -17,9 +16,11 @@ from kava.backbone.artifact import read_card
 from kava.backbone.load import build_model
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe, load_recipe
+from kava.data.cards import in_words
 from kava.errors import ConfigError
 from kava.files import write_json
 from kava.infer.student import device_name, pick_device
+from kava.progress import LogLines, silent
 from kava.training import checkpoint, folder, guide_files
 from kava.training.arguments import training_arguments
 from kava.training.callbacks import Console, GradientNorms, Journal, Schedule
@@ -59,7 +60,7 @@ def train(
     run = folder.default_folder(recipe) if output_dir is None else Path(output_dir)
     silence_libraries()
     args = training_arguments(recipe, run)  # under torchrun the process group is set up here
-    with ExitStack() as stack:
+    with silent(quiet), ExitStack() as stack:
 
         def claim() -> tuple[Path | None, list[str]]:
             stack.enter_context(folder.claimed(run, recipe, resume))
@@ -157,9 +158,9 @@ class _Run:
         trainer = KavaTrainer(line.objective, recipe, tokenizer, line.validation, interrupt, **options)
         own: list[Any] = [Schedule(trainer, interrupt), GradientNorms(trainer), Journal(self.folder / folder.LOG)]
         if recipe.explicit.enabled:
-            own += [guide_files.TrainingLog(self.folder / guide_files.LOG), guide_files.GuideConsole(self.quiet)]
+            own += [guide_files.TrainingLog(self.folder / guide_files.LOG), guide_files.GuideConsole()]
         else:
-            own.append(Console(self.quiet))
+            own.append(Console())
         for callback in (*own, *line.callbacks, *self.callbacks):
             trainer.add_callback(callback)
         return trainer
@@ -181,11 +182,13 @@ class _Run:
         }
         folder.describe(self.folder, recipe, facts)
         write_json(self.folder / "data_card.json", data.card)
-        log.info("%s: %s", recipe.about.name or "run", json.dumps(facts["data"]))
-        log.info("training %(trained_parameters)s of %(all_parameters)s parameters", facts)
-        sizes = (processes, args.per_device_train_batch_size, args.gradient_accumulation_steps)
-        what = "processes: %d (sharding %s); examples in an update: %d = %d processes x %d x %d micro-batches"
-        log.info(what, processes, facts["sharding"], facts["effective_batch_size"], *sizes)
+        log.info("%s: %s", recipe.about.name or "run", in_words(data.card))
+        counts = (facts["trained_parameters"], facts["all_parameters"], facts["device"])
+        log.info("training {:,} of {:,} parameters on {}".format(*counts))
+        several = "" if processes == 1 else f"{processes} processes x "
+        sizes = (facts["effective_batch_size"], args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        sharding = "" if processes == 1 else f", sharding {facts['sharding']}"
+        log.info(f"an update: %d examples = {several}%d x %d micro-batches{sharding}", *sizes)
         if recipe.loss.std_scope == "batch":
             log.warning("loss.std_scope is batch, as in the parents' code: the loss depends on how batches are split")
         no_result = data.card.get("share_no_result")
@@ -217,7 +220,7 @@ def _open_log(path: Path, quiet: bool) -> Iterator[None]:
     before = (root.handlers, root.level, root.propagate)
     file = logging.FileHandler(path if main else os.devnull, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    console = logging.StreamHandler()
+    console = LogLines()
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     root.handlers, root.propagate = [file, console] if main else [file], False
     root.setLevel(logging.INFO)

@@ -20,6 +20,7 @@ from kava.files import new_folder, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
 from kava.objective.records import Result, Step
+from kava.progress import progress
 from kava.training import aux_state
 from kava.training.checkpoint import rotate
 from kava.training.folder import BEST
@@ -173,7 +174,7 @@ class KavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into a hidden folder; one rename makes it a checkpoint."""
-        with self.whole():
+        with progress("saving a checkpoint"), self.whole():
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process has put the state of its random numbers there
         if self.args.should_save:
@@ -270,5 +271,5 @@ class KavaTrainer(Trainer):
         """best_checkpoint/; all processes call it."""
         with self.whole():
             if self.args.should_save:
-                with new_folder(Path(self.args.output_dir) / BEST) as partial:
+                with progress("saving the best student"), new_folder(Path(self.args.output_dir) / BEST) as partial:
                     self._write(partial, **facts)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from kava.data.progress import progress_bar
+from kava.progress import track
 
 MEMORY = {
     "cuda": "largest sum of allocated tensors above the weights (torch.cuda.max_memory_allocated)",
@@ -47,7 +47,7 @@ def take_turns(
     """
     names = list(ways)
     times = {name: Times([], []) for name in names}
-    for turn in progress_bar(range(-warmup, repeats), "time", progress):
+    for turn in track(range(-warmup, repeats), "timing", unit="rounds", show=progress):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             synchronize(device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from kava.errors import ConfigError, KavaError
 from kava.lab.selfcheck.components import COMPONENTS
 from kava.lab.selfcheck.context import Component, SelfCheckContext, Skipped
+from kava.progress import progress, silent
 from kava.registry import nearest
 
 TEACHERS = "multi-teacher"
@@ -95,7 +96,10 @@ def _run(name: str, component: Component, context: SelfCheckContext) -> Componen
     began = time.perf_counter()
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with (
+            progress(f"component {name}"), silent(),
+            contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed),
+        ):  # fmt: skip
             status, text = "ok", component(context)
     except Skipped as reason:
         status, text = "skip", str(reason)
