@@ -30,6 +30,12 @@ def width(stream: TextIO) -> int:
         return WIDTH
 
 
+def terminal_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the stream (stdout) if it is a terminal; None for files and pipes, where lines may be long."""
+    stream = stream or sys.stdout
+    return width(stream) if is_terminal(stream) else None
+
+
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     """The text in a colour, if the stream (stdout) is a terminal; NO_COLOR and TERM=dumb are respected."""
     stream = stream or sys.stdout

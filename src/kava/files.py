@@ -14,6 +14,7 @@ from typing import Any
 
 from kava.errors import RunError
 
+MOMENT = 0.5  # seconds for which `is_owned` may hold a lock, and others wait for it
 PARTIAL = ".partial-"
 
 
@@ -74,13 +75,22 @@ def sole_owner(path: str | Path, patience: float = 0.0) -> Iterator[None]:
     `patience`: seconds to wait for another process that holds it.
     """
     with open(path, "a", encoding="utf-8") as file:
-        until = time.monotonic() + patience
+        until = time.monotonic() + max(patience, MOMENT)
         while not _lock(file.fileno()):
             if time.monotonic() >= until:
                 folder = Path(path).parent
                 raise RunError(f"another process is at work in {folder}", "wait for it, or choose another folder")
             time.sleep(0.2)
         yield
+
+
+def is_owned(path: str | Path) -> bool:
+    """Whether a process holds the lock file `path`; False where there is none. Asks by holding it for a moment."""
+    try:
+        with open(path, "rb") as file:
+            return not _lock(file.fileno(), shared=True)
+    except (FileNotFoundError, PermissionError):
+        return False
 
 
 def sweep(folder: str | Path) -> None:
@@ -101,7 +111,7 @@ def usual_mode(path: str | Path) -> None:
     os.chmod(path, 0o666 & ~_umask())
 
 
-def _lock(handle: int) -> bool:
+def _lock(handle: int, shared: bool = False) -> bool:
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -110,7 +120,7 @@ def _lock(handle: int) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False

@@ -1,14 +1,28 @@
 """Tables in plain ASCII, and the numbers in their cells."""
 
+import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
+
+GAP = 2  # spaces between columns
+NARROWEST = 8  # characters of a column whose cells are continued
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str], left: int | None = None, foot: int = 0) -> str:
+def table(
+    rows: Sequence[Sequence[str]],
+    header: Sequence[str],
+    left: int | None = None,
+    foot: int = 0,
+    width: int | None = None,
+) -> str:
     """Left-aligned columns with dashes under each header; the last column is as long as it is.
 
+    `width`: cells of the widest columns are continued on the next line, so that lines have no more columns.
     With `left`, only so many columns are left-aligned and the others, numbers, right-aligned under one rule of the table's
     whole width; a second rule separates the last `foot` rows.
     """
+    if width is not None:
+        rows = _folded(rows, header, width)
     lines = [list(header), ["-" * len(word) for word in header], *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     aligned = len(header) if left is None else left
@@ -22,6 +36,27 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str], left: int | None
     if foot:
         texts[-foot:-foot] = [rule]
     return "\n".join(text.rstrip() for text in texts)
+
+
+def _folded(rows: Sequence[Sequence[str]], header: Sequence[str], width: int) -> list[list[str]]:
+    """The rows with long cells on several lines, the widest columns first."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    least = [max(len(word), NARROWEST) for word in header]
+    while sum(widths) + GAP * (len(widths) - 1) > width:
+        spare = [column for column in range(len(widths)) if widths[column] > least[column]]
+        if not spare:
+            break
+        widths[max(spare, key=lambda column: widths[column])] -= 1
+    folded = []
+    for row in rows:
+        cells = [_wrapped(cell, most) for cell, most in zip(row, widths, strict=True)]
+        folded += [list(line) for line in zip_longest(*cells, fillvalue="")]
+    return folded
+
+
+def _wrapped(cell: str, most: int) -> list[str]:
+    """A cell on lines of at most so many characters; one that fits is kept with its spaces."""
+    return [cell] if len(cell) <= most else textwrap.wrap(cell, most, break_on_hyphens=False)
 
 
 def number(value: float | None, digits: int = 1) -> str:

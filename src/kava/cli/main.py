@@ -33,6 +33,8 @@ VERBS: tuple[Verb, ...] = (
     Verb("train", "Train and use", "train a student from a recipe"),
     Verb("distill", "Train and use", "train a student on a separate teacher, with settings that fit this machine"),
     Verb("infer", "Train and use", "ask a trained student questions, one at a time or from a file"),
+    Verb("show", "Measure", "one run: its state, learning curve, results and next commands"),
+    Verb("runs", "Measure", "every run under a folder: recipe, seed, state, update, loss, best validation"),
     Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),
     Verb("rescore", "Measure", "score saved predictions again, without the model"),
     Verb("selection", "Measure", "show which tokens of the chain of thought each compressor keeps"),

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from kava.files import write_text
 from kava.progress import Meter, clock_time, progress
+from kava.training import folder
 from kava.training.interrupt import Interrupt
 from kava.training.sharding import whole_tensor
 from kava.training.trainer import KavaTrainer
@@ -130,6 +131,7 @@ class Journal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             cut_after(self.path, state.global_step)
+            folder.update(self.path.parent, total_steps=state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero:

@@ -111,7 +111,9 @@ def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
             message = f"{folder} was begun with other training data (sha256 {before}, now {now})"
             raise RunError(message, "put the data back, or choose another --output_dir")
     save_recipe(recipe, folder / RECIPE)
-    write_json(folder / META, {**surroundings(), **facts})
+    run = {"recipe": recipe.about.name, "seed": recipe.system.seed, "model": recipe.model.name}
+    run |= {"line": "explicit" if recipe.explicit.enabled else "latent", "data": recipe.dataset.name}
+    write_json(folder / META, {**surroundings(), "run": run, **facts})
 
 
 def update(folder: Path, **facts: Any) -> None:
