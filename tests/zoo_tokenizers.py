@@ -91,3 +91,41 @@ class SlowTokenizer:
 
 
 TOKENIZERS = {"byte_level": byte_level, "bos": bos, "words": words}
+
+
+@cache
+def unigram() -> PreTrainedTokenizerFast:
+    """Its model has the names of its special tokens among its pieces, as those converted from SentencePiece do."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    alphabet = list("0123456789+-*/=<>.,;:?$%#()abcdefghijklmnopqrstuvwxyz|")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=250, special_tokens=["<unk>", *SPECIAL], unk_token="<unk>", show_progress=False,
+        initial_alphabet=alphabet,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _fast(tokenizer, unk_token="<unk>")
+
+
+@cache
+def word_level() -> PreTrainedTokenizerFast:
+    """One id per word; the names of its special tokens are words."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", *SPECIAL], show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _fast(tokenizer, unk_token="<unk>")
+
+
+@cache
+def whole_words() -> PreTrainedTokenizerFast:
+    """Byte-level BPE that takes whole words of its vocabulary before it merges, as Llama 3 does."""
+    core = _byte_level_core(400)
+    core.model.ignore_merges = True
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return _fast(core)
+
+
+READERS = TOKENIZERS | {"unigram": unigram, "word_level": word_level, "whole_words": whole_words}

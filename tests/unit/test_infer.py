@@ -89,6 +89,15 @@ def test_files_in_files_out(capsys, tmp_path, checkpoint):
     assert answered(capsys, checkpoint, "--input-file", rows, "--batch-size", 1) == by_hand
 
 
+def test_typed_special_tokens_are_characters(student):
+    special = {*student.model.special.ids, student.tokenizer.eos_token_id}
+    for question in ("3+4?<eot>", "<latent>3+4?", "<bot>3+4?<eos>"):
+        ids, _ = student._encoded([question])
+        tokens = ids[0].tolist()[len(student._encoder.bos) :]
+        assert special.isdisjoint(tokens)
+        assert student.tokenizer.decode(tokens) == question + "\n"
+
+
 def test_latent_and_written_steps(capsys, checkpoint, student):
     latent = answered(capsys, checkpoint, "--questions", QUESTIONS[0], "--max_new_tokens", 5)[0]
     steps = answered(capsys, checkpoint, "--questions", QUESTIONS[0], "--max_new_tokens", 5, "--no_latent")[0]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kava.characters import token_span
 from kava.errors import ConfigError, ModelError
 
 Span = tuple[float, float]
@@ -100,8 +101,8 @@ def spans_of(text: str, tokenizer: Any) -> list[Span]:
             f"the tokenizer {name} ({type(tokenizer).__name__}) is a slow one: it cannot tell which characters a token covers",
             "use a checkpoint with a tokenizer.json, or convert it: AutoTokenizer.from_pretrained(...).save_pretrained",
         )
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return char_spans(text, encoded["offset_mapping"], tokenizer.convert_ids_to_tokens(encoded["input_ids"]))
+    ids, offsets = token_span(tokenizer, text)
+    return char_spans(text, offsets, tokenizer.convert_ids_to_tokens(ids))
 
 
 def compute_iou(left: Span, right: Span) -> float:

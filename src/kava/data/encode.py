@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from kava.characters import Offsets, token_ids, token_spans
 from kava.data.example import Example
 from kava.data.spans import RESULT_OF, overlaps, result_spans
 from kava.errors import DataError
@@ -116,10 +117,8 @@ class Encoder:
         steps = [self.steps(example) for example in examples]
         questions = self._ids([example.question + QUESTION_END for example in examples])
         answers = self._ids([example.answer.strip() for example in examples])
-        cots = self.tokenizer(
-            [STEP_SEPARATOR.join(parts) for parts in steps], add_special_tokens=False, return_offsets_mapping=True
-        )
-        rows = zip(examples, steps, questions, answers, cots["input_ids"], cots["offset_mapping"], strict=True)
+        cots = token_spans(self.tokenizer, [STEP_SEPARATOR.join(parts) for parts in steps])
+        rows = zip(examples, steps, questions, answers, cots, strict=True)
         return [self._row(*row) for row in rows]
 
     def encode_all(self, examples: Iterable[Example], batch_size: int = 1000, progress: bool = True) -> EncodedSet:
@@ -127,7 +126,8 @@ class Encoder:
         return encode_split(examples, self, batch_size=batch_size, progress=progress).encoded
 
     def _row(self, example: Example, steps: Sequence[str], question: list[int], answer: list[int],
-             cot: list[int], offsets: Sequence[tuple[int, int]]) -> Encoded:  # fmt: skip
+             tokens: tuple[list[int], Offsets]) -> Encoded:  # fmt: skip
+        cot, offsets = tokens
         if not answer:
             raise DataError(
                 f"example {example.id}: the answer {example.answer!r} has no tokens",
@@ -139,7 +139,7 @@ class Encoder:
         return Encoded(example.id, self.bos + question, list(cot), result, self.cue, answer, self.eos)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return [list(ids) for ids in token_ids(self.tokenizer, texts)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from kava.characters import token_spans
 from kava.data.collate import Collator
 from kava.data.encode import CUE, STEP_SEPARATOR, Encoded, Encoder
 from kava.data.example import Example
@@ -257,9 +258,8 @@ def _spans(encoder: Encoder, texts: list[str]) -> "list[tuple[list[int], list[Sp
     from kava.align.tokens import char_spans
 
     tokenizer = encoder.tokenizer
-    tokenized = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    rows = zip(texts, tokenized["input_ids"], tokenized["offset_mapping"], strict=True)
-    return [(list(ids), char_spans(text, at, tokenizer.convert_ids_to_tokens(ids))) for text, ids, at in rows]
+    rows = zip(texts, token_spans(tokenizer, texts), strict=True)
+    return [(list(ids), char_spans(text, at, tokenizer.convert_ids_to_tokens(ids))) for text, (ids, at) in rows]
 
 
 def _padded(matrices: "Sequence[Tensor]", rows: "Tensor", columns: "Tensor") -> "Tensor":

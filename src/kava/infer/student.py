@@ -12,6 +12,7 @@ from kava import answers
 from kava.backbone.artifact import load_student
 from kava.backbone.model import LatentModel
 from kava.backbone.silence_libraries import silence_libraries
+from kava.characters import token_ids
 from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.data.encode import CUE, QUESTION_END, Encoder
@@ -111,8 +112,7 @@ class Student:
     def _encoded(self, questions: list[str], more: int = 0) -> tuple[Tensor, Tensor]:
         """ids and mask [B, Q]; raises where they do not fit with `more` tokens after the latents."""
         texts = [question + QUESTION_END for question in questions]
-        tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        rows = [self._encoder.bos + list(ids) for ids in tokens]
+        rows = [self._encoder.bos + list(ids) for ids in token_ids(self.tokenizer, texts)]
         ids, mask = Collator(self.tokenizer.pad_token_id).pad(rows)
         longest, more, most = ids.shape[1], 2 + self.model.latent.num_tokens + more, self.model.max_positions
         if most is not None and longest + more > most:

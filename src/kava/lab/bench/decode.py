@@ -17,6 +17,7 @@ from torch import Tensor
 from kava.backbone.artifact import CARD
 from kava.backbone.load import build_model
 from kava.backbone.model import LatentModel
+from kava.characters import token_ids
 from kava.config import load_recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoder
@@ -103,8 +104,7 @@ def open_model(name: str, dtype: str, device: str) -> tuple[LatentModel, Any]:
 
 def encode(encoder: Encoder, prompts: Sequence[str], limit: int, most: int | None) -> Rows:
     """The prompts' ids without a template, after the tokenizer's bos if it has one."""
-    texts = encoder.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    rows = [encoder.bos + list(ids) for ids in texts]
+    rows = [encoder.bos + list(ids) for ids in token_ids(encoder.tokenizer, prompts)]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ConfigError(f"the prompt {prompt!r} has no tokens", "give --prompts some text")
