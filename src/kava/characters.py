@@ -10,10 +10,24 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from kava.errors import DataError
+
 NUL = "\0"  # refused in rows and questions
 Offsets = list[tuple[int, int]]
 
 _copies: "WeakKeyDictionary[Any, tuple[int, Any]]" = WeakKeyDictionary()  # tokenizer -> its size then, its copy or None
+
+
+def check_characters(text: str, what: str) -> None:
+    """Raises where a text has a character that no tokenizer reads; `what` names the text."""
+    problem = "a NUL character" if NUL in text else None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            problem = f"half a character (the lone surrogate U+{ord(text[error.start]):04X})"
+    if problem is not None:
+        raise DataError(f"{what} has {problem}, which is no text", "take it out, or save the text anew as UTF-8")
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

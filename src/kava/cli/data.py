@@ -8,7 +8,7 @@ from kava.cli.common import HELP_FLAGS, OVERRIDES, parse_recipe_args, show_resul
 from kava.cli.student import Quiet
 from kava.config import DatasetConfig
 from kava.data.generator import BUILT_IN
-from kava.data.load import SPLITS, load_examples
+from kava.data.load import SPLITS, load_examples, warn_shared
 from kava.data.places import open_set
 from kava.errors import DataError
 from kava.progress import loading_libraries
@@ -50,6 +50,8 @@ def check(
     dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": cot_type, "streaming": False})
     splits = _splits(dataset) if split == "all" else [split]
     parts = {part: list(load_examples(dataset, part)) for part in splits}
+    if name not in BUILT_IN:
+        warn_shared(parts, dataset)
     encoder = None
     if config is not None or tokenizer is not None:
         with loading_libraries():

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kava.data.fields import ANSWER
 from kava.data.places import open_set
 from kava.data.sources import known_source
-from kava.data.sources.own import ANSWER
 from kava.errors import DataError
 from kava.files import write_text
 from kava.progress import track

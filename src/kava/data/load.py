@@ -8,13 +8,15 @@ out the same rows, which costs one extra pass over the questions.
 import heapq
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.places import JSON_SUFFIXES, Opened, open_set
+from kava.data.row_checks import RowChecks, shared
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, Source
 from kava.errors import DataError
@@ -53,12 +55,12 @@ def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
     if not path.is_file() or path.suffix not in JSON_SUFFIXES:
         what = "is not a .jsonl or .json file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}", "give a file with one JSON object per line")
-    return _not_empty(list(_parse(JsonRows(path), OWN, cot_type, path.stem)), str(path), "whole")
+    return _not_empty(_read(JsonRows(path), OWN, cot_type, path.stem), str(path), "whole")
 
 
 def load_rows(rows: Any, name: str, cot_type: str = "equation") -> list[Example]:
     """Rows in memory as examples, read as those of a file are."""
-    return _not_empty(list(_parse(TableRows(rows, name), OWN, cot_type, name)), name, "whole")
+    return _not_empty(_read(TableRows(rows, name), OWN, cot_type, name), name, "whole")
 
 
 class ExampleStream(Iterable[Example]):
@@ -83,16 +85,37 @@ class ExampleStream(Iterable[Example]):
         _not_empty(range(count), self.dataset.name, "train")
 
 
+def warn_shared(parts: Mapping[str, Sequence[Example]], dataset: "DatasetConfig", opened: Opened | None = None) -> None:
+    """Logs how many questions each split shares with each later one, and the first of them."""
+    for (name, examples), (other, rest) in combinations(parts.items(), 2):
+        if again := shared(examples, rest):
+            first, count = again[0], len(again)
+            where = _place(first, name, dataset, opened)
+            log.warning("%s: %d of %d questions of %s are also in %s (first: %s)",
+                        dataset.name, count, len(examples), name, other, where)  # fmt: skip
+
+
+def _place(example: Example, split: str, dataset: "DatasetConfig", opened: Opened | None) -> str:
+    """File and line of an example."""
+    opened = opened or open_set(dataset.name, dataset.config)
+    carve = split == "validation" and split not in opened.splits
+    rows, _ = _rows_of(opened, dataset.name, "train" if carve else split)
+    return next(islice(iter(rows), int(example.id.rpartition("/")[2]), None))[0]
+
+
 def _from_rows(opened: Opened, dataset: "DatasetConfig", split: str) -> Sequence[Example] | ExampleStream:
     has_validation = "validation" in opened.splits
     carve = split != "test" and not has_validation
     rows, prefix = _rows_of(opened, dataset.name, "train" if carve else split)
     if split == "train" and dataset.streaming:
-        examples = _parse(rows, opened.source, dataset.cot_type, prefix)
-        held_out = _held_out(examples, dataset) if carve and dataset.val_size else frozenset[int]()
+        held_out = frozenset[int]()
+        if carve and dataset.val_size:
+            checks = RowChecks(dataset.cot_type)
+            held_out = _held_out(_parse(rows, opened.source, dataset.cot_type, prefix, checks), dataset)
+            _warn(prefix, checks)
         return ExampleStream(rows, opened.source, dataset, prefix, held_out)
-    counted = track(_parse(rows, opened.source, dataset.cot_type, prefix), f"reading {prefix}")
-    all_rows = _not_empty(list(counted), dataset.name, split)
+    warn = split != "validation" or not carve  # else they are the rows of train, which are checked there
+    all_rows = _not_empty(_read(rows, opened.source, dataset.cot_type, prefix, warn), dataset.name, split)
     if carve:
         all_rows = _carved(all_rows, dataset, split)
     return _subset(all_rows, dataset, split)
@@ -113,9 +136,30 @@ def _rows_of(opened: Opened, name: str, split: str) -> tuple[Rows, str]:
     )
 
 
-def _parse(rows: Rows, source: Source, cot_type: str, prefix: str) -> Iterator[Example]:
+def _read(rows: Rows, source: Source, cot_type: str, prefix: str, warn: bool = True) -> list[Example]:
+    """All rows as examples; with `warn` what is odd about them is logged."""
+    checks = RowChecks(cot_type)
+    examples = list(track(_parse(rows, source, cot_type, prefix, checks if warn else None), f"reading {prefix}"))
+    _warn(prefix, checks)
+    return examples
+
+
+def _parse(
+    rows: Rows, source: Source, cot_type: str, prefix: str, checks: RowChecks | None = None
+) -> Iterator[Example]:
     for number, (where, row) in enumerate(rows):
-        yield Example(f"{prefix}/{number}", *source.parse(row, where, cot_type))
+        if isinstance(row.get("id"), (dict, list, tuple)):
+            kind = type(row["id"]).__name__
+            raise DataError(f"{where}: field 'id' is a {kind}, neither text nor a number", "give it an id, or none")
+        example = Example(f"{prefix}/{number}", *source.parse(row, where, cot_type))
+        if checks is not None:
+            checks.add(where, row, example)
+        yield example
+
+
+def _warn(prefix: str, checks: RowChecks) -> None:
+    for message in checks.messages():
+        log.warning("%s: %s", prefix, message)
 
 
 def _key(example: Example, seed: int) -> int:
@@ -139,6 +183,11 @@ def _carved(examples: list[Example], dataset: "DatasetConfig", split: str) -> li
         raise DataError(
             f"data set {dataset.name} has no validation split and dataset.val_size is 0",
             "set dataset.val_size to hold training examples out",
+        )
+    if split == "validation" and len({_key(example, dataset.seed) for example in examples[:100]}) < 2:
+        raise DataError(
+            f"data set {dataset.name}: the validation split is empty: no question can be held out of a single one",
+            "give more questions, a validation file, or set dataset.val_size=0",
         )
     held_out = _held_out(examples, dataset)
     if split == "train":

@@ -1,5 +1,6 @@
 """Raw rows: JSON lines with line numbers, tables, and checked access to fields."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,13 +8,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from kava.errors import DataError
+from kava import answers
+from kava.characters import check_characters
+from kava.errors import DataError, first_line
 
 Row = Mapping[str, Any]
 Rows = Iterable[tuple[str, Row]]  # can be iterated repeatedly; the text names a row's position
 # (question, steps, answer), from (row, its position, cot_type)
 Parts = tuple[str, tuple[str, ...], str]
 
+MOST_DIGITS = 400  # of a number that is an answer
 ANNOTATION = re.compile(r"<<.*?>>")  # an equation in a worked solution
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|etc|approx|No|a\.m|p\.m|e\.g|i\.e)\.$")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9$\"'(])")
@@ -83,27 +87,55 @@ def text(row: Row, names: Sequence[str], where: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, not text")
-    if not value.strip():
+    check_characters(value, f"{where}: field {name!r}")
+    value = value.strip()
+    if not value:
         raise DataError(f"{where}: field {name!r} is empty")
-    return value.strip()
+    for other in names:
+        if other != name and isinstance(again := row.get(other), str) and again.strip() != value:
+            _refuse_both(name, other, where)
+    return value
 
 
 def answer(row: Row, names: Sequence[str], where: str) -> str:
     """The final answer as text: numbers are written out (51.0 -> "51"), commas in numbers removed."""
     name = present(row, names, where)
-    value = row[name]
+    value = _answer(row, name, where)
+    for other in names:
+        if other != name and row.get(other) is not None and not _same_answer(value, _answer(row, other, where)):
+            _refuse_both(name, other, where)
+    return value
+
+
+def _answer(row: Row, name: str, where: str) -> str:
+    value, field = row[name], f"{where}: field {name!r}"
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, neither text nor a number")
+        raise DataError(f"{field} is a {type(value).__name__}, neither text nor a number")
     if isinstance(value, str):
-        return plain_number(text(row, names, where))
+        value = plain_number(text(row, (name,), where))
+        if len(value) > MOST_DIGITS and not value.strip("0123456789+-., "):
+            raise DataError(f"{field} is a number of {len(value)} digits", f"no answer has more than {MOST_DIGITS}")
+        return value
     if value != value or value in (float("inf"), float("-inf")):
-        raise DataError(f"{where}: field {name!r} is {value}, not a finite number")
+        raise DataError(f"{field} is {value}, not a finite number")
+    if isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise DataError(f"{field} is a number of more than {MOST_DIGITS} digits", "look at the row")
     return number_text(value)
+
+
+def _same_answer(value: str, other: str) -> bool:
+    """Whether two fields say the same: the same text behind "####", or the same number."""
+    left, right = (text.rpartition("####")[2].strip() for text in (value, other))
+    return left == right or answers.equal(answers.flexible(left), answers.flexible(right))
+
+
+def _refuse_both(name: str, other: str, where: str) -> None:
+    raise DataError(f"{where}: fields {name!r} and {other!r} mean the same and differ", "keep the right one of them")
 
 
 def number_text(value: float) -> str:
     """A number without exponent and without a needless ".0"."""
-    if float(value).is_integer():
+    if isinstance(value, int) or value.is_integer():
         return str(int(value))
     digits = repr(float(value))
     return format(Decimal(digits), "f") if "e" in digits else digits
@@ -138,25 +170,49 @@ def step_list(row: Row, name: str, where: str, cot_type: str) -> tuple[str, ...]
     """The steps: a list of texts, or one text that is split. Blank steps are dropped; an empty list is valid."""
     value = row[name]
     if isinstance(value, str):
+        check_characters(value, f"{where}: field {name!r}")
         return equations(value) if cot_type == "equation" else sentences(value)
     if not isinstance(value, (list, tuple)):
         raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, neither a list of texts nor text")
     for i, step in enumerate(value):
         if not isinstance(step, str):
             raise DataError(f"{where}: field '{name}[{i}]' is a {type(step).__name__}, not text")
+        if not step.isascii() or "\0" in step:
+            check_characters(step, f"{where}: field '{name}[{i}]'")
     return tuple(step.strip() for step in value if step.strip())
 
 
 def _json(raw: bytes, where: str) -> Any:
     try:
-        return json.loads(raw.decode("utf-8-sig"))
+        return _DECODER.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 text (byte {error.start})", "save the file as UTF-8") from error
+    except RecursionError as error:
+        raise DataError(f"{where} has brackets within brackets, too deep to read", "look at the row") from error
+    except _TwiceError as error:
+        raise DataError(f"{where}: field {str(error)!r} stands in it twice", "keep the right one of them") from error
     except json.JSONDecodeError as error:
         position = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise DataError(
             f"{where} is not valid JSON: {error.msg.removesuffix(' at')} at {position}", "one JSON object per line"
         ) from error
+    except ValueError as error:  # Python's own limit of digits
+        raise DataError(f"{where} has a number of too many digits ({first_line(error)})", "look at the row") from error
+
+
+class _TwiceError(ValueError):
+    """A key that an object has twice."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return row
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_each_key_once)
 
 
 def _object(row: Any, where: str) -> Row:

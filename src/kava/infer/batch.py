@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kava.data.fields import QUESTION
 from kava.data.rows import JsonRows, text
-from kava.data.sources.own import QUESTION
 from kava.errors import DataError
 from kava.files import write_text
 

@@ -11,8 +11,8 @@ from kava.config import BUILTIN_DATASETS, Recipe
 from kava.data.cards import card
 from kava.data.encode import Encoder, encode_split
 from kava.data.example import Example, content_hash
-from kava.data.load import ExampleStream, load_examples, load_rows
-from kava.data.places import Opened
+from kava.data.load import ExampleStream, load_examples, load_rows, warn_shared
+from kava.data.places import Opened, open_set
 from kava.data.rows import TableRows
 from kava.data.sources import OWN
 from kava.errors import ConfigError, DataError
@@ -57,11 +57,19 @@ def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) 
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
     if memory.validation is not None:  # then no training example is held out
         dataset = recipe.changed("dataset", val_size=0).dataset
-    examples = load_examples(dataset, "train", memory.opened())
-    validation = _validation(recipe, memory)
+    opened = memory.opened() or (
+        None if dataset.name in BUILTIN_DATASETS else open_set(dataset.name, dataset.config, dataset.streaming)
+    )
+    examples = load_examples(dataset, "train", opened)
+    validation = _validation(recipe, memory, opened)
     if dataset.streaming:
         return Data(_stream(recipe, examples, encoder), validation, {"streaming": True} | memory.card(validation))
     assert not isinstance(examples, ExampleStream)
+    if opened is not None and memory.train is None:
+        parts: dict[str, Sequence[Example]] = {"train": examples, "validation": validation}
+        if "test" in opened.splits:
+            parts["test"] = list(load_examples(dataset, "test", opened))
+        warn_shared(parts, dataset, opened)
     split = encode_split(examples, encoder, dataset.max_length)
     keep = recipe.explicit.target_len if recipe.explicit.enabled else recipe.latent.num_tokens
     counts = card(split.encoded, examples, keep) | {"skipped": split.skipped} | memory.card(validation)
@@ -70,14 +78,14 @@ def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) 
     return Data(split.encoded, validation, counts, examples if recipe.mixture.on else ())
 
 
-def _validation(recipe: Recipe, memory: MemoryData) -> list[Example]:
+def _validation(recipe: Recipe, memory: MemoryData, opened: Opened | None) -> list[Example]:
     """The validation examples, or a seeded choice of `evaluation.validation_size` of them."""
     dataset, size = recipe.dataset, recipe.evaluation.validation_size
     held_out = dataset.generator.val_size if dataset.name in BUILTIN_DATASETS else dataset.val_size
     if memory.validation is not None:
         examples = load_rows(memory.validation, "validation_data", dataset.cot_type)
     else:
-        examples = list(load_examples(dataset, "validation", memory.opened())) if held_out else []
+        examples = list(load_examples(dataset, "validation", opened)) if held_out else []
     if size is None or size >= len(examples):
         return examples
     chosen = random.Random(dataset.seed).sample(range(len(examples)), size)

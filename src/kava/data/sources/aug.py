@@ -6,15 +6,16 @@
 string is split. The answer "#### 360" is read as 360.
 """
 
+from kava.data.fields import ANSWER, QUESTION
 from kava.data.rows import Parts, Row, answer, plain_number, present, step_list, text
 from kava.errors import DataError
 
 
 def parse(row: Row, where: str, cot_type: str) -> Parts:
     present(row, ("steps",), where)
-    value = answer(row, ("answer", "target", "answer_text"), where)
+    value = answer(row, ANSWER, where)
     if "####" in value:
         value = plain_number(value.rpartition("####")[2])
         if not value:
             raise DataError(f"{where}: field 'answer' has nothing behind '####'")
-    return text(row, ("question", "prompt", "problem"), where), step_list(row, "steps", where, cot_type), value
+    return text(row, QUESTION, where), step_list(row, "steps", where, cot_type), value

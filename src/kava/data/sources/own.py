@@ -8,12 +8,10 @@
 The first form whose fields are all present is used.
 """
 
+from kava.data.fields import ANSWER, QUESTION, STEPS, misspelt
 from kava.data.rows import Parts, Row, answer, present, text
 from kava.data.sources import aug, gsm8k, gsm_hard, svamp
 from kava.errors import DataError
-
-QUESTION = ("question", "prompt", "problem")
-ANSWER = ("answer", "target", "answer_text")
 
 
 def parse(row: Row, where: str, cot_type: str) -> Parts:
@@ -23,9 +21,13 @@ def parse(row: Row, where: str, cot_type: str) -> Parts:
         return gsm_hard.parse(row, where, cot_type)
     if {"Body", "Question", "Answer"} <= row.keys():
         return svamp.parse(row, where, cot_type)
+    for field, meant in misspelt(tuple(row)):
+        if meant == STEPS and "steps" not in row:
+            hint = "rename it, or the row is read as one without steps; if it is something else, give it another name"
+            raise DataError(f"{where}: there is no field {STEPS!r}, but one called {field!r}", hint)
     question = text(row, QUESTION, where)
     field = present(row, ANSWER, where)
-    value = answer(row, (field,), where)
+    value = answer(row, ANSWER, where)
     if "####" in value:
         return (question, *gsm8k.solution(value, where, field, cot_type))
     if "<<" in value:
