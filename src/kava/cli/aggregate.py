@@ -1,12 +1,12 @@
 """kava aggregate: mean and standard deviation over seeds."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from kava.cli.common import show_result
+from kava.console import tell
 from kava.lab.analysis.aggregate import accuracy_table, held_out_table, missing, write
 from kava.lab.analysis.aggregate import aggregate as over_seeds
 
@@ -32,7 +32,7 @@ def aggregate(
     document = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)
     write(document, output_json, output_yaml)
     for line in missing(document):
-        print(f"warning: {line}", file=sys.stderr)
+        tell(f"warning: {line}")
     text = f"{next(iter(document))}\n{accuracy_table(document)}"
     if held_out := held_out_table(document):
         text += f"\n\nheld out, at the last validation\n{held_out}"

@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import HELP_FLAGS, show_result
+from kava.cli.common import show_result
 from kava.cli.student import Device, Quiet
 from kava.config import DatasetConfig, ModelConfig
 from kava.errors import ConfigError
 from kava.progress import loading_libraries
 
 HELP = "How a teacher's tokens and layers match a student's: for one text, or as a layer map measured on many."
-app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
+app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
 
 ModelName = Annotated[str, typer.Option(help="hub name or local folder")]
 Trust = Annotated[bool, typer.Option(help="run code that comes with the models")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kava.cli.common import HELP_FLAGS, OVERRIDES, no_settings, parse_recipe_args, show_result
+from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet
 from kava.config import DatasetConfig, ModelConfig, Recipe
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kava.lab.assets import Asset
 
 HELP = "Models and data sets for nodes without a network: fetch them, or say what is missing."
-app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
+app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
 
 Configs = Annotated[
     list[str] | None,

@@ -10,10 +10,10 @@ from typing import Any
 import typer
 
 from kava.config import KEYS, Recipe, load_recipe
+from kava.console import fitted
 from kava.errors import ConfigError
 from kava.registry import nearest
 
-HELP_FLAGS: dict[str, Any] = {"help_option_names": ["--help", "-h"]}
 OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -58,4 +58,4 @@ def no_settings(extra: typer.Context, hint: str = "settings need a recipe they a
 
 def show_result(data: Mapping[str, Any] | Sequence[Any], text: str, quiet: bool) -> None:
     """Print a result: `text` for people, or with --quiet `data` as one JSON document and nothing else."""
-    print(json.dumps(data, indent=2, allow_nan=False) if quiet else text)
+    print(json.dumps(data, indent=2, allow_nan=False) if quiet else fitted(text))

@@ -10,14 +10,15 @@ from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result
 from kava.cli.student import Quiet
 from kava.config import KEYS, Recipe, RecipeRow, explain, list_recipes, load_recipe, save_recipe, show
 from kava.config.text import dump_yaml
+from kava.console import fitted, terminal_width
 from kava.errors import ConfigError
 from kava.registry import nearest
 from kava.text_table import table
 
 CONTEXT = OVERRIDES
 LEGEND = (
-    "tags: known = several sources or official code agree, noted = one second-hand source, "
-    "open = the paper's choice is unknown, ours"
+    "tags: known = several sources or official code agree; noted = one second-hand source; "
+    "open = the paper does not tell, the value is our choice; ours = not of the paper"
 )
 
 
@@ -32,7 +33,10 @@ def config(
         Literal["yaml", "json"] | None,
         typer.Option("--format", help="of the files of --export (yaml); with --get: print such a file"),
     ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="every key: default, tag, allowed values, meaning")] = False,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="every key, or those of --keys SECTION: default, tag, allowed values, meaning"),
+    ] = False,
     filter_size: Annotated[
         str | None, typer.Option(metavar="SIZE", help="model size: 1b, 0.5b, 3b, 7b, embedded, blank")
     ] = None,
@@ -46,7 +50,7 @@ def config(
     chosen = [name for name, on in (("--list", list_), ("--get", get), ("--compare", compare), ("--keys", keys)) if on]
     if len(chosen) > 1:
         raise ConfigError(f"{chosen[0]} and {chosen[1]} exclude each other", "give one of them")
-    if not get:
+    if not get and not keys:
         no_settings(ctx)
     if verbose and (chosen not in ([], ["--list"]) or export):
         raise ConfigError("--verbose has no effect here", "it belongs to --list")
@@ -55,7 +59,7 @@ def config(
     if (filter_size or filter_dataset) and chosen not in ([], ["--list"]):
         raise ConfigError(f"filters have no effect on {chosen[0]}", "they belong to --list and --export")
     if keys:
-        _keys(quiet)
+        _keys(check_flags(ctx), quiet)
     elif compare:
         _compare(*compare, quiet)
     elif get and not export:
@@ -99,17 +103,20 @@ def _as_data(row: RecipeRow) -> dict[str, Any]:
 
 
 def _list(recipes: list[Recipe], verbose: bool, quiet: bool) -> None:
+    columns = terminal_width()
     data: list[dict[str, Any]] = [
         {"name": r.about.name, "size": size_of(r), "dataset": dataset_of(r), "tag": r.about.tag, "title": r.about.title}
         for r in recipes
     ]
-    blocks = [table([list(entry.values()) for entry in data], ["name", "size", "dataset", "tag", "title"])]
+    blocks = [
+        table([list(entry.values()) for entry in data], ["name", "size", "dataset", "tag", "title"], width=columns)
+    ]
     for recipe, entry in zip(recipes, data, strict=True) if verbose else ():
         rows = [row for row in explain(recipe) if row.origin != "default"]
         entry["values"] = {row.key: _as_data(row) for row in rows}
         lines = [[row.key, show(row.value), row.tag, row.origin] for row in rows]
-        blocks.append(f"{entry['name']}\n" + table(lines, ["key", "value", "tag", "set in"]))
-    show_result(data, "\n\n".join([*blocks, LEGEND]), quiet)
+        blocks.append(f"{entry['name']}\n" + table(lines, ["key", "value", "tag", "set in"], width=columns))
+    show_result(data, fitted("\n\n".join([*blocks, LEGEND])), quiet)
 
 
 def _get(recipe: Recipe, format_: str | None, quiet: bool) -> None:
@@ -121,9 +128,11 @@ def _get(recipe: Recipe, format_: str | None, quiet: bool) -> None:
         return
     rows = explain(recipe)
     lines = [[row.key, show(row.value), row.tag, row.origin, row.source] for row in rows]
-    text = f"{recipe.about.name}: {recipe.about.title}\n\n" + table(lines, ["key", "value", "tag", "set in", "source"])
+    text = f"{recipe.about.name}: {recipe.about.title}\n\n" + table(
+        lines, ["key", "value", "tag", "set in", "source"], width=terminal_width()
+    )
     data = {"name": recipe.about.name, "values": {row.key: _as_data(row) for row in rows}}
-    show_result(data, f"{text}\n\n{LEGEND}", quiet)
+    show_result(data, fitted(f"{text}\n\n{LEGEND}"), quiet)
 
 
 def _compare(first: str, second: str, quiet: bool) -> None:
@@ -137,8 +146,9 @@ def _compare(first: str, second: str, quiet: bool) -> None:
         data[key] = [_as_data(row) if row else None for row in pair]
         lines.append([key, *(f"{show(row.value)} [{row.tag}]" if row else "-" for row in pair)])
     same = f"{len(every) - len(lines)} other keys are equal"
-    text = f"{table(lines, ['key', first, second])}\n\n{same}\n{LEGEND}" if lines else f"no difference: {same}"
-    show_result(data, text, quiet)
+    rows = table(lines, ["key", first, second], width=terminal_width())
+    text = f"{rows}\n\n{same}\n{LEGEND}" if lines else f"no difference: {same}"
+    show_result(data, fitted(text), quiet)
 
 
 def _export(recipes: list[Recipe], folder: Path, format_: str, quiet: bool) -> None:
@@ -156,9 +166,25 @@ def _export(recipes: list[Recipe], folder: Path, format_: str, quiet: bool) -> N
     show_result(paths, "\n".join(lines), quiet)
 
 
-def _keys(quiet: bool) -> None:
+def _keys(sections: list[str], quiet: bool) -> None:
     names = ("default", "tag", "allowed", "meaning", "source")
-    values = {key.name: (key.default, key.tag, key.kind, key.description, key.source) for key in KEYS.values()}
+    chosen = [key for key in KEYS.values() if not sections or any(_belongs(key.name, name) for name in sections)]
+    for section in sections:
+        if not any(_belongs(key.name, section) for key in chosen):
+            known = dict.fromkeys(name.rpartition(".")[0] for name in KEYS)
+            raise ConfigError(f"--keys: there is no section or key {section!r}", nearest(section, [*known, *KEYS]))
+    values = {key.name: (key.default, key.tag, key.kind, key.description, key.source) for key in chosen}
     data = {key: dict(zip(names, row, strict=True)) for key, row in values.items()}
     lines = [[key, show(default), *more] for key, (default, *more, _) in values.items()]
-    show_result(data, table(lines, ["key", *names[:-1]]) + f"\n\n{LEGEND}", quiet)
+    wide = table(lines, ["key", *names[:-1]])
+    columns = terminal_width()
+    if columns is not None and max(map(len, wide.split("\n"))) > columns:  # a block per key in place of a line
+        blocks = (
+            [f"{key} = {default}  [{tag}]", f"    {kind}", f"    {text}"] for key, default, tag, kind, text in lines
+        )
+        wide = "\n".join(line for block in blocks for line in block if line.strip())
+    show_result(data, fitted(f"{wide}\n\n{LEGEND}"), quiet)
+
+
+def _belongs(key: str, section: str) -> bool:
+    return key == section or key.startswith(section + ".")

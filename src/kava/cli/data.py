@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import HELP_FLAGS, OVERRIDES, parse_recipe_args, show_result
+from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
 from kava.cli.student import Quiet
 from kava.config import DatasetConfig
 from kava.data.generator import BUILT_IN
@@ -15,7 +15,7 @@ from kava.progress import loading_libraries
 from kava.text_table import table
 
 UNCOUNTED = ("encoded", "keep", "mean_cot_tokens", "max_cot_tokens")  # of a card without a tokenizer; and shares
-app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.callback()

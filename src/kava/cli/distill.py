@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from kava.cli.common import HELP_FLAGS, OVERRIDES, show_result
+from kava.cli.common import OVERRIDES, show_result
 from kava.cli.distill_flags import read_words
 from kava.cli.distill_settings import ADAPTIVE, DistillRequest, prepared_machine, resolve
 from kava.cli.distill_table import GROUPS
@@ -91,4 +91,4 @@ def _measured_batch(recipe: Recipe) -> int:
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-app.command("distill", cls=DistillCommand, context_settings={**HELP_FLAGS, **OVERRIDES})(distill)
+app.command("distill", cls=DistillCommand, context_settings=OVERRIDES)(distill)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kava.console import fitted, paint
 from kava.errors import KavaError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def env(
     with silent(as_json), loading_libraries():
         adapter = find_environment(config)
     if not as_json:
-        say(adapter.report() + "\n")
+        say(fitted(adapter.report()) + "\n")
     known = adapter.hardware.device != "UNKNOWN"
     with silent(as_json), progress("checking paths and the extractor"):
         checks = [*adapter.checks(), _check_extractor(known)]
@@ -45,10 +46,14 @@ def env(
     else:
         lines = [f"   {name}: {_plain(value)}" for name, value in (recommended or {}).items() if name != "paths"]
         advice = "\n".join(["[Recommended Configuration]:", *lines]) + ("" if lines else " not known without torch")
-        say(
-            "\n".join(["[Checks]:", *(f"   {check}" for check in checks), "", advice, "", "[Next Step]:", f"   {step}"])
-        )
+        say(fitted("\n".join(["[Checks]:", *map(_coloured, checks), "", advice, "", "[Next Step]:", f"   {step}"])))
     return 0 if ok else 1
+
+
+def _coloured(check: "Check") -> str:
+    mark, _, rest = str(check).partition("]")
+    colour = {"ok": "green", "warning": "yellow", "failed": "red"}.get(check.status, "dim")
+    return f"   {paint(mark + ']', colour)}{rest}"
 
 
 def _plain(value: object) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
+from kava.console import tell
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, blocks, read_questions, write_answers
 from kava.infer.checks import check_config, own_mode, stored_recipe, untrained
@@ -60,7 +61,7 @@ def infer(
 
     note = untrained(recipe, how)
     if note:
-        print(f"note: {how} answers: {note}", file=sys.stderr)
+        tell(f"note: {how} answers: {note}")
     student = Student.from_pretrained(checkpoint, device, base)
     if not batch:
         if hasattr(sys.stdin, "reconfigure"):

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import kava
+from kava.console import tell
 from kava.data.hub import take_shared_store
 from kava.errors import ConfigError, KavaError
 from kava.progress import silent
@@ -59,6 +60,12 @@ VERBS: tuple[Verb, ...] = (
 TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
 HIDDEN = ("task",)  # started by job scripts
 FORMER = {"kept": "selection"}  # old names, still accepted
+FLAGS = {
+    "--help": "this text",
+    "--version": "print the version and stop",
+    "--install_completion": "tab completion for this shell, or for bash|zsh|fish",
+    "--show_completion": "print the script for this shell, or for bash|zsh|fish|powershell",
+}
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
 --quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
@@ -75,7 +82,7 @@ def help_text() -> str:
     ]
     for panel in dict.fromkeys(verb.panel for verb in VERBS):
         lines += [f"{panel}:", *(f"  {verb.name:<10} {verb.line}" for verb in VERBS if verb.panel == panel), ""]
-    return "\n".join([*lines, "  --version  print the version and stop", "", CONVENTIONS])
+    return "\n".join([*lines, *(f"  {flag:<22}{line}" for flag, line in FLAGS.items()), "", CONVENTIONS])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,11 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and "_KAVA_COMPLETE" in os.environ:
+        from kava.cli.completion import complete
+
+        return complete(os.environ["_KAVA_COMPLETE"])
     try:
         code = _dispatch(words)
         sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
     except BrokenPipeError:  # `kava config --list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = _users_problem(error)
         if problem is None:
             raise  # unexpected: it keeps its traceback
-        print(f"error: {problem}", file=sys.stderr)
+        tell(f"error: {problem}")
         return 2
     return code
 
@@ -109,11 +120,20 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"kava {kava.__version__}")
         return 0
+    if (flag := words[0].replace("-", "_").replace("__", "--", 1)) in ("--install_completion", "--show_completion"):
+        from kava.cli.completion import install, script, shell_named
+
+        shell = shell_named(words[1:], flag)
+        print(script(shell) if flag == "--show_completion" else install(shell))
+        return 0
     words[0] = FORMER.get(words[0], words[0])
     names = [*(verb.name for verb in VERBS), *HIDDEN]
     if words[0] not in names:
         kind = "flag" if words[0].startswith("-") else "verb"
-        raise ConfigError(f"unknown {kind} {words[0]!r}", nearest(words[0], [*names, "--help", "--version"]))
+        raise ConfigError(
+            f"unknown {kind} {words[0]!r}",
+            nearest(words[0], [*names, *FLAGS]),
+        )
     return _run(words[0], underscores(words[1:]))
 
 
@@ -151,15 +171,15 @@ def verb_command(verb: str, module: ModuleType) -> Any:
     """The command object of a verb's module, with its flags spelt with underscores."""
     import typer
 
-    from kava.cli.common import HELP_FLAGS
     from kava.cli.list_flags import ListFlagCommand
 
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        settings = {**HELP_FLAGS, **getattr(module, "CONTEXT", {})}
+        settings = dict(getattr(module, "CONTEXT", {}))
         app.command(verb, cls=ListFlagCommand, context_settings=settings)(getattr(module, verb))
     command = typer.main.get_command(app)
+    command.context_settings.setdefault("help_option_names", ["--help", "-h"])  # subcommands inherit it
     for subcommand in (command, *getattr(command, "commands", {}).values()):
         for parameter in subcommand.params:
             if parameter.param_type_name == "option":

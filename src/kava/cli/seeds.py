@@ -1,6 +1,5 @@
 """kava seeds: a recipe over several seeds, from training to the aggregated table."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from kava.cli.common import OVERRIDES, check_flags, show_result
 from kava.config import load_recipe
+from kava.console import tell
 from kava.errors import ConfigError, RunError
 from kava.lab.analysis.aggregate import accuracy_table, aggregate, missing, write
 from kava.lab.plan import SEEDS, RunSet, plan_seeds
@@ -45,7 +45,7 @@ def seeds(
     folders = [root / f"seed_{seed}" for seed in runs.seeds]
     broken = run_jobs(plan_seeds(runs, root), jobs, quiet)
     for label, reason in broken.items():
-        print(f"error: {label}: {reason} (whole output: {root / label}.out)", file=sys.stderr)
+        tell(f"error: {label}: {reason} (whole output: {root / label}.out)")
     if not any(path for folder in folders for path in folder.glob("results_*")):
         if not broken and not skip_eval:
             raise RunError(f"no seed under {root} has results", "leave --skip_train out, or evaluate first")
@@ -55,7 +55,7 @@ def seeds(
     result = aggregate(folders, short_names(runs.sets), model_name, config=runs.recipe.about.name)
     write(result, root / "aggregated_results.json", root / "aggregated_results.yaml")
     for line in missing(result):
-        print(f"warning: {line}", file=sys.stderr)
+        tell(f"warning: {line}")
     text = f"{accuracy_table(result)}\n\nwrote {root / 'aggregated_results.json'} and .yaml"
     show_result(result, text, quiet)
     return 1 if broken else 0

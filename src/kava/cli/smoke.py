@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kava.cli.common import show_result
+from kava.console import fitted, paint
 from kava.progress import loading_libraries
 
 if TYPE_CHECKING:
     from kava.lab.selfcheck.run import ComponentResult
+
+
+COLOURS = {"ok": "green", "skip": "yellow", "FAIL": "red"}
 
 
 def smoke(
@@ -39,7 +43,9 @@ def smoke(
 
     def show(result: "ComponentResult") -> None:
         if not quiet:
-            print(f"{result.status:<4} {result.name:<{width}} {result.text}, {result.seconds} s", flush=True)
+            status = paint(f"{result.status:<4}", COLOURS[result.status])
+            line = f"{status} {result.name:<{width}} {result.text}, {result.seconds} s"
+            print(fitted(line, indent=" " * (width + 6)), flush=True)
 
     results = run_components(chosen, real_device(device), main, show)
     failed = [result.name for result in results if result.status == "FAIL"]

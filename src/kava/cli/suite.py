@@ -1,6 +1,5 @@
 """kava suite: an experiment with all its controls, over several seeds."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from kava.cli.common import OVERRIDES, check_flags, show_result
 from kava.cli.seeds import runs_of
+from kava.console import tell
 from kava.lab.plan import SUITES, plan_suite, suite_members, suite_named
 from kava.lab.run_local import run_jobs
 from kava.lab.suites.record import result_rows, result_text, write_record
@@ -58,7 +58,7 @@ def suite(
     broken |= run_jobs(plan.jobs, jobs, quiet)
     write_record(plan, broken)
     for label, reason in broken.items():
-        print(f"broken: {label}: {reason}", file=sys.stderr)
+        tell(f"broken: {label}: {reason}")
     results = result_rows(plan, broken)
     show_result(results, result_text(plan, results), quiet)
     return 1 if broken else 0

@@ -1,7 +1,6 @@
 """Models, data sets, stores and files that runs of a recipe load: whether they are on this machine, and fetching them."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,7 @@ from huggingface_hub import constants
 from kava.backbone.cached import own_copy, weights_problem
 from kava.backbone.load import SHIPPED, foreign_model, load_tokenizer, locate, teacher_model
 from kava.config import DatasetConfig, ModelConfig, Recipe, TeacherSpec
+from kava.console import tell
 from kava.data.export import export_name, export_train, published
 from kava.data.generator import BUILT_IN
 from kava.data.hub import Repo, absent, cache, fetch, missing_parts, model_repo, plan, snapshot
@@ -172,7 +172,7 @@ def fetch_missing(assets: Iterable[Asset], quiet: bool) -> tuple[list[str], dict
     fetched: list[str] = []
     errors: dict[HubPart, str] = {}
     if constants.HF_HUB_OFFLINE:
-        print("note: HF_HUB_OFFLINE is set: the hub is not asked", file=sys.stderr)
+        tell("note: HF_HUB_OFFLINE is set: the hub is not asked")
         return fetched, errors
     for repo, config in dict.fromkeys(asset.hub for asset in assets if asset.hub is not None):
         try:
@@ -183,7 +183,7 @@ def fetch_missing(assets: Iterable[Asset], quiet: bool) -> tuple[list[str], dict
             fetch(planned, progress=not quiet)
         except (ModelError, DataError) as error:
             errors[repo, config] = f"{error.message}; {error.hint}"
-            print(f"warning: {errors[repo, config]}", file=sys.stderr)
+            tell(f"warning: {errors[repo, config]}")
             continue
         fetched += [repo.name] if planned.missing else []
     return fetched, errors
@@ -199,5 +199,5 @@ def export_training_rows(names: Iterable[str], config: str | None, quiet: bool) 
             print(f"wrote {count} rows to {path}")
         whole = published(name)
         if whole is not None and count != whole:
-            print(f"warning: {name} was published with {whole} training rows, this one has {count}", file=sys.stderr)
+            tell(f"warning: {name} was published with {whole} training rows, this one has {count}")
     return written
