@@ -224,7 +224,7 @@ def silent(quiet: bool = True) -> Iterator[None]:
 
 def loading_libraries() -> Any:
     """Around the first import of torch and transformers, which takes seconds."""
-    return progress("loading PyTorch", at_once=True, show="torch" not in sys.modules)
+    return progress("loading PyTorch and transformers", at_once="torch" not in sys.modules)
 
 
 class LogLines(Handler):

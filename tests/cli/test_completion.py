@@ -12,7 +12,8 @@ import pytest
 
 from kava.cli import completion
 from kava.cli.completion import candidates
-from kava.cli.main import FLAGS, VERBS, main
+from kava.cli.main import main
+from kava.cli.verbs import FLAGS, VERBS
 from kava.config import KEYS, list_recipes
 
 

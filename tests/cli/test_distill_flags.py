@@ -16,7 +16,8 @@ from kava.cli.distill import app, request_of
 from kava.cli.distill_flags import read_words
 from kava.cli.distill_settings import DistillRequest, DistillRun, resolve, use_cache
 from kava.cli.distill_table import BY_NAME, FLAGS, REFUSED
-from kava.cli.main import main, underscores, verb_command
+from kava.cli.main import main
+from kava.cli.verbs import underscores, verb_command
 from kava.config import load_recipe, save_recipe
 from kava.config.keys import flatten
 from kava.errors import ConfigError

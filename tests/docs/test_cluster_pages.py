@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_from_the_guides import parse
 
-from kava.cli.main import verb_command
+from kava.cli.verbs import verb_command
 from kava.cluster.presets import PRESETS, SIZES
 from kava.cluster.site_file import RESOURCES, read_site
 from kava.config import KEYS

@@ -21,7 +21,8 @@ import kava
 from kava.cli.common import OVERRIDES, check_flags
 from kava.cli.distill import request_of
 from kava.cli.distill_settings import resolve
-from kava.cli.main import VERBS, main, underscores, verb_command
+from kava.cli.main import main
+from kava.cli.verbs import VERBS, underscores, verb_command
 from kava.config import load_recipe
 from kava.errors import KavaError
 from kava.machine.adapter import find_environment

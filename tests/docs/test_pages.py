@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pages import BLOCK, CHINESE, DOCS, README, ROOT
 
-from kava.cli.main import FORMER, HIDDEN, VERBS
+from kava.cli.verbs import FORMER, HIDDEN, VERBS
 from kava.config import KEYS
 
 PAGES = [README, CHINESE, ROOT / "CONTRIBUTING.md", *DOCS]

@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reason="no pty")]
 COLUMNS = 80
-SILENCE = 10.0  # seconds; a fast machine has less than two, but imports and this machine's other work count as well
+SILENCE = 5.0  # seconds, on a machine with nothing else to do
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "training.max_steps=4 dataset.subset_size=16 logging.report_to=[] system.num_workers=0"
 SMALL = "--layers 2 --width 32 --heads 2 --kv_heads 2 --vocabulary 100 --question 4 --cot 6 --repeats 2"
@@ -30,7 +30,7 @@ COMMANDS = {
     "infer": f"infer --checkpoint {STUDENT} --questions 3+4? 2*3?",
     "extract": "extract --config explicit_embedded --output_dir store dataset.subset_size=16",
     "seeds": "seeds --config debug --seeds 1 2 --output_dir seeds",
-    "suite": "suite e1-e5 --config debug --members E1_baseline E4_rkv --seeds 1 --output_base suite",
+    "suite": "suite e1-e5 --config debug --members E1_baseline E4_rkv --seeds 1 --output_dir suite",
     "analyze": "analyze --output_base suite",
     "report": "report suite --output report.html",
     "bench": f"bench train {SMALL}",
@@ -93,12 +93,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("screen")
 
 
+@pytest.fixture
+def patience(folder: Path) -> float:
+    """The bound on silence: what starting Python takes now, which a loaded machine makes long, counts as well."""
+    began = time.monotonic()
+    assert under_a_terminal("config --get debug", folder).code == 0
+    return SILENCE + 3 * (time.monotonic() - began)
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_never_silent_never_a_dump(name: str, folder: Path) -> None:
+def test_never_silent_never_a_dump(name: str, folder: Path, patience: float) -> None:
     session = under_a_terminal(COMMANDS[name], folder)
     print(f"{name}: silent for at most {session.silence:.1f} s, after {session.before!r}")
     assert session.code == 0, session.text
-    assert session.silence < SILENCE, session.before
+    assert session.silence < patience, session.before
     long = [line for line in session.lines if len(line) > COLUMNS and not _one_word(line)]
     assert not long, "\n".join(long)
     assert not [line for line in session.lines if re.search(r'\{"|\{\'', line)]

@@ -10,7 +10,8 @@ import pytest
 
 from hub import tiny_student
 from kava.cli.list_flags import spread
-from kava.cli.main import main, underscores
+from kava.cli.main import main
+from kava.cli.verbs import underscores
 from kava.infer.batch import RULE
 from kava.infer.chat import Chat
 from kava.infer.student import Student

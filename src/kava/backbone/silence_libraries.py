@@ -2,14 +2,17 @@
 
 import warnings
 
+from kava.progress import loading_libraries
+
 
 def silence_libraries() -> None:
     """Turns off weight-loading bars (not ASCII), advice, and a deprecation warning that peft triggers.
 
     The hub's log of every retry too: if it cannot be reached, one error says so at the end.
     """
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
+    with loading_libraries():
+        from huggingface_hub.utils import logging as hub_logging
+        from transformers.utils import logging
 
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()

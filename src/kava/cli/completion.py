@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from kava.cli.verbs import FLAGS, FORMER, VERBS, verb_command
 from kava.errors import ConfigError, RunError
 from kava.registry import nearest
 
@@ -35,8 +36,6 @@ def candidates(words: Sequence[str], start: str) -> list[Candidate]:
 
 
 def _all(words: list[str], start: str) -> list[Candidate]:
-    from kava.cli.main import FLAGS, FORMER, VERBS, verb_command
-
     if not words:
         flags = [Candidate(*flag) for flag in FLAGS.items()] if start.startswith("-") else []
         return [*(Candidate(verb.name, verb.line[:SHORT]) for verb in VERBS), *flags]

@@ -7,6 +7,7 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet
+from kava.console import fitted
 from kava.progress import loading_libraries
 
 QUICK_LIMIT = 16
@@ -70,7 +71,8 @@ def evaluate(
         from kava.evaluation.run import evaluate as run
 
     def report(result: EvalResult) -> None:
-        print(f"{line(result.fields)}\n  wrote {result.results} and {result.predictions.name}", flush=True)
+        text = f"{line(result.fields)}\n  wrote {result.results} and {result.predictions.name}"
+        print(fitted(text), flush=True)
 
     results = run(checkpoint, **options, report=None if quiet else report)
     if quiet or not results:

@@ -8,6 +8,7 @@ import typer
 
 from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
 from kava.cli.student import Quiet
+from kava.console import fitted
 from kava.errors import ConfigError
 from kava.progress import loading_libraries
 
@@ -84,7 +85,7 @@ def extract(
     if not quiet or dry_run:
         show_result(plan.facts(), plan.estimate(), quiet)
     if not quiet and (lacking := plan.request.lacks(recipe)):
-        print(f"note: for a run with this very recipe the store also needs {' '.join(lacking)}")
+        print(fitted(f"note: for a run with this very recipe the store also needs {' '.join(lacking)}"))
     if dry_run:
         return 0
     counts = plan.write(pick_device(recipe.system.device), output_dir, batch_size, part)

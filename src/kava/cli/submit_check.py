@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kava.cli.common import OVERRIDES, check_flags, parse_recipe_args
-from kava.cli.main import underscores, verb_command
+from kava.cli.verbs import underscores, verb_command
 from kava.cluster.spec import JobSpec, filled, singles
 from kava.config import Recipe, load_recipe
 from kava.config.effects import without_effect
