@@ -388,8 +388,8 @@ def test_one_run_each(tmp_path: Path):
         (["{empty}/none"], "no such folder"),
         (["{suite}", "--dataset", "gsm8k"], "no results on 'gsm8k'"),
         (["{suite}", "--output", "{empty}"], "is no page"),
-        (["{suite}", "--output", "{empty}/file/page.html"], "cannot write into"),
-        (["{suite}", "--output", "{empty}/page.html", "--figures", "{empty}/file"], "cannot write into"),
+        (["{suite}", "--output", "{empty}/file/page.html"], "cannot be written"),
+        (["{suite}", "--output", "{empty}/page.html", "--figures", "{empty}/file"], "cannot be written"),
         ([], "missing argument"),
     ],
 )

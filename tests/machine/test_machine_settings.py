@@ -170,7 +170,9 @@ def test_a_cluster_folder_that_cannot_be_written_is_passed_over(machine, tmp_pat
     assert {place.source for place in found.places} == {"default"}
     read_only = {"KAVA_MODEL_PATH": str(tmp_path / "full"), "KAVA_OUTPUT_PATH": str(tmp_path / "full")}
     problems = {place.name: place.problem for place in machine(gpu(), read_only).places}
-    assert problems == dict.fromkeys(problems, None) | {"output": "it cannot be written"}  # models are only read
+    assert problems == dict.fromkeys(problems, None) | {
+        "output": f"nothing can be made in {tmp_path / 'full'} (permission denied)"  # models are only read
+    }
 
 
 def test_paths_that_cannot_be_used_are_named_and_fail(machine, tmp_path: Path, monkeypatch, capsys):
@@ -180,12 +182,12 @@ def test_paths_that_cannot_be_used_are_named_and_fail(machine, tmp_path: Path, m
     )
     check = found.checks()[1]
     assert check.status == "failed"
-    assert f"output: {tmp_path / 'file'}: it is not a folder; checkpoints: " in check.detail
+    assert f"output: {tmp_path / 'file'}: it is a file, not a folder; checkpoints: " in check.detail
     assert check.fix.endswith("export KAVA_OUTPUT_PATH, KAVA_CHECKPOINT_PATH")
     monkeypatch.setattr(adapter_module, "find_environment", lambda config: found)
     monkeypatch.setattr(verb, "_check_extractor", lambda works: Check("KV Extractor", "ok", "ready"))
     assert main(["env", "--quiet"]) == 1
-    assert json.loads(capsys.readouterr().out)["paths"]["output"]["problem"] == "it is not a folder"
+    assert json.loads(capsys.readouterr().out)["paths"]["output"]["problem"] == "it is a file, not a folder"
     assert found.get_training_config()["batch_size"] == 2  # on_incompatible_env: adapt
     strict = machine(gpu(), dict(found.environ), "error_handling: {on_incompatible_env: error}")
     with pytest.raises(RunError, match="Paths: output"):

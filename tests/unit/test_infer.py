@@ -142,7 +142,7 @@ def bad_inputs(tmp_path, checkpoint):
     yield ["--checkpoint", checkpoint, "--mode", "interactive", *ask], "--questions has no effect"
     yield ["--checkpoint", checkpoint, "--quiet"], "--quiet has no effect"
     yield ["--checkpoint", checkpoint, *ask, "--output_file", folder], "is a folder"
-    yield ["--checkpoint", checkpoint, "--input_file", latin, "--output_file", latin], "is the input file"
+    yield ["--checkpoint", checkpoint, "--input_file", latin, "--output_file", latin], "is an input"
     yield ["--checkpoint", checkpoint, *ask, "--device", "tpu"], "not available"
     yield ["--checkpoint", checkpoint, *ask, "--max_new_tokens", "0"], "max_new_tokens"
     yield ["--checkpoint", checkpoint, *ask, "--output_fiel", "x"], "--output_fiel"

@@ -24,7 +24,7 @@ from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.errors import CheckpointError
-from kava.files import usual_mode, write_json
+from kava.files import make_folder, usual_mode, write_json
 
 CARD, RECIPE, WEIGHTS = "kava.json", "recipe.yaml", "trained.safetensors"
 FORMAT = 1
@@ -32,7 +32,7 @@ FORMAT = 1
 
 def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, **facts: Any) -> None:
     """Writes a student's folder; `facts` (step, accuracy, ...) go into kava.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.trained().items()}
     save_file(weights, folder / WEIGHTS)
     usual_mode(folder / WEIGHTS)

@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.console import tell
 from kava.lab.analysis.aggregate import accuracy_table, held_out_table, missing, write
 from kava.lab.analysis.aggregate import aggregate as over_seeds
+from kava.lab.analysis.runs import files_of_runs
+from kava.outputs import Output, check_outputs, has_keys
 
 
 def aggregate(
@@ -22,6 +24,7 @@ def aggregate(
     ] = None,
     output_json: Annotated[Path | None, typer.Option(help="write the result here")] = None,
     output_yaml: Annotated[Path | None, typer.Option(help="and here")] = None,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
 ) -> None:
     """Mean, sample standard deviation and every seed's value, per set.
@@ -29,6 +32,10 @@ def aggregate(
     Reads results_<set>.yaml of every folder. A seed without results is listed as missing and not imputed; results of
     different sizes, items or protocols are refused.
     """
+    places = {"--output_json": output_json, "--output_yaml": output_yaml}
+    is_ours = has_keys("num_seeds", "datasets", below_root=True)
+    outputs = [Output(flag, path, is_ours) for flag, path in places.items() if path is not None]
+    check_outputs(outputs, files_of_runs(seed_dirs), overwrite)
     document = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)
     write(document, output_json, output_yaml)
     for line in missing(document):

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.cli.student import Device, Quiet
 from kava.config import DatasetConfig, ModelConfig
 from kava.errors import ConfigError
+from kava.outputs import Output, check_outputs, has_keys
 from kava.progress import loading_libraries
 
 HELP = "How a teacher's tokens and layers match a student's: for one text, or as a layer map measured on many."
@@ -59,6 +60,7 @@ def precompute(
     threshold: Threshold = 0.1,
     device: Device = "auto",
     trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure a layer map: for each student layer the teacher layers with the most similar keys and values (CKA).
@@ -70,6 +72,9 @@ def precompute(
         raise ConfigError("kava align precompute needs --dataset_name or --train_file, one of them")
     if train_file is not None and dataset_config is not None:
         raise ConfigError("--dataset_config has no effect with --train_file", "leave one of them out")
+
+    is_ours = has_keys("similarity_matrix", "layer_mapping")
+    check_outputs([Output("--output", output, is_ours)], [Path(train_file)] if train_file else [], overwrite)
 
     with loading_libraries():
         from kava.lab.model_alignment import layer_map_table, measure_layer_map

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.errors import RunError
 
 REPORT = "EXPERIMENT_REPORT.txt"
@@ -27,6 +27,7 @@ def analyze(
     margin: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="smallest relevant effect, as a fraction of accuracy")
     ] = 0.02,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the analysis, as JSON")] = False,
 ) -> int:
     """Test the guide's claims and our controls: supported, not supported or inconclusive, with the tests for each.
@@ -39,7 +40,13 @@ def analyze(
     from kava.files import write_json, write_text
     from kava.lab.analysis.analysis_text import render
     from kava.lab.analysis.analyze import analyse
+    from kava.lab.analysis.runs import files_of_runs
+    from kava.outputs import Output, check_outputs, has_keys
 
+    outputs = [Output("the report", output_base / REPORT)] if output_base.is_dir() else []  # else analyse says it
+    if save_json is not None:
+        outputs.append(Output("--save_json", save_json, has_keys("output_base", "claims", "experiments")))
+    check_outputs(outputs, files_of_runs([output_base]), overwrite)
     document = analyse(output_base, experiments or [], dataset, margin)
     text = render(document)
     write_text(output_base / REPORT, text)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
+from kava.cli.common import OVERRIDES, Overwrite, no_settings, parse_recipe_args, show_result
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet
 from kava.config import DatasetConfig, ModelConfig, Recipe
 from kava.data.hub import move_cache
 from kava.errors import ConfigError
+from kava.outputs import Output, check_folder, check_outputs, rows_have
 from kava.text_table import table
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def fetch(
     ] = False,
     skip_model: Annotated[bool, typer.Option(help="fetch no models")] = False,
     skip_dataset: Annotated[bool, typer.Option(help="fetch no data sets")] = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Download models and data sets into the hub's cache, where there is a network (HF_ENDPOINT: a mirror).
@@ -58,6 +60,8 @@ def fetch(
     configuration. Complete files are not downloaded again, interrupted downloads continue, and everything is checked at
     the end.
     """
+    from kava.lab.assets import export_training_rows, exported_files, fetch_missing
+
     recipes = _recipes(config, ctx)
     if not (recipes or model or dataset):
         raise ConfigError("nothing to fetch", "name it: --model, --dataset, or --config for all that a recipe needs")
@@ -66,15 +70,18 @@ def fetch(
         raise ConfigError(f"--{name} and --skip_{name} contradict each other", "leave one of them out")
     if export_jsonl and (skip_dataset or not (dataset or recipes)):
         raise ConfigError("--export_jsonl writes a data set, and none is fetched", "name it: --dataset openai/gsm8k")
+    names = [*(dataset or []), *(recipe.dataset.name for recipe in recipes)]
+    targets = exported_files(names, dataset_config) if export_jsonl else {}
+    outputs = [Output("--export_jsonl", path, rows_have("prompt", "target")) for path in targets.values()]
+    check_outputs(outputs, map(Path, names), overwrite)
+    if cache_dir is not None:
+        check_folder("--cache_dir", cache_dir.expanduser())
     skipped = [kind for kind, skip in (("model", skip_model), ("data set", skip_dataset)) if skip]
     wanted = _wanted(recipes, model, dataset, dataset_config, cache_dir)
     wanted = [asset for asset in wanted if asset.kind not in skipped]
-    from kava.lab.assets import export_training_rows, fetch_missing
-
     fetched, errors = fetch_missing(wanted, quiet)
     checks = [asset.check(errors.get(asset.hub) if asset.hub else None) for asset in wanted]
-    names = [*(dataset or []), *(recipe.dataset.name for recipe in recipes)]
-    exported = export_training_rows(names, dataset_config, quiet) if export_jsonl else {}
+    exported = export_training_rows(targets, dataset_config, quiet)
     note = "" if cache_dir is None else f"\n\nfor runs: export HF_HUB_CACHE={cache_dir.expanduser().absolute()}"
     return _show(checks, not errors, {"fetched": fetched, "exported": exported}, note, quiet)
 

@@ -1,11 +1,13 @@
 """kava bench: time this machine, after a check that all ways give the same numbers."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from kava.cli.common import Overwrite
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Base, Checkpoint
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
@@ -14,7 +16,7 @@ from kava.progress import loading_libraries
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
-Output = Annotated[Path | None, typer.Option(help="also write the result as JSON")]
+OutputFile = Annotated[Path | None, typer.Option(help="also write the result as JSON")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")]
 Threads = Annotated[int, typer.Option(min=0, help="torch threads; 0 = torch's default")]
 Warmup = Annotated[int, typer.Option(min=0, help="rounds before the clock counts")]
@@ -43,14 +45,15 @@ def decode(
     dtype: Annotated[Dtype, typer.Option(help="of the weights; half precision need not give equal text")] = "float32",
     device: Device = "auto",
     threads: Threads = 0,
-    output: Output = None,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Greedy decoding of a plain model: without a cache, with our cache, and the library's generate.
 
     The texts are compared token by token first; if they differ, nothing is timed and the exit code is 1.
     """
-    _prepare(threads, output)
+    _prepare(threads, output, overwrite)
     with loading_libraries():
         from kava.lab.bench.decode import PROMPTS
         from kava.lab.bench.decode import bench as run
@@ -72,17 +75,18 @@ def latent(
     device: Device = "auto",
     base: Base = None,
     threads: Threads = 0,
-    output: Output = None,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Cost and accuracy of a student's latents, and of the chain of thought that the same weights write.
 
     Answers at every batch size are compared first; if they differ, nothing is timed and the exit code is 1.
     """
-    from kava.infer.checks import stored_recipe
+    from kava.infer.checks import stored_recipe, student_files
 
     recipe = stored_recipe(checkpoint)
-    _prepare(threads, output)
+    _prepare(threads, output, overwrite, student_files(checkpoint))
     with loading_libraries():
         from kava.evaluation.eval_sets import load_eval_set
         from kava.lab.bench.latent import bench as run
@@ -110,11 +114,12 @@ def train(
     repeats: Repeats = 7,
     threads: Threads = 0,
     device: Device = "cpu",
-    output: Output = None,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side."""
-    _prepare(threads, output)
+    _prepare(threads, output, overwrite)
     with loading_libraries():
         from kava.lab.bench.train import TrainBenchSizes
         from kava.lab.bench.train import bench as run
@@ -145,14 +150,15 @@ def extract(
     folder: Annotated[Path | None, typer.Option(help="where to write; default: the system's temporary folder")] = None,
     threads: Threads = 0,
     device: Device = "cpu",
-    output: Output = None,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """A teacher's keys and values into a store, compared with a bare forward pass over the same batches.
 
     The store is first compared with the teacher, bit for bit; if they differ, nothing is timed and the exit code is 1.
     """
-    _prepare(threads, output)
+    _prepare(threads, output, overwrite)
     with loading_libraries():
         from kava.lab.bench.extract import ExtractBenchSizes
         from kava.lab.bench.extract import bench as run
@@ -165,12 +171,16 @@ def extract(
     return _show(result, extract_text, "the numbers differ", quiet, output)
 
 
-def _prepare(threads: int, output: Path | None) -> None:
+def _prepare(threads: int, output: Path | None, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuses an unusable --output before anything is timed, then sets up torch."""
     from kava.errors import ConfigError
+    from kava.files import is_stream
+    from kava.outputs import Output, check_outputs, has_keys
 
-    if output is not None and (output.is_dir() or output.suffix != ".json"):
+    if output is not None and (os.path.isdir(output) or output.suffix != ".json") and not is_stream(output):
         raise ConfigError(f"--output {output} is not a .json file", "name a file that ends in .json")
+    if output is not None:
+        check_outputs([Output("--output", output, has_keys("hardware", "differences"))], inputs, overwrite)
     with loading_libraries():
         import torch
 

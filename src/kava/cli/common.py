@@ -5,7 +5,7 @@ A verb that takes settings of a recipe has `CONTEXT = OVERRIDES` and calls `pars
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,8 @@ from kava.errors import ConfigError
 from kava.registry import nearest
 
 OVERRIDES: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace a file even if kava did not write it")]
 
 
 def parse_recipe_args(config: str, extra: typer.Context | Sequence[str], *flags: str | None) -> Recipe:

@@ -1,17 +1,19 @@
 """kava config: list, explain, compare and export recipes; every value with a tag that says how well it is known."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, no_settings, show_result
+from kava.cli.common import OVERRIDES, Overwrite, check_flags, no_settings, show_result
 from kava.cli.student import Quiet
 from kava.config import KEYS, Recipe, RecipeRow, explain, list_recipes, load_recipe, save_recipe, show
 from kava.config.text import dump_yaml
 from kava.console import fitted, terminal_width
 from kava.errors import ConfigError
+from kava.outputs import Output, check_folder, check_outputs
 from kava.registry import nearest
 from kava.text_table import table
 
@@ -41,6 +43,7 @@ def config(
         str | None, typer.Option(metavar="SIZE", help="model size: 1b, 0.5b, 3b, 7b, embedded, blank")
     ] = None,
     filter_dataset: Annotated[str | None, typer.Option(metavar="SET", help="data set: aug, aug_nl, chains")] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """List, explain, compare and export recipes.
@@ -58,6 +61,8 @@ def config(
         raise ConfigError("--format has no effect here", "it belongs to --export or --get")
     if (filter_size or filter_dataset) and chosen not in ([], ["--list"]):
         raise ConfigError(f"filters have no effect on {chosen[0]}", "they belong to --list and --export")
+    if overwrite and not export:
+        raise ConfigError("--overwrite has no effect here", "it belongs to --export")
     if keys:
         _keys(check_flags(ctx), quiet)
     elif compare:
@@ -67,7 +72,7 @@ def config(
     else:
         recipes = [load_recipe(get, check_flags(ctx))] if get else _filtered(filter_size, filter_dataset)
         if export:
-            _export(recipes, export, format_ or "yaml", quiet)
+            _export(recipes, export, format_ or "yaml", overwrite, quiet)
         else:
             _list(recipes, verbose, quiet)
 
@@ -151,19 +156,21 @@ def _compare(first: str, second: str, quiet: bool) -> None:
     show_result(data, fitted(text), quiet)
 
 
-def _export(recipes: list[Recipe], folder: Path, format_: str, quiet: bool) -> None:
+def _export(recipes: list[Recipe], folder: Path, format_: str, overwrite: bool, quiet: bool) -> None:
     targets = {folder / f"{recipe.about.name}.{format_}": recipe for recipe in recipes}
-    for path, recipe in targets.items():
-        if path.exists() and load_recipe(path) != recipe:
-            raise ConfigError(f"{path} exists and holds another recipe", "choose another folder; nothing was written")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file", "give --export a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder("--export", folder)
+    outputs = [Output("--export", path, partial(_holds, recipe)) for path, recipe in targets.items()]
+    check_outputs(outputs, overwrite=overwrite)
     for path, recipe in targets.items():
         save_recipe(recipe, path)
     paths = [str(path) for path in targets]
     lines = [*(f"wrote {path}" for path in paths), f"each is a recipe: kava train --config {paths[0]}"]
     show_result(paths, "\n".join(lines), quiet)
+
+
+def _holds(recipe: Recipe, path: Path) -> bool:
+    """Whether a file holds this very recipe."""
+    return load_recipe(path) == recipe
 
 
 def _keys(sections: list[str], quiet: bool) -> None:

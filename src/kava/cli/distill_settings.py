@@ -21,6 +21,7 @@ from kava.data.hub import CACHES, move_cache
 from kava.errors import ConfigError
 from kava.machine.adapter import EnvironmentAdapter, create_environment_adapter
 from kava.machine.autotune import accumulate
+from kava.outputs import as_path, check_folder
 
 ADAPTIVE = "adaptive"
 RATIO = "training.warmup_ratio"
@@ -97,7 +98,9 @@ def resolve(request: DistillRequest, adapter: EnvironmentAdapter, probe: Probe) 
         message = f"recipe {request.config} has no separate teacher (explicit.enabled is false)"
         raise ConfigError(message, f"train it with kava train --config {request.config}")
     name = f"{base.about.name or 'run'}_seed_{base.system.seed}{'_quick' if request.quick else ''}"
-    folder = Path(request.output_dir or Path(adapter.paths["output"]) / name)
+    folder = as_path("--output_dir", request.output_dir) or Path(adapter.paths["output"]) / name
+    if request.output_dir is not None:
+        check_folder("--output_dir", folder)  # before a batch size is measured
 
     words = (word.split("=") for word in QUICK if request.quick)
     quick = {key: value for key, value in words if key not in auto}

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet
 from kava.console import fitted
 from kava.progress import loading_libraries
@@ -53,6 +53,7 @@ def evaluate(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Accuracy and forward passes of a trained student on test sets.

@@ -10,6 +10,7 @@ from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_resu
 from kava.cli.student import Quiet
 from kava.console import fitted
 from kava.errors import ConfigError
+from kava.outputs import check_folder
 from kava.progress import loading_libraries
 
 CONTEXT = OVERRIDES
@@ -68,6 +69,8 @@ def extract(
         raise ConfigError("kava extract needs --config", "name a recipe of the explicit line, such as adaptive")
     recipe = parse_recipe_args(config, ctx)
     part = _part(shard)
+    if not dry_run:
+        check_folder("--output_dir", output_dir)
 
     with loading_libraries():
         from kava.backbone.silence_libraries import silence_libraries

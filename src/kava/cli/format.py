@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.errors import ConfigError
 from kava.files import write_text
 from kava.lab.analysis.paper import SOURCE
-from kava.lab.analysis.tables import as_csv, as_latex, as_text, find_aggregated
+from kava.lab.analysis.tables import CSV_HEADER, as_csv, as_latex, as_text, find_aggregated, is_latex_of_ours
+from kava.outputs import Output, begins, check_outputs
 from kava.text_table import table
 
 
@@ -24,6 +25,7 @@ def format(
     latex_only: Annotated[bool, typer.Option("--latex_only", help="no CSV")] = False,
     csv_only: Annotated[bool, typer.Option("--csv_only", help="no LaTeX")] = False,
     style: Annotated[Literal["paren", "pm"], typer.Option(help="56.5 (0.4), or with a plus-minus sign")] = "paren",
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the names of the files, as JSON")] = False,
 ) -> None:
     """LaTeX tables (booktabs) and a CSV file from the aggregated results of any number of recipes.
@@ -33,6 +35,9 @@ def format(
     if latex_only and csv_only:
         raise ConfigError("--latex_only and --csv_only exclude each other", "leave both out to get both files")
     recipes = find_aggregated(input_dir)
+    latex = [] if csv_only else [Output("--output_latex", output_latex, is_latex_of_ours)]
+    csv = [] if latex_only else [Output("--output_csv", output_csv, begins(",".join(CSV_HEADER.split())))]
+    check_outputs([*latex, *csv], [file for recipe in recipes for file in recipe.files], overwrite)
     files = {}
     if not csv_only:
         write_text(output_latex, as_latex(recipes, style))

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.console import tell
 from kava.errors import ConfigError, DataError
-from kava.infer.batch import answer_row, blocks, read_questions, write_answers
-from kava.infer.checks import check_config, own_mode, stored_recipe, untrained
+from kava.infer.batch import answer_row, answers_of_ours, blocks, read_questions, write_answers
+from kava.infer.checks import check_config, own_mode, stored_recipe, student_files, untrained
+from kava.outputs import Output, check_outputs
 from kava.progress import loading_libraries
 
 
@@ -38,6 +39,7 @@ def infer(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="batch mode: one JSON document and nothing else")] = False,
 ) -> int:
     """Ask a trained student: one question at a time, or many.
@@ -47,6 +49,9 @@ def infer(
     """
     batch = mode == "batch" or (mode is None and (questions is not None or input_file is not None))
     _check_inputs(batch, questions, input_file, output_file, quiet)
+    if output_file is not None:
+        sources = [*([input_file] if input_file else []), *student_files(checkpoint)]
+        check_outputs([Output("--output_file", output_file, answers_of_ours)], sources, overwrite)
     prompts = read_questions(input_file) if input_file is not None else [text.strip() for text in questions or ()]
     if "" in prompts:
         raise DataError(f"--questions: question {prompts.index('') + 1} is empty")
@@ -89,6 +94,3 @@ def _check_inputs(
         raise ConfigError("batch mode has no questions", 'give --questions "..." "..." or --input_file F')
     elif questions is not None and source is not None:
         raise ConfigError("--questions and --input_file exclude each other", "give one of them")
-    if target is not None and (target.is_dir() or target == source):
-        what = "a folder" if target.is_dir() else "the input file"
-        raise ConfigError(f"--output_file {target} is {what}", "name another file")

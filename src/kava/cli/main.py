@@ -2,8 +2,11 @@
 
 import importlib
 import os
+import re
 import sys
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import kava
@@ -16,6 +19,7 @@ from kava.registry import nearest
 
 # messages of torch.save on a full disk
 TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
+PATH_FLAG = re.compile(r"--(output\w*|\w+_dirs?|\w+_file|save_json|figures|folder|checkpoint|status|log)")
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
 --quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
@@ -90,6 +94,7 @@ def _dispatch(words: list[str]) -> int:
 def _run(verb: str, words: list[str]) -> int:
     import typer
 
+    _refuse_empty_paths(words)
     take_shared_store(os.environ)
     command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
     usage: Any = typer.BadParameter.__mro__[2]  # click's base error; newer typers carry a click of their own
@@ -105,6 +110,14 @@ def _run(verb: str, words: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _refuse_empty_paths(words: Sequence[str]) -> None:
+    """An error for `--output_dir ''`: an unset variable of a script, which would mean the working folder."""
+    for word, value in zip(words, [*words[1:], "-"], strict=False):
+        name, equals, inside = word.partition("=")
+        if PATH_FLAG.fullmatch(name) and (inside if equals else value) == "":
+            raise ConfigError(f"{name} is empty", "name a file or folder, or leave the flag out")
+
+
 def _users_problem(error: Exception) -> KavaError | None:
     """The error as one message, if its cause is the user or the machine; None for a bug of kava."""
     if isinstance(error, KavaError):
@@ -118,7 +131,18 @@ def _users_problem(error: Exception) -> KavaError | None:
         return KavaError(f"a file could not be written: is the disk full? ({reason})", "free some space, then continue")
     if isinstance(error, PermissionError):
         return KavaError(f"not allowed{name} ({error.strerror})", "choose a folder that you may write to")
+    if isinstance(error, OSError) and error.errno is not None and _is_users(error.filename):
+        return KavaError(f"{os.fsdecode(error.filename)}: {error.strerror}", "choose another place, or mend this one")
     return None
+
+
+def _is_users(name: object) -> bool:
+    """Whether a file that the system refused is outside of the installed code; one inside is kava's own mistake."""
+    if not isinstance(name, str | bytes):
+        return False
+    place = Path(os.path.abspath(os.fsdecode(name)))
+    code = [Path(kava.__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    return not any(place.is_relative_to(folder) for folder in code)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 
 
 def report(
@@ -21,6 +21,7 @@ def report(
     dataset: Annotated[
         list[str] | None, typer.Option(help="only this set; may be given again; default: every whole set")
     ] = None,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")] = False,
 ) -> int:
     """Figures and tables of runs on one page that needs no network and no script, in light and dark and on paper.
@@ -34,7 +35,7 @@ def report(
 
     folder = figures or output.with_name(f"{output.stem}_figures")
     written = write_report(
-        runs, output, folder, title, dataset or (), lambda plots: track(plots, "drawing", unit="figures")
+        runs, output, folder, title, dataset or (), lambda plots: track(plots, "drawing", unit="figures"), overwrite
     )
     counts = {"run": written["runs"], "member": written["members"], "figure": len(written["drawn"])}
     words = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())

@@ -12,6 +12,7 @@ from kava.errors import ConfigError, RunError
 from kava.lab.analysis.aggregate import accuracy_table, aggregate, missing, write
 from kava.lab.plan import SEEDS, RunSet, plan_seeds
 from kava.lab.run_local import run_jobs
+from kava.outputs import Output, check_folder, check_outputs
 
 CONTEXT = OVERRIDES
 
@@ -43,6 +44,9 @@ def seeds(
     runs = seed_runs(ctx)
     root = output_dir or Path("outputs") / f"{runs.recipe.about.name}_multi_seed"
     folders = [root / f"seed_{seed}" for seed in runs.seeds]
+    check_folder("--output_dir", root)
+    targets = [root / f"aggregated_results.{ending}" for ending in ("json", "yaml")]
+    check_outputs([Output("the aggregate", path) for path in targets])
     broken = run_jobs(plan_seeds(runs, root), jobs, quiet)
     for label, reason in broken.items():
         tell(f"error: {label}: {reason} (whole output: {root / label}.out)")
@@ -53,7 +57,7 @@ def seeds(
             print(f"{len(folders) - len(broken)} of {len(folders)} seeds went well; nothing is evaluated yet")
         return 1 if broken else 0
     result = aggregate(folders, short_names(runs.sets), model_name, config=runs.recipe.about.name)
-    write(result, root / "aggregated_results.json", root / "aggregated_results.yaml")
+    write(result, *targets)
     for line in missing(result):
         tell(f"warning: {line}")
     text = f"{accuracy_table(result)}\n\nwrote {root / 'aggregated_results.json'} and .yaml"

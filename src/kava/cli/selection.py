@@ -1,14 +1,16 @@
 """kava selection: which tokens of the chain of thought each compressor keeps."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kava.cli.common import show_result
+from kava.cli.common import Overwrite, show_result
 from kava.cli.student import Base, Checkpoint, Device, Quiet
 from kava.errors import ConfigError
-from kava.infer.checks import stored_recipe
+from kava.files import is_stream
+from kava.infer.checks import stored_recipe, student_files
 from kava.progress import loading_libraries
 from kava.text_table import table
 
@@ -24,6 +26,7 @@ def selection(
     output: Annotated[Path | None, typer.Option(help="a .json file; default: kept.json beside best_checkpoint")] = None,
     device: Device = "auto",
     base: Base = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
     """Which tokens of the chain of thought each compressor keeps of this student's own teacher mode.
@@ -32,7 +35,7 @@ def selection(
     of them are step results, and the kept ones by compressor, layer and head. Nothing is trained or generated.
     """
     recipe = stored_recipe(checkpoint)
-    if output is not None and (output.suffix != ".json" or output.is_dir()):
+    if output is not None and (output.suffix != ".json" or os.path.isdir(output)) and not is_stream(output):
         raise ConfigError(f"--output {output} is no .json file", "name one, such as kept.json")
 
     with loading_libraries():
@@ -41,12 +44,15 @@ def selection(
         from kava.evaluation.selection import compressors_of, selection_document, shares, validation
         from kava.files import write_json
         from kava.infer.student import Student
+    from kava.outputs import Output, check_outputs, has_keys
 
+    path = output or results_folder(checkpoint) / "kept.json"
+    is_ours = None if output is None else has_keys("keep", "heads", "examples")
+    check_outputs([Output("--output", path, is_ours)], student_files(checkpoint), overwrite)
     silence_libraries()
     chosen, problems = compressors_of(recipe, compressors or DEFAULT), validation(recipe)
     student = Student.from_pretrained(checkpoint, device, base)
     document = selection_document(student, checkpoint, chosen, examples, problems)
-    path = output or results_folder(checkpoint) / "kept.json"
     write_json(path, document)
     rows = shares(document)
     show_result({"output": str(path), "shares": rows}, f"{_text(document, rows)}\nwrote {path}", quiet)

@@ -79,7 +79,8 @@ def submit(
     from kava.cluster.plan import JobDefaults, in_one_job
     from kava.cluster.schedulers import scheduler_named
     from kava.cluster.site_file import find_site
-    from kava.cluster.submit import adapted, fresh, preview, submit_all
+    from kava.cluster.submit import adapted, check_places, fresh, preview, submit_all
+    from kava.infer.checks import stored_recipe
     from kava.machine.detect import scheduler_of_job
 
     words = [str(word) for word in ctx.args]
@@ -114,7 +115,10 @@ def submit(
         print("\n".join(preview(submission, target) for submission in ready), end="")
         return 0
     for submission in ready:
+        check_places(submission)
         refuse_twice(submission)
+        for folder in submission.students:
+            stored_recipe(folder)
     records = submit_all(ready, target, ["kava", *sys.argv[1:]])
     rows = [
         [record["name"], job["label"], job["id"], str(job["tasks"] or 1), ", ".join(job["after"]) or "-", job["script"]]

@@ -110,11 +110,13 @@ def _training(verb: str, request: SubmitRequest, recipe: Recipe, settings: list[
 
 
 def evaluate(request: SubmitRequest) -> list[Submission]:
-    parsed("evaluate", request.filled(request.words))
+    checkpoint = parsed("evaluate", request.filled(request.words)).params["checkpoint"]
     run = PurePath(str(_value(request.words, "--checkpoint_dir", "--checkpoint")))
     run = run.parent if run.name == "best_checkpoint" else run
     job = {"label": "evaluate", "tasks": ((Command(("kava", "evaluate", *request.words)),),)}
-    return [request.defaults.submission("evaluate", run.as_posix(), f"evaluate-{run.name}", job)]
+    submission = request.defaults.submission("evaluate", run.as_posix(), f"evaluate-{run.name}", job)
+    students = () if request.defaults.common["after"] else (str(checkpoint),)  # a job before it may make the student
+    return [replace(submission, students=students)]
 
 
 def extract(request: SubmitRequest) -> list[Submission]:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
+from kava.outputs import as_path
 from kava.progress import loading_libraries
 
 CONTEXT = OVERRIDES
@@ -59,7 +60,7 @@ def train(
         from kava.training.processes import is_main_process
         from kava.training.run import train as run
 
-    folder = output_dir or default_folder(recipe, "_quick" if quick_test else "")
+    folder = as_path("--output_dir", output_dir) or default_folder(recipe, "_quick" if quick_test else "")
     result = run(recipe, folder, resume, quiet)
     if quiet and is_main_process():
         show_result(result.facts, "", quiet)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from kava.cluster.schedulers.local import DRIVER, Local
+from kava.files import open_append
 
 POLL = 0.2
 NOWHERE = subprocess.DEVNULL
@@ -42,7 +43,7 @@ def work(script: str, log: str, tasks: str, *waits: str) -> int:
         unique = f"{log}_{job}" + ("" if number is None else f"_{number}")
         code = Local.requeue_code
         while code == Local.requeue_code:
-            with open(f"{unique}.out", "ab") as out, open(f"{unique}.err", "ab") as err:
+            with open_append(f"{unique}.out") as out, open_append(f"{unique}.err") as err:
                 running = subprocess.Popen(["bash", script], stdin=NOWHERE, stdout=out, stderr=err, env=environment)
                 code = running.wait()
         worst = code or worst

@@ -1,5 +1,6 @@
 """Write scripts, submit jobs, record their ids in jobs.json: all of a submission, or nothing of it."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from kava.cluster.render import script
 from kava.cluster.schedulers.base import Scheduler
 from kava.cluster.spec import JobSpec, now, singles
 from kava.errors import RunError
-from kava.files import write_json, write_text
+from kava.files import make_folder, write_json, write_text
+from kava.outputs import Output, check_folder, check_outputs
 from kava.provenance import revision
 
 RECORD = "jobs.json"
@@ -30,6 +32,7 @@ class Submission:
     jobs: tuple[JobSpec, ...]
     notes: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    students: tuple[str, ...] = ()  # folders that must be there already
 
 
 def adapted(submission: Submission, scheduler: Scheduler) -> Submission:
@@ -54,7 +57,7 @@ def adapted(submission: Submission, scheduler: Scheduler) -> Submission:
 def fresh(submission: Submission) -> Submission:
     """The submission under a name that is still free: seeds, seeds-2, ..."""
     endings = chain([""], (f"-{number}" for number in count(2)))
-    end = next(end for end in endings if not Path(submission.folder + end).exists())
+    end = next(end for end in endings if not os.path.exists(submission.folder + end))
     folder = submission.folder + end
     jobs = tuple(
         replace(spec, folder=folder, needs=tuple(folder + file.removeprefix(submission.folder) for file in spec.needs))
@@ -86,6 +89,14 @@ def submit_all(submissions: Sequence[Submission], scheduler: Scheduler, command:
     return records
 
 
+def check_places(submission: Submission) -> None:
+    """Raises before anything is submitted where a script, a record or a job's output could not be written."""
+    check_folder("the folder of the submission", submission.folder)
+    for spec in submission.jobs:
+        check_folder("the folder of --log", Path(spec.log).parent)
+    check_outputs([Output("the jobs' file", Path(name)) for name, _ in submission.files])
+
+
 def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str]) -> dict[str, Any]:
     """The record of a submission, whose jobs are submitted in order. If one is refused, those before it are cancelled and
     nothing is kept."""
@@ -104,7 +115,7 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
         for name, text in submission.files:
             write_text(name, text)
         for spec in submission.jobs:
-            Path(spec.log).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(spec.log).parent)
             text = script(spec, scheduler)
             write_text(spec.script, text)
             spec.script.chmod(0o755)

@@ -25,6 +25,7 @@ from kava.cluster.spec import now
 from kava.cluster.submit import refusal
 from kava.errors import ConfigError
 from kava.files import write_json
+from kava.outputs import Output, check_outputs
 
 STARTED, OK, FAILED, REQUEUED, REFUSED = "started", "ok", "failed", "requeued", "refused"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGALRM")
@@ -55,6 +56,7 @@ class Task:
                 f"{self.status.parent} is not visible from {socket.gethostname()} (in {Path.cwd()})",
                 "put the outputs on a file system that login and compute nodes share",
             )
+        check_outputs([Output("--status", self.status)])
         before = read_status(self.status)
         key = {"job": self.scheduler.id_of(self.environ), "task": self.scheduler.task_of(self.environ)}
         same = key == {name: before.get(name) for name in key}

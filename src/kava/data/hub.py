@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kava.errors import ConfigError, DataError, KavaError, ModelError, RunError, first_line
+from kava.files import make_folder
 from kava.progress import Meter
 from kava.progress import progress as progress_of
 
@@ -199,7 +200,7 @@ def fetch(planned: DownloadPlan, progress: bool = True) -> Path:
     from huggingface_hub import hf_hub_download
 
     repo = planned.repo
-    cache().mkdir(parents=True, exist_ok=True)
+    make_folder(cache())
     free = shutil.disk_usage(cache()).free
     if planned.bytes > free:
         raise RunError(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kava.config.text import dump_yaml, read_file
-from kava.errors import ConfigError, RunError
+from kava.errors import ConfigError
 from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.overrides import UNCHANGED, EvalOverrides
-from kava.files import write_text
+from kava.files import is_stream, write_text
+from kava.outputs import Output, check_outputs, has_keys, rows_have
 
 RESULTS = (".yaml", ".yml", ".json")
 
@@ -32,7 +33,9 @@ def files_for(
     Another checkpoint's results go into its own folder, so that they are never taken for the best one's; the names of
     results on a part of a set, or with overrides, say so.
     """
-    if output is not None and output.suffix and not output.is_dir():
+    if output is not None and is_stream(output):
+        return Files(output, Path(os.devnull))
+    if output is not None and output.suffix and not os.path.isdir(output):
         if output.suffix not in RESULTS:
             raise ConfigError(f"--output {output} has an unknown ending", "name a .yaml or .json file, or a folder")
         return Files(output, output.with_name(f"predictions_{output.stem.removeprefix('results_')}.jsonl"))
@@ -50,16 +53,12 @@ def results_folder(checkpoint: Path) -> Path:
     return whole.parent if whole.name == "best_checkpoint" else checkpoint
 
 
-def check_writable(files: Sequence[Files]) -> None:
-    """Raises before anything is generated where a file cannot be written, or two results would share it."""
-    paths: set[Path] = set()
-    for path in (path for pair in files for path in (pair.results, pair.predictions)):
-        if path in paths:
-            raise ConfigError(f"two results would be written to {path}", "give each a folder of its own")
-        paths.add(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() or not os.access(path.parent, os.W_OK):
-            raise RunError(f"cannot write {path}", "choose another place")
+def check_writable(files: Sequence[Files], inputs: Sequence[Path] = (), overwrite: bool = True) -> None:
+    """Raises before anything is generated where a file cannot be written, is an input, or two results would share
+    it; without `overwrite` also where kava did not write what is there."""
+    kinds = {"results": has_keys("dataset", "mode", "accuracy"), "predictions": rows_have("gold", "text")}
+    outputs = [Output(kind, getattr(pair, kind), is_ours) for pair in files for kind, is_ours in kinds.items()]
+    check_outputs(outputs, inputs, overwrite)
 
 
 def up_to_date(files: Files, facts: Mapping[str, Any], with_losses: bool) -> bool:

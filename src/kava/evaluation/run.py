@@ -1,5 +1,6 @@
 """Evaluate a student on datasets; write results and predictions."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from kava.evaluation.losses import held_out_losses
 from kava.evaluation.overrides import UNCHANGED, EvalOverrides
 from kava.evaluation.result_files import Files, check_writable, files_for, up_to_date, write
 from kava.evaluation.score import cue_of, predict, summary
-from kava.infer.checks import MODES, check_choice, check_count, own_mode, stored_recipe, untrained
+from kava.files import is_stream
+from kava.infer.checks import MODES, check_choice, check_count, own_mode, stored_recipe, student_files, untrained
 from kava.infer.student import Student, device_name, sampling_of
+from kava.outputs import as_path
 from kava.provenance import versions
 
 ROWS = "rows"  # the name of a set that was given as a list of rows
@@ -56,6 +59,7 @@ def evaluate(
     cue: str | None = None,
     losses: bool = False,
     missing: bool = False,
+    overwrite: bool = False,
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -75,6 +79,7 @@ def evaluate(
     num_tokens, num_iterations, cue    another M, T or cue than the recipe's
     losses      also the held-out loss terms
     missing     leave out sets that have results of this very checkpoint
+    overwrite   replace the file `output` even if kava did not write it
     quiet       no progress bars; `report` is called with each result as soon as its files are written
     """
     if isinstance(student, Student):
@@ -85,9 +90,9 @@ def evaluate(
     counts = {"limit": limit, "num_steps": num_steps, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     for name, value in counts.items():
         check_count(name, value)
-    how, output = mode or own_mode(recipe), None if output is None else Path(output)
+    how, output = mode or own_mode(recipe), as_path("output", output)
     sets = _named_sets(recipe.evaluation.datasets if datasets is None else datasets)
-    if output is not None and len(sets) > 1 and output.suffix and not output.is_dir():
+    if output is not None and len(sets) > 1 and (is_stream(output) or (output.suffix and not os.path.isdir(output))):
         raise ConfigError(f"--output {output} is one file, there are {len(sets)} sets", "give --output a folder")
     if checkpoint is None and output is None:
         raise ConfigError("this student was not loaded from a folder, so results have no place", "give output=FOLDER")
@@ -100,7 +105,9 @@ def evaluate(
     for items in eval_sets:
         overrides.check_items(items.examples, items.name)
     pairs = [(items, files_for(checkpoint or Path(), items, how, output, overrides)) for items in eval_sets]
-    check_writable([paths for _, paths in pairs])
+    inputs = [*map(Path, sets), *([] if checkpoint is None else student_files(checkpoint))]
+    named = output is not None and any(paths.results == output for _, paths in pairs)
+    check_writable([paths for _, paths in pairs], inputs, overwrite or not named)
     if missing and checkpoint is not None:
         facts = {"step": read_card(checkpoint).get("step"), "mode": how}
         pairs = [pair for pair in pairs if not up_to_date(pair[1], facts | {"data_sha256": pair[0].sha256}, losses)]

@@ -9,6 +9,7 @@ from kava.data.fields import QUESTION
 from kava.data.rows import JsonRows, text
 from kava.errors import DataError
 from kava.files import write_text
+from kava.outputs import rows_have
 
 if TYPE_CHECKING:
     from kava.infer.student import Answer
@@ -54,6 +55,14 @@ def write_answers(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
         write_text(path, blocks(rows) + "\n")
+
+
+def answers_of_ours(path: Path) -> bool:
+    """Whether `write_answers` wrote this file."""
+    if path.suffix in JSON_LINES:
+        return rows_have("question", "answer", "forward_passes", "executed_calls")(path)
+    parts = path.read_text(encoding="utf-8").split(f"\n{RULE}\n")
+    return all(part.startswith("Q: ") and "\nA: " in part for part in parts)
 
 
 def blocks(rows: Sequence[dict[str, Any]], passes: bool = False) -> str:

@@ -9,6 +9,7 @@ from kava.errors import CheckpointError, ConfigError, DataError
 from kava.registry import nearest
 
 MODES = ("latent", "cot", "direct")  # think in latents, write the steps, or neither
+STUDENT_FILES = ("kava.json", "recipe.yaml", "*.safetensors", "*config.json", "token*", "vocab*", "merges*", "*.pt*")
 # settings of the network and of the text it reads; the others are only about training
 SHAPING = (
     "model.name", "model.revision", "dataset.cot_type", "latent.", "loss.use_projection",
@@ -29,6 +30,11 @@ def stored_recipe(checkpoint: str | Path) -> Recipe:
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} has no recipe.yaml", "the folder is torn; use another")
     return load_recipe(folder / "recipe.yaml")
+
+
+def student_files(folder: Path) -> list[Path]:
+    """The files that make up a student, for commands whose outputs must be none of them."""
+    return [path for pattern in STUDENT_FILES for path in folder.glob(pattern)]
 
 
 def _no_student(folder: Path) -> CheckpointError:

@@ -189,11 +189,15 @@ def fetch_missing(assets: Iterable[Asset], quiet: bool) -> tuple[list[str], dict
     return fetched, errors
 
 
-def export_training_rows(names: Iterable[str], config: str | None, quiet: bool) -> Mapping[str, int]:
-    """Write each training set as prompts and targets into data/; file -> number of rows."""
+def exported_files(names: Iterable[str], config: str | None) -> dict[str, Path]:
+    """The file in data/ that each training set is exported to."""
+    return {name: Path("data") / export_name(name, config) for name in dict.fromkeys(names)}
+
+
+def export_training_rows(targets: Mapping[str, Path], config: str | None, quiet: bool) -> Mapping[str, int]:
+    """Write each training set as prompts and targets into its file of `targets`; file -> number of rows."""
     written: dict[str, int] = {}
-    for name in dict.fromkeys(names):
-        path = Path("data") / export_name(name, config)
+    for name, path in targets.items():
         written[str(path)] = count = export_train(name, config, path, progress=not quiet)
         if not quiet:
             print(f"wrote {count} rows to {path}")

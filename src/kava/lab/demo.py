@@ -1,5 +1,6 @@
 """The program of `kava demo`: train three students, measure them on the test problems, and write table, plot and JSON."""
 
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kava import text_table
 from kava.errors import RunError
-from kava.files import write_json, write_text
+from kava.files import write_bytes, write_json, write_text
 from kava.lab.analysis.stats import McNemarTest, mcnemar
 from kava.lab.plan import plan_run
 from kava.lab.run_local import run_jobs
+from kava.outputs import Output, begins, check_folder, check_outputs, has_keys, rows_have
 from kava.progress import loading_libraries, progress, say
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ TIMED = 40  # questions answered one by one for the time per question
 
 def run_demo(folder: Path, config: str, seed: int, jobs: int, quiet: bool) -> tuple[dict[str, Any], str]:
     """Trains and measures; returns the result as data and as text. What is finished in `folder` is not trained again."""
+    check_folder("--output_dir", folder)
+    texts = [Output("the table", folder / "table.txt", begins("model ")), Output("the plot", folder / "plot.png")]
+    results = Output("the result", folder / "result.json", has_keys("seed", "rows", "paired"))
+    answers = [Output("the predictions", _predictions_file(folder, key), rows_have("gold", "text")) for key in TITLES]
+    check_outputs([*texts, results, *answers])
     runs = {key: folder / key / f"seed_{seed}" for key in STUDENTS}
     queue = [
         plan_run(key, config, runs[key], seed, ["logging.report_to=[]", *settings], [])
@@ -63,6 +70,10 @@ def run_demo(folder: Path, config: str, seed: int, jobs: int, quiet: bool) -> tu
     return result, text
 
 
+def _predictions_file(folder: Path, key: str) -> Path:
+    return folder / f"predictions_{key}.jsonl"
+
+
 def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[dict[str, Any]], Predictions]:
     """Every student and the explicit chain of thought on the test problems; writes their predictions."""
     with loading_libraries():
@@ -80,7 +91,7 @@ def _measure(folder: Path, runs: Mapping[str, Path], quiet: bool) -> tuple[list[
         predictions[key] = predict(student, examples, mode, batch_size=128, progress=not quiet) or []
         rows.append({"name": title, "ms": _milliseconds(student, examples, mode), **summary(predictions[key])})
         lines = [json.dumps(item) + "\n" for item in predictions[key]]
-        write_text(folder / f"predictions_{key}.jsonl", "".join(lines))
+        write_text(_predictions_file(folder, key), "".join(lines))
     return rows, predictions
 
 
@@ -157,5 +168,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
     right.legend(loc="lower right", frameon=False)
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_bytes(path, picture.getvalue())
     plt.close(figure)

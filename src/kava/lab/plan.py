@@ -17,6 +17,7 @@ from kava.errors import ConfigError, RunError
 from kava.lab.run_local import Job
 from kava.lab.suites import ablations, e1_e5, phases
 from kava.lab.suites.member import Suite, SuiteMember
+from kava.outputs import Output, check_folder, check_outputs
 from kava.registry import nearest
 
 SEEDS = (42, 123, 456)
@@ -181,6 +182,9 @@ def plan_suite(
     members = suite_members(suite, runs, names)
     root = output_dir / suite.line(runs.recipe)
     shared = runs.config
+    if recipe_folder is None:
+        check_folder("--output_dir", root)
+        check_outputs([Output(f"{suite.name}'s file", root / name) for name in (f"{suite.name}.yaml", "suite.json")])
     if runs.settings:
         shared = str(_write_shared_recipe((recipe_folder or root) / f"{suite.name}.yaml", runs))
     jobs: list[Job] = []

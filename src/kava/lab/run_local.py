@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kava.files import make_folder, open_append
+from kava.outputs import Output, check_folder, check_outputs
 from kava.progress import progress
 
 POLL = 0.3
@@ -54,6 +56,9 @@ class _Slot:
 
 def run_jobs(jobs: Sequence[Job], parallel: int = 1, quiet: bool = False) -> dict[str, str]:
     """Run all jobs; returns those that broke: label -> last line of the output."""
+    for each in jobs:
+        check_folder("the run's folder", each.folder)
+        check_outputs([Output("the file of its output", each.output)])
     queue, slots = list(jobs), list[_Slot]()
     broken: dict[str, str] = {}
     devices, parallel = _devices(), max(1, parallel)
@@ -117,14 +122,14 @@ def last_line(path: Path) -> str:
 
 
 def _start(job: Job, words: Sequence[str], parallel: int, device: str | None) -> subprocess.Popen[bytes]:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder.parent)
     threads = str(max(1, (os.cpu_count() or 1) // parallel))
     environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}
     environment["KAVA_PARENT"] = str(os.getpid())  # a training whose parent was killed saves and stops
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     command = [sys.executable, "-m", "kava", *words]
-    with job.output.open("ab") as out:
+    with open_append(job.output) as out:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
         )

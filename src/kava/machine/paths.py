@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kava import outputs
 from kava.errors import ConfigError
 from kava.machine.settings import PATH_NAMES, Settings
 
@@ -62,13 +63,6 @@ def _cluster_folder(patterns: Sequence[str], environ: Mapping[str, str]) -> Path
 
 def problem_of(path: Path, may_be_read_only: bool) -> str | None:
     """Why a folder cannot be used or created; None if it can."""
-    if os.path.isdir(path):
-        if may_be_read_only and os.access(path, os.R_OK | os.X_OK):
-            return None
-        return None if os.access(path, os.W_OK | os.X_OK) else "it cannot be written"
-    if os.path.lexists(path):
-        return "it is not a folder"
-    above = next(parent for parent in path.parents if os.path.lexists(parent))
-    if not os.path.isdir(above):
-        return f"it cannot be made: {above} is not a folder"
-    return None if os.access(above, os.W_OK | os.X_OK) else f"it cannot be made: {above} cannot be written"
+    if may_be_read_only and os.path.isdir(path) and os.access(path, os.R_OK | os.X_OK):
+        return None
+    return outputs.problem_of(path, is_folder=True)

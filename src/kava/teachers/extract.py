@@ -23,7 +23,8 @@ from kava.compress.base import gather
 from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.errors import CheckpointError, RunError
-from kava.files import PARTIAL, sole_owner, write_json
+from kava.files import PARTIAL, make_folder, sole_owner, write_json
+from kava.outputs import check_folder
 from kava.progress import track
 from kava.teachers.background import Sent, background
 from kava.teachers.base import Teacher, TeacherWants
@@ -197,10 +198,8 @@ def _claimed(folder: Path, manifest: Manifest, task: tuple[int, int], own_shards
 
     Other tasks may be running: only partial files of this task's own shards are removed.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {folder}: {error.strerror}", "choose another --output_dir") from error
+    check_folder("the store's folder", folder)
+    make_folder(folder)
     with sole_owner(folder / f".lock-{task[0]}-of-{task[1]}"):
         with sole_owner(folder / ".lock", PATIENCE):
             own = {shard_name(manifest, k) for k in own_shards}

@@ -17,7 +17,6 @@ hashed data and the bytes must not depend on the library's version.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from kava.data.example import stable_hash
 from kava.errors import CheckpointError, RunError
-from kava.files import PARTIAL, usual_mode
+from kava.files import open_partial, replace_file
 from kava.teachers.manifest import Manifest, from_facts
 
 TAG = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int32": "I32"}
@@ -124,8 +123,7 @@ class ShardWriter:
         self.layout = layout(manifest, shard, entries)
         self.finished = False
         self._left = set(range(len(entries)))
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f"{PARTIAL}{self.path.name}-")
-        self._file, self._partial = os.fdopen(handle, "wb"), Path(name)
+        self._file, self._partial = open_partial(self.path)
 
     def add(self, row: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the tensors of the row-th example; types that numpy lacks as integers of their size."""
@@ -150,9 +148,8 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        usual_mode(self._partial)
         try:
-            os.replace(self._partial, self.path)
+            replace_file(self._partial, self.path)
         except FileNotFoundError as error:
             raise RunError(
                 f"{self._partial.name} was removed while it was written",

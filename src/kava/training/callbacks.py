@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from kava.files import write_text
+from kava.files import open_append, write_text
 from kava.progress import Meter, clock_time, progress
 from kava.training import folder
 from kava.training.interrupt import Interrupt
@@ -105,7 +105,7 @@ def group_of(name: str) -> str:
 
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a log file."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
+    with open_append(path) as file:
         file.write(line + "\n")
 
 

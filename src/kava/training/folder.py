@@ -9,12 +9,14 @@ from typing import Any
 
 from kava.config import Recipe, differing, load_recipe, save_recipe
 from kava.errors import RunError
-from kava.files import sole_owner, sweep, write_json
+from kava.files import make_folder, sole_owner, sweep, write_json
+from kava.outputs import Output, begins, check_folder, check_outputs, is_dated
 from kava.provenance import surroundings
 
 RECIPE, META = "recipe.yaml", "meta.json"
 LOG, BEST = "log.jsonl", "best_checkpoint"
 LOCK = ".lock"
+LOGS = {LOG: begins('{"step":'), "train.log": is_dated, "training_log.txt": begins("step ", "epoch ")}
 PATIENCE = 60.0  # seconds to wait for a stopped run that is still saving
 
 
@@ -78,11 +80,9 @@ def claimed(folder: Path, recipe: Recipe, resume: str | None) -> Iterator[None]:
 
     Under torchrun rank 0 claims it for all.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"cannot make the output folder {folder}: {error.strerror}"
-        raise RunError(message, "choose another --output_dir") from error
+    check_folder("the output folder", folder)
+    check_outputs([Output("the log", folder / name, is_ours) for name, is_ours in LOGS.items()])
+    make_folder(folder)
     with sole_owner(folder / LOCK, PATIENCE if resume else 0.0):
         sweep(folder)
         _refuse_another_run(folder, recipe, resume)

@@ -18,8 +18,9 @@ from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe, load_recipe
 from kava.data.cards import in_words
 from kava.errors import ConfigError
-from kava.files import write_json
+from kava.files import open_append, write_json
 from kava.infer.student import device_name, pick_device
+from kava.outputs import as_path
 from kava.progress import LogLines, silent
 from kava.training import checkpoint, folder, guide_files
 from kava.training.arguments import training_arguments
@@ -57,7 +58,7 @@ def train(
     recipe, callbacks = as_recipe(recipe), _checked_callbacks(callbacks)
     memory, resume = MemoryData(train_data, validation_data), None if resume is None else str(resume)
     recipe = memory.recipe(recipe)
-    run = folder.default_folder(recipe) if output_dir is None else Path(output_dir)
+    run = as_path("output_dir", output_dir) or folder.default_folder(recipe)
     silence_libraries()
     args = training_arguments(recipe, run)  # under torchrun the process group is set up here
     with silent(quiet), ExitStack() as stack:
@@ -218,7 +219,8 @@ def _open_log(path: Path, quiet: bool) -> Iterator[None]:
     """Sends kava's log lines to train.log and, unless quiet, to the console while the run lasts; rank 0 only."""
     root, main = logging.getLogger("kava"), is_main_process()
     before = (root.handlers, root.level, root.propagate)
-    file = logging.FileHandler(path if main else os.devnull, encoding="utf-8")
+    stream = open_append(path if main else os.devnull)
+    file = logging.StreamHandler(stream)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     console = LogLines()
     console.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -229,4 +231,4 @@ def _open_log(path: Path, quiet: bool) -> Iterator[None]:
     finally:
         root.handlers, level, root.propagate = before
         root.setLevel(level)
-        file.close()
+        stream.close()

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from kava.errors import ConfigError, DataError, RunError
 
 SUITE = "suite.json"
 MODES = ("latent", "cot", "direct")
+RECORDS = (SUITE, "recipe.yaml", "meta.json", "log.jsonl", "data_card.json", "train.log", "kept.json")
+RECORDS_OF_SETS = ("results_", "predictions_")
 NOT_RUNS = ("best_checkpoint", "checkpoint-", "logs", "wandb", "trackio", ".", "__")
 PROTOCOL = ("mode", "cue", "max_new_tokens", "temperature", "metric")  # results that differ here do not compare
 # The sections of a recipe that determine what is trained.
@@ -123,6 +125,14 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
             raise RunError(nothing, "train and evaluate first, or name another folder")
     ranks = {run.member: (order.get(run.member, len(order)), run.member) for run in runs.values()}
     return sorted(runs.values(), key=lambda run: (ranks[run.member], run.seed is None, run.seed or 0, run.folder))
+
+
+def files_of_runs(roots: Sequence[Path]) -> Iterator[Path]:
+    """The files at or below the folders that make up runs, for commands whose outputs must be none of them."""
+    for root in roots:
+        for place, below, files in os.walk(root):
+            below[:] = [name for name in below if not name.startswith(NOT_RUNS)]
+            yield from (Path(place) / name for name in files if name in RECORDS or name.startswith(RECORDS_OF_SETS))
 
 
 def read_run(folder: Path, files: Sequence[str], broken: bool = False) -> Run | None:

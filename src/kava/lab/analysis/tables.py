@@ -1,6 +1,7 @@
 """Aggregated results as LaTeX tables (booktabs) and CSV, and next to the paper's numbers."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from kava.text_table import percent
 
 AGGREGATED = "aggregated_results"
 CSV_HEADER = "Model Dataset Eval_Dataset Accuracy_Mean Accuracy_Std Forward_Passes_Mean Forward_Passes_Std Num_Seeds"
+LATEX_HEAD = "% written by kava format; needs \\usepackage{booktabs}; hash of what follows: "
 CSV_NUMBERS = ("accuracy_mean", "accuracy_std", "forward_passes_mean", "forward_passes_std")
 FIRST = ("gsm8k", "gsm8k-hard", "svamp")
 TITLES = {
@@ -36,6 +38,11 @@ class AggregatedRecipe(NamedTuple):
     config: str
     body: dict[str, Any]
     folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it may have been read from."""
+        return [self.folder / f"{AGGREGATED}.{ending}" for ending in ("json", "yaml")]
 
     @property
     def model(self) -> str:
@@ -95,7 +102,7 @@ def as_latex(recipes: Sequence[AggregatedRecipe], style: str = "paren") -> str:
     columns = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
     head = ["Model", "Dataset", *(latex(TITLES.get(name, name)) for name in columns)]
     over = f"{STYLES[style][1]} over {_seeds(recipes)}."
-    parts = ["% needs \\usepackage{booktabs}"]
+    parts = []
     for key, scale, label, caption in (
         ("accuracy", 100, "tab:accuracy", rf"Test accuracy (\%), {over} All items count."),
         ("forward_passes", 1, "tab:efficiency",
@@ -109,7 +116,18 @@ def as_latex(recipes: Sequence[AggregatedRecipe], style: str = "paren") -> str:
         caption = r"GSM8k test accuracy (\%): published values, ours, and ours $-$ KaVa ($\Delta$). Published: "
         body = [[*cells[:-1], cells[-1] if cells[-1] == "-" else f"${cells[-1]}$"] for cells in compared]
         parts.append(_table(head, body, f"{caption}{latex(SOURCE)}.", "tab:paper"))
-    return "\n\n".join(parts) + "\n"
+    tables = "\n\n".join(parts) + "\n"
+    return f"{LATEX_HEAD}{_digest(tables)}\n\n{tables}"
+
+
+def is_latex_of_ours(path: Path) -> bool:
+    """Whether `kava format` wrote this file and nobody changed it since: its first line has the hash of the rest."""
+    head, _, tables = path.read_text(encoding="utf-8").partition("\n\n")
+    return head == LATEX_HEAD + _digest(tables)
+
+
+def _digest(tables: str) -> str:
+    return hashlib.sha256(tables.encode()).hexdigest()[:16]
 
 
 def as_text(recipes: Sequence[AggregatedRecipe]) -> list[list[str]]:

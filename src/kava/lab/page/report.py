@@ -1,12 +1,12 @@
 """The work of `kava report`: reads runs, draws their figures, writes the page."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.errors import ConfigError, RunError
-from kava.files import write_text
+from kava.errors import ConfigError
+from kava.files import is_stream, make_folder, write_text
+from kava.outputs import Output, check_outputs
 
 
 def write_report(
@@ -16,13 +16,17 @@ def write_report(
     title: str | None = None,
     sets: Sequence[str] = (),
     progress: Callable[[Any], Iterable[Any]] = iter,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes the page `output` and every figure into the folder `figures`; returns what was written, with counts.
 
     `progress` gets the figures to draw and gives them back one after the other.
     """
     _need_libraries()
-    _check_writable(output, figures)
+    if output.suffix.lower() not in (".html", ".htm") and not is_stream(output):
+        raise ConfigError(f"--output {output} is no page", "name a .html file")
+    places = [Output("--output", output, is_page), Output("--figures", figures, is_folder=True)]
+    check_outputs(places, overwrite=overwrite)
 
     from kava.lab.analysis.load_study import load_study
     from kava.lab.page.figures import render
@@ -30,7 +34,7 @@ def write_report(
 
     study = load_study(runs, sets)
     page_sections = sections(study)
-    figures.mkdir(parents=True, exist_ok=True)
+    make_folder(figures)
     drawn = {plot.name: render(plot, figures) for plot in progress(plots(page_sections))}
     write_text(output, render_page(study, page_sections, drawn, title))
     return {
@@ -53,15 +57,7 @@ def _need_libraries() -> None:
         raise ConfigError(f"kava report needs {words}, not installed here", "pip install 'kava[report]'")
 
 
-def _check_writable(output: Path, figures: Path) -> None:
-    """Fails before minutes of drawing where the page or its figures could not be written."""
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--output {output} is no page", "name a .html file")
-    if output.is_dir():
-        raise RunError(f"cannot write {output}: it is a folder", "choose another --output")
-    for path in (output.parent, figures):
-        above = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            flag = "--output" if path == output.parent else "--figures"
-            raise RunError(f"cannot write into {path}: {above} is {'not writable' if above.is_dir() else 'a file'}",
-                           f"choose another {flag}")  # fmt: skip
+def is_page(path: Path) -> bool:
+    """Whether `kava report` wrote this file."""
+    with path.open(encoding="utf-8") as file:
+        return '<meta name="generator" content="kava report">' in file.read(4000)

@@ -1,7 +1,6 @@
 """Teachers of other families for `kava smoke multi-teacher`: random models, each with a tokenizer of another kind that is
 trained in a moment on the built-in problems."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from kava.backbone.load import load_tokenizer
 from kava.config import GeneratorConfig, LatentConfig, ModelConfig
 from kava.data.generator import Generator
+from kava.files import write_json
 from kava.lab.bench.reference import random_model
 from kava.lab.selfcheck.context import SelfCheckContext
 
@@ -39,7 +39,7 @@ def teacher_folder(context: SelfCheckContext, kind: str) -> Path:
         model.causal_lm.save_pretrained(folder)
         tokenizer.save(str(folder / "tokenizer.json"))
         names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(names), encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", names)
     return folder
 
 
