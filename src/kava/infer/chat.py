@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 
+from kava.errors import DataError
 from kava.infer.batch import cost
 from kava.infer.checks import untrained
+from kava.infer.line_editing import line_editing, typed
 from kava.infer.student import Student, sampling_of
 
 HELP = """\
@@ -27,8 +29,9 @@ class Chat:
         """Reads lines until /quit, the end of the input or Ctrl-C."""
         self.write(f"mode {self.mode}; /help lists the commands")
         try:
-            while self.line(read("kava> ").strip()):
-                pass
+            with line_editing(self.write):
+                while self.line(typed(read("kava> "))):
+                    pass
         except (EOFError, KeyboardInterrupt):
             self.write("")
 
@@ -44,10 +47,18 @@ class Chat:
         elif name.startswith("/"):
             self.write(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
         elif line:
-            sampling = sampling_of(self.student.recipe, self.temperature)
-            answer = self.student.answer([line], self.mode, 1, self.limit, sampling)[0]
-            self.write(f"{answer.text}\n{cost(answer.forward_passes, answer.truncated)}")
+            self._answer(line)
         return True
+
+    def _answer(self, question: str) -> None:
+        """The answer and its cost; a question that cannot be answered is told in a line, and the conversation goes on."""
+        sampling = sampling_of(self.student.recipe, self.temperature)
+        try:
+            answer = self.student.answer([question], self.mode, 1, self.limit, sampling)[0]
+        except DataError as error:
+            self.write(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+            return
+        self.write(f"{answer.text}\n{cost(answer.forward_passes, answer.truncated)}")
 
     def _set_latent(self, value: str) -> None:
         if value not in ("on", "off"):
