@@ -150,7 +150,7 @@ def test_the_same_files_give_the_same_page(made: Made):
 
 
 def test_loads_neither_torch_nor_transformers():
-    modules = "sys, kava.cli.report, kava.lab.page.page, kava.lab.analysis.load_study, kava.data.progress"
+    modules = "sys, kava.cli.report, kava.lab.page.page, kava.lab.analysis.load_study, kava.progress"
     code = f"import {modules}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -40,6 +40,7 @@ def render(document: Document) -> str:
     control = [claim for claim in claims if claim["name"] == CONTROL]
     ours = [claim for claim in claims if claim["source"] != "guide"]
     sections = {
+        "VERDICTS": _verdicts(claims),
         "EXPERIMENTS": _experiments(document),
         "ACCURACY OF EVERY SEED, % [Wilson 95 % interval over items]": _seeds(rows),
         "HELD-OUT LOSSES, means over seeds": _held_out(rows),
@@ -140,6 +141,13 @@ def _stability(rows: Sequence[Document]) -> str:
 
 def _numbers(values: Mapping[str, float | None], names: Sequence[str]) -> list[str]:
     return [number(values.get(name), 4) for name in names]
+
+
+def _verdicts(claims: Sequence[Document]) -> str:
+    """A line per claim: its word, then the claim."""
+    longest = max((len(claim["word"]) for claim in claims), default=0)
+    lines = (_wrapped(f"{claim['word']:<{longest}}  {claim['sentence']}", "", " " * (longest + 2)) for claim in claims)
+    return "\n".join(lines)
 
 
 def _claim(claim: Document) -> str:

@@ -9,6 +9,7 @@ from kava.lab.page.blocks import Missing, PageSection, Plot, section_by_set
 from kava.lab.page.sections.ablations import ablations
 from kava.lab.page.sections.accuracy import EVALUATE, accuracy, accuracy_by_steps
 from kava.lab.page.sections.claims import claims
+from kava.lab.page.sections.examples import examples
 from kava.lab.page.sections.held_out import held_out
 from kava.lab.page.sections.passes import passes
 from kava.lab.page.sections.selection import selection
@@ -19,7 +20,7 @@ from kava.lab.page.sections.training import latents, losses
 
 
 def sections(study: Study) -> list[PageSection]:
-    """All sections of a study, in the order of the page."""
+    """All sections of a study, in the order of the page: verdicts and examples first, where they are known."""
     no_passes, command = "The results hold no forward passes.", f"{EVALUATE} --losses"
     uncounted = "The results count no problems by number of steps: their sets do not tell their steps."
     of_latents = () if study.explicit else (latents(study), selection(study), ablations(study))
@@ -37,10 +38,13 @@ def sections(study: Study) -> list[PageSection]:
         teachers(study),
         *of_latents,
         section_by_set(study, "held-out", "Held-out losses", held_out, Missing("No results hold losses.", command)),
-        claims(study),
         settings(study),
     )
-    return [section for section in every if section is not None]
+    verdicts, questions = claims(study), [part for label in study.sets for part in examples(study, label)]
+    first = [PageSection("examples", "Questions and answers", tuple(questions))] if questions else []
+    present = [*first, *(section for section in every if section is not None)]
+    analysed = not any(isinstance(part, Missing) for part in verdicts.parts)
+    return [verdicts, *present] if analysed else [*present[:-1], verdicts, present[-1]]
 
 
 def plots(page_sections: Sequence[PageSection]) -> list[Plot]:
