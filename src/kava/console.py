@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import textwrap
 from typing import TextIO
 
 WIDTH = 80  # where the terminal does not tell
@@ -46,7 +45,8 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
 
 
 def tell(line: str) -> None:
-    """Prints a line on stderr; a leading "error:" is red, "warning:" yellow."""
+    """Prints lines on stderr that fit the terminal; a leading "error:" is red, "warning:" yellow."""
+    line = fitted(line, sys.stderr)
     label = _LABEL.match(line)
     if label and (colour := _COLOUR_OF.get(label[1])):
         line = paint(label[0], colour, sys.stderr) + line[label.end() :]
@@ -62,23 +62,22 @@ def fitted(text: str, stream: TextIO | None = None, indent: str = "    ") -> str
 
 
 def _fold(line: str, most: int, indent: str) -> str:
-    """Breaks at two spaces, between a table's cells or a log's terms, and only where there are none at one."""
-    if len(line) <= most:
-        return line
+    """Breaks at two spaces, between a table's cells or a log's terms, and only where there are none at one.
+
+    What stands before a break keeps its place, so that the cells of a table stay below each other.
+    """
+    if set(line.strip()) <= set("-="):  # a rule
+        return line[:most]
     lead = line[: len(line) - len(line.lstrip())]
-    parts, lines = re.split(r"(?<=\S)  +", line), [""]
-    for part in parts:
-        longer = f"{lines[-1]}  {part}" if lines[-1] else part
-        if len(longer) <= most or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(lead + indent + part)
-    whole = (
-        textwrap.wrap(
-            text, most, subsequent_indent=lead + indent, break_long_words=False, break_on_hyphens=False,
-            replace_whitespace=False, drop_whitespace=True,
-        )
-        if len(text) > most else [text]
-        for text in lines
-    )  # fmt: skip
-    return "\n".join(text for texts in whole for text in texts)
+    lines, rest, start = [], line, len(lead)
+    while len(rest) > most:
+        place = rest.rfind("  ", start + 1, most + 2)
+        if place < 0:
+            place = rest.rfind(" ", start + 1, most + 1)
+        if place < 0:  # one long word, such as a path
+            place = rest.find(" ", most)
+        if place < 0:
+            break
+        lines.append(rest[:place].rstrip())
+        rest, start = lead + indent + rest[place:].lstrip(), len(lead + indent)
+    return "\n".join([*lines, rest])

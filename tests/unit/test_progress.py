@@ -214,6 +214,20 @@ def test_long_lines_are_folded_on_a_terminal_only(monkeypatch: pytest.MonkeyPatc
     assert all(len(part) <= 60 for part in console.fitted(words, Stream(60)).split("\n"))
 
 
+def test_a_table_that_is_folded_keeps_its_columns() -> None:
+    rows = ["name                  steps  accuracy", "a long name of a run     10      25.0", "-" * 36]
+    folded = console.fitted("\n".join(rows), Stream(30)).split("\n")
+    assert folded == [
+        "name                  steps",
+        "    accuracy",
+        "a long name of a run     10",
+        "    25.0",
+        "-" * 30,
+    ]
+    path = "wrote " + "x" * 90 + " and more"
+    assert console.fitted(path, Stream(30)).split("\n") == ["wrote", "    " + "x" * 90, "    and more"]
+
+
 def test_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console.paint("x", "red", Stream(80)) == "\x1b[31mx\x1b[0m"
     assert console.paint("x", "red", Stream()) == "x"
