@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,13 +117,22 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Renames `source` to `target`; an old `target` is renamed first and deleted last."""
+    """Renames `source` to `target`; an old `target` is renamed first and deleted last. Of a link only the link goes."""
     old = target.parent / f"{PARTIAL}old-{target.name}"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    remove(old)
+    if os.path.lexists(target):
         os.rename(target, old)
     os.rename(source, target)
-    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # swept away by the next run
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a folder with all it holds, or a link, but never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -156,12 +165,10 @@ def sweep(folder: str | Path) -> None:
     folder = Path(folder)
     for left in folder.glob(PARTIAL + "*"):
         name = left.name.removeprefix(PARTIAL + "old-")
-        if left.is_dir() and name != left.name and not (folder / name).exists():
+        if left.is_dir() and name != left.name and not os.path.lexists(folder / name):
             os.rename(left, folder / name)
-        elif left.is_dir():
-            shutil.rmtree(left)
         else:
-            left.unlink()
+            remove(left)
 
 
 def usual_mode(path: str | Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kava.cli.main import main
+from kava.cluster import task as task_module
 from kava.cluster.schedulers import SCHEDULERS, scheduler_named
 from kava.cluster.task import Task, needed, read_status, split
 from kava.errors import ConfigError
@@ -142,7 +143,7 @@ def test_ranges_name_files():
 # ---- signals
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2"])
 def test_whoever_ends_the_job_decides_about_it(run, name: str):
     assert run(SAVES, "touch second", send=name, requeue=True, scheduler="sge") == 143
     assert (status()["state"], status()["exit_code"], status()["signal"]) == ("failed", 143, name)
@@ -202,15 +203,37 @@ def test_a_command_that_ends_well_all_the_same_is_not_requeued(run):
     assert not Path("second").exists()
 
 
-def test_the_whole_group_of_a_command_is_told(run):
-    """torchrun's workers, say, whatever stands between."""
+def test_what_a_shell_has_started_is_told_later(run, monkeypatch: pytest.MonkeyPatch):
+    """It passes no signal on, as torchrun or srun do."""
+    monkeypatch.setattr(task_module, "FORWARDED", 0.05)
     inner = "trap 'touch saved; exit 0' TERM; echo ready >ready; while :; do sleep 0.02; done"
-    assert run(f'bash -c "{inner}" & wait', send="SIGTERM", scheduler="slurm") == 143
+    assert run(f'bash -c "{inner}"; exit 7', send="SIGTERM", scheduler="slurm") == 143
     for _ in range(500):
         if Path("saved").exists():
             break
         threading.Event().wait(0.01)
     assert Path("saved").exists()
+
+
+def test_only_the_command_itself_is_told_at_once(run):
+    """Its loader workers and loggers are its own affair: they must live until it has saved."""
+    helper = "trap 'touch helper_was_told' TERM; while :; do sleep 0.02; done"
+    line = (
+        f"bash -c \"{helper}\" & trap 'kill -KILL $!; touch saved; exit 143' TERM; sleep 0.2; echo ready >ready; wait"
+    )
+    assert run(line, send="SIGUSR1", scheduler="slurm") == 143
+    assert Path("saved").exists()
+    assert not Path("helper_was_told").exists()
+
+
+def test_a_second_signal_does_not_break_off_the_requeueing(run, monkeypatch: pytest.MonkeyPatch):
+    Path("scontrol").write_text("#!/bin/bash\nkill -TERM $PPID; sleep 0.1; echo $@ >asked\n")
+    Path("scontrol").chmod(0o755)
+    environ = {"SLURM_JOB_ID": "27", "PATH": f"{Path.cwd()}:{os.environ['PATH']}"}
+    monkeypatch.setenv("PATH", environ["PATH"])
+    assert run(SAVES, send="SIGUSR1", requeue=True, environ=environ) == 143
+    assert (status()["state"], status()["signal"]) == ("requeued", "SIGUSR1")
+    assert Path("asked").read_text() == "requeue 27\n"
 
 
 def test_a_warning_to_every_process_of_the_job_ends_only_the_task(run):

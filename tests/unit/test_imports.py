@@ -16,6 +16,7 @@ LEVEL = {
     **dict.fromkeys(("shapes", "errors", "registry", "text_table", "config", "files", "outputs"), 0.0),
     **dict.fromkeys(("answers", "provenance"), 0.0),
     **{"characters": 0.0, "console": 0.0, "progress": 0.2},
+    "stop_signals": 0.0,
     **dict.fromkeys(("latents", "compress", "losses", "align", "fuse"), 1.0),
     **dict.fromkeys(("backbone", "data"), 2.0),
     **{"teachers": 3.0, "objective": 3.5},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -13,10 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from compare import tiny_base
 from kava.backbone.artifact import WEIGHTS, load_student
@@ -25,10 +28,12 @@ from kava.errors import CheckpointError, RunError
 from kava.files import sole_owner
 from kava.training import folder as folder_module
 from kava.training import method_line as lines_module
+from kava.training.callbacks import cut_after
 from kava.training.checkpoint import find
 from kava.training.folder import TrainResult, update
 from kava.training.run import train
 from kava.training.trainer import KavaTrainer
+from struck import Command
 
 TIMES = ("tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 SETTINGS = (
@@ -238,6 +243,177 @@ def test_a_signal_saves_stops_and_the_rest_follows_bit_for_bit(
 def journal_so_far(folder: Path) -> list[dict[str, Any]]:
     """The updates logged so far."""
     return [line for line in journal(folder) if "loss" in line] if (folder / "log.jsonl").exists() else []
+
+
+def test_sigterm_to_the_process_group_of_a_run_with_loader_workers(
+    base: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """As from `timeout`, a closed terminal or a scheduler: the workers must not die before the update is done."""
+    folder = tmp_path / "run"
+    words = ("train", "--config", "debug", "--output_dir", str(folder), f"model.name={base}", *SETTINGS)
+    command = Command(tmp_path / "said", *words, "system.num_workers=2", moment="update", nth=4).standing()
+    assert len(psutil.Process(command.pid).children()) == 2
+    command.send(signal.SIGTERM, "group")
+    assert command.end() == 128 + signal.SIGTERM, command.out
+    assert "Traceback" not in command.out
+    assert [saved.step for saved in find(folder)[0]] == [2, 4]
+    assert train(recipe_for(base), folder, resume="auto", quiet=True).exit_code == 0
+    assert_same_run(folder, undisturbed)
+
+
+# -- checkpoints of other runs, foreign files, links ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["auto", "named"])
+def test_a_checkpoint_of_another_run_is_refused(how: str, base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Else this run's meta.json would say that its settings did what they never did."""
+    other = recipe_for(base, "training.learning_rate=2e-3", "system.seed=7")
+    folder = tmp_path / "run"
+    resume = str(undisturbed / LAST)
+    if how == "auto":
+        shutil.copytree(undisturbed / LAST, folder / LAST)
+        resume = "auto"
+    with pytest.raises(CheckpointError, match=r"checkpoint of another run: .*training\.learning_rate was 0\.001"):
+        train(other, folder, resume=resume, quiet=True)
+    assert not (folder / "meta.json").exists()
+
+
+@pytest.mark.parametrize("told_by", ["card", "meta"])
+def test_a_checkpoint_of_other_data_is_refused(told_by: str, base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Checkpoints name their data; of an older one the run's meta.json beside it tells."""
+    start = shutil.copytree(undisturbed / LAST, tmp_path / "other" / LAST)
+    card = json.loads((start / "kava.json").read_text())
+    assert card["data_sha256"] == json.loads((undisturbed / "meta.json").read_text())["data"]["sha256"]
+    if told_by == "card":
+        card["data_sha256"] = "0123"
+    else:
+        del card["data_sha256"]
+        (tmp_path / "other" / "meta.json").write_text('{"data": {"sha256": "0123"}}')
+    (start / "kava.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="was made on other training data"):
+        train(recipe_for(base), tmp_path / "run", resume=str(start), quiet=True)
+    assert not (tmp_path / "run" / "meta.json").exists()
+
+
+def test_a_run_that_goes_on_in_another_folder(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """It has the best student as well, and says where it began; settings that change nothing learnt are free."""
+    free = recipe_for(base, "logging.save_steps=4", "about.title=elsewhere")
+    start = undisturbed / "checkpoint-ep1"
+    assert train(free, tmp_path / "run", resume=str(start), quiet=True).steps == 9
+    assert_same_weights(tmp_path / "run", undisturbed)
+    meta = json.loads((tmp_path / "run" / "meta.json").read_text())
+    assert (meta["finished"], meta["continued_from"]) == (True, str(start))
+
+
+def assert_same_weights(folder: Path, wanted: Path) -> None:
+    for place in (LAST, "best_checkpoint"):
+        assert (folder / place / WEIGHTS).read_bytes() == (wanted / place / WEIGHTS).read_bytes(), place
+
+
+def test_a_best_value_without_its_student_is_not_kept(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = half_done(undisturbed, tmp_path / "run")
+    shutil.rmtree(folder / "best_checkpoint")
+    outcome = train(recipe_for(base), folder, resume="auto", quiet=True)
+    assert outcome.best is None  # every validation was before the last checkpoint
+    assert "best_checkpoint is not there" in (folder / "train.log").read_text()
+    assert (folder / "best_checkpoint").is_dir()
+
+
+class Foreign:
+    """What torch does not load: it could run code."""
+
+    def __reduce__(self) -> Any:
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_foreign_pickle_is_one_line_that_names_the_file(
+    name: str, base: Path, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = half_done(undisturbed, tmp_path / "run")
+    torch.save(Foreign(), folder / LAST / name)
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
+        train(recipe_for(base), folder, resume=str(folder / LAST), quiet=True)
+    assert "\n" not in caught.value.message
+    torch.save({"state": {}, "param_groups": []}, folder / LAST / name)  # plain, but of nothing here
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+        train(recipe_for(base), folder, resume=str(folder / LAST), quiet=True)
+    assert "this must not run" not in capfd.readouterr().out
+
+
+def test_auto_passes_over_a_foreign_pickle_and_a_stray_scaler(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = half_done(undisturbed, tmp_path / "run")
+    torch.save(Foreign(), folder / LAST / "optimizer.pt")
+    (folder / "checkpoint-step8" / "scaler.pt").write_bytes(b"stray")
+    train(recipe_for(base), folder, resume="auto", quiet=True)
+    text = (folder / "train.log").read_text()
+    assert f"{LAST} is passed over: optimizer.pt is no state" in text
+    assert "scaler.pt is not read" in text
+    assert_same_run(folder, undisturbed)
+
+
+def test_links_to_a_scratch_disk(base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Checkpoints and best student moved away and linked: rotation takes the links, nothing outside is deleted."""
+    folder, scratch = half_done(undisturbed, tmp_path / "run"), tmp_path / "scratch"
+    scratch.mkdir()
+    shutil.rmtree(folder / LAST)
+    (folder / "checkpoint-step8").rename(folder / "checkpoint-step3")
+    for name in ("checkpoint-ep1", "checkpoint-step3", "best_checkpoint"):
+        (folder / name).rename(scratch / name)
+        (folder / name).symlink_to(scratch / name)
+    gone = folder / "checkpoint-step5"
+    gone.symlink_to(scratch / "purged")
+    (folder / ".partial-old-best_checkpoint").symlink_to(scratch / "best_checkpoint")  # what earlier versions left
+    (folder / ".partial-old-checkpoint-step1").symlink_to(scratch / "purged")
+    more = recipe_for(base, "logging.save_steps=1", "logging.save_total_limit=1", "logging.eval_steps=1")
+    state = scratch / "checkpoint-step3" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_metric": -1.0}))
+    train(more, folder, resume="auto", quiet=True)
+    assert not (folder / "best_checkpoint").is_symlink()
+    assert (folder / "best_checkpoint").is_dir()
+    assert not (folder / "checkpoint-step3").is_symlink()
+    assert {path.name for path in scratch.iterdir()} == {"checkpoint-ep1", "checkpoint-step3", "best_checkpoint"}
+    assert not list(folder.glob(".partial-*"))
+    assert "checkpoint-step3 was a link and is removed" in (folder / "train.log").read_text()
+
+
+def test_the_journal_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "eval_accuracy": 0.5}, {"step": 3}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    cut_after(path, 2)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == lines[:3]
+    cut_after(path, 0)
+    assert path.read_text() == ""
+    cut_after(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_killed_loader_worker_is_one_line_and_loses_nothing(
+    base: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the out-of-memory killer, in an update between two checkpoints."""
+
+    def killing(right: Any) -> Any:
+        def call(self: KavaTrainer, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 2:
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+            return right(self, *args, **kwargs)
+
+        return call
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(KavaTrainer, "compute_loss", killing(KavaTrainer.compute_loss))
+        patch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # seconds between two looks
+        with pytest.raises(RunError, match="a process that prepares batches was killed after update") as caught:
+            train(recipe_for(base, "system.num_workers=2"), folder, quiet=True)
+    assert "lower system.num_workers (now 2)" in str(caught.value)
+    assert "\n" not in caught.value.message
+    assert find(folder)[0][-1].step == len([line for line in journal(folder) if "loss" in line])
+    train(recipe_for(base), folder, resume="auto", quiet=True)
+    assert_same_run(folder, undisturbed)
 
 
 @later

@@ -12,6 +12,7 @@ from kava.console import fitted
 from kava.errors import ConfigError
 from kava.outputs import check_folder
 from kava.progress import loading_libraries
+from kava.stop_signals import continues_by
 
 CONTEXT = OVERRIDES
 
@@ -91,7 +92,8 @@ def extract(
         print(fitted(f"note: for a run with this very recipe the store also needs {' '.join(lacking)}"))
     if dry_run:
         return 0
-    counts = plan.write(pick_device(recipe.system.device), output_dir, batch_size, part)
+    with continues_by("the same command again writes the missing shards only"):
+        counts = plan.write(pick_device(recipe.system.device), output_dir, batch_size, part)
     left = f", {counts['missing']} are left to other tasks" if counts["missing"] else "; the store is complete"
     text = f"{counts['written']} shards written, {counts['kept']} were there{left}: {output_dir}"
     show_result({"output_dir": str(output_dir), **plan.facts(), **counts}, text, quiet)

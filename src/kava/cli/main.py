@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import signal
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -16,14 +17,16 @@ from kava.data.hub import take_shared_store
 from kava.errors import ConfigError, KavaError
 from kava.progress import silent
 from kava.registry import nearest
+from kava.stop_signals import RaiseStopped, Stopped, exit_code, write_stderr
 
 # messages of torch.save on a full disk
 TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
 PATH_FLAG = re.compile(r"--(output\w*|\w+_dirs?|\w+_file|save_json|figures|folder|checkpoint|status|log)")
+TYPERS_INTERRUPT = 130  # what newer versions return in place of a KeyboardInterrupt
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
 --quiet prints nothing but the result, as one JSON document on stdout; errors go to stderr.
-Exit codes: 0 done, 1 a check failed, 2 your input, 130 interrupted."""
+Exit codes: 0 done, 1 a check failed, 2 your input, 128 + signal stopped by a signal (130 Ctrl-C, 143 SIGTERM)."""
 
 
 def help_text() -> str:
@@ -49,22 +52,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         from kava.cli.completion import complete
 
         return complete(os.environ["_KAVA_COMPLETE"])
-    try:
-        code = _dispatch(words)
-        sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
-    except KeyboardInterrupt:
-        tell("interrupted")
-        return 130
-    except BrokenPipeError:  # `kava config --list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        problem = _users_problem(error)
-        if problem is None:
-            raise  # unexpected: it keeps its traceback
-        tell(f"error: {problem}")
-        return 2
-    return code
+    with RaiseStopped(for_good=argv is None) as signals:
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
+        except KeyboardInterrupt as stop:
+            return _stopped(stop)
+        except Exception as error:
+            if signals.stop is not None:  # an import that was broken off raises errors of its own
+                return _stopped(signals.stop)
+            if isinstance(error, BrokenPipeError):  # `kava config --list | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 141
+            problem = _users_problem(error)
+            if problem is None:
+                raise  # unexpected: it keeps its traceback
+            tell(f"error: {problem}")
+            return 2
+        return _stopped(signals.stop) if signals.stop is not None and code == TYPERS_INTERRUPT else code
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    """Says that the command was stopped, and how to continue; returns the exit code."""
+    number, hint = (stop.number, stop.hint) if isinstance(stop, Stopped) else (signal.SIGINT, None)
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    write_stderr(f"interrupted{by}" + (f"\n  hint: {hint}" if hint else ""))
+    return exit_code(number)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -106,7 +119,7 @@ def _run(verb: str, words: list[str]) -> int:
         message = f"kava {verb}: {text[:1].lower()}{text[1:]}"
         raise ConfigError(message, f"kava {verb} --help lists the flags") from error
     except typer.Abort as error:
-        raise KeyboardInterrupt from error
+        raise error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt() from error
     return code if isinstance(code, int) else 0
 
 

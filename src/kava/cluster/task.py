@@ -3,7 +3,7 @@
     state     started, ok, failed, requeued, or refused (something it needs is not ok)
 
 USR1 (a scheduler's warning before the time limit) and our own clock stop the command, which saves a checkpoint, and put
-the job back into the queue. TERM, INT and USR2 stop it as well; the sender decides whether it runs again.
+the job back into the queue. TERM, INT, HUP and USR2 stop it as well; the sender decides whether it runs again.
 """
 
 import json
@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,11 +27,13 @@ from kava.cluster.submit import refusal
 from kava.errors import ConfigError
 from kava.files import write_json
 from kava.outputs import Output, check_outputs
+from kava.stop_signals import STOP_SIGNALS, heeded
 
 STARTED, OK, FAILED, REQUEUED, REFUSED = "started", "ok", "failed", "requeued", "refused"
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGALRM")
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
 AGAIN = ("SIGUSR1", "SIGALRM")  # those after which the job goes back into the queue
 NOT_FOUND = 127
+FORWARDED = 10.0  # seconds in which a command should have passed TERM on to what it started
 _RANGE = re.compile(r"\[(\d+)-(\d+)\](?=\.json$)")
 
 
@@ -48,6 +51,7 @@ class Task:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     signal: str | None = None
     process: subprocess.Popen[bytes] | None = None
+    told: threading.Timer | None = None  # set once the command has got TERM
     facts: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> int:
@@ -68,12 +72,12 @@ class Task:
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             _say(f"error: not run, because {lacking[0]}{more}")
             return self._end(REFUSED, self.scheduler.refused, reason=lacking)
-        write_json(self.status, self.facts)
-        with self._signals():
+        with self._signals():  # to the end: a second one must not break off the requeueing
+            write_json(self.status, self.facts)
             code = self._all()
-        if self.signal is not None and code:
-            return self._stopped(code)
-        return self._end(FAILED if code else OK, code)
+            if self.signal is not None and code:
+                return self._stopped(code)
+            return self._end(FAILED if code else OK, code)
 
     def _all(self) -> int:
         """The first exit code that is not 0; that of SIGTERM where a signal came before the last command."""
@@ -93,14 +97,19 @@ class Task:
         try:
             # in its own session: a signal to the job's process group reaches only this process, which passes it on once
             how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": environment, "start_new_session": True}
-            self.process = subprocess.Popen(words, **how, preexec_fn=_ignore_warnings if os.name == "posix" else None)
+            self.process = running = subprocess.Popen(
+                words, **how, preexec_fn=_ignore_warnings if os.name == "posix" else None
+            )
         except OSError as error:
             _say(f"error: {words[0]} cannot be started: {error.strerror}")
             return NOT_FOUND
         if self.signal is not None:  # it came while the process was being started
             self._pass_on()
-        code = self.process.wait()
+        code = running.wait()
         self.process = None
+        if self.told is not None:
+            self.told.cancel()
+            _tell_group(running)  # what a shell has left behind
         return 128 - code if code < 0 else code
 
     def _stopped(self, code: int) -> int:
@@ -129,6 +138,7 @@ class Task:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+        numbers = [number for number in numbers if number in heeded() or number not in STOP_SIGNALS]
         before = {number: signal.signal(number, self._caught) for number in numbers}
         alarm = getattr(signal, "alarm", int)  # Windows has no alarm
         alarm(self.stop_after or 0)
@@ -144,11 +154,20 @@ class Task:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        """Send TERM to the command's process group: they save and stop."""
+        """Send TERM to the command, once: it saves and stops. What it has started (loggers, loaders) is its own affair.
+
+        A shell passes nothing on, so its whole group is told when it has ended, or FORWARDED seconds later.
+        """
         process = self.process
-        if process is not None and process.poll() is None:
-            with suppress(ProcessLookupError):  # it has just ended
-                os.killpg(process.pid, signal.SIGTERM)
+        if process is not None and self.told is None:
+            process.send_signal(signal.SIGTERM)
+            self.told = threading.Timer(FORWARDED, _tell_group, (process,))
+            self.told.start()
+
+
+def _tell_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def _ignore_warnings() -> None:

@@ -1,6 +1,7 @@
 """Interactive mode: a line is a question, a line with a slash is a command."""
 
 import math
+import signal
 from collections.abc import Callable
 
 from kava.errors import DataError
@@ -8,6 +9,7 @@ from kava.infer.batch import cost
 from kava.infer.checks import untrained
 from kava.infer.line_editing import line_editing, typed
 from kava.infer.student import Student, sampling_of
+from kava.stop_signals import Stopped
 
 HELP = """\
 /latent on|off   think in latents, or write the steps
@@ -32,7 +34,9 @@ class Chat:
             with line_editing(self.write):
                 while self.line(typed(read("kava> "))):
                     pass
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, KeyboardInterrupt) as end:
+            if isinstance(end, Stopped) and end.number != signal.SIGINT:
+                raise
             self.write("")
 
     def line(self, line: str) -> bool:

@@ -2,18 +2,17 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kava.files import make_folder, open_append
 from kava.outputs import Output, check_folder, check_outputs
 from kava.progress import progress
+from kava.stop_signals import continues_by
 
 POLL = 0.3
 
@@ -63,7 +62,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1, quiet: bool = False) -> dic
     broken: dict[str, str] = {}
     devices, parallel = _devices(), max(1, parallel)
     steps, total = {job.label: 0 for job in jobs}, sum(job.updates for job in jobs) or None
-    with _sigterm_as_interrupt(), progress("train", total, "updates", show=not quiet) as meter:
+    again = "the same command again: finished runs are kept, the others go on where they were"
+    with continues_by(again), progress("train", total, "updates", show=not quiet) as meter:
         try:
             while queue or slots:
                 while len(slots) < parallel and (job := _next(queue, [slot.job for slot in slots], broken)) is not None:
@@ -139,16 +139,6 @@ def _devices() -> list[str]:
     """The GPUs that CUDA_VISIBLE_DEVICES names, where there are several: each job gets one."""
     named = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
     return named if len(named) > 1 else []
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM (a scheduler's) becomes KeyboardInterrupt, which ends the children too."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _note(running: Sequence[Job], waiting: int) -> str:

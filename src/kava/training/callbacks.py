@@ -15,6 +15,7 @@ from kava.files import open_append, write_text
 from kava.progress import Meter, clock_time, progress
 from kava.training import folder
 from kava.training.interrupt import Interrupt
+from kava.training.processes import main_process_decides
 from kava.training.sharding import whole_tensor
 from kava.training.trainer import KavaTrainer
 
@@ -39,6 +40,10 @@ class Schedule(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         every = self.trainer.recipe.logging.eval_steps
         self.trainer.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
+        best = Path(args.output_dir) / folder.BEST
+        if state.best_metric is not None and not main_process_decides(best.is_dir):
+            log.warning("%s is not there: the best student is chosen from the validations to come", best)
+            state.best_metric = None
         if state.global_step and not _validated(state) and (state.global_step % every == 0 or ends_epoch(state.epoch)):
             self.trainer.evaluate()
 

@@ -1,20 +1,26 @@
 """Checkpoints on disk: which are complete, which is the newest, which are deleted."""
 
 import json
+import logging
+import pickle
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.artifact import CARD, WEIGHTS
-from kava.errors import CheckpointError
+from kava.backbone.artifact import CARD, RECIPE, WEIGHTS
+from kava.config import Recipe, differing, load_recipe
+from kava.errors import CheckpointError, first_line
+from kava.files import remove
 from kava.training.aux_state import FILE
 
+log = logging.getLogger("kava.train")
 STATE = "trainer_state.json"
-NEEDED = (WEIGHTS, CARD, "optimizer.pt", "scheduler.pt", STATE)
+PICKLES = ("optimizer.pt", "scheduler.pt")
+NEEDED = (WEIGHTS, CARD, RECIPE, *PICKLES, STATE)
 _NAME = re.compile(r"checkpoint-(ep|step)(\d+)$")
 
 
@@ -34,7 +40,7 @@ def problem(folder: Path) -> str | None:
         return f"{[*missing, 'rng_state'][0]} is missing"
     try:
         step_of(folder)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         return f"{STATE} is torn ({error})"
     for name in (WEIGHTS, FILE) if (folder / FILE).exists() else (WEIGHTS,):
         try:
@@ -42,7 +48,7 @@ def problem(folder: Path) -> str | None:
                 file.keys()
         except (SafetensorError, OSError) as error:
             return f"{name} is torn ({error})"
-    for name in ("optimizer.pt", "scheduler.pt"):
+    for name in PICKLES:
         if not zipfile.is_zipfile(folder / name):  # False for a cut file: a zip's directory is at its end
             return f"{name} is torn"
     return None
@@ -68,23 +74,51 @@ def find(run: Path) -> tuple[list[Checkpoint], list[str]]:
     return sorted(whole, key=lambda c: (c.step, c.at_epoch)), broken
 
 
-def choose(run: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint that `--resume auto|DIR` continues from (None: from the start), and lines for the log."""
+def foreign(folder: Path) -> str | None:
+    """Why torch refuses the optimizer's or the scheduler's state: a pickle of anything else could run code."""
+    for name in PICKLES:
+        try:
+            torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)  # reads no tensor
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+            return f"{name} is no state of an optimizer or scheduler ({first_line(error)[:100]})"
+    return None
+
+
+def choose(run: Path, resume: str, recipe: Recipe) -> tuple[Path | None, list[str]]:
+    """The checkpoint that `--resume auto|DIR` continues from (None: from the start), and lines for the log.
+
+    It must have been made with the settings of this run.
+    """
     if resume != "auto":
         folder = Path(resume)
         if not folder.is_dir():
             raise CheckpointError(f"--resume {resume}: no such folder", "give a checkpoint-* folder, or auto")
-        reason = problem(folder)
-        if reason:
+        if reason := problem(folder) or foreign(folder):
             raise CheckpointError(f"--resume {resume}: {reason}", "use --resume auto to take the newest whole one")
+        _refuse_another_run(folder, recipe)
         return folder, []
     whole, notes = find(run)
-    return (whole[-1].path if whole else None), notes
+    for newest in reversed(whole):
+        if (reason := foreign(newest.path)) is None:
+            _refuse_another_run(newest.path, recipe)
+            return newest.path, notes
+        notes.append(f"{newest.path.name} is passed over: {reason}")
+    return None, notes
+
+
+def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
+    if differ := differing(load_recipe(folder / RECIPE), recipe):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of another run: {'; '.join(differ[:5])}",
+            f"continue that run with --config {folder / RECIPE}, or begin a new one without --resume",
+        )
 
 
 def rotate(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` step checkpoints and the newest `keep` epoch checkpoints."""
+    """Deletes all but the newest `keep` step checkpoints and the newest `keep` epoch checkpoints; of a link the link."""
     whole, _ = find(run)
     for group in (True, False):
         for old in [c for c in whole if c.at_epoch is group][:-keep]:
-            shutil.rmtree(old.path)
+            if old.path.is_symlink():
+                log.info("%s was a link and is removed; %s is left", old.path.name, old.path.resolve())
+            remove(old.path)

@@ -1,17 +1,20 @@
 """A run's folder: locked by one process, described before the first step, never mixed with another run."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.backbone.artifact import read_card
 from kava.config import Recipe, differing, load_recipe, save_recipe
-from kava.errors import RunError
-from kava.files import make_folder, sole_owner, sweep, write_json
+from kava.errors import CheckpointError, RunError
+from kava.files import make_folder, new_folder, sole_owner, sweep, write_json
 from kava.outputs import Output, begins, check_folder, check_outputs, is_dated
 from kava.provenance import surroundings
+from kava.training import checkpoint
 
 RECIPE, META = "recipe.yaml", "meta.json"
 LOG, BEST = "log.jsonl", "best_checkpoint"
@@ -101,6 +104,23 @@ def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> Non
     if differ := differing(load_recipe(stored), recipe):
         problem = f"{folder} was run with other settings: {'; '.join(differ[:5])}"
         raise RunError(problem, "continue with the same settings, or choose another --output_dir")
+
+
+def refuse_other_data(start: Path, card: dict[str, Any]) -> None:
+    """Raises where the checkpoint was made on other training data, as far as that is known (of a stream it is not)."""
+    before = read_card(start).get("data_sha256") or read_meta(start.parent).get("data", {}).get("sha256")
+    if before is not None and before != card.get("sha256"):
+        message = f"{start} was made on other training data (sha256 {before}, now {card.get('sha256')})"
+        raise CheckpointError(message, "put the data back, or begin a new run without --resume")
+
+
+def bring_best(start: Path, folder: Path) -> None:
+    """Copies the best student so far into the folder of a run that continues a checkpoint of another folder."""
+    best = start.parent / BEST
+    if (folder / BEST).exists() or not best.is_dir() or read_card(best).get("step", 0) > checkpoint.step_of(start):
+        return
+    with new_folder(folder / BEST) as partial:
+        shutil.copytree(best, partial, dirs_exist_ok=True)
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:

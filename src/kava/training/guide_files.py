@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from kava.backbone.artifact import WEIGHTS
 from kava.config import Recipe
-from kava.files import new_folder, write_json, write_text
+from kava.files import new_folder, remove, write_json, write_text
 from kava.training import checkpoint
 from kava.training.aux_state import FILE as PROJECTOR
 from kava.training.callbacks import Console, append_line, ends_epoch
@@ -232,7 +232,7 @@ def close(run: Path, recipe: Recipe, state: Any, done: bool, processes: int = 1)
     best = best_cossim(state.log_history)
     if done:
         write_completed(run, recipe, state.global_step, state.log_history, processes)
-        shutil.rmtree(run / EMERGENCY, ignore_errors=True)  # left by an earlier stop
+        remove(run / EMERGENCY)  # left by an earlier stop
     else:
         for newest in checkpoint.find(run)[0][-1:]:
             write_emergency(run / EMERGENCY, newest.path, newest.step, best)

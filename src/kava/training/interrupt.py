@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's signals as a flag that training reads between two updates."""
+"""Stop signals as a flag that training reads between two updates."""
 
 import os
 import signal
@@ -6,14 +6,18 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from kava.stop_signals import exit_code, heeded, write_stderr
 from kava.training.processes import is_distributed, is_main_process, max_over_processes
 
 PARENT = "KAVA_PARENT"  # id of the process that started this run, if the run is to stop when that process ends
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupt:
-    """Context manager that catches the signals; `signal` is the first that came. A second Ctrl-C stops at once."""
+    """Context manager that catches the stop signals; `signal` is the first that came, later ones are ignored.
+
+    One Ctrl-C may arrive twice, from the terminal and from torchrun, so a second one is no wish to lose the work.
+    SIGQUIT (Ctrl-backslash) and SIGKILL are not caught.
+    """
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -38,10 +42,8 @@ class Interrupt:
         return self._signal
 
     def __enter__(self) -> "Interrupt":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # Python delivers signals to the main thread only
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._catch)
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
+            self._before = {number: signal.signal(number, self._catch) for number in heeded()}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -49,15 +51,16 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self._signal is not None:
+            return
         self._signal = number
         if is_main_process():
             name = signal.Signals(number).name
-            what = "saving a checkpoint after this update, then stopping (Ctrl-C again stops at once)"
-            print(f"\n{name}: {what}", flush=True)
+            write_stderr(
+                f"\n{name}: saving a checkpoint after this update, then stopping (SIGQUIT, Ctrl-\\, stops at once)"
+            )
 
     @property
     def exit_code(self) -> int:
         """0, or 128 + signal as shells have it."""
-        return 0 if self.signal is None else 128 + self.signal
+        return 0 if self.signal is None else exit_code(self.signal)

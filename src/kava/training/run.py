@@ -31,6 +31,7 @@ from kava.training.interrupt import Interrupt
 from kava.training.method_line import Line, explicit_line, latent_line
 from kava.training.processes import batch_layout, is_main_process, main_process_decides
 from kava.training.trainer import KavaTrainer
+from kava.training.workers import ended_afterwards
 
 log = logging.getLogger("kava.train")
 
@@ -65,7 +66,7 @@ def train(
 
         def claim() -> tuple[Path | None, list[str]]:
             stack.enter_context(folder.claimed(run, recipe, resume))
-            return checkpoint.choose(run, resume) if resume else (None, [])
+            return checkpoint.choose(run, resume, recipe) if resume else (None, [])
 
         start, notes = main_process_decides(claim)
         stack.enter_context(_open_log(run / "train.log", quiet))
@@ -139,24 +140,27 @@ class _Run:
             trainer = self.trainer(recipe, line, tokenizer, data, interrupt)
             main_process_decides(lambda: self.describe(data, trainer))
             began = time.perf_counter()
-            trainer.train(resume_from_checkpoint=str(self.start) if self.start else None)
+            with ended_afterwards():
+                trainer.train(resume_from_checkpoint=str(self.start) if self.start else None)
             seconds = time.perf_counter() - began
+            code = interrupt.exit_code  # of a signal from now on nothing is left to save
             no_best = not main_process_decides((self.folder / BEST).exists)
-            if interrupt.signal is None and no_best:  # nothing to validate on
+            if code == 0 and no_best:  # nothing to validate on
                 trainer.save_best(validation=None)
-            if interrupt.signal is None and line.finish is not None:
+            if code == 0 and line.finish is not None:
                 with trainer.whole():
                     if is_main_process():
                         line.finish(self.folder)
             if is_main_process():
-                self.close(trainer, interrupt, seconds)
+                self.close(trainer, code == 0, seconds)
             getattr(trainer, "end", lambda: None)()
         state, metric = trainer.state, trainer.validation.decides
-        return TrainResult(self.folder, state.global_step, metric, state.best_metric, interrupt.exit_code)
+        return TrainResult(self.folder, state.global_step, metric, state.best_metric, code)
 
     def trainer(self, recipe: Recipe, line: Line, tokenizer: Any, data: Data, interrupt: Interrupt) -> KavaTrainer:
         options = {"args": self.args, "train_dataset": data.train, "data_collator": line.collate}
         trainer = KavaTrainer(line.objective, recipe, tokenizer, line.validation, interrupt, **options)
+        trainer.data_sha256 = data.card.get("sha256")
         own: list[Any] = [Schedule(trainer, interrupt), GradientNorms(trainer), Journal(self.folder / folder.LOG)]
         if recipe.explicit.enabled:
             own += [guide_files.TrainingLog(self.folder / guide_files.LOG), guide_files.GuideConsole()]
@@ -181,6 +185,10 @@ class _Run:
             "sharding": recipe.system.sharding if processes > 1 else "none",
             "effective_batch_size": trainer.effective_batch_size,
         }
+        if self.start is not None:
+            folder.refuse_other_data(self.start, data.card)
+            folder.bring_best(self.start, self.folder)
+            facts |= {"continued_from": str(self.start)}
         folder.describe(self.folder, recipe, facts)
         write_json(self.folder / "data_card.json", data.card)
         log.info("%s: %s", recipe.about.name or "run", in_words(data.card))
@@ -196,9 +204,9 @@ class _Run:
         if no_result and recipe.rkv.method == "steps":
             log.warning("%.1f %% of the examples have no step result: their KV term is empty", 100 * no_result)
 
-    def close(self, trainer: KavaTrainer, interrupt: Interrupt, seconds: float) -> None:
+    def close(self, trainer: KavaTrainer, finished: bool, seconds: float) -> None:
         """Completes meta.json and logs how the run ended."""
-        state, metric, finished = trainer.state, trainer.validation.decides, interrupt.signal is None
+        state, metric = trainer.state, trainer.validation.decides
         facts = {"finished": finished, "steps": state.global_step, "seconds": round(seconds, 1)}
         folder.update(self.folder, **facts, **{f"best_{metric}": state.best_metric})
         if finished:

@@ -12,25 +12,26 @@ from typing import Any
 
 import torch
 
-from kava.backbone.artifact import load_weights, write_student
+from kava.backbone.artifact import write_student
 from kava.config import Recipe
 from kava.data.example import stable_hash
-from kava.errors import RunError
-from kava.files import new_folder, replace_folder
+from kava.errors import RunError, first_line
+from kava.files import new_folder, remove, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
 from kava.objective.records import Result, Step
 from kava.progress import progress
-from kava.training import aux_state
-from kava.training.checkpoint import rotate
+from kava.training import aux_state, workers
+from kava.training.checkpoint import find, rotate
 from kava.training.folder import BEST
 from kava.training.interrupt import Interrupt
 from kava.training.memory import pieces_of
 from kava.training.processes import main_process_decides, share_out
+from kava.training.restore import RestoringTrainer
 from kava.training.sharding import Sharded, follow_shards, whole_tensor
 
 with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
-    from transformers import PrinterCallback, Trainer
+    from transformers import PrinterCallback
 
 INCOMING = ".partial-checkpoint"
 IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
@@ -48,7 +49,7 @@ class Validation:
     lower: bool = False
 
 
-class KavaTrainer(Trainer):
+class KavaTrainer(RestoringTrainer):
     """The model is the objective: one forward gives the terms of a micro-batch. It knows no method."""
 
     loss_is_scaled_for_ga = True  # each term is divided by the count of the whole update window, once
@@ -67,6 +68,7 @@ class KavaTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # what transformers before 5.19 reads instead
         self.objective, self.recipe, self.tokenizer_to_save = objective, recipe, tokenizer
         self.validation, self.interrupt = validation, interrupt
+        self.data_sha256: str | None = None  # None: not known, as of a stream
         self.at_epoch_end = False
         self.pieces = pieces_of(recipe, self.args.world_size)
         self.sharded: Sharded | None = None
@@ -97,7 +99,13 @@ class KavaTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # resumed behind the last update: only its end is due
             self.control.should_training_stop = True
             return [], {}
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        try:
+            with workers.fetching():
+                batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        except RuntimeError as error:
+            if not workers.died(error):
+                raise
+            raise self._lost_worker(error) from error
         update, every = self.state.global_step, self.args.logging_steps
         progress = update / max(1, self.state.max_steps)
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
@@ -150,6 +158,17 @@ class KavaTrainer(Trainer):
             "lower training.learning_rate or the alphas; the last checkpoint is untouched (--resume auto)",
         )
 
+    def _lost_worker(self, error: RuntimeError) -> RunError:
+        """The error to raise; what was learnt so far is saved, where one process can do so alone."""
+        step, run = self.state.global_step, Path(self.args.output_dir)
+        if step and self.args.world_size == 1 and all(saved.step != step for saved in find(run)[0]):
+            self._save_checkpoint(self.model, None)
+        return RunError(
+            f"a process that prepares batches was killed after update {step}, perhaps because memory ran out "
+            f"({first_line(error)})",
+            f"lower system.num_workers (now {self.args.dataloader_num_workers}) and continue with --resume auto",
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self._of_all(self._sums)
@@ -181,14 +200,15 @@ class KavaTrainer(Trainer):
             run, step = Path(self.args.output_dir), self.state.global_step
             name = f"ep{round(self.state.epoch or 0)}" if self.at_epoch_end else f"step{step}"
             replace_folder(run / INCOMING / f"checkpoint-{step}", run / f"checkpoint-{name}")
-            (run / INCOMING).rmdir()
+            remove(run / INCOMING)
             rotate(run, self.recipe.logging.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:  # every process is asked
-            counts = {"processes": self.args.world_size, "effective_batch_size": self.effective_batch_size}
-            self._write(Path(output_dir or self.args.output_dir), **counts)
+            facts = {"processes": self.args.world_size, "effective_batch_size": self.effective_batch_size}
+            facts |= {"data_sha256": self.data_sha256}
+            self._write(Path(output_dir or self.args.output_dir), **facts)
 
     def _write(self, folder: Path, **facts: Any) -> None:
         """The student and what is trained beside it; `facts` go to its card."""
@@ -196,24 +216,11 @@ class KavaTrainer(Trainer):
         write_student(model, self.tokenizer_to_save, self.recipe, folder, step=step, **facts)
         aux_state.save(self.objective, folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(self.objective.model, resume_from_checkpoint)
-        aux_state.load(self.objective, Path(resume_from_checkpoint))
-
     @property
     def effective_batch_size(self) -> int:
         """Examples in an update."""
         args = self.args
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """A checkpoint of another number of processes has none for this one: it draws anew, not what was drawn before."""
-        args = self.args
-        name = f"rng_state_{args.process_index}.pth" if args.world_size > 1 else "rng_state.pth"
-        if checkpoint is not None and not (Path(checkpoint) / name).is_file():
-            torch.manual_seed(args.seed + self.state.global_step * args.world_size + args.process_index)
-        else:
-            super()._load_rng_state(checkpoint)
 
     # -- shards --------------------------------------------------------------------------------------------------
 

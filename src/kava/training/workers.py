@@ -1,0 +1,72 @@
+"""The processes that prepare batches: no stop signal ends them before the trainer does, and a dead one is one clear line."""
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
+from kava.stop_signals import STOP_SIGNALS
+
+DEAD = "DataLoader worker (pid"  # how torch's message about a dead worker begins
+
+
+@contextmanager
+def fetching() -> Iterator[None]:
+    """Around the fetch of batches, which starts the workers: they never get a stop signal, so batches keep coming.
+
+    A signal to the process group or to every process of a job would otherwise end them first, and the update with them.
+    Blocked signals are inherited, also by a process that is spawned; handlers are not.
+    """
+    with _default_sigchld():
+        before = _block()
+        try:
+            yield
+        finally:
+            if before is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _block() -> set[int] | None:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return None
+    before = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
+    if multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # a helper of spawned processes, which unblocks signals when it is started
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    return before
+
+
+@contextmanager
+def ended_afterwards() -> Iterator[None]:
+    """Around a training: no worker outlives it, not even one that hangs in a slow file system."""
+    before = multiprocessing.active_children()
+    with _default_sigchld():
+        try:
+            yield
+        finally:
+            for child in multiprocessing.active_children():
+                if child.daemon and child not in before:
+                    child.kill()
+
+
+@contextmanager
+def _default_sigchld() -> Iterator[None]:
+    """Without torch's SIGCHLD handler outside: it raises wherever the trainer is, in an update or while it saves.
+
+    The next fetch notices a dead worker as well.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+
+
+def died(error: RuntimeError) -> bool:
+    """Whether this is torch's error about a worker that was killed."""
+    return str(error).startswith(DEAD)
