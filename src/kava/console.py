@@ -62,7 +62,7 @@ def fitted(text: str, stream: TextIO | None = None, indent: str = "    ") -> str
 
 
 def _fold(line: str, most: int, indent: str) -> str:
-    """Breaks at two spaces, between a table's cells or a log's terms, and only where there are none at one.
+    """Breaks at two spaces, between a table's cells or a log's terms, and only where there are none late in the line at one.
 
     What stands before a break keeps its place, so that the cells of a table stay below each other.
     """
@@ -72,7 +72,7 @@ def _fold(line: str, most: int, indent: str) -> str:
     lines, rest, start = [], line, len(lead)
     while len(rest) > most:
         place = rest.rfind("  ", start + 1, most + 2)
-        if place < 0:
+        if place < most // 2:  # else the line would be half empty
             place = rest.rfind(" ", start + 1, most + 1)
         if place < 0:  # one long word, such as a path
             place = rest.find(" ", most)

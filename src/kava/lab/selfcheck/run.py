@@ -11,7 +11,7 @@ from pathlib import Path
 from kava.errors import ConfigError, KavaError
 from kava.lab.selfcheck.components import COMPONENTS
 from kava.lab.selfcheck.context import Component, SelfCheckContext, Skipped
-from kava.progress import progress, silent
+from kava.progress import loading_libraries, progress, silent
 from kava.registry import nearest
 
 TEACHERS = "multi-teacher"
@@ -67,8 +67,9 @@ def select(components: Mapping[str, Component], names: Sequence[str]) -> dict[st
 def real_device(name: str) -> str:
     """The device that `auto`, cuda or mps stands for here; without torch the name itself: the components tell."""
     try:
-        from kava.backbone.silence_libraries import silence_libraries
-        from kava.infer.student import pick_device
+        with loading_libraries():
+            from kava.backbone.silence_libraries import silence_libraries
+            from kava.infer.student import pick_device
     except ImportError:
         return name
     silence_libraries()
