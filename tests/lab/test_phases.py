@@ -344,7 +344,7 @@ def test_stages_run_one_after_the_other_and_end_in_a_table(
     shown = capsys.readouterr().out
     assert all(column in shown for column in ("val CE", "val KV", "KV / mean's", "accuracy"))
     for name, before in zip(names, ["", *names], strict=False):
-        recipe = load_recipe(tmp_path / "outputs" / "stages" / name / "seed_42" / "recipe.yaml")
-        wanted = f"outputs/stages/{before}/seed_42/best_checkpoint" if before else None
+        recipe = load_recipe(tmp_path / "outputs" / "stages_quick" / name / "seed_42" / "recipe.yaml")
+        wanted = f"outputs/stages_quick/{before}/seed_42/best_checkpoint" if before else None
         assert recipe.training.start_from == wanted
     assert main([*line, "--members", *names]) == 0  # nothing left to do

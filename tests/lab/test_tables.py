@@ -170,7 +170,7 @@ def test_other_items_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_mean_and_sample_spread_over_seeds(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert aggregate(tree, "--datasets", "gsm8k", "svamp", "--model_name", "KAVA-LLaMA-3.2-1B") == 0
+    assert aggregate(tree, "--datasets", "gsm8k", "svamp", "--model_name", "KAVA-LLaMA-3.2-1B") == 1
     root = tree / "outputs" / "llama1b_aug_multi_seed"
     found = json.loads((root / "aggregated_results.json").read_text())
     assert list(found) == ["llama1b_aug"]
@@ -189,10 +189,68 @@ def test_mean_and_sample_spread_over_seeds(tree: Path, capsys: pytest.CaptureFix
 
 
 def test_one_seed_has_no_spread_and_a_missing_folder_is_a_missing_seed(tree: Path) -> None:
-    assert aggregate(tree, "--datasets", "gsm8k", seeds=(42, 7)) == 0
+    assert aggregate(tree, "--datasets", "gsm8k", seeds=(42, 7)) == 1
     root = tree / "outputs" / "llama1b_aug_multi_seed"
     entry = json.loads((root / "aggregated_results.json").read_text())["llama1b_aug"]["datasets"]["gsm8k"]
     assert (entry["accuracy_std"], entry["num_seeds"], entry["missing"]) == (None, 1, [7])
+
+
+def test_the_shells_glob_may_match_more_than_runs(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What kava wrote beside a run stands for the run; other files and folders are left out with a word."""
+    root = tree / "outputs" / "llama1b_aug_multi_seed"
+    for name in ("seed_42.out", "seed_42.log", "seed_7.out"):
+        (root / name).write_text("text")
+    (root / "seed_notes").mkdir()
+    words = ["aggregate", "--datasets", "gsm8k", "--quiet", "--seed_dirs", *map(str, sorted(root.glob("seed_*")))]
+    assert main([*words, f"{root}/../llama1b_aug_multi_seed/seed_42"]) == 1
+    shown = capsys.readouterr()
+    body = json.loads(shown.out)["llama1b_aug"]
+    assert body["seeds"] == [123, 42, 456, 7]
+    assert body["datasets"]["gsm8k"]["missing"] == [7]  # its training broke before it had a folder
+    assert [line.rpartition("/")[2] for line in shown.err.splitlines()] == [
+        "seed_42.log is a file, not a run's folder: left out",
+        "seed_notes holds no run: left out",
+        "seed_42 is named twice: it counts once",
+        "warning: gsm8k: no results of seed 7",
+    ]
+    assert main(["aggregate", "--seed_dirs", f"{root}/nothing_*"]) == 2
+    assert "no folder matches" in capsys.readouterr().err
+
+
+def rehearse(folder: Path, seed: int, **fields: Any) -> None:
+    """A run with results on sixteen items."""
+    path = results(folder, "gsm8k", 4, total=16, accuracy=0.25, **fields)
+    path.rename(path.with_name("results_gsm8k.limit16.yaml"))
+    save_recipe(load_recipe("llama1b_aug", [f"system.seed={seed}", "training.max_steps=4"]), folder / "recipe.yaml")
+
+
+def test_a_rehearsal_is_aggregated_as_one_and_never_with_whole_results(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree / "outputs" / "rehearsal"
+    for seed in (1, 2):
+        rehearse(root / f"seed_{seed}", seed)
+    words = ["aggregate", "--seed_dirs", f"{root}/seed_1", f"{root}/seed_2"]
+    files = [f"--output_json={root}/aggregated_results.json"]
+    for more in (["--quick_test"], ["--quick_test", "--datasets", "gsm8k"], []):
+        assert main([*words, *files, *more]) == 0
+        assert "llama1b_aug (a rehearsal" in capsys.readouterr().out
+        body = json.loads((root / "aggregated_results.json").read_text())["llama1b_aug"]
+        assert body["rehearsal"] is True
+        assert list(body["datasets"]) == ["gsm8k.limit16"]
+        assert body["datasets"]["gsm8k.limit16"]["accuracy_mean"] == 0.25
+    assert main([*words, "--datasets", "gsm8k"]) == 2  # asked for the whole set
+    assert "results there are: gsm8k.limit16" in capsys.readouterr().err
+    results(root / "seed_1", "gsm8k", 700)
+    assert main([*words, "--quiet"]) == 1
+    assert list(json.loads(capsys.readouterr().out)["llama1b_aug"]["datasets"]) == ["gsm8k"]
+    code, _, rows = formatted(tree)  # only the rehearsal is there: its row says so
+    assert (code, [row["Model"] for row in rows]) == (0, ["LLaMA-3.2-1B (rehearsal)"])
+    aggregate(tree, "--datasets", "gsm8k")
+    capsys.readouterr()
+    code, _, rows = formatted(tree)
+    assert (code, [row["Model"] for row in rows]) == (0, ["LLaMA-3.2-1B"])
+    assert "rehearsal: left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -279,6 +337,28 @@ def test_columns_follow_the_sets_and_special_characters_are_escaped(tree: Path) 
     assert r"my\_50\%\_recipe & - & - & 50.0 \\" in tex
     assert r"$56.9 \pm 0.8$" in tex
     assert rows[-1]["Num_Seeds"] == "1"
+
+
+def test_variants_of_a_recipe_are_told_apart(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    aggregate(tree, "--datasets", "gsm8k")
+    assert formatted(tree)[2][0]["Model"] == "LLaMA-3.2-1B"
+    assert ": 1 recipe\n" in capsys.readouterr().out
+    source = (tree / "outputs" / "llama1b_aug_multi_seed" / "aggregated_results.json").read_text()
+    for folder, name in (("b", "llama1b_aug"), ("c", "no_kv")):
+        (tree / "outputs" / folder).mkdir()
+        path = tree / "outputs" / folder / "aggregated_results.json"
+        path.write_text(source.replace('"llama1b_aug"', f'"{name}"'))
+    code, tex, rows = formatted(tree)
+    assert (code, [row["Model"] for row in rows]) == (0, [
+        "LLaMA-3.2-1B (llama1b_aug, b)", "LLaMA-3.2-1B (no_kv)", "LLaMA-3.2-1B (llama1b_aug, llama1b_aug_multi_seed)",
+    ])  # fmt: skip
+    assert r"LLaMA-3.2-1B (no\_kv) & GSM8k-AUG & 56.9 (0.8)" in tex
+    assert "kava aggregate --config_name NAME" in capsys.readouterr().err
+    for folder in ("b", "c"):
+        (tree / "outputs" / folder / "aggregated_results.json").write_text("{}")
+    (tree / "outputs" / "llama1b_aug_multi_seed" / "aggregated_results.json").write_text("{}")
+    assert formatted(tree)[0] == 0
+    assert ": 0 recipes\n" in capsys.readouterr().out
 
 
 def test_only_one_file_when_asked(tree: Path) -> None:

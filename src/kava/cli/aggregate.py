@@ -7,7 +7,7 @@ import typer
 
 from kava.cli.common import Overwrite, show_result
 from kava.console import tell
-from kava.lab.analysis.aggregate import accuracy_table, held_out_table, missing, write
+from kava.lab.analysis.aggregate import accuracy_table, held_out_table, missing, seed_folders, title, write
 from kava.lab.analysis.aggregate import aggregate as over_seeds
 from kava.lab.analysis.runs import files_of_runs
 from kava.outputs import Output, check_outputs, has_keys
@@ -22,25 +22,33 @@ def aggregate(
         Literal["latent", "cot", "direct"] | None,
         typer.Option(help="the mode whose results are averaged; default: as the students were trained"),
     ] = None,
+    quick_test: Annotated[
+        bool, typer.Option("--quick_test", help="of runs made with --quick_test: a rehearsal's table, marked as one")
+    ] = False,
     output_json: Annotated[Path | None, typer.Option(help="write the result here")] = None,
     output_yaml: Annotated[Path | None, typer.Option(help="and here")] = None,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
-) -> None:
+) -> int:
     """Mean, sample standard deviation and every seed's value, per set.
 
-    Reads results_<set>.yaml of every folder. A seed without results is listed as missing and not imputed; results of
-    different sizes, items or protocols are refused.
+    Reads results_<set>.yaml of every folder; `--seed_dirs outputs/x/seed_*` may match files too. A seed without results is
+    listed as missing and not imputed, and the exit code is 1; results of different sizes, items or protocols are refused.
     """
+    folders, notes = seed_folders(seed_dirs)
+    for line in notes:
+        tell(f"note: {line}")
     places = {"--output_json": output_json, "--output_yaml": output_yaml}
     is_ours = has_keys("num_seeds", "datasets", below_root=True)
     outputs = [Output(flag, path, is_ours) for flag, path in places.items() if path is not None]
-    check_outputs(outputs, files_of_runs(seed_dirs), overwrite)
-    document = over_seeds(seed_dirs, datasets or [], model_name, mode, config_name)
+    check_outputs(outputs, files_of_runs(folders), overwrite)
+    document = over_seeds(folders, datasets or [], model_name, mode, config_name, quick_test)
     write(document, output_json, output_yaml)
-    for line in missing(document):
+    absent = missing(document)
+    for line in absent:
         tell(f"warning: {line}")
-    text = f"{next(iter(document))}\n{accuracy_table(document)}"
+    text = f"{title(document)}\n{accuracy_table(document)}"
     if held_out := held_out_table(document):
         text += f"\n\nheld out, at the last validation\n{held_out}"
     show_result(document, text, quiet)
+    return 1 if absent else 0

@@ -144,7 +144,7 @@ def _seeds_of(config: str, rest: list[str], request: SubmitRequest) -> Submissio
     if context.params["jobs"] != 1:
         raise ConfigError("--jobs: every seed is a task of its own here", "leave it out")
     runs, model_name = seed_runs(context), context.params["model_name"]
-    name, folder = _name_and_folder(config, runs.recipe, "multi_seed")
+    name, folder = _name_and_folder(config, runs.recipe, "multi_seed" + ("_quick" if runs.quick_test else ""))
     root = _value(rest, "--output_dir") or folder
     job = seed_template(replace(runs, config=config), root, f"%{SEED}%")
     if not job.commands():
@@ -154,6 +154,7 @@ def _seeds_of(config: str, rest: list[str], request: SubmitRequest) -> Submissio
     words = ["kava", "aggregate", "--seed_dirs", *(f"{root}/seed_{seed}" for seed in runs.seeds), "--config_name", name]
     words += ["--model_name", model_name] if model_name else []
     words += ["--datasets", *short_names(list(runs.datasets))] if runs.datasets else []
+    words += runs.quick
     words += [f"--output_{kind}={root}/aggregated_results.{kind}" for kind in ("json", "yaml")]
     aggregate = [] if runs.skip_eval else [request.defaults.reading("aggregate", ["train"], words)]
     return request.defaults.submission("seeds", root, request.filled([name])[0], train, *aggregate)

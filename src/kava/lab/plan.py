@@ -133,7 +133,7 @@ def plan_run(
         folder=folder,
         train=() if finished else train_words(config, str(folder), str(seed), ["--quiet", *flags, *settings]),
         evaluate=tuple(evaluate_words(str(folder), ["--quiet", *words]) for words in evaluations),
-        updates=0 if finished else recipe.training.max_steps or 0,
+        updates=0 if finished or "--quick_test" in flags else recipe.training.max_steps or 0,
         after=after,
     )
 
@@ -180,7 +180,7 @@ def plan_suite(
     The recipe with the settings that all members share is written into `recipe_folder`, by default the runs' folder.
     """
     members = suite_members(suite, runs, names)
-    root = output_dir / suite.line(runs.recipe)
+    root = output_dir / (suite.line(runs.recipe) + ("_quick" if runs.quick_test else ""))
     shared = runs.config
     if recipe_folder is None:
         check_folder("--output_dir", root)

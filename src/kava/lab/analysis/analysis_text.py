@@ -69,6 +69,10 @@ def _header(document: Document) -> str:
         f"asked     {evaluated if document['dataset'] else 'nothing: no results_*.yaml of a set; run kava evaluate'}",
         f"seeds     {seeds or '-'}",
     ]
+    if document["rehearsal"]:
+        lines.insert(
+            2, "A REHEARSAL, on a part of the set: every number and verdict below only shows that everything runs."
+        )
     if left_out := ", ".join(document["left_out"]):
         lines.append(f"left out  {left_out} (no experiment of the suite, or not in --experiments)")
     return "\n".join(lines)

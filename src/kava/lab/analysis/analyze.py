@@ -25,7 +25,7 @@ from kava.lab.analysis.claims import (
 )
 from kava.lab.analysis.runs import RunResult
 from kava.lab.analysis.stats import RESAMPLES, bootstrap, cohens_h, instability, mcnemar, spread, wilson
-from kava.lab.analysis.study import StudyMember
+from kava.lab.analysis.study import StudyMember, label_of
 from kava.lab.analysis.validations import held_out_numbers
 from kava.provenance import versions
 
@@ -47,6 +47,7 @@ def analyse(
     return {
         "output_base": str(base),
         "dataset": next(iter(data.study.sets), None),
+        "rehearsal": any(label_of(result) != result.set for result in results),
         "items": results[0].total if results else None,
         "data_sha256": _first(result.sha256 for result in results),
         "seeds": data.seeds,

@@ -12,7 +12,7 @@ from kava.errors import ConfigError, DataError, RunError
 from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
 from kava.lab.analysis.load_study import load_study
 from kava.lab.analysis.runs import Run, refuse_incomparable
-from kava.lab.analysis.study import COUNTED, Study, StudyMember
+from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, plain, whole_first
 from kava.registry import nearest
 
 EXPLICIT = "full_cot"  # writes its chain of thought
@@ -137,10 +137,9 @@ def _refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any
 
 def _set(members: Sequence[StudyMember], planned: Sequence[str], dataset: str | None) -> str | None:
     """--dataset, or the first set on which every experiment with results was evaluated; None without any results."""
-    results = [
-        (r for run in member.runs for r in run.results if r.unchanged and r.mode == member.mode) for member in members
-    ]
-    of_members = [sets for of_member in results if (sets := {result.set for result in of_member})]
+    results = [[r for run in member.runs for r in plain(run) if r.mode == member.mode] for member in members]
+    kept = {label_of(result) for result in whole_first([r for of_member in results for r in of_member])}
+    of_members = [sets for of_member in results if (sets := kept & {label_of(result) for result in of_member})]
     every = set().union(*of_members)
     if dataset is not None:
         if dataset not in every:

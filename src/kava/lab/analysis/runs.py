@@ -153,7 +153,7 @@ def run_name(folder: Path) -> tuple[str, int | None]:
     whole = folder.resolve()
     if match := re.fullmatch(r"(.*?)_?seed_(\d+)(_quick)?", whole.name):
         member = match[1] or whole.parent.name
-        return member.removesuffix("_multi_seed") + (match[3] or ""), int(match[2])
+        return re.sub(r"_multi_seed(_quick)?$", r"\1", member) + (match[3] or ""), int(match[2])
     return whole.name, None
 
 

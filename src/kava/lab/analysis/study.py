@@ -178,6 +178,11 @@ def plain(run: Run) -> list[RunResult]:
     return [r for r in run.results if r.ablate is None and not split_part(r.part)[1]]
 
 
+def whole_first(results: Sequence[RunResult]) -> list[RunResult]:
+    """The results on whole sets; those on parts of sets (a rehearsal's) only where there are no others."""
+    return [r for r in results if label_of(r) == r.set] or list(results)
+
+
 def result_of(run: Run, label: str, mode: str) -> RunResult | None:
     """The unchanged checkpoint's result on these items in this mode."""
     return next((r for r in plain(run) if label_of(r) == label and r.mode == mode), None)

@@ -38,6 +38,7 @@ class AggregatedRecipe(NamedTuple):
     config: str
     body: dict[str, Any]
     folder: Path
+    variant: str = ""  # what tells it from other recipes of the same model and data
 
     @property
     def files(self) -> list[Path]:
@@ -47,7 +48,12 @@ class AggregatedRecipe(NamedTuple):
     @property
     def model(self) -> str:
         name = self.body.get("model") or ""
-        return TITLES.get(name) or self.body.get("model_name") or name or self.config
+        title = TITLES.get(name) or self.body.get("model_name") or name or self.config
+        return f"{title} ({self.variant})" if self.variant else str(title)
+
+    @property
+    def rehearsal(self) -> bool:
+        return bool(self.body.get("rehearsal"))
 
     @property
     def dataset(self) -> str:
@@ -64,21 +70,36 @@ class AggregatedRecipe(NamedTuple):
         return value
 
 
-def find_aggregated(input_dir: Path) -> list[AggregatedRecipe]:
-    """Every aggregated_results.json (or .yaml) at or below a folder, each recipe once, sorted by path."""
+def find_aggregated(input_dir: Path) -> tuple[list[AggregatedRecipe], list[str]]:
+    """Every aggregated_results.json (or .yaml) at or below a folder, sorted by path; and a line about each left out.
+
+    Rehearsals are left out, unless there is nothing else."""
     if not input_dir.is_dir():
         raise RunError(f"no such folder: {input_dir}", "give the folder that holds the runs")
     folders = {path.parent for ending in ("json", "yaml") for path in input_dir.rglob(f"{AGGREGATED}.{ending}")}
     if not folders:
         raise RunError(f"{input_dir} holds no {AGGREGATED}.json or .yaml", "run kava seeds or kava aggregate first")
-    recipes: dict[str, AggregatedRecipe] = {}
-    for folder in sorted(folders):
-        for config, body in _read(folder).items():
-            if config in recipes:
-                twice = f"{config} is aggregated twice: in {recipes[config].folder} and in {folder}"
-                raise DataError(twice, "give a folder with one of them")
-            recipes[config] = AggregatedRecipe(config, body, folder)
-    return list(recipes.values())
+    every = [AggregatedRecipe(*item, folder) for folder in sorted(folders) for item in _read(folder).items()]
+    rehearsals = [recipe for recipe in every if recipe.rehearsal]
+    whole = [recipe for recipe in every if not recipe.rehearsal]
+    left_out = [f"{recipe.config} in {recipe.folder} is a rehearsal: left out" for recipe in rehearsals if whole]
+    recipes = whole or rehearsals
+    return [recipe._replace(variant=_variant(recipe, recipes, input_dir)) for recipe in recipes], left_out
+
+
+def _variant(recipe: AggregatedRecipe, recipes: Sequence[AggregatedRecipe], input_dir: Path) -> str:
+    """What tells a recipe from the others of its model and data: its config's name, and where that is not enough its folder."""
+    alike = [other for other in recipes if (other.model, other.dataset) == (recipe.model, recipe.dataset)]
+    same_config = [other for other in alike if other.config == recipe.config]
+    place = recipe.folder.relative_to(input_dir).as_posix() if len(same_config) > 1 else ""
+    parts = [recipe.config if len(alike) > 1 else "", place, "rehearsal" if recipe.rehearsal else ""]
+    return ", ".join(filter(None, parts))
+
+
+def namesakes(recipes: Sequence[AggregatedRecipe]) -> list[str]:
+    """The configs' names that several recipes have."""
+    names = [recipe.config for recipe in recipes]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
 
 
 def as_csv(recipes: Sequence[AggregatedRecipe]) -> str:

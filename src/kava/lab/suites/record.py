@@ -7,6 +7,7 @@ from kava.config.text import read_file
 from kava.errors import ConfigError
 from kava.files import write_json
 from kava.lab.analysis.runs import SUITE, find_runs
+from kava.lab.analysis.study import label_of, plain, whole_first
 from kava.lab.analysis.validations import held_out_numbers
 from kava.lab.plan import SuitePlan
 from kava.provenance import surroundings
@@ -50,9 +51,14 @@ def result_rows(plan: SuitePlan, broken: Mapping[str, str]) -> list[dict[str, An
         facts = {"member": run.member, "seed": run.seed, "status": run.status, "held_out": held_out_numbers(run.log())}
         rows += [
             facts
-            | {"set": r.set, "accuracy": r.accuracy, "correct": r.correct, "total": r.total, "passes": r.passes_mean}
-            for r in run.results
-            if r.unchanged and r.mode == modes[run.member]
+            | {
+                "set": label_of(r),
+                "accuracy": r.accuracy,
+                "correct": r.correct,
+                "total": r.total,
+                "passes": r.passes_mean,
+            }
+            for r in whole_first([r for r in plain(run) if r.mode == modes[run.member]])
         ] or [facts | {"reason": broken.get(f"{run.member}/seed_{run.seed}", "not evaluated")}]
     return rows
 
@@ -74,4 +80,5 @@ def result_text(plan: SuitePlan, rows: Sequence[Mapping[str, Any]]) -> str:
     commands = [f"kava report {plan.root} --output report.html"]
     if plan.suite.name != "ablations":
         commands.insert(0, f"kava analyze --output_base {plan.root}")
-    return f"{table(lines, header)}\n\nnext: " + "\n      ".join(commands)
+    rehearsal = "a rehearsal, no result\n" if plan.runs.quick_test else ""
+    return f"{rehearsal}{table(lines, header)}\n\nnext: " + "\n      ".join(commands)
