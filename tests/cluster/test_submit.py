@@ -7,6 +7,8 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -426,6 +428,53 @@ def test_states_of_jobs(cluster: Path, kava):
     assert rows(record)[1].state == "running"  # of an earlier job
     assert kava("jobs", "--cancel")[1] == "cancelled: 102, 101\n"
     assert calls()[-2:] == ["scancel 102", "scancel 101"]  # who waits, first
+
+
+def test_jobs_of_another_folder_and_of_a_tree_that_was_moved(cluster: Path, kava, monkeypatch: pytest.MonkeyPatch):
+    assert kava("submit", "seeds", "--config", "debug")[0] == 0
+    folder = Path("outputs/debug_multi_seed/.jobs/seeds")
+    (folder / "status-train-0.json").write_text(json.dumps({"job": "101", "task": 0, "state": "ok", "exit_code": 0}))
+    monkeypatch.chdir("/")
+    assert "1 ok" in kava("jobs", str(cluster / "outputs"), "--offline")[1]
+    shutil.move(str(cluster / "outputs"), str(cluster / "moved"))
+    assert "1 ok" in kava("jobs", str(cluster / "moved"), "--offline")[1]
+
+
+def test_time_updates_and_what_is_left_of_a_task(cluster: Path, kava):
+    assert kava("submit", "seeds", "--config", "debug")[0] == 0
+    folder, run = Path("outputs/debug_multi_seed/.jobs/seeds"), Path("outputs/debug_multi_seed/seed_42")
+    began = time.time() - 100
+    status = {
+        "job": "101", "task": 0, "state": "started", "began": datetime.fromtimestamp(began, timezone.utc).isoformat(),
+        "command": [["kava", "train", "--config", "debug", "--output_dir", str(run)], ["kava", "evaluate"]],
+    }  # fmt: skip
+    (folder / "status-train-0.json").write_text(json.dumps(status))
+    Path("queue").write_text("JobId=104 ArrayJobId=101 ArrayTaskId=0 JobState=RUNNING Reason=None\n")
+
+    def shown() -> tuple[float, int | None, int | None, float | None]:
+        row = json.loads(kava("jobs", "--quiet")[1])[0]
+        assert row["state"] == "running"
+        return row["seconds"], row["updates"], row["total"], row["left"]
+
+    assert shown()[1:] == (None, None, None)  # it has logged nothing yet
+    run.mkdir()
+    (run / "recipe.yaml").write_text("training: {max_steps: 40}\n")
+    log = run / "log.jsonl"
+    log.write_text('{"step": 5, "loss": 1}\n{"step": 10, "loss": 1}\n{"step": 1')
+    os.utime(log, (began + 50, began + 50))
+    seconds, *rest, left = shown()
+    assert rest == [10, 40]
+    assert seconds == pytest.approx(100, abs=30)
+    assert left == pytest.approx(150, abs=1)  # 5 s each
+    assert "10/40" in kava("jobs")[1]
+    (run / "checkpoint-step5").mkdir()  # of an earlier attempt: 5 updates were made since
+    os.utime(run / "checkpoint-step5", (began - 10, began - 10))
+    assert shown()[3] == pytest.approx(300, abs=1)
+    (run / "recipe.yaml").write_text("training: {epochs: 3, max_steps: null}\n")
+    log.write_text('{"step": 10, "epoch": 0.5}\n')
+    assert shown()[2] == 60
+    (folder / "status-train-0.json").write_text(json.dumps(status | {"ended": status["began"], "state": "ok"}))
+    assert kava("jobs", "--offline")[1].splitlines()[2].split()[4:8] == ["ok", "10/60", "00:00:00", "-"]
 
 
 def test_nothing_to_show(cluster: Path, kava):

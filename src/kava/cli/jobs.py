@@ -1,13 +1,17 @@
 """kava jobs: states of submitted jobs, and cancelling them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kava.cli.common import show_result
 from kava.cli.student import Quiet
 from kava.text_table import table
+
+if TYPE_CHECKING:
+    from kava.cluster.jobs import JobRow
+    from kava.cluster.progress import Progress
 
 
 def jobs(
@@ -20,7 +24,8 @@ def jobs(
     ] = False,
     quiet: Quiet = False,
 ) -> int:
-    """Print the state of every submitted task: from its status file, else from the scheduler.
+    """Print the state of every submitted task: from its status file, else from the scheduler; how long it has run, how many
+    updates its training has made, and the time that is left at this pace.
 
     pending, running, ok, failed, refused (something it needs is not ok), requeued, cancelled, lost (it started, wrote no
     result, and the scheduler does not know it any more).
@@ -44,11 +49,24 @@ def jobs(
     lines = [
         [
             row.submission, row.label, row.id, "-" if row.task is None else str(row.task), row.state,
-            "-" if row.exit_code is None else str(row.exit_code), row.host or "-", str(row.attempt or "-"), row.note,
+            *_cells(row.progress), "-" if row.exit_code is None else str(row.exit_code), row.host or "-", str(row.attempt or "-"), row.note,
         ]
         for row in states
     ]  # fmt: skip
-    header = ("submission", "job", "id", "task", "state", "exit", "host", "attempt", "")
+    header = ("submission", "job", "id", "task", "state", "updates", "time", "left", "exit", "host", "attempt", "")
     text = f"{table(lines, header)}\n\n{summary(states)}" if states else f"no jobs under {', '.join(map(str, roots))}"
-    show_result([row._asdict() for row in states], text, quiet)
+    show_result([_as_json(row) for row in states], text, quiet)
     return 0
+
+
+def _cells(far: "Progress") -> tuple[str, str, str]:
+    """Updates, time and time left, for the table."""
+    from kava.cluster.spec import clock
+
+    seconds, left = ("-" if value is None else clock(round(value)) for value in (far.seconds, far.left))
+    updates = "-" if far.updates is None else f"{far.updates}/{far.total or '?'}"
+    return updates, seconds, left
+
+
+def _as_json(row: "JobRow") -> dict[str, Any]:
+    return {**{name: value for name, value in row._asdict().items() if name != "progress"}, **row.progress._asdict()}

@@ -4,9 +4,10 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from kava.cluster.progress import Progress, progress
 from kava.cluster.schedulers import scheduler_named
 from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.submit import FOLDER, PATIENCE, RECORD, Submission, refusal
@@ -31,6 +32,7 @@ class JobRow(NamedTuple):
     host: str | None
     attempt: int
     note: str
+    progress: Progress = Progress()
 
     @property
     def open(self) -> bool:
@@ -65,12 +67,15 @@ def rows(record: dict[str, Any], ask: bool = True) -> list[JobRow]:
     for job in record["jobs"]:
         for number, file in enumerate(job["status"]):
             task = None if job["tasks"] is None else number
-            status = read_status(Path(file))
+            status = read_status(Path(record["folder"]) / PurePath(file).name)  # beside jobs.json, wherever that is now
             state, note = _state(status, job["id"], task, known)
             if job.get("cancelled") and (state == UNKNOWN or (state == FAILED and status.get("signal"))):
                 state = CANCELLED
             code, host, attempt = status.get("exit_code"), status.get("host"), int(status.get("attempt", 0))
-            tasks.append(JobRow(record["folder"], job["label"], job["id"], task, state, code, host, attempt, note))
+            far = progress(status, record) if status.get("job") in (job["id"], None) else Progress()
+            if state not in (RUNNING, STARTED):
+                far = far._replace(left=None)
+            tasks.append(JobRow(record["folder"], job["label"], job["id"], task, state, code, host, attempt, note, far))
     return tasks
 
 
