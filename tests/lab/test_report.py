@@ -16,6 +16,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
+import yaml
 
 from kava.cli.main import main
 from kava.errors import ConfigError, DataError, KavaError
@@ -263,7 +264,7 @@ def test_settings_that_differ_and_commands(made: Made):
         "steps": ["5", "1", "steps"],
     }
     assert ["latent.num_tokens", "3"] in made.page.table("Shared settings")
-    assert "kava suite e1-e5 --config tiny --seeds 1 2 3 4" in made.page.text
+    assert "kava suite e1-e5 --config tiny --seeds 1 2 3 4 --members E1_baseline" in made.page.text
     assert "kava train --seed 1" in made.page.text
     times = {row[0]: row[7] for row in made.page.table("Machines and times")}
     assert times["steps"] == "3 min 20 s"  # seeds 1, 2 and 3
@@ -354,7 +355,7 @@ def kept_torn(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "words"),
     [
-        (other_size, DataError, "has 40 items, .*seed_1.results_chains.yaml has 2"),
+        (other_size, DataError, "seed_1.results_chains.yaml has 2 items, .*seed_2.results_chains.yaml has 40"),
         (other_items, DataError, "different items"),
         (torn, DataError, "seed_1.results_chains.yaml"),
         (kept_outside, DataError, "kept.json: example one"),
@@ -379,6 +380,43 @@ def test_one_run_each(tmp_path: Path):
     shutil.move(other, tmp_path / "a" / "steps_seed_1")
     with pytest.raises(ConfigError, match="two runs of"):
         load_study([tmp_path / "a"])
+
+
+def test_a_folder_that_is_named_twice_is_one(suite: Path):
+    once = load_study([suite])
+    assert [member.runs for member in load_study([suite, suite]).members] == [member.runs for member in once.members]
+    assert len(load_study([suite, suite / "E4_rkv"]).runs) == len(once.runs)
+
+
+def test_runs_of_one_name_with_other_settings_are_members_of_their_own(tmp_path: Path):
+    """Their mean would be a mean of nothing; kava aggregate refuses them."""
+    for seed in (1, 2):
+        run(tmp_path / "mix", "steps", seed)
+    recipe = tmp_path / "mix" / "steps" / "seed_2" / "recipe.yaml"
+    data = yaml.safe_load(recipe.read_text())
+    data["loss"]["alpha2_kv"] = 0.5
+    recipe.write_text(yaml.safe_dump(data))
+    members = load_study([tmp_path]).members
+    assert {member.label: [run.seed for run in member.runs] for member in members} == {
+        "steps (alpha2_kv=5)": [1], "steps (alpha2_kv=0.5)": [2],
+    }  # fmt: skip
+
+
+def test_results_on_other_items_are_sets_of_their_own(tmp_path: Path):
+    answer(run(tmp_path / "a", "steps", 1), "chains", 20)
+    small = run(tmp_path / "b", "E4_rkv", 1)
+    (small / "results_chains.yaml").write_text("dataset: chains\naccuracy: 0.5\ncorrect: 1\ntotal: 2\n")
+    answer(run(tmp_path / "c", "E1_baseline", 1), "chains", 20, data_sha256="12" * 32)
+    study = load_study([tmp_path])
+    assert sorted(study.sets) == ["chains (2 items)", "chains (40 items, 12121212)", "chains (40 items, abababab)"]
+    scores = {
+        (member.label, label): study.score(member, label).mean for member in study.members for label in study.sets
+    }
+    assert {pair[0]: mean for pair, mean in scores.items() if mean is not None} == {
+        "steps": 0.5, "E4_rkv": 0.5, "E1_baseline": 0.5,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="no results on 'chains'"):
+        load_study([tmp_path], ["chains"])
 
 
 @pytest.mark.parametrize(

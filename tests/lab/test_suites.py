@@ -17,6 +17,7 @@ from kava.cli.list_flags import spread
 from kava.cli.main import main
 from kava.config import differing, list_recipes, load_recipe, save_recipe
 from kava.errors import ConfigError
+from kava.lab.page.sections.settings import suite_command
 from kava.lab.plan import SUITES, chosen, plan_run
 from kava.lab.run_local import Job, last_line, last_step, run_jobs
 from kava.lab.suites.e1_e5 import MEMBERS
@@ -82,6 +83,21 @@ def test_settings_of_all_members_may_be_switched_off_by_one(tmp_path: Path, caps
     assert load_recipe(tmp_path / "explicit" / "e1-e5.yaml", ["loss.alpha2_kv=0"]).explicit.target_len == 5
     with pytest.raises(ConfigError, match="target_len has no effect"):
         load_recipe("explicit_embedded", ["explicit.target_len=5", "loss.alpha2_kv=0"])
+
+
+def test_a_setting_that_a_member_does_not_have_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["suite", "e1-e5", "--config", "debug", "--skip_train", "--skip_eval", "--seeds", "1", "--quiet"]
+    words += ["--output_dir", str(tmp_path), "--members", "pause", "E1_baseline", "E4_rkv"]
+    assert main([*words, "latent.num_iterations=3", "rkv.lambda=0.3", "training.max_steps=5"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "note: latent.num_iterations=3 has no effect on pause",
+        "note: rkv.lambda=0.3 has no effect on E1_baseline, pause",
+    ]
+    suite = json.loads((tmp_path / "latent" / "suite.json").read_text(encoding="utf-8"))
+    assert suite_command(suite) == (
+        "kava suite e1-e5 --config debug --seeds 1 --members E1_baseline E4_rkv pause "
+        f"--output_dir {tmp_path} latent.num_iterations=3 rkv.lambda=0.3 training.max_steps=5"
+    )
 
 
 def test_members_are_chosen_by_name() -> None:
@@ -265,7 +281,7 @@ def test_seeds_of_a_hub_recipe_offline(tmp_path: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "kava", *words], cwd=root, env=env, check=False)
     assert done.returncode == 0
-    tree = root / "outputs" / "llama1b_aug_multi_seed"
+    tree = root / "outputs" / "llama1b_aug_multi_seed_quick"
     found = json.loads((tree / "aggregated_results.json").read_text())["llama1b_aug"]
     assert {name: entry["total"] for name, entry in found["datasets"].items()} == dict.fromkeys(
         ("gsm8k", "gsm8k-hard", "svamp"), hub.TEST_ROWS

@@ -9,7 +9,7 @@ import typer
 from kava.cli.common import Overwrite, show_result
 from kava.errors import RunError
 
-REPORT = "EXPERIMENT_REPORT.txt"
+REPORT, DOCUMENT = "EXPERIMENT_REPORT.txt", "EXPERIMENT_REPORT.json"
 
 
 def analyze(
@@ -23,7 +23,7 @@ def analyze(
         str | None,
         typer.Option(help="the set to compare on; default: the first on which every experiment was evaluated"),
     ] = None,
-    save_json: Annotated[Path | None, typer.Option(help="also write the whole analysis here")] = None,
+    save_json: Annotated[Path | None, typer.Option(help="write the whole analysis here too")] = None,
     margin: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="smallest relevant effect, as a fraction of accuracy")
     ] = 0.02,
@@ -32,8 +32,8 @@ def analyze(
 ) -> int:
     """Test the guide's claims and our controls: supported, not supported or inconclusive, with the tests for each.
 
-    Writes EXPERIMENT_REPORT.txt into the folder. Runs are paired by seed, answers by item; missing seeds are listed and
-    not imputed; runs with other data, updates or items are refused.
+    Writes EXPERIMENT_REPORT.txt into the folder, and EXPERIMENT_REPORT.json, which kava report reads. Runs are
+    paired by seed, answers by item; missing seeds are listed and not imputed; runs with other data, updates or items are refused.
     """
     if importlib.util.find_spec("scipy") is None:
         raise RunError("kava analyze needs the package scipy", "pip install 'kava[stats]'")
@@ -50,7 +50,8 @@ def analyze(
     document = analyse(output_base, experiments or [], dataset, margin)
     text = render(document)
     write_text(output_base / REPORT, text)
-    if save_json is not None:
-        write_json(save_json, document)
-    show_result(document, f"{text}\nwrote {output_base / REPORT}", quiet)
+    for path in (output_base / DOCUMENT, save_json):
+        if path is not None:
+            write_json(path, document)
+    show_result(document, f"{text}\nwrote {output_base / REPORT} and {DOCUMENT}", quiet)
     return 0

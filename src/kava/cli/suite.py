@@ -53,6 +53,8 @@ def suite(
         show_result([member._asdict() for member in listed], table(rows, ("member", "what", "settings")), quiet)
         return 0
     plan = plan_suite(experiment, runs, members or [], output_dir)
+    for note in plan.notes:
+        print(f"note: {note}", file=sys.stderr)
     broken = {label: error.message for label, error in plan.refused.items()}
     write_record(plan, broken)
     broken |= run_jobs(plan.jobs, jobs, quiet)

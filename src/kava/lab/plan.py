@@ -5,11 +5,12 @@ jobs of the same ones.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kava.config import Recipe, differing, load_recipe, parse_overrides, recipe_path
+from kava.config import Recipe, differing, load_recipe, parse_overrides, recipe_path, show
+from kava.config.effects import without_effect
 from kava.config.keys import nest
 from kava.config.load import SHIPPED
 from kava.config.text import write_file
@@ -65,6 +66,7 @@ class SuitePlan:
     members: tuple[SuiteMember, ...]
     jobs: tuple[Job, ...]
     refused: dict[str, ConfigError]
+    notes: tuple[str, ...] = ()  # on settings of all members that some do not have
 
     def waves(self) -> tuple[list[list[Job]], dict[str, ConfigError]]:
         """The jobs that can run at once, wave by wave, in the order of the members; and the members left out, and why."""
@@ -201,7 +203,22 @@ def plan_suite(
             except ConfigError as error:
                 refused[label] = error
     jobs = [job.without(train=runs.skip_train, evaluate=runs.skip_eval) for job in jobs]
-    return SuitePlan(suite, runs, root, members, tuple(jobs), refused)
+    return SuitePlan(suite, runs, root, members, tuple(jobs), refused, tuple(_without_effect(runs, shared, members)))
+
+
+def _without_effect(runs: RunSet, shared: str, members: Sequence[SuiteMember]) -> Iterator[str]:
+    """A line about each setting of all members that some of them set themselves, or ignore."""
+    recipes: dict[str, Recipe] = {}
+    for member in members if runs.settings else ():
+        try:
+            recipes[member.name] = load_recipe(shared, member.settings)
+        except ConfigError:
+            continue  # a member that this recipe cannot have; `refused` says why
+    for key, wanted in parse_overrides(runs.settings).items():
+        own = {member.name: parse_overrides(member.settings).get(key, wanted) for member in members}
+        idle = [name for name, recipe in recipes.items() if own[name] != wanted or without_effect(recipe, {key: 1})]
+        if idle:
+            yield f"{key}={show(wanted)} has no effect on {', '.join(idle)}"
 
 
 def _write_shared_recipe(path: Path, runs: RunSet) -> Path:

@@ -105,8 +105,9 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
     order: dict[str, int] = {}
     for root in roots:
         if not root.is_dir():
-            raise RunError(f"no such folder: {root}", "give a run's folder, or a folder of runs")
-        before = len(runs)
+            what = f"{root} is a file" if root.is_file() else f"no such folder: {root}"
+            raise RunError(what, "give a run's folder, or a folder of runs")
+        holds_runs = False
         broken: set[Path] = set()
         for place, below, files in os.walk(root):
             below[:] = sorted(name for name in below if not name.startswith(NOT_RUNS))
@@ -117,10 +118,11 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
                 order |= {name: i for i, name in enumerate(suite.get("members", {}))}
             run = read_run(folder, files, folder in broken)
             if run is not None:
-                runs[folder.resolve()] = run
+                runs.setdefault(folder.resolve(), run)  # once, also where a folder is named twice
+                holds_runs = True
         for folder in broken:
             runs.setdefault(folder.resolve(), Run(folder, *run_name(folder), "broken"))
-        if len(runs) == before:
+        if not holds_runs and not broken:
             nothing = f"{root} holds no run and no results_*.yaml"
             raise RunError(nothing, "train and evaluate first, or name another folder")
     ranks = {run.member: (order.get(run.member, len(order)), run.member) for run in runs.values()}
@@ -157,17 +159,20 @@ def run_name(folder: Path) -> tuple[str, int | None]:
     return whole.name, None
 
 
+def differing_items(first: RunResult, second: RunResult) -> str:
+    """How the items of two results differ; "" where they are the same, as far as the files tell."""
+    if first.total != second.total:
+        return f"{first.path} has {first.total} items, {second.path} has {second.total}"
+    if first.sha256 and second.sha256 and first.sha256 != second.sha256:
+        hashes = f"(data_sha256 {first.sha256[:12]} and {second.sha256[:12]})"
+        return f"{first.path} and {second.path} were asked different items {hashes}"
+    return ""
+
+
 def same_items(first: RunResult, second: RunResult) -> None:
     """Refuse two results on different items."""
-    again = "compare results of the same set only; evaluate one of them again"
-    if first.total != second.total:
-        raise DataError(f"{first.path} has {first.total} items, {second.path} has {second.total}", again)
-    if first.sha256 and second.sha256 and first.sha256 != second.sha256:
-        raise DataError(
-            f"{first.path} and {second.path} were asked different items (data_sha256 {first.sha256[:12]} and "
-            f"{second.sha256[:12]})",
-            again,
-        )
+    if problem := differing_items(first, second):
+        raise DataError(problem, "compare results of the same set only; evaluate one of them again")
 
 
 def refuse_incomparable(results: Sequence[RunResult]) -> None:
@@ -191,7 +196,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})", "the file is torn; make it again") from error
+            where, what = f"{path}, line {number}", str(error)
+            if isinstance(error, json.JSONDecodeError):
+                where, what = f"{where}, column {error.colno}", error.msg
+            raise DataError(f"{where}: not JSON ({what})", "the file is torn; make it again") from error
     return lines
 
 

@@ -36,6 +36,10 @@ def write_record(plan: SuitePlan, broken: Mapping[str, str]) -> None:
         "config": runs.config,
         "seeds": list(dict.fromkeys([*before.get("seeds", []), *runs.seeds])),
         "sets": runs.sets,
+        "settings": list(runs.settings),
+        "datasets": list(runs.datasets),
+        "output_dir": str(plan.root.parent),
+        "quick_test": runs.quick_test,
         "members": before.get("members", {}) | members,
         "broken": {**earlier, **broken},
     }

@@ -15,7 +15,7 @@ from kava.lab.page.formats import DASH, counted, join, listed, number, p_value, 
 
 FILE = "EXPERIMENT_REPORT.json"
 WORDS = {"supported": "good", "not supported": "bad", "inconclusive": "warn"}
-COMMAND = f"kava analyze --output_base FOLDER --save_json FOLDER/{FILE}"
+COMMAND = "kava analyze --output_base FOLDER"
 Document = Mapping[str, Any]
 
 

@@ -132,15 +132,22 @@ def _eval_settings(fields: Mapping[str, Any]) -> str:
 
 def _commands(study: Study) -> list[Block]:
     """What to type to get these runs again: the suite's command, and that of every member's first run."""
-    lines = []
-    for suite in study.suites.values():
-        words = ["kava", "suite", str(suite.get("suite", "")), "--config", str(suite.get("config", ""))]
-        lines.append(" ".join([*words, "--seeds", *map(str, suite.get("seeds", ()))]))
+    lines = [suite_command(suite) for suite in study.suites.values()]
     lines += filter(None, map(command_of, study.members))
     if not lines:
         return []
     note = "Per member the command of its first run; the other seeds differ in --seed and the folder."
     return [Paragraph(note), CommandLines(lines)]
+
+
+def suite_command(suite: Mapping[str, Any]) -> str:
+    """The command line of a suite by its suite.json: all members, seeds and settings of the calls that wrote it."""
+    words = ["kava", "suite", str(suite.get("suite", "")), "--config", str(suite.get("config", ""))]
+    words += ["--seeds", *map(str, suite.get("seeds", ())), "--members", *suite.get("members", ())]
+    words += ["--datasets", *suite["datasets"]] if suite.get("datasets") else []
+    words += ["--output_dir", suite["output_dir"]] if suite.get("output_dir", "outputs") != "outputs" else []
+    words += ["--quick_test"] if suite.get("quick_test") else []
+    return shlex.join([*words, *suite.get("settings", ())])
 
 
 def command_of(member: StudyMember) -> str:
