@@ -401,6 +401,41 @@ def test_a_submission_in_a_folder_with_any_name(cluster: Path, kava, monkeypatch
     assert not (odd / "injected").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "--checkpoint", "nope"], "checkpoint nope does not exist"),
+        (["train", "--config", "debug", "--shards", "5"], "--shards has no effect on kava submit train"),
+        (
+            ["train", "--config", "debug", "--signal", "7200", "--time", "1h"],
+            "the time limit is 3600 seconds (01:00:00)",
+        ),
+        (["train", "--config", "debug", "--account", "--wrap=id"], "account = '--wrap=id' cannot stand"),
+        (["train", "--config", "debug", "--after", "1;id"], "--after '1;id' is not a job's id"),
+        (["train", "--config", "debug", "--after", "afterany:3"], "is not a job's id"),
+        (["train", "--config", "debug", "--log", "l$(id)"], "choose a --log of letters"),
+    ],
+)
+def test_what_would_fail_or_do_nothing_is_refused_before_anything_is_written(cluster: Path, kava, words, said: str):
+    before = sorted(Path().rglob("*"))
+    code, _, err = kava("submit", *words)
+    assert (code, said in err) == (2, True), err
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_evaluation_may_wait_for_the_student(cluster: Path, kava):
+    assert kava("submit", "evaluate", "--checkpoint", "outputs/x/best_checkpoint", "--after", "4711")[0] == 0
+    assert kava("submit", "evaluate", "--checkpoint", "nope", "--dry_run")[0] == 0
+
+
+def test_what_is_named_twice_is_submitted_once(cluster: Path, kava):
+    code, out, err = kava("submit", "seeds", "--config", "debug", "debug", "--seeds", "1", "2", "1", "--dry_run")
+    assert code == 0
+    assert out.count("SEED_OF_TASK=(1 2)") == 1
+    assert "--config names debug more than once" in err
+    assert "--seeds names 1 more than once" in err
+
+
 # ---- kava jobs
 
 

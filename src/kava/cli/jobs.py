@@ -49,7 +49,8 @@ def jobs(
     lines = [
         [
             row.submission, row.label, row.id, "-" if row.task is None else str(row.task), row.state,
-            *_cells(row.progress), "-" if row.exit_code is None else str(row.exit_code), row.host or "-", str(row.attempt or "-"), row.note,
+            *_cells(row.progress),
+            "-" if row.exit_code is None else str(row.exit_code), row.host or "-", str(row.attempt or "-"), row.note,
         ]
         for row in states
     ]  # fmt: skip

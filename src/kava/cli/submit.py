@@ -43,7 +43,7 @@ def submit(
     partition: Annotated[str | None, typer.Option(help="partition or queue")] = None,
     account: Annotated[str | None, typer.Option(help="account or project")] = None,
     qos: Annotated[str | None, typer.Option(help="quality of service, where the scheduler has it")] = None,
-    shards: Annotated[int, typer.Option(min=1, help="extract: number of tasks")] = 100,
+    shards: Annotated[int | None, typer.Option(min=1, help="extract: number of tasks; default 100")] = None,
     one_job: Annotated[
         bool, typer.Option("--one_job", help="everything in one job, one command after another")
     ] = False,
@@ -79,6 +79,7 @@ def submit(
     from kava.cluster.plan import JobDefaults, in_one_job
     from kava.cluster.schedulers import scheduler_named
     from kava.cluster.site_file import find_site
+    from kava.cluster.spec import check_ids, check_warning
     from kava.cluster.submit import adapted, check_places, fresh, preview, submit_all
     from kava.infer.checks import stored_recipe
     from kava.machine.detect import scheduler_of_job
@@ -87,9 +88,14 @@ def submit(
     if verb not in VERB_NAMES:
         kind = "VERB comes first, not" if verb.startswith("-") else "no jobs are made of"
         raise ConfigError(f"kava submit: {kind} {verb!r}", nearest(verb, VERB_NAMES))
+    if shards is not None and verb != "extract":
+        raise ConfigError(f"--shards has no effect on kava submit {verb}", "leave it out: only extract has shards")
+    check_ids(after or ())
     here = find_site(site, os.environ)
     sizes = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "partition": partition, "account": account, "qos": qos}
     resources = _resources(preset, here, sizes, mem, time)
+    if not no_requeue:
+        check_warning(signal, resources.time)
     target_name = scheduler or here.scheduler or scheduler_of_job(os.environ) or installed_scheduler(os.environ)
     target = scheduler_named(target_name, here)
     carried = {} if here.portable else {name: os.environ[name] for name in CARRIED if os.environ.get(name)}
@@ -105,7 +111,7 @@ def submit(
         **{name: getattr(here, name) for name in ("setup", "container", "launcher", "portable")},
     }
     own_flags = [flag for parameter in ctx.command.params for flag in parameter.opts]
-    request = SubmitRequest(words, JobDefaults(resources, name, common), preset or "", shards)
+    request = SubmitRequest(words, JobDefaults(resources, name, common), preset or "", shards or 100)
     planned = submissions(verb, request, own_flags)
     planned = [in_one_job(submission) for submission in planned] if one_job else planned
     ready = [adapted(submission if here.portable else fresh(submission), target) for submission in planned]
@@ -117,7 +123,7 @@ def submit(
     for submission in ready:
         check_places(submission)
         refuse_twice(submission)
-        for folder in submission.students:
+        for folder in () if after else submission.students:  # a job that it waits for may make it
             stored_recipe(folder)
     records = submit_all(ready, target, ["kava", *sys.argv[1:]])
     rows = [

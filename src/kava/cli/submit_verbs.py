@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,9 @@ def seeds(request: SubmitRequest) -> list[Submission]:
     configs, rest = take(request.words, "--config")
     if len(configs) > 1 and take(rest, "--output_dir")[0]:
         raise ConfigError("--output_dir is for one recipe", "several go to outputs/<recipe>_multi_seed each")
-    return [_seeds_of(config, rest, request) for config in configs or PAPER]
+    for config in (config for config in dict.fromkeys(configs) if configs.count(config) > 1):
+        print(f"note: --config names {config} more than once: it is submitted once", file=sys.stderr)
+    return [_seeds_of(config, rest, request) for config in dict.fromkeys(configs or PAPER)]
 
 
 def _seeds_of(config: str, rest: list[str], request: SubmitRequest) -> Submission:
@@ -187,7 +190,7 @@ def suite(request: SubmitRequest) -> list[Submission]:
     analyze = request.defaults.reading("analyze", [job["label"] for job in jobs], *commands)
     title = f"{plan.suite.name}-{PurePath(runs.config).stem}"
     submission = request.defaults.submission("suite", plan.root.as_posix(), title, *jobs, analyze)
-    notes = tuple(f"left out: {name}: {error.message}" for name, error in refused.items())
+    notes = (*plan.notes, *(f"left out: {name}: {error.message}" for name, error in refused.items()))
     files = ((str(recipe_file), scratch_recipe.read_text(encoding="utf-8")),) if runs.settings else ()
     return [replace(submission, notes=notes, files=files)]
 

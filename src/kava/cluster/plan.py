@@ -42,7 +42,8 @@ class JobDefaults:
         mem = most.mem and min(most.mem, few.mem or most.mem)
         resources = replace(most, nodes=1, gpus=0, cpus=min(most.cpus, few.cpus), mem=mem, time=few.time)
         tasks = (tuple(Command(tuple(words)) for words in commands),)
-        return {"label": label, "tasks": tasks, "resources": resources, "after": after}
+        signal = min(self.common.get("signal", JobSpec.signal), (few.time or 0) // 2)  # its time limit is short
+        return {"label": label, "tasks": tasks, "resources": resources, "after": after, "signal": signal}
 
 
 def in_one_job(submission: Submission) -> Submission:

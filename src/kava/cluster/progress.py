@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def _runs(commands: Sequence[Sequence[str]], record: Mapping[str, Any]) -> Itera
     for words in commands:
         if "train" not in words and "distill" not in words:
             continue
-        for flag, value in zip(words, words[1:], strict=False):
+        for flag, value in pairwise(words):
             if flag == "--output_dir":
                 yield _here(PurePath(value), record)
 

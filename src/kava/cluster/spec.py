@@ -1,6 +1,7 @@
 """What a job is on any scheduler: commands, resources, what it waits for. Checked on construction."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,6 +11,7 @@ from kava.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z0-9_.,:@+/=-]+")  # what may stand in a directive, where nothing can be quoted
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+JOB_ID = re.compile(r"\d[\w.@\[\]-]*")  # 4711, 27_4, 123[].server
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 INDEX = "INDEX"  # %INDEX% in a command is the number of the array's task
 _UNITS = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024 * 1024}
@@ -43,9 +45,9 @@ class Resources:
                 raise ConfigError(f"{name} = {value}: it must be at least {least}")
         for name in ("partition", "account", "qos"):
             value = getattr(self, name)
-            if value is not None and not PLAIN.fullmatch(value):
+            if value is not None and (not PLAIN.fullmatch(value) or value.startswith("-")):
                 problem = f"{name} = {value!r} cannot stand in a scheduler's directive"
-                raise ConfigError(problem, "letters, digits and . _ - : , @")
+                raise ConfigError(problem, "letters, digits and . _ - : , @, the first no -")
 
     @property
     def processes(self) -> int:
@@ -89,7 +91,7 @@ class JobSpec:
         check_name("job label", self.label)
         if not PLAIN.fullmatch(self.log):
             problem = f"log folder {self.log!r} cannot stand in a scheduler's directive"
-            raise ConfigError(problem, "choose --log_dir with letters, digits and . _ - / only")
+            raise ConfigError(problem, "choose a --log of letters, digits and . _ - / only")
         if self.array is not None and (self.array < 1 or len(self.tasks) not in (1, self.array)):
             raise ConfigError(f"job {self.label}: an array of {self.array} with {len(self.tasks)} commands")
         if self.array is None and len(self.tasks) != 1:
@@ -193,6 +195,20 @@ def job_name(*parts: str) -> str:
     """A name that every queue accepts, from any text."""
     text = "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part).strip("-") for part in parts if part)
     return f"kava-{text}"[:60].rstrip("-")
+
+
+def check_warning(seconds: int, limit: int | None) -> None:
+    """Refuses a warning before the time limit that would come before the job begins."""
+    if limit is not None and seconds >= limit:
+        problem = f"--signal {seconds}: the time limit is {limit} seconds ({clock(limit)})"
+        raise ConfigError(problem, "lower --signal, raise --time, or --no_requeue")
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Refuses what is no scheduler's id of a job."""
+    for word in ids:
+        if not JOB_ID.fullmatch(word):
+            raise ConfigError(f"--after {word!r} is not a job's id", "kava jobs shows them: 4711")
 
 
 def check_name(what: str, value: str) -> None:
