@@ -286,7 +286,7 @@ def test_accumulation_is_read_in_both_places(write):
         ("training: {epochs: 1}\ntraining: {epochs: 2}", "line 2: key 'training' appears twice", None),
         ("training: {epochs: 1, epochs: 2}", "key 'epochs' appears twice", None),
         ("training: {epochs", "my.yaml: line", None),
-        ("- 1", "a recipe is a mapping of sections", None),
+        ("- 1", "is a list, and not a mapping of keys to values", None),
         ("extends: llama1b", "extends 'llama1b': unknown recipe 'llama1b'", "did you mean 'llama1b_aug'?"),
         ("extends: my.yaml", "extends itself", None),
         ("latent: {num_tokens: 0}", "latent.num_tokens = 0", "set loss.alpha2_kv=0"),

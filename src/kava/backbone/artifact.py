@@ -23,7 +23,7 @@ from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_token
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe, load_recipe, save_recipe
-from kava.errors import CheckpointError
+from kava.errors import CheckpointError, ConfigError, ModelError
 from kava.files import make_folder, usual_mode, write_json
 
 CARD, RECIPE, WEIGHTS = "kava.json", "recipe.yaml", "trained.safetensors"
@@ -84,10 +84,17 @@ def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentMod
     folder = Path(folder)
     card = read_card(folder)
     recipe = load_recipe(folder / RECIPE)
+    if base is not None and not recipe.lora.enabled:
+        problem = f"base {base!r} has no effect: {folder} holds all its weights (lora.enabled is false)"
+        raise ConfigError(problem, "leave --base out")
     if base is not None:
         recipe = recipe.changed("model", name=base, revision=None)
     if recipe.lora.enabled:
-        model, tokenizer = build_model(recipe)
+        try:
+            model, tokenizer = build_model(recipe)
+        except ModelError as error:
+            problem = f"{folder}: the base model that its adapters belong to: {error.message}"
+            raise ModelError(problem, "name the folder where it is now: --base FOLDER (in Python: base=)") from error
     else:
         tokenizer = load_tokenizer(folder, recipe.model)
         config = _fetch(AutoConfig, folder, recipe.model, "config.json")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
-from kava.backbone.cached import cached, own_copy
+from kava.backbone.cached import TOKENIZERS, cached, own_copy
 from kava.backbone.families import Family, family_of, known
 from kava.backbone.foreign import Foreign, stretch
 from kava.backbone.kv import keywords_arrive
@@ -31,6 +31,10 @@ BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head"
 
 def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
     """A fast tokenizer (spans need its offsets); a slow one is refused."""
+    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in TOKENIZERS):  # it would be empty
+        raise ModelError(
+            f"{source} has no tokenizer, none of {', '.join(TOKENIZERS)}", "put the tokenizer's files there"
+        )
     tokenizer = _fetch(AutoTokenizer, source, model, "tokenizer")
     if not tokenizer.is_fast:
         raise ModelError(
@@ -170,7 +174,21 @@ def locate(name: str) -> str | Path:
         return SHIPPED[name]
     if name.startswith("kava:"):
         raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
-    return own_copy(name) or name
+    _refuse_no_model(name)
+    return own_copy(name) or (str(Path(name).expanduser()) if name.startswith("~") else name)
+
+
+def _refuse_no_model(name: str) -> None:
+    """Refuses a path that is no model's folder, before a library takes it for a name of the hub."""
+    path, give = Path(name).expanduser(), "give the folder of a model with config.json, weights and tokenizer"
+    if (path / "kava.json").is_file():
+        problem = f"model {name!r} is a student of kava, which is no model of its own"
+        raise ModelError(problem, f"to begin with its weights: training.start_from={name}")
+    if path.is_dir() and not (path / "config.json").is_file():
+        what = "has no config.json" if any(path.iterdir()) else "is empty"
+        raise ModelError(f"model {name!r}: the folder {what}", give)
+    if not path.is_dir() and (path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise ModelError(f"model {name!r}: {'a file, not a folder' if path.exists() else 'no such folder'}", give)
 
 
 def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: torch.device, **extra: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.console import tell
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
+from kava.config import BUILTIN_DATASETS, KEYS
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, answers_of_ours, blocks, read_questions, write_answers
 from kava.infer.checks import check_config, own_mode, stored_recipe, student_files, untrained
@@ -67,6 +68,9 @@ def infer(
     note = untrained(recipe, how)
     if note:
         tell(f"note: {how} answers: {note}")
+    if recipe.dataset.name in BUILTIN_DATASETS and not quiet:
+        modulus = recipe.dataset.generator.modulus
+        tell(f"note: this student learnt arithmetic modulo {modulus}: 3+4 is {7 % modulus}")
     student = Student.from_pretrained(checkpoint, device, base)
     if not batch:
         if hasattr(sys.stdin, "reconfigure"):
@@ -94,3 +98,7 @@ def _check_inputs(
         raise ConfigError("batch mode has no questions", 'give --questions "..." "..." or --input_file F')
     elif questions is not None and source is not None:
         raise ConfigError("--questions and --input_file exclude each other", "give one of them")
+    for word in questions or ():
+        if word.partition("=")[0].removeprefix("--") in KEYS and "=" in word:
+            hint = "leave it out; a question that reads so goes into a file: --input_file"
+            raise ConfigError(f"{word} is a setting and not a question: kava infer takes none", hint)

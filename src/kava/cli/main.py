@@ -115,9 +115,9 @@ def _run(verb: str, words: list[str]) -> int:
         with silent("--quiet" in words):
             code = command.main(words, prog_name=f"kava {verb}", standalone_mode=False)
     except usage as error:
-        text = error.format_message().strip().rstrip(".")
-        message = f"kava {verb}: {text[:1].lower()}{text[1:]}"
-        raise ConfigError(message, f"kava {verb} --help lists the flags") from error
+        from kava.cli.usage import usage_error
+
+        raise usage_error(verb, command, words, error) from error
     except typer.Abort as error:
         raise error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt() from error
     return code if isinstance(code, int) else 0

@@ -3,7 +3,6 @@
 import difflib
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from kava.cluster.presets import SIZES
 from kava.cluster.spec import INDEX, Command, filled
 from kava.cluster.submit import Submission
 from kava.config import Recipe
+from kava.console import tell
 from kava.errors import ConfigError
 from kava.lab.plan import plan_suite, seed_template, suite_named
 from kava.lab.run_local import Job
@@ -137,7 +137,7 @@ def seeds(request: SubmitRequest) -> list[Submission]:
     if len(configs) > 1 and take(rest, "--output_dir")[0]:
         raise ConfigError("--output_dir is for one recipe", "several go to outputs/<recipe>_multi_seed each")
     for config in (config for config in dict.fromkeys(configs) if configs.count(config) > 1):
-        print(f"note: --config names {config} more than once: it is submitted once", file=sys.stderr)
+        tell(f"note: --config names {config} more than once: it is submitted once")
     return [_seeds_of(config, rest, request) for config in dict.fromkeys(configs or PAPER)]
 
 

@@ -54,7 +54,7 @@ def suite(
         return 0
     plan = plan_suite(experiment, runs, members or [], output_dir)
     for note in plan.notes:
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     broken = {label: error.message for label, error in plan.refused.items()}
     write_record(plan, broken)
     broken |= run_jobs(plan.jobs, jobs, quiet)

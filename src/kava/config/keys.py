@@ -74,9 +74,19 @@ def unknown_key(name: str, label: str) -> ConfigError:
         return ConfigError(f"{label}: {name!r} is a section, not a key", f"name one of its keys, such as {inside}")
     leaf = name.rpartition(".")[2]
     same_leaf = [key for key in KEYS if key.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(name, [*KEYS, *sorted(SECTIONS)], n=1, cutoff=0.6)
+    close = same_leaf or _close_keys(name)
     hint = f"did you mean {close[0]!r}?" if close else "kava config --keys lists every key"
     return ConfigError(f"{label}: unknown key {name!r}", hint)
+
+
+def _close_keys(name: str) -> list[str]:
+    """The known key that `name` is likely to be, misspelt in its section or in its leaf; [] where none is near."""
+    whole = difflib.get_close_matches(name, [*KEYS, *sorted(SECTIONS)], n=1, cutoff=0.6)
+    section, _, leaf = name.rpartition(".")
+    inside = {key.removeprefix(section + "."): key for key in KEYS if key.startswith(section + ".")}
+    if not inside:  # the section is misspelt, too: then the leaf has to be near
+        return [key for key in whole if difflib.get_close_matches(leaf, [key.rpartition(".")[2]], cutoff=0.6)]
+    return [inside[near] for near in difflib.get_close_matches(leaf, list(inside), n=1, cutoff=0.6)]
 
 
 def show(value: Any) -> str:

@@ -50,12 +50,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
+KINDS = {list: "list", str: "text", bool: "switch", int: "number", float: "number"}
+
+
 def parse_text(text: str, label: str, as_json: bool = False) -> Any:
     """The data in YAML (or JSON) `text`; `label` names it in errors."""
     try:
         if as_json:
             return json.loads(text, object_pairs_hook=_unique)
         return yaml.load(text, Loader=_YamlLoader)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{label}: {where}: not readable as JSON ({error.msg})") from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{label}: {line}{error.problem or error.context}") from error
@@ -78,7 +84,8 @@ def read_file(path: Path, label: str) -> dict[str, Any]:
     text = read_text(path, label, "kava config --list shows recipes")
     data = parse_text(text, label, as_json=path.suffix.lower() == ".json")
     if not isinstance(data, dict):
-        raise ConfigError(f"{label}: a recipe is a mapping of sections, this is {type(data).__name__}")
+        what = "empty" if data is None else f"a {KINDS.get(type(data), type(data).__name__)}"
+        raise ConfigError(f"{label}: is {what}, and not a mapping of keys to values")
     return data
 
 

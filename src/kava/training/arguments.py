@@ -22,6 +22,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """TrainingArguments; saving and validation are scheduled by `callbacks.Schedule`, so their strategies are off."""
     training, system, logs = recipe.training, recipe.system, recipe.logging
     _refuse_other_wrappers(recipe)
+    _refuse_half_precision_on_cpu(recipe)
     _set_up_trackers(recipe, folder)
     wanted: dict[str, Any] = {
         "output_dir": str(folder),
@@ -62,6 +63,15 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     arguments = TrainingArguments(**{name: value for name, value in wanted.items() if name in known})
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process uses one GPU; torchrun starts more. Never DataParallel.
     return arguments
+
+
+def _refuse_half_precision_on_cpu(recipe: Recipe) -> None:
+    """Raises for fp16 on a CPU, where transformers would compute in float32 without a word."""
+    if recipe.system.mixed_precision == "fp16" and pick_device(recipe.system.device).type == "cpu":
+        raise ConfigError(
+            "system.mixed_precision is fp16, which needs a GPU, and this run is on the CPU",
+            "set system.mixed_precision=bf16 or no",
+        )
 
 
 def _refuse_other_wrappers(recipe: Recipe) -> None:

@@ -1,0 +1,70 @@
+"""Names of models that are no models: refused before a library takes a path for a name of the hub."""
+
+from pathlib import Path
+
+import pytest
+
+from kava.backbone.artifact import load_student
+from kava.backbone.load import load_tokenizer, locate
+from kava.config import ModelConfig, load_recipe, save_recipe
+from kava.errors import ConfigError, ModelError
+from kava.files import write_json
+from kava.training.arguments import training_arguments
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("empty", "other", "student", "bare"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    for name in ("student/kava.json", "student/config.json", "bare/config.json"):
+        write_json(tmp_path / name, {"model_type": "gpt2"})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("/nope", "model '/nope': no such folder", "config.json, weights and tokenizer"),
+        ("./nope", "no such folder", "config.json"),
+        ("a/b/c", "no such folder", "config.json"),
+        ("empty", "model 'empty': the folder is empty", "config.json"),
+        ("other", "the folder has no config.json", "config.json"),
+        ("other/notes.txt", "a file, not a folder", "config.json"),
+        ("student", "is a student of kava", "training.start_from=student"),
+    ],
+)
+def test_a_path_that_is_no_model_is_refused(folders: Path, name: str, message: str, hint: str) -> None:
+    with pytest.raises(ModelError) as error:
+        locate(name)
+    assert message in error.value.message
+    assert hint in str(error.value.hint)
+
+
+def test_names_of_the_hub_and_of_models_stay(folders: Path) -> None:
+    assert locate("meta-llama/Llama-3.2-1B-Instruct") == "meta-llama/Llama-3.2-1B-Instruct"
+    assert locate("bare") == "bare"
+    with pytest.raises(ModelError, match=r"bare has no tokenizer, none of tokenizer\.json"):
+        load_tokenizer("bare", ModelConfig(name="bare"))
+
+
+def test_a_base_that_was_moved_names_the_flag_and_one_without_effect_is_refused(folders: Path) -> None:
+    student = folders / "lora"
+    student.mkdir()
+    write_json(student / "kava.json", {"format": 1, "method": "latent", "trained": [], "frozen_fingerprint": "x"})
+    save_recipe(load_recipe("debug", ["lora.enabled=true", "model.name=/moved/base"]), student / "recipe.yaml")
+    with pytest.raises(ModelError, match="no such folder") as error:
+        load_student(student)
+    assert "--base FOLDER" in str(error.value.hint)
+    save_recipe(load_recipe("debug"), student / "recipe.yaml")
+    with pytest.raises(ConfigError, match="'/nope' has no effect"):
+        load_student(student, base="/nope")
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    """transformers computes in float32 there, and says nothing."""
+    recipe = load_recipe("debug", ["system.mixed_precision=fp16", "system.device=cpu", "logging.report_to=[]"])
+    with pytest.raises(ConfigError, match="needs a GPU") as error:
+        training_arguments(recipe, tmp_path)
+    assert "mixed_precision=bf16" in str(error.value.hint)
