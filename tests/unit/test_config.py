@@ -392,3 +392,10 @@ def test_a_run_saved_by_an_older_version_loads(tmp_path: Path):
         del latent[section]
     saved.write_text(yaml.safe_dump(latent), encoding="utf-8")
     assert load_recipe(saved) == load_recipe("embedded")
+
+
+def test_an_error_of_a_section_names_the_section_and_not_a_key_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match="command line: mixture: 2 weights for 3 teachers"):
+        load_recipe("debug", ["mixture.teachers=[a,b,c]", "mixture.weights=[0.5,0.5]"])
+    with pytest.raises(ConfigError, match=r"training\.hf\.max_steps is set by training\.max_steps"):
+        load_recipe("debug", ["training.hf.max_steps=3"])

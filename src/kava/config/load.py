@@ -228,7 +228,8 @@ def _validated(values: Mapping[str, Any], layers: Sequence[Layer], changed: Mapp
         raise ConfigError(f"{label}: {key} = {show(values.get(key))} is not valid: {allowed}", _near(key, values))
     text = str(first.get("ctx", {}).get("error", first["msg"]))
     reason, _, hint = text.partition("; ")
-    where = f"{key}." if key and not reason.startswith(key) else ""
+    names_key = f"{key}.{reason.split()[0]}".startswith((*KEYS, FREE + "."))  # it begins with a key of that section
+    where = "" if not key or reason.startswith(key) else f"{key}." if names_key else f"{key}: "
     raise ConfigError(f"{layers[-1].label}: {where}{reason}", hint or None)
 
 

@@ -47,6 +47,8 @@ def _no_student(folder: Path) -> CheckpointError:
         what = "has no kava.json; it is an adapter of peft"
     elif not any(folder.iterdir()):
         what = "is empty"
+    elif (folder / ".jobs").is_dir() and not (folder / "recipe.yaml").is_file():  # kava submit has just made it
+        what, hint = "is that of a job which has not begun", f"kava jobs {folder} shows how it does"
     if inside := sorted([*folder.glob("*/kava.json"), *folder.glob("*/best_checkpoint/kava.json")]):
         hint = f"give a student inside it: {inside[0].parent}"
     return CheckpointError(f"{folder} is not a student's folder: it {what}", hint)
