@@ -28,7 +28,8 @@ def words(text: str) -> frozenset[str]:
 # Files of a run, of a reader, or of other programs; `outputs/...` and the like are never looked up.
 RUN_FILES = words(
     "recipe.yaml meta.json data_card.json train.log log.jsonl training_log.txt TRAINING_COMPLETED.txt alignment.json"
-    " routing.jsonl routing_samples.json layer_loss.jsonl aggregated_results.json EXPERIMENT_REPORT.txt jobs.json"
+    " routing.jsonl routing_samples.json layer_loss.jsonl aggregated_results.json jobs.json"
+    " EXPERIMENT_REPORT.txt EXPERIMENT_REPORT.json"
     " best_checkpoint emergency_checkpoint checkpoint.json checkpoint.pt student final_model final_model/student"
     " projector.safetensors student_state_dict.safetensors projector_state_dict.safetensors optimizer_state_dict.pt"
     " train.jsonl validation.jsonl test.jsonl my_compressors.py configs/kava_site.yaml configs/environment_config.yaml"

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.console import tell
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.config import BUILTIN_DATASETS, KEYS
+from kava.console import tell
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, answers_of_ours, blocks, read_questions, write_answers
 from kava.infer.checks import check_config, own_mode, stored_recipe, student_files, untrained
