@@ -88,15 +88,15 @@ def test_settings_of_all_members_may_be_switched_off_by_one(tmp_path: Path, caps
 def test_a_setting_that_a_member_does_not_have_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["suite", "e1-e5", "--config", "debug", "--skip_train", "--skip_eval", "--seeds", "1", "--quiet"]
     words += ["--output_dir", str(tmp_path), "--members", "pause", "E1_baseline", "E4_rkv"]
-    assert main([*words, "latent.num_iterations=3", "rkv.lambda=0.3", "training.max_steps=5"]) == 0
+    assert main([*words, "latent.num_iterations=3", "rkv.method=crop", "training.max_steps=5"]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "note: latent.num_iterations=3 has no effect on pause",
-        "note: rkv.lambda=0.3 has no effect on E1_baseline, pause",
+        "note: rkv.method=crop has no effect on E1_baseline, E4_rkv, pause",
     ]
     suite = json.loads((tmp_path / "latent" / "suite.json").read_text(encoding="utf-8"))
     assert suite_command(suite) == (
         "kava suite e1-e5 --config debug --seeds 1 --members E1_baseline E4_rkv pause "
-        f"--output_dir {tmp_path} latent.num_iterations=3 rkv.lambda=0.3 training.max_steps=5"
+        f"--output_dir {tmp_path} latent.num_iterations=3 rkv.method=crop training.max_steps=5"
     )
 
 

@@ -68,10 +68,10 @@ def infer(
     note = untrained(recipe, how)
     if note:
         tell(f"note: {how} answers: {note}")
+    student = Student.from_pretrained(checkpoint, device, base)
     if recipe.dataset.name in BUILTIN_DATASETS and not quiet:
         modulus = recipe.dataset.generator.modulus
         tell(f"note: this student learnt arithmetic modulo {modulus}: 3+4 is {7 % modulus}")
-    student = Student.from_pretrained(checkpoint, device, base)
     if not batch:
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")  # bytes that the terminal's encoding does not have
