@@ -43,7 +43,10 @@ def analyze(
     from kava.lab.analysis.runs import files_of_runs
     from kava.outputs import Output, check_outputs, has_keys
 
-    outputs = [Output("the report", output_base / REPORT)] if output_base.is_dir() else []  # else analyse says it
+    own = [output_base / name for name in (REPORT, DOCUMENT)]
+    outputs = [Output("the report", path) for path in own if output_base.is_dir()]  # else analyse says it
+    if save_json is not None and save_json.resolve() == own[1].resolve():
+        save_json = None
     if save_json is not None:
         outputs.append(Output("--save_json", save_json, has_keys("output_base", "claims", "experiments")))
     check_outputs(outputs, files_of_runs([output_base]), overwrite)
