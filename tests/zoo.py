@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import (
+    AutoConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -36,6 +39,35 @@ FAMILIES = {
     ),
     "gpt2": lambda **own: GPT2LMHeadModel(GPT2Config(**_gpt2 | own)),
 }
+# configs as people have them, but for the size; `kava model check` makes its small copies of them
+_checkpoint = {"vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8,
+               "num_key_value_heads": 4, "num_hidden_layers": 8, "pad_token_id": 0, "bos_token_id": 1,
+               "eos_token_id": 2}  # fmt: skip
+_longrope = {"type": "longrope", "short_factor": [1 + i / 10 for i in range(12)], "long_factor": [1.5] * 12}
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "gpt2": {"n_embd": 256, "n_layer": 8, "n_head": 8, "bos_token_id": 0, "eos_token_id": 0},
+    "mistral": {"sliding_window": 4096, "head_dim": 64},
+    "phi3": {"sliding_window": 2047},
+    "phi4-mini": {"model_type": "phi3", "sliding_window": 262144, "partial_rotary_factor": 0.75,
+                  "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+                  "rope_scaling": _longrope},
+    "olmo2": {},
+    "smollm3": {},
+    "granite": {"embedding_multiplier": 12.0, "attention_multiplier": 0.015, "residual_multiplier": 0.22,
+                "logits_scaling": 8.0},
+    "gemma2": {"head_dim": 64, "query_pre_attn_scalar": 256},
+    "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 256, "sliding_window": 512, "num_hidden_layers": 12,
+                    "final_logit_softcapping": 30.0},
+}  # fmt: skip
+
+
+def checkpoint_config(name: str) -> Any:
+    """A config of CHECKPOINTS."""
+    own = dict(CHECKPOINTS[name])
+    return AutoConfig.for_model(own.pop("model_type", name), **({} if name == "gpt2" else _checkpoint) | own)
 
 
 def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **own: object):

@@ -15,3 +15,8 @@ if TYPE_CHECKING:
 def at_least_float32(tensor: "Tensor") -> "Tensor":
     """The tensor in float32 or better: softmaxes, norms and losses are not computed in half precision."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def soft_cap(logits: "Tensor", cap: float | None) -> "Tensor":
+    """cap tanh(logits / cap), as Gemma limits its logits; unchanged without a cap."""
+    return logits if cap is None else (logits / cap).tanh() * cap

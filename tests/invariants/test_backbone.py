@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, BloomConfig, Qwen2Config
 
 import zoo
 from compare import UNEVEN, assert_same, facts, facts_of, measure, objective, plain_attention, tiny_base
@@ -287,13 +287,13 @@ def test_a_folder_that_is_no_student_is_refused(bases: dict[bool, Path], student
             load_student(folder)
 
 
-def test_unknown_families_and_sliding_windows_are_refused(tmp_path: Path) -> None:
-    mistral = MistralConfig(vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
-    sliding = Qwen2Config(
+def test_unknown_families_and_other_kinds_of_attention_are_refused(tmp_path: Path) -> None:
+    bloom = BloomConfig(vocab_size=400, hidden_size=8, n_layer=1, n_head=2)
+    chunked = Qwen2Config(
         vocab_size=400, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        use_sliding_window=True, sliding_window=8, max_window_layers=1,
+        layer_types=["chunked_attention", "full_attention"],
     )  # fmt: skip
-    for config, words in ((mistral, "mistral"), (sliding, "sliding")):
+    for config, words in ((bloom, "bloom"), (chunked, "chunked_attention")):
         folder = tmp_path / config.model_type
         byte_level().save_pretrained(folder)
         config.save_pretrained(folder)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from kava.shapes import at_least_float32, soft_cap
+
 NAME = "kava"
 SLOT = "_kava_call"  # attribute with the call, for decoders that drop keywords (GPT-2 before transformers 5)
 
@@ -21,9 +23,13 @@ KV = list[tuple[Tensor, Tensor]]  # per layer: keys, values [B, H, T, D]
 
 @dataclass
 class Call:
-    """Input and output of every attention layer in one forward pass; keys and queries are already rotated."""
+    """Input and output of every attention layer in one forward pass; keys and queries are already rotated.
+
+    `masks`: by layer, the masks of layers with an attention window; the others use the decoder's.
+    """
 
     prefix: KV | None = None
+    masks: dict[int, Tensor] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
@@ -38,9 +44,10 @@ def kava_attention(
     kava_call: Call | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q [prefix k, k]^T) [prefix v, v] under a bool mask with a True in every row."""
+    """softmax(q [prefix k, k]^T) [prefix v, v] under a bool mask with a True in every row; logits capped by `softcap`."""
     layer = module.layer_idx
     call = kava_call if kava_call is not None else getattr(module, SLOT, None)
     if call is None:
@@ -55,8 +62,20 @@ def kava_attention(
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+    mask = call.masks.get(layer, attention_mask)
+    if softcap is None:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    else:
+        assert mask is not None
+        out = F.dropout(capped_weights(query, key, mask, scaling or query.shape[-1] ** -0.5, softcap), dropout) @ value
     return out.transpose(1, 2).contiguous(), None
+
+
+def capped_weights(query: Tensor, key: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Attention weights [B, H, T, P + T] with logits of at most `cap`; sdpa has no such argument."""
+    logits = soft_cap(query @ key.transpose(2, 3) * scale, cap)
+    wide = at_least_float32(logits.masked_fill(~mask, torch.finfo(logits.dtype).min))
+    return torch.softmax(wide, dim=-1).to(query.dtype)
 
 
 AttentionInterface.register(NAME, kava_attention)

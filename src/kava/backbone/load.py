@@ -71,6 +71,11 @@ def load_config(model: ModelConfig) -> Any:
     return config
 
 
+def load_plain(model: ModelConfig, dtype: torch.dtype) -> Any:
+    """A causal LM of transformers with its weights, as it is."""
+    return _fetch(AutoModelForCausalLM, locate(model.name), model, "weights", dtype=dtype).eval()
+
+
 def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
     """A model with sizes but no weights. `any_family`: also for families read through their cache, by their config."""
     config = load_config(model)

@@ -29,6 +29,19 @@ def tree_mask(mask: Tensor, branch: Tensor) -> Tensor:
     return _with_diagonal(order & related & mask[:, None, :])
 
 
+def within_window(mask: Tensor, window: int) -> Tensor:
+    """The mask of a layer with an attention window: of the keys that a token sees in `mask` [B, 1, T, P + T], the latest
+    `window`, itself among them.
+
+    Keys stand in the order of their positions along the trunk and along each branch, so this counts positions in the
+    sample: neither padding nor another branch takes a place in the window.
+    """
+    if mask.shape[-1] <= window:
+        return mask
+    ahead = mask.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1)  # keys seen from this one to the latest
+    return mask & (ahead <= window)
+
+
 def _with_diagonal(visible: Tensor) -> Tensor:
     """[B, 1, T, P + T] where padding sees itself: no row is empty, since its output would be NaN."""
     rows, columns = visible.shape[1:]

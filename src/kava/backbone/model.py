@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from kava.align.rope import Rotary
 from kava.backbone.attention import KV, SLOT, Call
-from kava.backbone.families import Family
+from kava.backbone.families import Family, rotated_alike, windows_of
 from kava.backbone.kv import KVShape, Pass, keywords_arrive
-from kava.backbone.masks import causal_mask
+from kava.backbone.masks import causal_mask, within_window
 from kava.backbone.masks import positions as positions_of
 from kava.backbone.rotary import read_rotary
 from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
 from kava.errors import ModelError
 from kava.latents import iterate, make_projection, start, unroll
+from kava.shapes import soft_cap
 
 
 class Backbone(nn.Module):
@@ -62,24 +63,62 @@ class Backbone(nn.Module):
     @cached_property
     def rotary(self) -> Rotary | None:
         """The rotary embedding of its keys; None: its positions are in the hidden states."""
+        if not rotated_alike(self.config):
+            raise ModelError(
+                f"{self.family.name}: its layers rotate keys differently, so no rotary embedding holds for all of them",
+                "choose a model of another family",
+            )
         return read_rotary(self.decoder.rotary_emb, self.family.name) if self.family.rotary else None
 
     @property
     def scale(self) -> float:
         """The factor of q.k in attention."""
-        return self.kv_shape.head_size**-0.5
+        if self.family.scale is None:
+            return float(self.kv_shape.head_size**-0.5)
+        name, power = self.family.scale
+        return float(getattr(self.config, name) ** power)
+
+    @property
+    def cap(self) -> float | None:
+        """The cap of attention logits."""
+        return self._value(self.family.cap)
+
+    @cached_property
+    def windows(self) -> list[int | None]:
+        """The attention window of each layer, None where it sees everything."""
+        return windows_of(self.config, self.family)
+
+    @property
+    def input_scale(self) -> float:
+        """What the decoder multiplies its inputs_embeds by."""
+        if self.family.input_scale != "sqrt":
+            return float(self._value(self.family.input_scale) or 1.0)
+        embedding = self.causal_lm.get_input_embeddings()
+        if any(hasattr(module, "embed_scale") for module in embedding.modules()):
+            return 1.0
+        return float(torch.tensor(self.config.hidden_size**0.5, dtype=embedding.weight.dtype))  # rounded as inside
+
+    def _value(self, name: str) -> Any:
+        """A value of the config that the family's row names; None for an empty name."""
+        return getattr(self.config, name) if name else None
 
     def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings as the decoder takes them; it may scale them itself (`input_scale`)."""
         return self.causal_lm.get_input_embeddings()(ids)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.causal_lm.get_output_embeddings()(hidden)
+        """Logits of the next token."""
+        logits = self.causal_lm.get_output_embeddings()(hidden)
+        if self.family.divisor:
+            logits = logits / self._value(self.family.divisor)
+        return soft_cap(logits, self._value(self.family.logit_cap))
 
     def run(
         self, embeds: Tensor, positions: Tensor, mask: Tensor, prefix: KV | None = None, all_layers: bool = False
     ) -> Pass:
         """Runs embeds [B, T, E] at `positions` under the bool mask [B, 1, T, P + T]; gradients reach the prefix."""
-        call = Call(prefix)
+        narrow = {width: within_window(mask, width) for width in {*self.windows} if width is not None}
+        call = Call(prefix, {layer: narrow[width] for layer, width in enumerate(self.windows) if width is not None})
         slots = [] if keywords_arrive(self.family) else [block.attn for block in self.decoder.h]
         for module in slots:
             setattr(module, SLOT, call)
@@ -91,7 +130,12 @@ class Backbone(nn.Module):
         finally:
             for module in slots:
                 delattr(module, SLOT)
-        order = range(len(call.keys))
+        order = range(self.kv_shape.num_layers)
+        if lacking := [str(layer) for layer in order if layer not in call.keys]:
+            raise ModelError(
+                f"{self.family.name}: layers {', '.join(lacking)} keep no keys and values",
+                "choose a model of another family",
+            )
         queries, keys, values = ([part[i] for i in order] for part in (call.queries, call.keys, call.values))
         layers = tuple(out.hidden_states[1:]) if all_layers else None
         return Pass(out.last_hidden_state, queries, keys, values, layers)
@@ -148,11 +192,11 @@ class LatentModel(Backbone):
 
         hidden [B, 1 + M, E] at <bot> and the slots after pass 0; run(embeds) -> hidden states on the [Q, <bot>] prefix.
         """
-        dtype = hidden.dtype
-
-        def project(states: Tensor) -> Tensor:
-            return self.project(states).to(dtype)
-
         if self.latent.method == "sequential":
-            return unroll(project(hidden[:, :1]), run, project, self.latent.num_tokens)
-        return iterate(start(hidden, project), run, project, self.latent.num_iterations - 1)
+            return unroll(self.as_input(hidden[:, :1]), run, self.as_input, self.latent.num_tokens)
+        return iterate(start(hidden, self.as_input), run, self.as_input, self.latent.num_iterations - 1)
+
+    def as_input(self, hidden: Tensor) -> Tensor:
+        """prj(hidden) as an input embedding; where the decoder scales its inputs, its first layer still reads prj(hidden)."""
+        embeds, scale = self.project(hidden).to(hidden.dtype), self.input_scale
+        return embeds if scale == 1 else embeds / scale

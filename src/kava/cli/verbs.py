@@ -40,6 +40,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("report", "Reproduce and compare", "runs as one self-contained page of figures and tables"),
     Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
     Verb("data", "Recipes and data", "inspect a data set: counts, lengths, hashes"),
+    Verb("model", "Recipes and data", "check whether a model works as a student, on a small random copy of it"),
     Verb("assets", "Recipes and data", "fetch models and data for nodes without a network; check they are complete"),
     Verb("align", "Recipes and data", "match a teacher's tokens and layers to a student's; measure a layer map"),
     Verb("extract", "Recipes and data", "store a teacher's keys and values on disk, for training without the teacher"),

@@ -115,9 +115,9 @@ class AttentionTerm(AuxTerm):
 
     needs_importance = True
 
-    def __init__(self, recipe: Recipe, layers: list[Entry], scale: float):
+    def __init__(self, recipe: Recipe, layers: list[Entry], scale: float, cap: float | None):
         super().__init__()
-        self.explicit, self.layers, self.scale = recipe.explicit, layers, scale
+        self.explicit, self.layers, self.scale, self.cap = recipe.explicit, layers, scale, cap
         structural = recipe.loss.kv_loss_type == "structural"
         self.constant = ATTENTION_SHARE * recipe.loss.alpha2_kv if structural else 0.0
 
@@ -134,7 +134,8 @@ class AttentionTerm(AuxTerm):
         total = student.keys[0].new_zeros((), dtype=torch.float32)
         for layer, entry in enumerate(self.layers):
             query = text.out.queries[layer][:, :, text.tail]
-            weights = importance(query, student.keys[layer], batch["tail_answer"], batch["cot_mask"], self.scale)
+            answer, cot = batch["tail_answer"], batch["cot_mask"]
+            weights = importance(query, student.keys[layer], answer, cot, self.scale, self.cap)
             own, other = (_shares(part, target.mask).mean(1) for part in (weights, mix(wanted, entry)))
             real = target.mask & (other > 0)
             ratio = other.clamp(min=1e-12).log() - own.clamp(min=1e-12).log()
@@ -150,7 +151,7 @@ def _shares(weights: Tensor, mask: Tensor) -> Tensor:
 
 
 def make_aux_terms(
-    recipe: Recipe, student: KVShape, teacher: KVShape, scale: float, mixture: bool
+    recipe: Recipe, student: KVShape, teacher: KVShape, scale: float, cap: float | None, mixture: bool
 ) -> dict[str, AuxTerm]:
     """The terms that a recipe of the explicit line switches on, by name."""
     layers: list[Entry] = layer_map(student.num_layers, teacher.num_layers, recipe.explicit.layer_map)
@@ -162,5 +163,5 @@ def make_aux_terms(
     if recipe.explicit.cka_weight > 0:
         terms["cka"] = CkaTerm(recipe, layers)
     if recipe.loss.alpha2_kv > 0 and (recipe.loss.kv_loss_type == "structural" or recipe.explicit.gamma_kl > 0):
-        terms["attention"] = AttentionTerm(recipe, layers, scale)
+        terms["attention"] = AttentionTerm(recipe, layers, scale, cap)
     return terms

@@ -108,7 +108,7 @@ def _match_heads(source: MixtureOfTeachers, model: Backbone, batches: Iterable[B
     for batch in batches:
         text = teacher_forced_pass(model, batch)
         own = [
-            importance(query[:, :, text.tail], key, batch["tail_answer"], batch["cot_mask"], model.scale)
+            importance(query[:, :, text.tail], key, batch["tail_answer"], batch["cot_mask"], model.scale, model.cap)
             for query, (key, _) in zip(text.out.queries, text.out.kv(text.cot), strict=True)
         ]
         for number, kv in enumerate(source.teachers(batch, replace(WANTS, importance=True))):

@@ -1,5 +1,6 @@
 """A recipe's objective: its view of the student, its source of targets, and how the two are compared."""
 
+from kava.backbone.families import rotated_alike
 from kava.backbone.model import LatentModel
 from kava.compress import Compressor, make_compressor
 from kava.config import LossConfig, Recipe
@@ -32,6 +33,10 @@ def make_objective(recipe: Recipe, model: LatentModel, teacher: Teacher | Teache
     rkv, family = recipe.rkv, model.family
     if rkv.rotary == "before" and not family.rotary:
         raise ConfigError(f"rkv.rotary is before, but {family.name} has no rotary embedding", "leave rkv.rotary out")
+    if rkv.rotary == "before" and not rotated_alike(model.config):
+        raise ConfigError(
+            f"rkv.rotary is before, but the layers of {family.name} rotate keys differently", "leave rkv.rotary out"
+        )
     compressor = make_compressor(rkv.method, rkv.shuffle, lambda_=rkv.lambda_, side=rkv.crop_keep)
     packed, seed = recipe.training.packed, recipe.system.seed
     return latent_objective(model, recipe.loss, compressor, packed, rkv.rotary, seed, source)
@@ -67,7 +72,7 @@ def _text_objective(recipe: Recipe, model: LatentModel, source: TargetSource | N
     mixture = isinstance(source, MixtureOfTeachers)
     compare = _column_comparison(recipe, model, source) if recipe.loss.alpha2_kv > 0 else None
     distance = OfCodes(recipe.mixture.z_loss) if isinstance(compare, Codes) else make_distance(recipe.loss)
-    terms = make_aux_terms(recipe, shape, source.shape, model.scale, mixture)
+    terms = make_aux_terms(recipe, shape, source.shape, model.scale, model.cap, mixture)
     view, warmup = TextColumns(model, cue=recipe.loss.alpha1_codi > 0), recipe.mixture.layer_warmup if mixture else 0.0
     return Objective(view, recipe.loss, source, compare, distance, terms, explicit, warmup, recipe.system.seed)
 

@@ -79,7 +79,7 @@ class LatentSlots(View):
             total = unit.sum(1).square().sum(-1)  # sum over all pairs of cosines, with the diagonal
             health["latent_cosine"] = ((total - count) / (count * (count - 1))).mean()
         if model.feeds_back:
-            health["jacobi_residual"] = residual(latents[:, 1:], model.project(student.states[:, :-1]).float())
+            health["jacobi_residual"] = residual(latents[:, 1:], model.as_input(student.states[:, :-1]).float())
         return health
 
 

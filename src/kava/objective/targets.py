@@ -65,9 +65,10 @@ class OwnTeacher(TargetSource):
         keys, values = ([entries.detach() for entries in part] for part in (own_teacher.keys, own_teacher.values))
         weights = None
         if wants.importance:
-            answer, cot, scale = batch["tail_answer"], batch["cot_mask"], self.model.scale
+            answer, cot, scale, cap = batch["tail_answer"], batch["cot_mask"], self.model.scale, self.model.cap
             weights = [
-                importance(query, key, answer, cot, scale) for query, key in zip(own_teacher.queries, keys, strict=True)
+                importance(query, key, answer, cot, scale, cap)
+                for query, key in zip(own_teacher.queries, keys, strict=True)
             ]
         if self.rotary_before:
             place = positions(batch["cot_mask"], batch["question_mask"].sum(1))

@@ -36,7 +36,7 @@ class LiveTeacher:
         if wants.importance:
             queries = [query[:, :, text.tail].to(device) for query in text.out.queries]
             per_layer = [
-                importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale)
+                importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale, self.model.cap)
                 for query, key in zip(queries, keys, strict=True)
             ]
         cue = cue_states(text.out, text.tail.start + on_model["cue_last"]).to(device) if wants.cue else None
@@ -60,7 +60,7 @@ class ForeignTeacher(LiveTeacher):
             raise ConfigError(
                 f"{name} does not show what its answer looks at, so it gives no importance",
                 "choose rkv.method=uniform, crop, steps, random or full, explicit.attention_weighted=false and "
-                "explicit.gamma_kl=0, or a teacher of the families llama, qwen2, qwen3, gpt2",
+                "explicit.gamma_kl=0, or a teacher of a family that passes `kava model check`",
             )
         if wants.cue:
             raise ConfigError(f"{name} shows no hidden states at the cue", "set loss.alpha1_codi=0")

@@ -105,7 +105,7 @@ def library_twin(model: LatentModel) -> Any:
     lm = model.causal_lm
     shared = {id(part): part for part in (*lm.parameters(), *lm.buffers())}
     twin = copy.deepcopy(lm, shared)
-    twin.set_attn_implementation("sdpa")
+    twin.set_attn_implementation("sdpa" if model.cap is None else "eager")  # the library's sdpa caps no logits
     twin.config.use_cache = True
     return twin.eval()
 
