@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO, Any
 
 from kava.errors import RunError
@@ -27,6 +27,11 @@ from kava.errors import RunError
 MOMENT = 0.5  # seconds for which `is_owned` may hold a lock, and others wait for it
 PARTIAL = ".partial-"
 MOST_LINKS = 40  # that a path may lead through, as in Linux
+
+
+def looks_like_path(name: str) -> bool:
+    """True for the form of a path, of POSIX or Windows; False for a word, or ORG/NAME on the hub."""
+    return name.startswith((".", "/", "~")) or "\\" in name or bool(PureWindowsPath(name).drive) or name.count("/") > 1
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -9,6 +9,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
+from kava.files import looks_like_path
+
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 MODEL_PATH = "KAVA_MODEL_PATH"
 
@@ -16,7 +18,7 @@ MODEL_PATH = "KAVA_MODEL_PATH"
 def own_copy(name: str) -> Path | None:
     """The folder of a hub model in KAVA_MODEL_PATH, as ORG/NAME or NAME; None without one, or if `name` is a path."""
     place = os.environ.get(MODEL_PATH)
-    if not place or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+    if not place or looks_like_path(name) or Path(name).exists():
         return None
     folders = (Path(place).expanduser() / part for part in dict.fromkeys((name, name.rpartition("/")[2])) if part)
     return next((folder.absolute() for folder in folders if (folder / "config.json").is_file()), None)

@@ -21,7 +21,9 @@ NOWHERE = subprocess.DEVNULL
 def alive(job: str) -> bool:
     """Whether a driver with this process id is running."""
     local = Local()
-    process = subprocess.run(local.states_commands([job])[0], capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        local.states_commands([job])[0], capture_output=True, text=True, errors="replace", check=False
+    )
     return (job, None) in local.parse_states([], process.stdout)
 
 
@@ -52,7 +54,7 @@ def work(script: str, log: str, tasks: str, *waits: str) -> int:
 
 def cancel(job: str) -> int:
     """Send TERM to the driver and its tasks; a training saves a checkpoint first."""
-    if not alive(job):
+    if sys.platform == "win32" or not alive(job):
         print(f"no job {job} is under way", file=sys.stderr)
         return 1
     os.killpg(int(job), signal.SIGTERM)

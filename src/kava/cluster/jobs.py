@@ -105,7 +105,9 @@ def states(scheduler: Scheduler, ids: Sequence[str]) -> States:
     known: States = {}
     for words in scheduler.states_commands(ids):
         try:
-            process = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+            process = subprocess.run(
+                words, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             continue
         if process.returncode == 0 or process.stdout.strip():

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -100,6 +101,10 @@ def check_places(submission: Submission) -> None:
 def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str]) -> dict[str, Any]:
     """The record of a submission, whose jobs are submitted in order. If one is refused, those before it are cancelled and
     nothing is kept."""
+    if sys.platform == "win32":
+        raise RunError(
+            "job scripts run under bash, which Windows lacks", "submit from WSL; --dry_run shows the scripts"
+        )
     ids: dict[str, tuple[str, bool]] = {}  # label -> id, whether it is an array
     record: dict[str, Any] = {
         "name": submission.name,
@@ -141,7 +146,9 @@ def submit(submission: Submission, scheduler: Scheduler, command: Sequence[str])
 def run(words: Sequence[str], stdin: str = "") -> str:
     """What a scheduler's command prints; where it refuses, its message becomes the error."""
     try:
-        process = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        process = subprocess.run(
+            words, input=stdin, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
+        )
     except FileNotFoundError as error:
         raise RunError(f"{words[0]} is not here", "submit from a login node, or choose --scheduler") from error
     except subprocess.TimeoutExpired as error:
@@ -158,7 +165,7 @@ def run(words: Sequence[str], stdin: str = "") -> str:
 def refusal(words: Sequence[str]) -> str | None:
     """Why a scheduler's command failed; None if it succeeded."""
     try:
-        process = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        process = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     output = (process.stderr or process.stdout).strip()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kava.errors import ConfigError, DataError, KavaError, ModelError, RunError, first_line
-from kava.files import make_folder
+from kava.files import looks_like_path, make_folder
 from kava.progress import Meter
 from kava.progress import progress as progress_of
 
@@ -150,7 +150,7 @@ def missing_parts(folder: Path) -> list[str]:
 
 def model_repo(name: str, revision: str | None) -> Repo | None:
     """The hub repository of a model; None if it is shipped or a folder."""
-    path = name.startswith((".", "/", "~", "kava:")) or name.count("/") > 1 or Path(name).is_dir()
+    path = name.startswith("kava:") or looks_like_path(name) or Path(name).is_dir()
     return None if path else Repo(name, "model", revision or "main")
 
 

@@ -16,6 +16,7 @@ from kava.data.hub import Repo, snapshot
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, SOURCES, Source, known_source
 from kava.errors import DataError, first_line
+from kava.files import looks_like_path
 from kava.progress import progress
 from kava.registry import nearest
 
@@ -96,7 +97,7 @@ def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).suffix in JSON_SUFFIXES or name.count("/") > 1 or "\\" in name
+    return looks_like_path(name) or Path(name).suffix in JSON_SUFFIXES
 
 
 def _open_local(place: Path, source: Source, config: str | None, streaming: bool, label: str | None = None) -> Opened:

@@ -122,7 +122,11 @@ def _no_native_messages() -> Iterator[None]:
 def hardware(device: torch.device) -> dict[str, Any]:
     """The device, processor, threads, torch version and load under which times are taken."""
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
+    names = (
+        [line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if "model name" in line]
+        if cpuinfo.is_file()
+        else []
+    )
     cpu = names[0].split(":")[1].strip() if names else platform.processor()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
