@@ -31,7 +31,7 @@ def posix_only(tree: ast.Module) -> Iterator[tuple[int, str, list[ast.AST]]]:
         stack += [(child, [*above, node]) for child in ast.iter_child_nodes(node)]
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             names = {"os": OF_OS, "signal": OF_SIGNAL}.get(node.value.id, set())
-            if node.attr in names or node.value.id in MODULES:
+            if node.attr in names:
                 yield node.lineno, f"{node.value.id}.{node.attr}", above
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]

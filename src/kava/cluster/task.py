@@ -166,14 +166,15 @@ class Task:
 
 
 def _tell_group(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):  # it has just ended
-        os.killpg(process.pid, signal.SIGTERM)
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _ignore_warnings() -> None:
     """Grid Engine warns every process of a job in whatever session; the signals must not kill the commands."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def split(words: Sequence[str]) -> list[list[str]]:
