@@ -121,6 +121,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """A copy of a folder that appears at `target` when it is complete."""
+    with new_folder(target) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+
+
 def replace_folder(source: Path, target: Path) -> None:
     """Renames `source` to `target`; an old `target` is renamed first and deleted last. Of a link only the link goes."""
     old = target.parent / f"{PARTIAL}old-{target.name}"

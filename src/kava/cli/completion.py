@@ -176,7 +176,7 @@ def shell_named(words: Sequence[str], flag: str) -> str:
 
 def install(shell: str) -> str:
     """Writes the script where the shell looks for it; says what to do next. A start-up file only gains a line."""
-    from kava.files import write_text
+    from kava.files import open_append, write_text
 
     if shell in ("powershell", "pwsh"):
         raise RunError(
@@ -190,12 +190,11 @@ def install(shell: str) -> str:
         "fish": (home / ".config" / "fish" / "completions" / "kava.fish", None),
     }
     path, start_up = places[shell]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, script(shell) + "\n")
     line = {"bash": f"source '{path}'", "zsh": "fpath+=~/.zfunc; autoload -Uz compinit; compinit"}.get(shell, "")
     if start_up is None:
         return f"wrote {path}; open a new {shell}"
     if line not in (start_up.read_text(encoding="utf-8", errors="replace") if start_up.is_file() else ""):
-        with start_up.open("a", encoding="utf-8") as file:
+        with open_append(start_up) as file:
             file.write(f"\n{line}\n")
     return f"wrote {path}, read by {start_up}; open a new {shell}"

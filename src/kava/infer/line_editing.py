@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kava.files import make_folder, open_append, write_bytes
+
 LONGEST = 1000  # questions that are kept
 # What an arrow key or another key sends where nothing interprets it, such as ESC [ A, and other control characters.
 _KEYS = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|O[A-Z])|[\x00-\x08\x0b-\x1f\x7f]")
@@ -67,13 +69,13 @@ def _read(readline: Any, path: Path | None) -> None:
 
 
 def _save(readline: Any, path: Path | None) -> None:
-    """Writes the last lines beside the file and renames, so that a kill leaves the old one."""
+    """Writes the last lines to a file that only its owner can read."""
     lines = [readline.get_history_item(number) for number in range(1, readline.get_current_history_length() + 1)]
     if path is None or not lines:
         return
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(handle, "w", encoding="utf-8", errors="replace") as file:
-        file.writelines(f"{line}\n" for line in lines[-LONGEST:] if line)
-    os.replace(partial, path)
+    if not path.exists():
+        make_folder(path.parent)
+        open_append(path).close()
+        os.chmod(path, 0o600)
+    text = "".join(f"{line}\n" for line in lines[-LONGEST:] if line)
+    write_bytes(path, text.encode("utf-8", errors="replace"))

@@ -1,7 +1,6 @@
 """A run's folder: locked by one process, described before the first step, never mixed with another run."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from kava.backbone.artifact import read_card
 from kava.config import Recipe, differing, load_recipe, save_recipe
 from kava.errors import CheckpointError, RunError
-from kava.files import make_folder, new_folder, sole_owner, sweep, write_json
+from kava.files import copy_folder, make_folder, sole_owner, sweep, write_json
 from kava.outputs import Output, begins, check_folder, check_outputs, is_dated
 from kava.provenance import surroundings
 from kava.training import checkpoint
@@ -119,8 +118,7 @@ def bring_best(start: Path, folder: Path) -> None:
     best = start.parent / BEST
     if (folder / BEST).exists() or not best.is_dir() or read_card(best).get("step", 0) > checkpoint.step_of(start):
         return
-    with new_folder(folder / BEST) as partial:
-        shutil.copytree(best, partial, dirs_exist_ok=True)
+    copy_folder(best, folder / BEST)
 
 
 def describe(folder: Path, recipe: Recipe, facts: dict[str, Any]) -> None:

@@ -24,13 +24,14 @@ def fetching() -> Iterator[None]:
         try:
             yield
         finally:
-            if before is not None:
+            if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _block() -> set[int] | None:
+def _block() -> set[int]:
+    """Blocks the stop signals; returns those blocked before."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
-        return None
+        return set()
     before = set(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS))
     if multiprocessing.get_start_method() != "fork":
         resource_tracker.ensure_running()  # a helper of spawned processes, which unblocks signals when it is started
