@@ -32,6 +32,8 @@ def check_characters(text: str, what: str) -> None:
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, without bos or eos; `tokenizer` is a fast one."""
+    if not texts:  # transformers cannot
+        return []
     return list(_tokenized(tokenizer, list(texts))["input_ids"])
 
 

@@ -12,7 +12,7 @@ from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
 from kava.config import BUILTIN_DATASETS, KEYS
 from kava.console import tell
 from kava.errors import ConfigError, DataError
-from kava.infer.batch import answer_row, answers_of_ours, blocks, read_questions, write_answers
+from kava.infer.batch import answer_row, answers_of_ours, blocks, problem_row, read_questions, write_answers
 from kava.infer.checks import check_config, own_mode, stored_recipe, student_files, untrained
 from kava.outputs import Output, check_outputs
 from kava.progress import loading_libraries
@@ -77,12 +77,20 @@ def infer(
             sys.stdin.reconfigure(errors="replace")  # bytes that the terminal's encoding does not have
         Chat(student, how, max_new_tokens).run()
         return 0
-    answers = student.answer(prompts, how, batch_size, max_new_tokens, progress=not quiet)
-    rows = [answer_row(question, answer, how) for question, answer in zip(prompts, answers, strict=True)]
+    problems = student.too_long(prompts, how, max_new_tokens)
+    fitting = [text for i, text in enumerate(prompts) if i not in problems]
+    answers = iter(student.answer(fitting, how, batch_size, max_new_tokens, progress=not quiet))
+    rows = [
+        problem_row(text, problems[i], how) if i in problems else answer_row(text, next(answers), how)
+        for i, text in enumerate(prompts)
+    ]
     if output_file is not None:
         write_answers(output_file, rows)
     written = f"\nwrote {output_file}" if output_file else ""
     show_result(rows, blocks(rows, passes=True) + written, quiet)
+    for i, problem in problems.items():
+        others = f" ({len(problems)} of {len(prompts)} questions are too long)" if len(problems) > 1 else ""
+        raise DataError(f"question {i + 1}: {problem}{others}", "ask a shorter question, or lower --max_new_tokens")
     return 0
 
 

@@ -69,17 +69,17 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
     model, recipe = student.model.eval(), student.recipe
     kind = cot_type_of(asked.name, recipe.dataset.cot_type)
     encoded = Encoder(student.tokenizer, recipe.dataset.drop_last_step, kind).encode_batch(asked.examples)
-    for row in encoded:
-        positions = len(row) + max(0, model.latent.num_tokens + 2 - len(row.cot))
-        if model.max_positions is not None and positions > model.max_positions:
-            problem = f"{row.id} needs {positions} positions, the model has {model.max_positions}"
-            raise DataError(problem, "leave --losses out, or the item")
+    encoded, every = [row for row in encoded if _fits(row, model)], len(encoded)
+    if not encoded:
+        problem = f"none of {every} items fits into the model's {model.max_positions} positions"
+        raise DataError(problem, "leave --losses out, or the items")
+    left_out = {"losses_too_long": every - len(encoded)} if len(encoded) < every else {}
     collate = Collator(student.tokenizer.pad_token_id)
     items = {"ce_student": len(encoded)}
     if recipe.explicit.enabled:  # without the teacher, whose terms training has measured
         numbers = held_out(make_objective(recipe, model), encoded, collate, batch_size)
         assert numbers is not None  # only `stop` ends it early
-        return {"losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]}, "losses_items": items}
+        return {"losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]}, "losses_items": items, **left_out}
     total: defaultdict[str, float] = defaultdict(float)
     count: defaultdict[str, float] = defaultdict(float)
     for batch, teacher in track(_batches(encoded, batch_size), "held-out losses", unit="batches", show=progress):
@@ -91,7 +91,12 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
     items["kv_steps"] = sum(any(e.result) for e in encoded)
     with_cot = sum(bool(e.cot) for e in encoded)
     losses_items = {name: items.get(name, with_cot) for name in losses}
-    return {"losses": {**losses, "ppl": math.exp(losses["ce_student"])}, "losses_items": losses_items}
+    return {"losses": {**losses, "ppl": math.exp(losses["ce_student"])}, "losses_items": losses_items, **left_out}
+
+
+def _fits(row: Encoded, model: LatentModel) -> bool:
+    positions = len(row) + max(0, model.latent.num_tokens + 2 - len(row.cot))
+    return model.max_positions is None or positions <= model.max_positions
 
 
 def _batches(encoded: Sequence[Encoded], size: int) -> list[tuple[list[Encoded], bool]]:

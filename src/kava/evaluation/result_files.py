@@ -83,11 +83,12 @@ def line(results: dict[str, Any]) -> str:
     part = "" if results["total"] == results["set_size"] else f" [{results['total']} of {results['set_size']} items]"
     words = {"ablate": ", latents: ", "num_tokens": ", M = ", "num_iterations": ", T = "}
     changed = "".join(f"{word}{results[name]}" for name, word in words.items() if name in results)
+    too_long = f"{count} too long for the model (not answered), " if (count := results.get("too_long")) else ""
     text = (
         f"{results['dataset']}{part}, {results['mode']}{changed}, cue {results['cue']}: "
         f"{100 * results['accuracy']:.1f} % correct ({results['correct']}/{results['total']}), "
         f"flexible {100 * results['flexible_accuracy']:.1f} %, no answer {100 * results['no_answer']:.1f} %, "
-        f"cut off {100 * results['truncated']:.1f} %, {results['avg_forward_passes']:.2f}{spread_text} forward passes, "
+        f"cut off {100 * results['truncated']:.1f} %, {too_long}{results['avg_forward_passes']:.2f}{spread_text} forward passes, "
         f"{results['wall_time_s']:.1f} s"
     )
     losses = ", ".join(f"{name} {value:.4f}" for name, value in results.get("losses", {}).items())

@@ -12,6 +12,7 @@ from kava import answers
 from kava.config import Recipe
 from kava.data.encode import CUE
 from kava.data.example import Example
+from kava.errors import DataError
 from kava.progress import progress as progress_of
 
 if TYPE_CHECKING:  # `kava rescore` runs without torch
@@ -38,21 +39,38 @@ def verdict(text: str, gold: str, cue: str) -> dict[str, Any]:
     }
 
 
-def judge(example: Example, answer: "Answer", mode: str, cue: str = "given") -> dict[str, Any]:
-    """One line of predictions_<set>.jsonl; `text` is raw, for `kava rescore`."""
+def judge(example: Example, answer: "Answer | None", mode: str, cue: str = "given") -> dict[str, Any]:
+    """One line of predictions_<set>.jsonl; `text` is raw, for `kava rescore`. Without an answer the item was too long."""
+    text = "" if answer is None else answer.text
     return {
         "id": example.id,
         "question": example.question,
         "gold": example.answer,
         "num_steps": len(example.steps),
         "mode": mode,
-        "text": answer.text,
-        **verdict(answer.text, example.answer, cue),
-        "truncated": answer.truncated,
-        "forward_passes": answer.forward_passes,
-        "executed_calls": answer.executed,
-        "generated_tokens": answer.num_tokens,
+        "text": text,
+        **verdict(text, example.answer, cue),
+        "truncated": answer is not None and answer.truncated,
+        "forward_passes": 0 if answer is None else answer.forward_passes,
+        "executed_calls": 0 if answer is None else answer.executed,
+        "generated_tokens": 0 if answer is None else answer.num_tokens,
+        **({"too_long": True} if answer is None else {}),
     }
+
+
+def too_long(
+    student: "Student", examples: Sequence[Example], mode: str, max_new_tokens: int | None = None
+) -> dict[int, str]:
+    """The items that do not fit into the model: place -> what is wrong. They count as not answered; not all may be such."""
+    if not hasattr(student, "too_long"):  # an object of one's own that answers; only it knows what it can read
+        return {}
+    problems = student.too_long([example.question for example in examples], mode, max_new_tokens)
+    if problems and len(problems) == len(examples):
+        raise DataError(
+            f"none of {len(examples)} items fits into the model: {examples[0].id}: {problems[0]}",
+            "lower evaluation.max_new_tokens (--max_new_tokens), or take shorter questions",
+        )
+    return problems
 
 
 def predict(
@@ -72,14 +90,17 @@ def predict(
     """
     size = batch_size or student.recipe.evaluation.batch_size
     cue = cue_of(student.recipe, mode)
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
+    problems = too_long(student, examples, mode, max_new_tokens)
+    order = sorted((i for i in range(len(examples)) if i not in problems), key=lambda i: len(examples[i].question))
     latents = None
     if ablate is not None:
-        from kava.infer.ablate import ABLATIONS
+        from kava.infer.ablate import ablated
 
-        thought = student.think([example.question for example in examples], size, progress)
-        latents = ABLATIONS[ablate](thought, [example.id for example in examples])
-    predictions: dict[int, dict[str, Any]] = {}
+        fitting = sorted(order)
+        thought = student.think([examples[i].question for i in fitting], size, progress)
+        latents = thought.new_zeros(len(examples), *thought.shape[1:])
+        latents[fitting] = ablated(ablate, thought, [examples[i].id for i in fitting])
+    predictions = {i: judge(examples[i], None, mode, cue) for i in problems}
     with progress_of("answers", len(order), "questions", progress) as meter:
         for start in range(0, len(order), size):
             if stop():
@@ -95,9 +116,13 @@ def predict(
 
 
 def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and means over all items: shares as fractions, the spread over items as a sample standard deviation."""
+    """Counts and means: shares as fractions of all items, the spread over items as a sample standard deviation.
+
+    Passes, calls and tokens are means over the items that fit into the model.
+    """
     total = len(predictions)
-    passes = [item["forward_passes"] for item in predictions]
+    answered = [item for item in predictions if not item.get("too_long")]
+    passes = [item["forward_passes"] for item in answered]
     correct = sum(item["correct"] for item in predictions)
     lengths = sorted({item["num_steps"] for item in predictions} - {0})  # 0 = the set has no steps
     return {
@@ -110,10 +135,11 @@ def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "flexible_accuracy": sum(item["correct_flexible"] for item in predictions) / total,
         "no_answer": sum(item["value"] is None for item in predictions) / total,
         "truncated": sum(item["truncated"] for item in predictions) / total,
+        **({"too_long": total - len(answered)} if len(answered) < total else {}),
         "avg_forward_passes": fmean(passes),
-        "std_forward_passes": stdev(passes) if total > 1 else None,
-        "avg_executed_calls": fmean(item["executed_calls"] for item in predictions),
-        "avg_generated_tokens": fmean(item["generated_tokens"] for item in predictions),
+        "std_forward_passes": stdev(passes) if len(passes) > 1 else None,
+        "avg_executed_calls": fmean(item["executed_calls"] for item in answered),
+        "avg_generated_tokens": fmean(item["generated_tokens"] for item in answered),
         "by_steps": {n: _share([item for item in predictions if item["num_steps"] == n]) for n in lengths},
     }
 

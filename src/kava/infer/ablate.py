@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kava.data.example import stable_hash
+from kava.errors import DataError
 
 
 def noise(latents: Tensor, ids: Sequence[str]) -> Tensor:
@@ -32,3 +33,11 @@ ABLATIONS: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
     "swap": lambda latents, ids: latents.roll(-1, 0),
     "noise": noise,
 }
+
+
+def ablated(name: str, latents: Tensor, ids: Sequence[str]) -> Tensor:
+    """The latents in place of `latents` [n, M, E]; all but zeros are made of several items."""
+    if name != "zero" and len(ids) < 2:
+        message = f"--ablate {name} needs two items or more, only {len(ids)} fits into the model"
+        raise DataError(message, "take shorter questions, or ablate zero")
+    return ABLATIONS[name](latents, ids)

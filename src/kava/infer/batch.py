@@ -49,6 +49,12 @@ def answer_row(question: str, answer: "Answer", mode: str) -> dict[str, Any]:
     }
 
 
+def problem_row(question: str, problem: str, mode: str) -> dict[str, Any]:
+    """A question that has no answer, as a row with the keys of `answer_row` and `error`."""
+    without = {"answer": None, "value": None, "mode": mode, "forward_passes": 0, "executed_calls": 0}
+    return {"question": question, **without, "generated_tokens": 0, "truncated": False, "error": problem}
+
+
 def write_answers(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes JSON lines for a name in .jsonl, otherwise Q: and A: blocks."""
     if path.suffix in JSON_LINES:
@@ -62,14 +68,19 @@ def answers_of_ours(path: Path) -> bool:
     if path.suffix in JSON_LINES:
         return rows_have("question", "answer", "forward_passes", "executed_calls")(path)
     parts = path.read_text(encoding="utf-8").split(f"\n{RULE}\n")
-    return all(part.startswith("Q: ") and "\nA: " in part for part in parts)
+    return all(part.startswith("Q: ") and ("\nA: " in part or "\nerror: " in part) for part in parts)
 
 
 def blocks(rows: Sequence[dict[str, Any]], passes: bool = False) -> str:
     """Q: and A: blocks with rules between them; with `passes` also the cost of each answer."""
-    costs = [f"\n{cost(row['forward_passes'], row['truncated'])}" if passes else "" for row in rows]
-    pairs = zip(rows, costs, strict=True)
-    return f"\n{RULE}\n".join(f"Q: {row['question']}\nA: {row['answer']}{end}" for row, end in pairs)
+    rule = f"\n{RULE}\n"
+    return rule.join(f"Q: {row['question']}\n{_reply(row, passes)}" for row in rows)
+
+
+def _reply(row: dict[str, Any], passes: bool) -> str:
+    if "error" in row:
+        return f"error: {row['error']}"
+    return f"A: {row['answer']}" + (f"\n{cost(row['forward_passes'], row['truncated'])}" if passes else "")
 
 
 def cost(forward_passes: int, truncated: bool) -> str:

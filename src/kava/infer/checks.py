@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kava.characters import check_characters
 from kava.config import Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.registry import nearest
@@ -79,6 +80,7 @@ def check_questions(questions: Any) -> None:
             raise DataError(f"question {number} is a {type(question).__name__}, not text")
         if not question.strip():
             raise DataError(f"question {number} is empty")
+        check_characters(question, f"question {number}")
 
 
 def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:

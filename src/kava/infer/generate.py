@@ -33,6 +33,9 @@ class Sampling:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            if not isinstance(value := getattr(self, name), int | float) or isinstance(value, bool):
+                raise ConfigError(f"{name} = {value!r} is not valid", "give a number")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature = {self.temperature!r} is not valid", "give a finite number from 0 on")
         if not 0 < self.top_p <= 1:

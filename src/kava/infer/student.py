@@ -72,11 +72,15 @@ class Student:
         check_count("max_new_tokens", max_new_tokens)
         if latents is not None:
             self._check_latents(latents, len(questions))
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise ConfigError(f"sampling is a {type(sampling).__name__}", "give Sampling(temperature, top_p)")
         mode, sampling = mode or own_mode(self.recipe), sampling or sampling_of(self.recipe)
+        for i, problem in self.too_long(questions, mode, max_new_tokens).items():
+            raise DataError(f"question {i + 1}: {problem}", "ask a shorter question, or lower max_new_tokens")
         limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode)
         answers: dict[int, Answer] = {}
         for rows in track(self._batches(questions, batch_size), "answers", unit="batches", show=progress):
-            ids, mask = self._encoded([questions[i] for i in rows], len(lead) + limit)
+            ids, mask = self._encoded([questions[i] for i in rows])
             replaced = None if latents is None else latents[rows].to(ids.device)
             made = generate(self.model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, replaced)
             answers.update(zip(rows, (self._read(generation, mode) for generation in made), strict=True))
@@ -109,19 +113,29 @@ class Student:
         order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _encoded(self, questions: list[str], more: int = 0) -> tuple[Tensor, Tensor]:
-        """ids and mask [B, Q]; raises where they do not fit with `more` tokens after the latents."""
+    def too_long(
+        self, questions: Sequence[str], mode: str | None = None, max_new_tokens: int | None = None
+    ) -> dict[int, str]:
+        """The questions that do not fit into the model with their thought and answer: place -> what is wrong."""
+        most = self.model.max_positions
+        if most is None:
+            return {}
+        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode or own_mode(self.recipe))
+        more = 2 + self.model.latent.num_tokens + len(lead) + limit
+        return {
+            i: f"{len(row)} tokens and {more} more for thought and answer do not fit into the model's {most} positions: "
+            f"{questions[i][:60]!r}"
+            for i, row in enumerate(self._tokens(questions))
+            if len(row) + more > most
+        }
+
+    def _tokens(self, questions: Sequence[str]) -> list[list[int]]:
         texts = [question + QUESTION_END for question in questions]
-        rows = [self._encoder.bos + list(ids) for ids in token_ids(self.tokenizer, texts)]
-        ids, mask = Collator(self.tokenizer.pad_token_id).pad(rows)
-        longest, more, most = ids.shape[1], 2 + self.model.latent.num_tokens + more, self.model.max_positions
-        if most is not None and longest + more > most:
-            question = next(text for text, row in zip(questions, rows, strict=True) if len(row) == longest)
-            raise DataError(
-                f"a question of {longest} tokens and {more} more for thought and answer do not fit into the "
-                f"model's {most} positions: {question[:60]!r}",
-                "ask a shorter question, or lower max_new_tokens",
-            )
+        return [self._encoder.bos + list(ids) for ids in token_ids(self.tokenizer, texts)]
+
+    def _encoded(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """ids and mask [B, Q]."""
+        ids, mask = Collator(self.tokenizer.pad_token_id).pad(self._tokens(questions))
         self.model.eval()
         return ids.to(self.model.device), mask.to(self.model.device)
 

@@ -1,5 +1,6 @@
 """The training and validation examples of a run, checked before the first step."""
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 from kava.backbone.model import Backbone
 from kava.config import BUILTIN_DATASETS, Recipe
 from kava.data.cards import card
-from kava.data.encode import Encoder, encode_split
+from kava.data.encode import Encoded, Encoder, encode_split
 from kava.data.example import Example, content_hash
 from kava.data.load import ExampleStream, load_examples, load_rows, warn_shared
 from kava.data.places import Opened, open_set
@@ -17,6 +18,7 @@ from kava.data.rows import TableRows
 from kava.data.sources import OWN
 from kava.errors import ConfigError, DataError
 
+log = logging.getLogger("kava.train")
 IN_MEMORY = "rows in memory"
 
 
@@ -129,8 +131,21 @@ def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str 
     if hasattr(train, "lengths"):
         answer = train.lengths("answer") + len(train.cue) + 1
         longest = (train.lengths("question") + answer + train.lengths("cot").clip(min=num_latents + 2)).tolist()
-    else:  # a list of validation examples; nothing is known of a stream
-        longest = [len(example) for example in train] if isinstance(train, Sequence) else []
-    if beyond := [length for length in longest if length > most]:
-        problem = f"{len(beyond)} examples need up to {max(beyond)} positions, the {who} has {most}"
+    else:  # nothing is known of a stream
+        longest = []
+    if beyond := [i for i, length in enumerate(longest) if length > most]:
+        first = f"the first is {train[beyond[0]].id}"
+        problem = f"{len(beyond)} examples need up to {max(longest)} positions, the {who} has {most}; {first}"
         raise DataError(problem, "skip them with dataset.max_length, or use a model with a longer context")
+
+
+def fitting(rows: Sequence[Encoded], most: int | None, what: str) -> list[Encoded]:
+    """The validation examples of at most `most` tokens; the others are counted in the log. `what` names the limit."""
+    beyond = [] if most is None else [row.id for row in rows if len(row) > most]
+    if not beyond:
+        return list(rows)
+    problem = f"{len(beyond)} of {len(rows)} validation examples do not fit into {what}, {most} (first: {beyond[0]})"
+    if len(beyond) == len(rows):
+        raise DataError(problem, "take shorter ones, or set dataset.val_size=0")
+    log.warning("%s; they are not measured", problem)
+    return [row for row in rows if len(row) <= (most or 0)]

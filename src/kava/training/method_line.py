@@ -20,7 +20,7 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder, encode_batches
 from kava.errors import CheckpointError
 from kava.evaluation.held_out import held_out
-from kava.evaluation.score import score
+from kava.evaluation.score import score, too_long
 from kava.files import new_folder
 from kava.infer.student import Student
 from kava.objective.calibration import calibrate, find_prototypes
@@ -31,7 +31,7 @@ from kava.progress import progress, track
 from kava.teachers.base import Teacher
 from kava.teachers.live import LiveTeacher
 from kava.training import aux_state
-from kava.training.data import Data, check_positions
+from kava.training.data import Data, check_positions, fitting
 from kava.training.mixture_setup import MixtureFiles, TeacherSetup
 from kava.training.trainer import Validation
 
@@ -74,6 +74,10 @@ def latent_line(
     _start_from(recipe, objective)
     student = Student(model, tokenizer, recipe)
     mode = "latent" if recipe.loss.student_ce > 0 else "cot"
+    if problems := too_long(student, data.validation, mode):
+        i, problem = next(iter(problems.items()))
+        what = "%d of %d validation questions are too long for the model and count as not answered (first: %s: %s)"
+        log.warning(what, len(problems), len(data.validation), data.validation[i].id, problem)
 
     def measure(step: Step) -> Numbers:
         return score(student, data.validation, mode, stop=stop) if data.validation else None
@@ -86,13 +90,13 @@ def explicit_line(
 ) -> Line:
     """Separate teachers; the best checkpoint is the one with the lowest held-out cross-entropy."""
     model.to(device)
-    dataset, most = recipe.dataset, recipe.dataset.max_length
+    dataset = recipe.dataset
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
     tokenized = encode_batches(track(data.validation, "tokenizing", unit="validation examples"), encoder, 1000)
-    encoded = [row for row in tokenized if most is None or len(row) <= most]
+    check_positions(model, data.train, who="student")
+    encoded = fitting(list(tokenized), dataset.max_length, "dataset.max_length")
+    encoded = fitting(encoded, model.max_positions, "the student's positions")
     splits = {"training": data.train, "validation": encoded}
-    for rows in splits.values():
-        check_positions(model, rows, who="student")
     setup: TeacherSetup | None = None
     collate: Collate = Collator(tokenizer.pad_token_id)
     if recipe.mixture.on and recipe.loss.alpha2_kv > 0:
@@ -103,8 +107,8 @@ def explicit_line(
         teacher = teacher_of(recipe, tokenizer, device)
         objective = make_objective(recipe, model, teacher)
         if isinstance(teacher, LiveTeacher):
-            for rows in splits.values():
-                check_positions(teacher.model, rows, who="teacher")
+            check_positions(teacher.model, data.train, who="teacher")
+            encoded = fitting(encoded, teacher.model.max_positions, "the teacher's positions")
     calibrate(objective, _first_batches(recipe, data, collate, device), recipe.projector.match_start)
     _start_from(recipe, objective)
     finish = partial(_save_final, objective, tokenizer)
