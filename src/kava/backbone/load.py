@@ -183,6 +183,12 @@ def locate(name: str) -> str | Path:
     return own_copy(name) or (str(Path(name).expanduser()) if name.startswith("~") else name)
 
 
+def locate_tokenizer(name: str) -> str | Path:
+    """A folder with a tokenizer, a student's too; otherwise where the model of this name is."""
+    folder = Path(name).expanduser()
+    return folder if any((folder / file).is_file() for file in TOKENIZERS) else locate(name)
+
+
 def _refuse_no_model(name: str) -> None:
     """Refuses a path that is no model's folder, before a library takes it for a name of the hub."""
     path, give = Path(name).expanduser(), "give the folder of a model with config.json, weights and tokenizer"

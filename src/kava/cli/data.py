@@ -55,11 +55,12 @@ def check(
     encoder = None
     if config is not None or tokenizer is not None:
         with loading_libraries():
-            from kava.backbone.load import load_tokenizer, locate
+            from kava.backbone.load import load_tokenizer, locate, locate_tokenizer
             from kava.data.encode import Encoder
 
         model = recipe.model.model_copy(update={"name": tokenizer} if tokenizer is not None else {})
-        encoder = Encoder(load_tokenizer(locate(model.name), model), dataset.drop_last_step, dataset.cot_type)
+        source = locate(model.name) if tokenizer is None else locate_tokenizer(tokenizer)
+        encoder = Encoder(load_tokenizer(source, model), dataset.drop_last_step, dataset.cot_type)
     cards: dict[str, dict[str, Any]] = {}
     for part, examples in parts.items():
         encoded = [] if encoder is None else encoder.encode_all(examples, progress=not quiet)
