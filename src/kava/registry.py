@@ -22,11 +22,17 @@ def check_known(kind: str, name: str, known: Collection[str]) -> None:
         raise ConfigError(f"unknown {kind} {name!r}", "known: " + ", ".join(known))
 
 
+def names_a_class(name: str) -> bool:
+    """Whether a name has the form "package.module:Name"."""
+    module, _, attribute = name.partition(":")
+    return all(part.isidentifier() for part in (*module.split("."), attribute))
+
+
 def lookup(table: Mapping[str, type[T]], name: str, kind: str) -> type[T]:
     """The class called `name`: from `table`, or imported when it is written as "package.module:Name"."""
     if name in table:
         return table[name]
-    if ":" not in name:
+    if not names_a_class(name):
         raise ConfigError(f"unknown {kind} {name!r}", nearest(name, list(table)))
     module_name, _, attribute = name.partition(":")
     try:

@@ -294,6 +294,12 @@ def test_accumulation_is_read_in_both_places(write):
         ("training: {hf: {bf16: true}}", "hf.bf16 is set by system.mixed_precision", None),
         ("dataset: {generator: {min_steps: 4}}", "min_steps = 4 is above max_steps = 3", None),
         ("loss: {student_ce: 0, teacher_ce: 0, alpha1_codi: 0, alpha2_kv: 0}", "nothing would be trained", None),
+        ("training: &a\n  hf: {x: *a}", "my.yaml: line 1: found unconstructable recursive node", None),
+        ("training: {? [epochs] : 1}", "line 1: a key is a list or a mapping", None),
+        ("training: {epochs: " + "[" * 2000 + "]" * 2000 + "}", "nested too deeply", None),
+        ('model: {name: "a\\0b"}', "model.name = 'a\\x00b' is not valid: it holds the character '\\x00'", None),
+        ("training: {epochs: 99999999999999999999}", "is not valid: integers go up to 4294967295", None),
+        ("extends: " + "a" * 5000, "unknown recipe", None),
     ],
 )
 def test_a_mistake_in_a_file_is_named(write, text: str, message: str, hint: str | None):
@@ -313,6 +319,9 @@ def test_a_mistake_in_a_file_is_named(write, text: str, message: str, hint: str 
         (["fast"], "unexpected 'fast'", "section.key=value"),
         (["rkv.lambda=[1"], "command line: rkv.lambda", None),
         (["training.learning_rate=.nan"], "is not valid", None),
+        (["system.seed=99999999999999999999"], "is not valid: integers go up to 4294967295", None),
+        (["rkv.method=:X"], "rkv.method = :X is not valid: needs one of rkv", None),
+        (["about.title=\x1b[2J"], "about.title = '\\x1b[2J' is not valid: it holds the character '\\x1b'", None),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(words: list[str], message: str, hint: str | None):

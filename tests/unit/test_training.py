@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,13 +25,14 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from compare import tiny_base
 from kava.backbone.artifact import WEIGHTS, load_student
 from kava.config import Recipe, load_recipe
-from kava.errors import CheckpointError, RunError
+from kava.errors import CheckpointError, ConfigError, RunError
 from kava.files import sole_owner
 from kava.training import folder as folder_module
 from kava.training import method_line as lines_module
 from kava.training.callbacks import cut_after
 from kava.training.checkpoint import find
 from kava.training.folder import TrainResult, update
+from kava.training.processes import check_variables
 from kava.training.run import train
 from kava.training.trainer import KavaTrainer
 from struck import Command
@@ -542,3 +544,26 @@ def test_a_run_whose_parent_was_killed_saves_and_stops(
     assert (outcome.exit_code, outcome.steps) == (128 + signal.SIGTERM, 1)
     monkeypatch.delenv("KAVA_PARENT")
     assert train(recipe_for(base), tmp_path / "run", "auto", quiet=True).steps == 9
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE = 'x' is no number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE = '' is no number"),
+        ({"WORLD_SIZE": "0"}, "RANK = 0 is none of WORLD_SIZE = 0"),
+        ({"WORLD_SIZE": "4"}, "not set: RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "2"}, "RANK = 2 is none of WORLD_SIZE = 1"),
+        ({"LOCAL_RANK": "-2"}, "LOCAL_RANK = '-2' is no number"),
+    ],
+)
+def test_incomplete_variables_of_processes_are_refused(variables: dict[str, str], words: str):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check_variables(variables)
+
+
+def test_variables_of_torchrun_and_of_one_process_pass():
+    check_variables({})
+    check_variables({"LOCAL_RANK": "-1"})
+    torchrun = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "node", "MASTER_PORT": "29500"}
+    check_variables(torchrun)

@@ -146,7 +146,7 @@ def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbo
     family = family_of(load_config(model), model.name)
     extra: dict[str, Any] = {}
     if settings.device_map == "auto":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
             raise ConfigError(
                 "teacher.device_map is auto, which spreads the teacher over all GPUs, but several processes share them",
                 "leave teacher.device_map out under torchrun",

@@ -50,14 +50,15 @@ def config(
 
     --get also takes settings: kava config --get llama1b_aug training.batch_size=64
     """
-    chosen = [name for name, on in (("--list", list_), ("--get", get), ("--compare", compare), ("--keys", keys)) if on]
+    flags = (("--list", list_), ("--get", get is not None), ("--compare", compare), ("--keys", keys))
+    chosen = [name for name, on in flags if on]
     if len(chosen) > 1:
         raise ConfigError(f"{chosen[0]} and {chosen[1]} exclude each other", "give one of them")
-    if not get and not keys:
+    if get is None and not keys:
         no_settings(ctx)
     if verbose and (chosen not in ([], ["--list"]) or export):
         raise ConfigError("--verbose has no effect here", "it belongs to --list")
-    if format_ and not (export or get):
+    if format_ and not (export or get is not None):
         raise ConfigError("--format has no effect here", "it belongs to --export or --get")
     if (filter_size or filter_dataset) and chosen not in ([], ["--list"]):
         raise ConfigError(f"filters have no effect on {chosen[0]}", "they belong to --list and --export")
@@ -67,10 +68,10 @@ def config(
         _keys(check_flags(ctx), quiet)
     elif compare:
         _compare(*compare, quiet)
-    elif get and not export:
+    elif get is not None and not export:
         _get(load_recipe(get, check_flags(ctx)), format_, quiet)
     else:
-        recipes = [load_recipe(get, check_flags(ctx))] if get else _filtered(filter_size, filter_dataset)
+        recipes = [load_recipe(get, check_flags(ctx))] if get is not None else _filtered(filter_size, filter_dataset)
         if export:
             _export(recipes, export, format_ or "yaml", overwrite, quiet)
         else:

@@ -1,5 +1,6 @@
 """The command `kava`. It imports only the verb that runs; `kava --help` imports none."""
 
+import errno
 import importlib
 import os
 import re
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import kava
+from kava.cli.surroundings import check_words, message, open_streams, say
 from kava.cli.verbs import FLAGS, FORMER, HIDDEN, VERBS, underscores, verb_command
-from kava.console import fitted, tell
+from kava.console import fitted
 from kava.data.hub import take_shared_store
 from kava.errors import ConfigError, KavaError
 from kava.progress import silent
@@ -44,9 +46,6 @@ def help_text() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; every user error ends here as one message."""
-    for stream in (sys.stdout, sys.stderr):  # characters that the code page (GBK, ASCII) lacks become escapes
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None and "_KAVA_COMPLETE" in os.environ:
         from kava.cli.completion import complete
@@ -54,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complete(os.environ["_KAVA_COMPLETE"])
     with RaiseStopped(for_good=argv is None) as signals:
         try:
+            open_streams()
             code = _dispatch(words)
             sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
         except KeyboardInterrupt as stop:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problem = _users_problem(error)
             if problem is None:
                 raise  # unexpected: it keeps its traceback
-            tell(f"error: {problem}")
+            say(message(problem))
             return 2
         return _stopped(signals.stop) if signals.stop is not None and code == TYPERS_INTERRUPT else code
 
@@ -107,6 +107,7 @@ def _dispatch(words: list[str]) -> int:
 def _run(verb: str, words: list[str]) -> int:
     import typer
 
+    check_words(words)
     _refuse_empty_paths(words)
     take_shared_store(os.environ)
     command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
@@ -142,6 +143,14 @@ def _users_problem(error: Exception) -> KavaError | None:
     if isinstance(error, RuntimeError) and any(words in str(error) for words in TORN):
         reason = str(error).splitlines()[0]
         return KavaError(f"a file could not be written: is the disk full? ({reason})", "free some space, then continue")
+    if isinstance(error, OSError) and error.errno in (errno.EBADF, errno.EIO) and not error.filename:
+        return KavaError(
+            f"standard input or output cannot be used ({error.strerror})", "look at the < and > of the command"
+        )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # Path.expanduser
+        return KavaError(
+            "a path begins with ~, but no home folder is known for it", "set HOME, or write the path in full"
+        )
     if isinstance(error, PermissionError):
         return KavaError(f"not allowed{name} ({error.strerror})", "choose a folder that you may write to")
     if isinstance(error, OSError) and error.errno is not None and _is_users(error.filename):

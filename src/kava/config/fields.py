@@ -1,17 +1,31 @@
 """What keys of a recipe are made of: spellings, choices, ranges, where a default comes from, when a value is ignored."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    field_validator,
+)
+
+from kava.registry import names_a_class
 
 TAGS = ("known", "noted", "open", "ours")
 BUILTIN_DATASETS = ("chains", "chains_nl", "variables", "variables_nl")
 METHODS = ("rkv", "rkv_original", "full", "crop", "random", "uniform", "steps")
 METHOD_ALIASES = {"r-kv": "rkv", "right_crop": "crop", "right": "crop"}
 TABLE_ROW = "Table 6, row "
+LARGEST = 2**32 - 1  # the largest seed of NumPy; sizes and counts beyond it overflow somewhere below Python
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of characters
 
 
 def _spelling(table: dict[Any, str]) -> BeforeValidator:
@@ -49,7 +63,7 @@ def variant(names: tuple[str, ...], aliases: Mapping[str, str] = MappingProxyTyp
         if not isinstance(value, str):
             return value
         name = aliases.get(value.lower(), value)
-        if name not in names and ":" not in name:
+        if name not in names and not names_a_class(name):
             raise ValueError(str(variants))
         return name
 
@@ -110,9 +124,28 @@ def section(default: Any, *idle: Idle) -> Any:
     return Field(default, json_schema_extra=extra)
 
 
+def check_plain(value: Any) -> None:
+    """Raises where a value holds what no tensor, file or terminal takes: a huge integer, control characters."""
+    if isinstance(value, str) and (odd := _NO_TEXT.search(value)):
+        raise ValueError(f"it holds the character {odd[0]!a}, which is no text")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"integers go up to {LARGEST}")
+    if isinstance(value, Mapping | list | tuple):
+        for part in (*value, *value.values()) if isinstance(value, Mapping) else value:
+            check_plain(part)
+
+
 class RecipeSection(BaseModel):
     """Frozen; unknown keys, wrong types, NaN and infinity are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=False, populate_by_name=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):  # a section checks its own keys
+            check_plain(value)
+        return value

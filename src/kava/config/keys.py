@@ -99,7 +99,8 @@ def show(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {show(item)}" for name, item in value.items()) + "}"
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value)
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 def _walk(

@@ -1,6 +1,7 @@
 """Merges recipe files and overrides into one checked `Recipe` that records where every value was set."""
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,11 +113,13 @@ def recipe_path(name_or_path: str | Path) -> Path:
     """The file of a shipped recipe's name, or the path itself."""
     text = str(name_or_path)
     shipped = SHIPPED / f"{text}.yaml"
-    if "/" not in text and "\\" not in text and shipped.is_file():
+    if "/" not in text and "\\" not in text and os.path.isfile(shipped):  # False also for an impossible name
         return shipped
     path = Path(text)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
+    if os.path.exists(path):
+        raise ConfigError(f"{text}: {'a folder' if os.path.isdir(path) else 'a device or a pipe'}, no recipe file")
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         raise ConfigError(f"no such recipe file: {text}", nearest(path.stem, list_recipes()))
     raise ConfigError(f"unknown recipe {text!r}", nearest(text, list_recipes()))
@@ -194,7 +197,7 @@ def _layers(name_or_path: str | Path) -> list[Layer]:
 
 def _parent(name: str, child: Path, label: str) -> Path:
     beside = child.parent / name
-    if beside.is_file():
+    if os.path.isfile(beside):
         return beside
     try:
         return recipe_path(name)

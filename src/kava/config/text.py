@@ -25,9 +25,15 @@ _PLAIN = (
 class _YamlLoader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
 
+    def __init__(self, stream: Any):
+        super().__init__(stream)
+        self.deep_construct = True  # an alias inside its own anchor is then an error, not a list without an end
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", key_node.start_mark)
             if key_node.value in names:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} appears twice", key_node.start_mark
@@ -65,8 +71,11 @@ def parse_text(text: str, label: str, as_json: bool = False) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{label}: {line}{error.problem or error.context}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{label}: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{label}: not readable as {'JSON' if as_json else 'YAML'}: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{label}: not readable as {'JSON' if as_json else 'YAML'}: {reason}") from error
 
 
 def read_text(path: Path, label: str, hint: str) -> str:

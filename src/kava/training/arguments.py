@@ -107,5 +107,5 @@ def _set_up_trackers(recipe: Recipe, folder: Path) -> None:
 
 
 def _wandb_login() -> bool:
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    netrc = Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))  # of a user without a home: no such file
     return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))

@@ -3,16 +3,31 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import distributed
 
 from kava.config import Recipe
-from kava.errors import CheckpointError, KavaError
+from kava.errors import CheckpointError, ConfigError, KavaError
 
 T = TypeVar("T")
+
+
+def check_variables(environ: Mapping[str, str]) -> None:
+    """Raises where the variables that torchrun sets for each process are no numbers, or not all there."""
+    hint = "start with torchrun, or unset them for one process"
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        text = environ.get(name, "0")
+        if not text.isdecimal() and (name, text) != ("LOCAL_RANK", "-1"):
+            raise ConfigError(f"the environment variable {name} = {text!r} is no number", hint)
+    size, rank = (int(environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
+    if size > 1 and missing:
+        raise ConfigError(f"WORLD_SIZE = {size}, but not set: {', '.join(missing)}", hint)
+    if rank >= max(size, 1) or size == 0:
+        raise ConfigError(f"RANK = {rank} is none of WORLD_SIZE = {size} processes, which count from 0", hint)
 
 
 def is_distributed() -> bool:

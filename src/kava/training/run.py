@@ -29,7 +29,7 @@ from kava.training.data import Data, MemoryData, check_positions, load_data
 from kava.training.folder import BEST, TrainResult
 from kava.training.interrupt import Interrupt
 from kava.training.method_line import Line, explicit_line, latent_line
-from kava.training.processes import batch_layout, is_main_process, main_process_decides
+from kava.training.processes import batch_layout, check_variables, is_main_process, main_process_decides
 from kava.training.trainer import KavaTrainer
 from kava.training.workers import ended_afterwards
 
@@ -61,6 +61,7 @@ def train(
     recipe = memory.recipe(recipe)
     run = as_path("output_dir", output_dir) or folder.default_folder(recipe)
     silence_libraries()
+    check_variables(os.environ)
     args = training_arguments(recipe, run)  # under torchrun the process group is set up here
     with silent(quiet), ExitStack() as stack:
 

@@ -1,0 +1,45 @@
+"""Bad input as a class: every command line is well behaved (behaviour.py), 300 of them here, 10,000 in the long tests.
+
+The cases are drawn at random, the same ones every time. Hypothesis shortens one that fails; the command line that is
+then printed can be run by hand in a folder with the files that stand beside it.
+"""
+
+from __future__ import annotations
+
+import argv
+import config_words
+import environment
+import pytest
+from behaviour import Case, faults, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CLASSES = {"config words": config_words.CASES, "flags": argv.CASES, "environment": environment.CASES}
+FAST = {"config words": 120, "flags": 60, "environment": 30}
+LONG = {"config words": 4000, "flags": 2000, "environment": 1000}
+
+
+def all_well_behaved(cases: st.SearchStrategy[Case], number: int) -> None:
+    """Draws so many cases and fails with the shortest one that is not well behaved."""
+
+    @settings(
+        max_examples=number, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(case=cases)
+    def well_behaved(case: Case) -> None:
+        outcome = run(case)
+        problems = faults(case, outcome)
+        assert not problems, f"{problems}\n{case}\nexit code {outcome.code}\n{outcome.err[-500:]}"
+
+    well_behaved()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_bad_input_is_refused_or_named(kind: str):
+    all_well_behaved(CLASSES[kind], FAST[kind])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", CLASSES)
+def test_any_bad_input_is_refused_or_named(kind: str):
+    all_well_behaved(CLASSES[kind], LONG[kind])
