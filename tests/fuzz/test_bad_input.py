@@ -10,13 +10,19 @@ import argv
 import config_words
 import environment
 import pytest
+import rows
 from behaviour import Case, faults, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-CLASSES = {"config words": config_words.CASES, "flags": argv.CASES, "environment": environment.CASES}
-FAST = {"config words": 120, "flags": 60, "environment": 30}
-LONG = {"config words": 4000, "flags": 2000, "environment": 1000}
+CLASSES = {
+    "config words": config_words.CASES,
+    "flags": argv.CASES,
+    "environment": environment.CASES,
+    "rows": rows.CASES,
+}
+FAST = {"config words": 120, "flags": 60, "environment": 30, "rows": 40}
+LONG = {"config words": 4000, "flags": 2000, "environment": 1000, "rows": 2000}
 
 
 def all_well_behaved(cases: st.SearchStrategy[Case], number: int) -> None:
