@@ -6,12 +6,14 @@ is read by a copy of the tokenizer, in which these names contain a character tha
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from kava.errors import DataError
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # spells one byte of a text (byte fallback), whatever it is marked as
 NUL = "\0"  # refused in rows and questions
 Offsets = list[tuple[int, int]]
 
@@ -78,7 +80,7 @@ def _copy_of(tokenizer: Any) -> Any:
 
 def _renamed(tokenizer: Any) -> Any:
     """A copy of the backend whose special tokens cannot be typed; None if typing their names gives other tokens anyway."""
-    names = [name for name in special_names(tokenizer) if name != tokenizer.unk_token]
+    names = [name for name in special_names(tokenizer) if name != tokenizer.unk_token and not _BYTE.fullmatch(name)]
     if not names:
         return None
     rows = tokenizer(names, add_special_tokens=False, split_special_tokens=True)["input_ids"]

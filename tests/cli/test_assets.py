@@ -230,7 +230,7 @@ def test_verify_lists_all_that_is_missing_at_once(
     assert "model.safetensors is torn" in lacking[LLAMA]
     assert "tokenizer" in lacking[SMALL]
     assert lacking["gpt2"].startswith("not in the hub's cache")
-    assert lacking["./no/such"] == "there is no such folder"
+    assert lacking["./no/such"] == "model './no/such': no such folder"
     assert "train.jsonl line 49 is not valid JSON" in lacking["whynlp/gsm8k-aug"]
     assert lacking["svamp"].endswith("nor in ./datasets")
     assert all("\n" not in problem for problem in lacking.values())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kava.config import load_recipe
+from kava.config import load_recipe, save_recipe
 from kava.errors import RunError
 from kava.progress import Meter
 from kava.training import probe as probe_module
@@ -212,6 +212,7 @@ def checkpoint_in(run: Path, step: int, projector: bool = True) -> Path:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"step": step}, folder / name)
     (folder / "kava.json").write_text("{}")
+    save_recipe(load_recipe("adaptive"), folder / "recipe.yaml")
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return folder
 
@@ -227,8 +228,9 @@ def test_the_emergency_checkpoint_holds_the_guides_keys_and_continues(tmp_path: 
     assert load_file(folder / card["student_state_dict"])["model.weight"].tolist() == [77.0, 77.0]
     assert load_file(folder / card["projector_state_dict"])["bridge.weight"].tolist() == [1.0] * 3
     assert torch.load(folder / card["optimizer_state_dict"]) == {"step": 77}
-    assert choose(tmp_path, str(folder)) == (folder, [])
-    assert choose(tmp_path, "auto")[0] == tmp_path / "checkpoint-step77"
+    recipe = load_recipe("adaptive")
+    assert choose(tmp_path, str(folder), recipe) == (folder, [])
+    assert choose(tmp_path, "auto", recipe)[0] == tmp_path / "checkpoint-step77"
 
 
 def test_an_emergency_checkpoint_without_projector_and_without_links(tmp_path: Path, monkeypatch) -> None:

@@ -153,7 +153,7 @@ def _parse(
             raise DataError(f"{where}: field 'id' is a {kind}, neither text nor a number", "give it an id, or none")
         example = Example(f"{prefix}/{number}", *source.parse(row, where, cot_type))
         if checks is not None:
-            checks.add(where, row, example)
+            checks.add(where, row, example, any_fields=source is not OWN)
         yield example
 
 

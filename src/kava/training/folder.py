@@ -9,7 +9,7 @@ from typing import Any
 
 from kava.backbone.artifact import read_card
 from kava.config import Recipe, differing, load_recipe, save_recipe
-from kava.errors import CheckpointError, RunError
+from kava.errors import RunError
 from kava.files import copy_folder, make_folder, sole_owner, sweep, write_json
 from kava.outputs import Output, begins, check_folder, check_outputs, is_dated
 from kava.provenance import surroundings
@@ -110,7 +110,7 @@ def refuse_other_data(start: Path, card: dict[str, Any]) -> None:
     before = read_card(start).get("data_sha256") or read_meta(start.parent).get("data", {}).get("sha256")
     if before is not None and before != card.get("sha256"):
         message = f"{start} was made on other training data (sha256 {before}, now {card.get('sha256')})"
-        raise CheckpointError(message, "put the data back, or begin a new run without --resume")
+        raise RunError(message, "put the data back, or begin a new run without --resume")
 
 
 def bring_best(start: Path, folder: Path) -> None:
