@@ -16,6 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from kava.characters import Offsets, token_ids, token_spans
+from kava.data.chat_prompt import chat_prompt
 from kava.data.example import Example
 from kava.data.spans import RESULT_OF, overlaps, result_spans
 from kava.errors import DataError
@@ -94,7 +95,7 @@ class EncodedSet(Sequence[Encoded]):
 class Encoder:
     """`Encoder(tokenizer)(example) -> Encoded`; `encode_all(examples)` does the same in batches."""
 
-    def __init__(self, tokenizer: Any, drop_last_step: bool = True, cot_type: str = "equation"):
+    def __init__(self, tokenizer: Any, drop_last_step: bool = True, cot_type: str = "equation", prompt: str = "plain"):
         if cot_type not in RESULT_OF:
             raise DataError(f"unknown cot_type {cot_type!r}", f"use one of: {', '.join(RESULT_OF)}")
         self.tokenizer = tokenizer
@@ -102,6 +103,7 @@ class Encoder:
         self.cot_type = cot_type
         self.eos = _eos(tokenizer)
         self.bos = _bos_prefix(tokenizer)
+        self.chat = chat_prompt(tokenizer) if prompt == "chat" else None
         self.cue: list[int] = self._ids([CUE])[0]
 
     def __call__(self, example: Example) -> Encoded:
@@ -115,11 +117,17 @@ class Encoder:
         if not examples:
             return []
         steps = [self.steps(example) for example in examples]
-        questions = self._ids([example.question + QUESTION_END for example in examples])
+        questions = self.questions([example.question for example in examples])
         answers = self._ids([example.answer.strip() for example in examples])
         cots = token_spans(self.tokenizer, [STEP_SEPARATOR.join(parts) for parts in steps])
         rows = zip(examples, steps, questions, answers, cots, strict=True)
         return [self._row(*row) for row in rows]
+
+    def questions(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each question: [bos] + ids(question + newline), or the question in the chat template."""
+        if self.chat is not None:
+            return self.chat.ids(self.tokenizer, texts)
+        return [self.bos + ids for ids in self._ids([text + QUESTION_END for text in texts])]
 
     def encode_all(self, examples: Iterable[Example], batch_size: int = 1000, progress: bool = True) -> EncodedSet:
         """All examples, in order, without a length limit (see `encode_split`)."""
@@ -133,10 +141,10 @@ class Encoder:
                 f"example {example.id}: the answer {example.answer!r} has no tokens",
                 "every example needs a non-empty answer",
             )
-        if not question:
+        if len(question) == len(self.bos):
             raise DataError(f"example {example.id}: the question {example.question!r} has no tokens")
         result = overlaps(offsets, result_spans(steps, self.cot_type))
-        return Encoded(example.id, self.bos + question, list(cot), result, self.cue, answer, self.eos)
+        return Encoded(example.id, question, list(cot), result, self.cue, answer, self.eos)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [list(ids) for ids in token_ids(self.tokenizer, texts)]

@@ -136,7 +136,7 @@ class TeachersCollator:
             if row.cot != example.cot:
                 raise DataError(
                     f"example {example.id}: its text does not give the student's tokens",
-                    "texts, tokenizer, dataset.cot_type and dataset.drop_last_step must be those of the encoded examples",
+                    "texts, tokenizer, dataset.cot_type, drop_last_step and prompt must be those of the encoded examples",
                 )
             rows.append(row)
         self._add_to_cache(fresh)
@@ -197,6 +197,7 @@ class TeachersCollator:
                 text = tokenization.apply_prompt(self._text(key))
                 # a token covers at least one byte, so few texts have to be tokenized
                 size = sum(len(part.encode()) + 1 for part in (text.question, *text.steps, CUE, text.answer)) + MARGIN
+                size += 0 if tokenization.encoder.chat is None else tokenization.encoder.chat.size
                 if size > limit and (length := len(tokenization.encoder(text))) > limit:
                     lengths.append(length)
             if lengths:

@@ -40,7 +40,7 @@ def selection_document(
     """
     model, recipe = student.model, student.recipe
     keep, tokenizer = model.latent.num_tokens, student.tokenizer
-    encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
+    encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type, recipe.dataset.prompt)
     chosen = choose(encoder.encode_batch(examples), keep, count)
     question = {example.id: example.question for example in examples}
 

@@ -12,10 +12,9 @@ from kava import answers
 from kava.backbone.artifact import load_student
 from kava.backbone.model import LatentModel
 from kava.backbone.silence_libraries import silence_libraries
-from kava.characters import token_ids
 from kava.config import Recipe
 from kava.data.collate import Collator
-from kava.data.encode import CUE, QUESTION_END, Encoder
+from kava.data.encode import CUE, Encoder
 from kava.errors import ConfigError, DataError
 from kava.infer.checks import MODES, check_choice, check_count, check_questions, own_mode, stored_recipe
 from kava.infer.generate import Generation, Sampling, generate, think
@@ -40,7 +39,8 @@ class Student:
 
     def __init__(self, model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path | None = None):
         self.model, self.tokenizer, self.recipe, self.folder = model, tokenizer, recipe, folder
-        self._encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type)
+        dataset = recipe.dataset
+        self._encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto", base: str | None = None) -> "Student":
@@ -125,17 +125,13 @@ class Student:
         return {
             i: f"{len(row)} tokens and {more} more for thought and answer do not fit into the model's {most} positions: "
             f"{questions[i][:60]!r}"
-            for i, row in enumerate(self._tokens(questions))
+            for i, row in enumerate(self._encoder.questions(questions))
             if len(row) + more > most
         }
 
-    def _tokens(self, questions: Sequence[str]) -> list[list[int]]:
-        texts = [question + QUESTION_END for question in questions]
-        return [self._encoder.bos + list(ids) for ids in token_ids(self.tokenizer, texts)]
-
     def _encoded(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids and mask [B, Q]."""
-        ids, mask = Collator(self.tokenizer.pad_token_id).pad(self._tokens(questions))
+        ids, mask = Collator(self.tokenizer.pad_token_id).pad(self._encoder.questions(questions))
         self.model.eval()
         return ids.to(self.model.device), mask.to(self.model.device)
 

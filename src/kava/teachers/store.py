@@ -150,7 +150,7 @@ class StoredTeacher:
             raise DataError(
                 f"example {entry.id} is not the text that the teacher store {self.folder} was made of: its chain of "
                 f"thought or its surroundings have {what}",
-                "tokenizer, dataset.cot_type, dataset.drop_last_step and data must be those of kava extract",
+                "tokenizer, dataset.cot_type, drop_last_step, prompt and data must be those of kava extract",
             )
         return shard.read(row)
 

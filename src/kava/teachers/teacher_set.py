@@ -93,7 +93,7 @@ class _Loader:
 
     def encoder(self, tokenizer: Any) -> Encoder:
         dataset = self.recipe.dataset
-        return Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type)
+        return Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
 
     def tokenization(self, spec: TeacherSpec, model: ModelConfig) -> TeacherTokenization:
         if model not in self._encoders:
