@@ -40,7 +40,7 @@ TRAINING = (
     "evaluation.max_new_tokens=4", f"training.max_steps={STEPS}", "training.batch_size=4",
     "training.learning_rate=1e-3", "loss.alpha1_codi=1", "lora.enabled=true", "lora.r=2", "lora.dropout=0.1",
     "latent.num_tokens=3", "latent.num_iterations=2", "logging.logging_steps=1", "logging.eval_steps=10",
-    f"logging.save_steps={SAVE}", "logging.report_to=[]", "system.device=cpu",
+    f"logging.save_steps={SAVE}", "logging.report_to=[]", "system.device=cpu",  # loader workers as the recipe has them
 )  # fmt: skip
 EXTRACTION = (
     "--config", "explicit_embedded", "dataset.generator.train_size=4000", "dataset.generator.val_size=200",
@@ -57,7 +57,7 @@ def kava(*words: str, file_limit: int | None = None) -> subprocess.Popen[str]:
 
     return subprocess.Popen(
         [sys.executable, "-m", "kava", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=limit,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -85,7 +85,10 @@ def strike(kind: Any, start: Callable[..., subprocess.Popen[str]], wait: Callabl
     process = start(file_limit=limit if kind == FULL else None)
     if kind != FULL:
         wait(process)
-        process.send_signal(kind)
+        if kind == signal.SIGKILL:
+            process.send_signal(kind)
+        else:
+            os.killpg(process.pid, kind)  # a scheduler's reach the loader workers as well
     _, said = process.communicate(timeout=300)
     if kind == FULL:
         assert process.returncode in (0, 2), said
