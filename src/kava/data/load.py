@@ -7,6 +7,7 @@ out the same rows, which costs one extra pass over the questions.
 
 import heapq
 import logging
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, islice
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
-from kava.data.places import JSON_SUFFIXES, Opened, open_set
+from kava.data.places import JSON_SUFFIXES, Opened, is_place, open_set
 from kava.data.row_checks import RowChecks, shared
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, Source
@@ -51,8 +52,8 @@ def load_examples(
 
 def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
     """Every row of one .jsonl or .json file, as for evaluation on the user's file."""
-    path = Path(path).expanduser()
-    if not path.is_file() or path.suffix not in JSON_SUFFIXES:
+    path = Path(os.path.expanduser(path))
+    if not is_place(path, str(path)) or not path.is_file() or path.suffix not in JSON_SUFFIXES:
         what = "is not a .jsonl or .json file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}", "give a file with one JSON object per line")
     return _not_empty(_read(JsonRows(path), OWN, cot_type, path.stem), str(path), "whole")
@@ -111,7 +112,7 @@ def _from_rows(opened: Opened, dataset: "DatasetConfig", split: str) -> Sequence
         held_out = frozenset[int]()
         if carve and dataset.val_size:
             checks = RowChecks(dataset.cot_type)
-            held_out = _held_out(_parse(rows, opened.source, dataset.cot_type, prefix, checks), dataset)
+            held_out = _held_out(_parse(rows, opened.source, dataset.cot_type, prefix, checks), dataset, split)
             _warn(prefix, checks)
         return ExampleStream(rows, opened.source, dataset, prefix, held_out)
     warn = split != "validation" or not carve  # else they are the rows of train, which are checked there
@@ -166,11 +167,11 @@ def _key(example: Example, seed: int) -> int:
     return stable_hash(" ".join(example.question.split()), f"val{seed}")
 
 
-def _held_out(examples: Iterable[Example], dataset: "DatasetConfig") -> frozenset[int]:
-    """The hashes of the validation questions: the smallest ones, at most a tenth of all."""
+def _held_out(examples: Iterable[Example], dataset: "DatasetConfig", split: str) -> frozenset[int]:
+    """The hashes of the validation questions: the smallest ones, at most a tenth of all; too few are told with them."""
     keys = {_key(example, dataset.seed) for example in examples}
     count = min(dataset.val_size, max(1, len(keys) // 10)) if len(keys) > 1 else 0
-    if count < dataset.val_size:
+    if count < dataset.val_size and split == "validation":
         log.warning("%s: %d of the asked %d validation examples are held out of %d training questions",
                     dataset.name, count, dataset.val_size, len(keys))  # fmt: skip
     return frozenset(heapq.nsmallest(count, keys))
@@ -189,7 +190,7 @@ def _carved(examples: list[Example], dataset: "DatasetConfig", split: str) -> li
             f"data set {dataset.name}: the validation split is empty: no question can be held out of a single one",
             "give more questions, a validation file, or set dataset.val_size=0",
         )
-    held_out = _held_out(examples, dataset)
+    held_out = _held_out(examples, dataset, split)
     if split == "train":
         return [e for e in examples if _key(e, dataset.seed) not in held_out]
     first: dict[int, Example] = {}  # a repeated question is kept once

@@ -5,7 +5,9 @@ it is never replaced by another one. `datasets` and `huggingface_hub` are import
 """
 
 import logging
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from kava.progress import progress
 from kava.registry import nearest
 
 log = logging.getLogger(__name__)
+GIVE = "give a known name, a hub name, a file or a folder"
 
 DATASETS = Path("datasets")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -43,11 +46,11 @@ class Opened:
 
 def open_set(name: str, config: str | None = None, streaming: bool = False) -> Opened:
     """Opens the first of: the path `name`; ./datasets/<name>; the hub's cache; the hub."""
-    path = Path(name).expanduser()
-    source = known_source(name) or (known_source(path.name) if path.exists() else None) or OWN
+    path = Path(os.path.expanduser(name))  # of Path it raises where there is no such user
+    source = known_source(name) or (known_source(path.name) if is_place(path, name) else None) or OWN
     searched: list[str] = []
     for place in local_places(name, source):
-        if place.exists():
+        if is_place(place, name):
             log.info("data set %s: read from %s", name, place)
             return _open_local(place, source, config, streaming)
         searched.append(str(place))
@@ -70,7 +73,7 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
 
 def local_places(name: str, source: Source) -> list[Path]:
     """The path `name`; then, unless it is written as a path, ./datasets/ under every name of the dataset."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if _looks_like_path(name):
         return [path]
     names = dict.fromkeys([name, name.rpartition("/")[2], *(source.names if known_source(name) else ())])
@@ -78,6 +81,25 @@ def local_places(name: str, source: Source) -> list[Path]:
     for alias in names:
         places += [DATASETS / alias, DATASETS / f"{alias}.jsonl"]
     return places
+
+
+def is_place(path: Path, name: str) -> bool:
+    """Whether `path`, where the data set `name` may be, exists; what can be no name is an error."""
+    if not name.strip():
+        raise DataError("the name of the data set is empty", GIVE)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # too long, a NUL, no permission
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        short = repr(name) if len(name) <= 80 else f"{name[:60]!r}... ({len(name)} characters)"
+        raise DataError(f"data set {short}: {why}", GIVE) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise DataError(
+            f"data set {name}: neither a file nor a folder", "rows are read more than once; save them first"
+        )
+    return True
 
 
 def hub_id_of(name: str, source: Source) -> str | None:
@@ -91,7 +113,7 @@ def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
     """The hub repository and configuration of a dataset; None if it is built in, a path or in ./datasets."""
     source = known_source(name) or OWN
     hub_id = hub_id_of(name, source)
-    if name in BUILT_IN or hub_id is None or any(path.exists() for path in local_places(name, source)):
+    if name in BUILT_IN or hub_id is None or any(is_place(path, name) for path in local_places(name, source)):
         return None
     return Repo(hub_id, "dataset"), config or source.config
 

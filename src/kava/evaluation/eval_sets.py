@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from kava import answers
+from kava.characters import check_characters
 from kava.config import DatasetConfig, GeneratorConfig, Recipe
 from kava.data.example import Example, content_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
@@ -70,6 +71,7 @@ def short_name(name: str) -> str:
 
 def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     own = recipe.dataset
+    check_characters(name, "the name of the data set")
     if Path(name).suffix in JSON_SUFFIXES:
         return load_file(name, own.cot_type)
     config = own.config if name == own.name else None
