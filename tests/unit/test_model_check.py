@@ -34,8 +34,8 @@ every_checkpoint = pytest.mark.parametrize(
 
 @pytest.fixture
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two of the checks: enough for what the command says and returns."""
-    few = {name: CHECKS[name] for name in ("cache", "logits")}
+    """Three of the checks: enough for what the command says and returns."""
+    few = {name: CHECKS[name] for name in ("cache", "logits", "windows")}
     monkeypatch.setattr(run, "CHECKS", few)
     return ["family", "model", *few]
 
@@ -191,7 +191,7 @@ def test_a_family_without_a_row_is_checked_with_llamas(
 
 # -- the command -----------------------------------------------------------------------------------------------------
 
-_small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2,
+_small = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2,
           "num_hidden_layers": 2, "pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
 

@@ -76,9 +76,9 @@ class Subject:
 
     @cached_property
     def examples(self) -> list[Encoded]:
-        """Random texts of very different lengths."""
+        """Random texts of very different lengths, in tokens that the small copy has, too."""
         generator = torch.Generator().manual_seed(0)
-        ids = self.lm.get_input_embeddings().weight.shape[0] - 3
+        ids = min(lm.get_input_embeddings().weight.shape[0] for lm in (self.lm, self.windowed)) - 3
 
         def draw(count: int) -> list[int]:
             return torch.randint(0, ids, (count,), generator=generator).tolist()
