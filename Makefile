@@ -6,7 +6,7 @@ PYTHON = "$$(bash setup.sh --python)"
 TEST_ENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OLDEST = .venv-oldest
 
-.PHONY: demo test test-long test-oldest lint types setup ready clean
+.PHONY: demo test test-long test-real test-oldest lint types setup ready clean
 
 demo: ready  ## distil the shipped checkpoint on built-in arithmetic (about five minutes on two cores)
 	$(PYTHON) -m kava demo
@@ -14,8 +14,11 @@ demo: ready  ## distil the shipped checkpoint on built-in arithmetic (about five
 test: ready  ## the fast suite: no network, three to five minutes on one core
 	$(TEST_ENV) $(PYTHON) -m pytest
 
-test-long: ready  ## real training runs, kill tests
-	$(TEST_ENV) $(PYTHON) -m pytest -m long -rs
+test-long: ready  ## real training runs, kill tests; PART=1/3 runs a third of them
+	$(TEST_ENV) KAVA_TEST_PART=$(PART) $(PYTHON) -m pytest -m long -rs
+
+test-real: ready  ## two pretrained models of KAVA_REAL_MODELS under the recipes' settings
+	$(PYTHON) -m pytest -m real -rs tests/real
 
 test-oldest:  ## oracles and invariants on the oldest supported transformers, in an environment of its own
 	KAVA_VENV="$(OLDEST)" KAVA_LOCK=requirements-oldest.txt bash setup.sh --quick

@@ -213,7 +213,8 @@ def test_full_checks_the_weights_themselves(
     if not slow:
         request.getfixturevalue("few_checks")
     torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **_small))
+    larger = {**_small, "vocab_size": 300}  # than that of the small copy, which some checks read as well
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **larger))
     lm.save_pretrained(tmp_path)
     assert main(["model", "check", str(tmp_path), "--full"]) == 0
     assert "supported" in capsys.readouterr().out.splitlines()[-1]
