@@ -1,5 +1,9 @@
-"""What the terminal is like: how wide, whether it moves, whether it has colours. Files and pipes get plain whole lines."""
+"""What the terminal is like: how wide, whether it moves, whether it has colours. Files and pipes get plain whole lines.
 
+Text from files, models and users is shown with its control characters as escapes: nothing in it may move the cursor.
+"""
+
+import logging
 import os
 import re
 import sys
@@ -7,6 +11,8 @@ from typing import TextIO
 
 WIDTH = 80  # where the terminal does not tell
 COLOURS = {"red": "31", "yellow": "33", "green": "32", "dim": "2"}
+# C0 and C1 controls but for tab and line feed, line separators, and marks that reverse the direction of writing.
+_HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _LABEL = re.compile(r"(error|warning|note|hint):")
 _COLOUR_OF = {"error": "red", "warning": "yellow"}
 
@@ -44,9 +50,26 @@ def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
 
 
+def visible(text: str) -> str:
+    """The text with every control character as its escape: \\x1b, \\u202e."""
+    return _HARMFUL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def visible_line(text: str) -> str:
+    """The same on one line: line feeds and tabs as escapes, too."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+class VisibleFormatter(logging.Formatter):
+    """A log's lines with control characters as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def tell(line: str) -> None:
     """Prints lines on stderr that fit the terminal; a leading "error:" is red, "warning:" yellow."""
-    line = fitted(line, sys.stderr)
+    line = fitted(visible(line), sys.stderr)
     label = _LABEL.match(line)
     if label and (colour := _COLOUR_OF.get(label[1])):
         line = paint(label[0], colour, sys.stderr) + line[label.end() :]

@@ -25,6 +25,10 @@ class ModelError(KavaError):
     """An unsupported model family, a checkpoint of the wrong kind, weights that do not fit."""
 
 
+class CodeRefused(ModelError):
+    """Code that came with a model, which the caller did not allow to run."""
+
+
 class CheckpointError(KavaError):
     """A run or student folder that is corrupt, missing or of another format."""
 

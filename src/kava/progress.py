@@ -231,7 +231,7 @@ class LogLines(Handler):
     """Log records as lines on stderr, above the line that is redrawn."""
 
     def emit(self, record: LogRecord) -> None:
-        text = self.format(record)
+        text = console.visible(self.format(record))
         if record.levelname == "WARNING":
             text = f"{console.paint('warning:', 'yellow', screen.stream)} {text}"
         screen.say(console.fitted(text, screen.stream))

@@ -2,12 +2,24 @@
 
 import difflib
 import importlib
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from kava.errors import ConfigError
 
 T = TypeVar("T")
+log = logging.getLogger("kava.registry")
+
+
+_said: set[str] = set()
+
+
+def say_once(logger: logging.Logger, line: str) -> None:
+    """Warns with this line, once in a process."""
+    if line not in _said:
+        _said.add(line)
+        logger.warning(line)
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:
@@ -35,6 +47,9 @@ def lookup(table: Mapping[str, type[T]], name: str, kind: str) -> type[T]:
     if not names_a_class(name):
         raise ConfigError(f"unknown {kind} {name!r}", nearest(name, list(table)))
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{kind} {name!r} names no class", "write package.module:Name")
+    say_once(log, f"{kind} {name}: code of the module {module_name} runs")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

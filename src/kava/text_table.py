@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from kava.console import visible_line
+
 GAP = 2  # spaces between columns
 NARROWEST = 8  # characters of a column whose cells are continued
 
@@ -21,6 +23,7 @@ def table(
     With `left`, only so many columns are left-aligned and the others, numbers, right-aligned under one rule of the table's
     whole width; a second rule separates the last `foot` rows.
     """
+    rows = [[visible_line(word) for word in row] for row in rows]
     if width is not None:
         rows = _folded(rows, header, width)
     lines = [list(header), ["-" * len(word) for word in header], *map(list, rows)]

@@ -1,6 +1,6 @@
 """Saves and loads a student: trained weights, recipe and tokenizer in one folder. Loading is strict.
 
-kava.json            method, versions, names of the trained weights, fingerprint of the frozen ones
+kava.json            method, versions, names of the trained weights, fingerprint of the frozen ones, hash of every file
 recipe.yaml          every setting of the run that made it
 trained.safetensors  every trained weight under its own name
 config.json          the backbone's shape
@@ -8,7 +8,7 @@ tokenizer files
 """
 
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,26 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kava import __version__
-from kava.backbone.families import family_of
+from kava.backbone.card import (
+    CARD,
+    CONFIG,
+    RECIPE,
+    TORN,
+    WEIGHTS,
+    check_files,
+    check_recipe,
+    check_tokenizer,
+    method_of,
+    write_card,
+)
+from kava.backbone.families import Family, family_of
 from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe, load_recipe, save_recipe
-from kava.errors import CheckpointError, ConfigError, ModelError
-from kava.files import make_folder, usual_mode, write_json
-
-CARD, RECIPE, WEIGHTS = "kava.json", "recipe.yaml", "trained.safetensors"
-FORMAT = 1
+from kava.config.trust import code_allowed, trusted
+from kava.errors import CheckpointError, CodeRefused, ConfigError, ModelError, first_line
+from kava.files import make_folder, usual_mode
 
 
 def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, **facts: Any) -> None:
@@ -38,16 +48,15 @@ def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Pa
     usual_mode(folder / WEIGHTS)
     model.config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
-    card = {
-        "format": FORMAT,
+    facts = {
         "kava_version": __version__,
-        "method": "explicit" if recipe.explicit.enabled else "latent",
+        "method": method_of(recipe),
         "trained": sorted(weights),
         "frozen_fingerprint": fingerprint(model),
         **facts,
     }
     save_recipe(recipe, folder / RECIPE)
-    write_json(folder / CARD, card)
+    write_card(folder, facts)
 
 
 def save_plain(model: LatentModel, tokenizer: Any, folder: Path) -> None:
@@ -63,50 +72,67 @@ def save_plain(model: LatentModel, tokenizer: Any, folder: Path) -> None:
     save_tokenizer(tokenizer, folder)
 
 
-def read_card(folder: str | Path) -> dict[str, Any]:
-    """kava.json of a student's folder."""
-    path = Path(folder) / CARD
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a student's folder: it has no {CARD}", "give a run's best_checkpoint folder"
-        )
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})", "the folder is torn; use another") from error
-    if card.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {card.get('format')!r}, this version reads {FORMAT}", "update kava")
-    return card
+def load_student(
+    folder: str | Path, base: str | None = None, trust_remote_code: bool = False
+) -> tuple[LatentModel, Any, Recipe]:
+    """The saved model, its tokenizer and recipe. With LoRA the base model is loaded too, from the recipe or from `base`.
 
-
-def load_student(folder: str | Path, base: str | None = None) -> tuple[LatentModel, Any, Recipe]:
-    """The saved model, its tokenizer and recipe. With LoRA the base model is loaded too, from the recipe or from `base`."""
+    Code that came with the student or its base runs only with `trust_remote_code`, whatever their files say.
+    """
     folder = Path(folder)
-    card = read_card(folder)
-    recipe = load_recipe(folder / RECIPE)
+    card = check_files(folder)
+    recipe = trusted(load_recipe(folder / RECIPE), trust_remote_code, stored=str(folder / RECIPE))
+    check_recipe(card, recipe, folder)
     if base is not None and not recipe.lora.enabled:
         problem = f"base {base!r} has no effect: {folder} holds all its weights (lora.enabled is false)"
         raise ConfigError(problem, "leave --base out")
     if base is not None:
         recipe = recipe.changed("model", name=base, revision=None)
-    if recipe.lora.enabled:
-        try:
-            model, tokenizer = build_model(recipe)
-        except ModelError as error:
-            problem = f"{folder}: the base model that its adapters belong to: {error.message}"
-            raise ModelError(problem, "name the folder where it is now: --base FOLDER (in Python: base=)") from error
-    else:
-        tokenizer = load_tokenizer(folder, recipe.model)
-        config = _fetch(AutoConfig, folder, recipe.model, "config.json")
-        lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
-        model = assemble(lm, family_of(config, str(folder)), tokenizer, recipe)
+    with code_allowed(trust_remote_code):
+        if recipe.lora.enabled:
+            model, tokenizer = _with_base(folder, recipe)
+        else:
+            check_tokenizer(folder)
+            tokenizer = load_tokenizer(folder, recipe.model)
+            model = assemble(*_without_weights(folder, recipe), tokenizer, recipe)
+    if sorted(card.trained) != sorted(model.trained()):
+        raise CheckpointError(f"{folder / CARD}: trained does not name the weights that {RECIPE} trains", TORN)
     load_weights(model, folder)
-    if fingerprint(model) != card["frozen_fingerprint"]:
+    if fingerprint(model) != card.frozen_fingerprint:
         raise CheckpointError(
             f"{folder}: the base model {recipe.model.name!r} is not the one this student was trained on",
             "give the right base folder, or the revision it was trained with",
         )
     return model.eval(), tokenizer, recipe
+
+
+def _with_base(folder: Path, recipe: Recipe) -> tuple[LatentModel, Any]:
+    """The base model with new adapters, and its tokenizer."""
+    try:
+        return build_model(recipe)
+    except CodeRefused:
+        raise
+    except ModelError as error:
+        problem = f"{folder}: the base model that its adapters belong to: {error.message}"
+        raise ModelError(problem, "name the folder where it is now: --base FOLDER (in Python: base=)") from error
+
+
+def _without_weights(folder: Path, recipe: Recipe) -> tuple[Any, Family]:
+    """The model that config.json describes, before its weights are read."""
+    try:
+        config = _fetch(AutoConfig, folder, recipe.model, CONFIG)
+        lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # what sizes and names can be wrong
+        raise CheckpointError(
+            f"{folder / CONFIG}: no model can be built from it ({first_line(error)})", TORN
+        ) from error
+    return lm, family_of(config, str(folder))
 
 
 @torch.no_grad()
@@ -127,7 +153,18 @@ def load_weights(model: LatentModel, folder: str | Path) -> None:
     for name, weight in trained.items():
         if weight.shape != saved[name].shape:
             raise CheckpointError(f"{path}: {name} has shape {tuple(saved[name].shape)}, not {tuple(weight.shape)}")
+    check_numbers(saved, path)
+    for name, weight in trained.items():
         weight.copy_(saved[name])
+
+
+def check_numbers(saved: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuses weights that are not floating-point numbers, not a number or infinite."""
+    for name, weight in saved.items():
+        if not weight.is_floating_point():
+            raise CheckpointError(f"{path}: {name} holds {str(weight.dtype).removeprefix('torch.')}, not weights", TORN)
+        if not torch.isfinite(weight).all():
+            raise CheckpointError(f"{path}: {name} is not finite (NaN or infinity)", TORN)
 
 
 def fingerprint(model: Backbone) -> str:

@@ -19,7 +19,8 @@ from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
-from kava.errors import ConfigError, ModelError, first_line
+from kava.config.trust import check_allowed
+from kava.errors import CodeRefused, ConfigError, ModelError, first_line
 from kava.progress import progress
 
 # Tokenizers of one vocabulary may still split these texts otherwise.
@@ -247,6 +248,8 @@ def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: st
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:
     folder = cached(source, model.revision) if isinstance(source, str) else None
     revision = None if folder else model.revision
+    if model.trust_remote_code:
+        check_allowed(str(source))
     try:
         with progress(
             f"loading the {what} of {Path(model.name).name}" + ("" if folder or Path(source).is_dir() else " (hub)")
@@ -256,10 +259,9 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
             )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
-            raise ModelError(
+            raise CodeRefused(
                 f"model {str(source)!r} comes with code of its own, which is not run unasked",
-                "read that code; then set trust_remote_code=true beside the model's name (model.*, teacher.*, or the entry "
-                "of mixture.teachers)",
+                "read that code, then add --trust_remote_code (in Python trust_remote_code=True)",
             ) from error
         raise ModelError(
             f"cannot load the {what} of model {str(source)!r}: {first_line(error)}",

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Device, Quiet
+from kava.cli.student import Device, Quiet, TrustRemoteCode
 from kava.config import DatasetConfig, ModelConfig
+from kava.config.trust import allow_code
 from kava.errors import ConfigError
 from kava.outputs import Output, check_outputs, has_keys
 from kava.progress import loading_libraries
@@ -16,7 +17,6 @@ HELP = "How a teacher's tokens and layers match a student's: for one text, or as
 app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None)
 
 ModelName = Annotated[str, typer.Option(help="hub name or local folder")]
-Trust = Annotated[bool, typer.Option(help="run code that comes with the models")]
 Threshold = Annotated[
     float, typer.Option(min=0, max=1, help="tokens with a smaller overlap (IoU of characters) are not matched")
 ]
@@ -32,7 +32,7 @@ def show(
         Literal["ratio", "blend", "uniform", "skip"], typer.Option(help="rule that makes the layer map")
     ] = "ratio",
     layer_map_file: Annotated[Path | None, typer.Option(help="layer map written by kava align precompute")] = None,
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> int:
     """Print both tokenizations of a text, which tokens cover the same characters, and the layer map. Loads no weights."""
@@ -59,7 +59,7 @@ def precompute(
     top_k: Annotated[int, typer.Option(min=1, help="teacher layers of each student layer")] = 2,
     threshold: Threshold = 0.1,
     device: Device = "auto",
-    trust_remote_code: Trust = False,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
@@ -97,4 +97,6 @@ def _models(student: str, teacher: str, trust_remote_code: bool) -> list[ModelCo
         from kava.backbone.silence_libraries import silence_libraries
 
     silence_libraries()
+    if trust_remote_code:
+        allow_code()
     return [ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student, teacher)]

@@ -8,7 +8,7 @@ import typer
 
 from kava.cli.common import OVERRIDES, Overwrite, no_settings, parse_recipe_args, show_result
 from kava.cli.list_flags import ListFlagCommand
-from kava.cli.student import Quiet
+from kava.cli.student import Quiet, TrustRemoteCode
 from kava.config import DatasetConfig, ModelConfig, Recipe
 from kava.data.hub import move_cache
 from kava.errors import ConfigError
@@ -51,6 +51,7 @@ def fetch(
     ] = False,
     skip_model: Annotated[bool, typer.Option(help="fetch no models")] = False,
     skip_dataset: Annotated[bool, typer.Option(help="fetch no data sets")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
@@ -94,6 +95,7 @@ def verify(
     dataset: Datasets = None,
     dataset_config: DatasetConfigName = None,
     cache_dir: CacheDir = None,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> int:
     """Check whether runs would find their models and data on this machine, without any network access.

@@ -9,7 +9,7 @@ import typer
 
 from kava.cli.common import Overwrite
 from kava.cli.list_flags import ListFlagCommand
-from kava.cli.student import Base, Checkpoint
+from kava.cli.student import Base, Checkpoint, TrustRemoteCode
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
 from kava.progress import loading_libraries
 
@@ -74,6 +74,7 @@ def latent(
     dtype: Annotated[Dtype, typer.Option(help="of the weights; auto = as trained")] = "auto",
     device: Device = "auto",
     base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     threads: Threads = 0,
     output: OutputFile = None,
     overwrite: Overwrite = False,
@@ -93,7 +94,7 @@ def latent(
         from kava.lab.bench.latent import open_student
 
     eval_set = load_eval_set(recipe, dataset or recipe.evaluation.datasets[0], questions)
-    student = open_student(checkpoint, dtype, device, base)
+    student = open_student(checkpoint, dtype, device, base, trust_remote_code)
     limit = max_new_tokens or recipe.evaluation.max_new_tokens
     result = run(student, eval_set, batch_sizes or (16,), limit, num_warmup, repeats, progress=not quiet)
     return _show({"checkpoint": str(checkpoint), **result}, latent_text, "the answers differ", quiet, output)

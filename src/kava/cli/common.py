@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from kava.config import KEYS, Recipe, load_recipe
-from kava.console import fitted
+from kava.config.trust import FLAG, allow_code, requests, trusted
+from kava.console import fitted, visible
 from kava.errors import ConfigError
 from kava.registry import nearest
 
@@ -32,7 +33,15 @@ def parse_recipe_args(config: str, extra: typer.Context | Sequence[str], *flags:
         key = setting.partition("=")[0]
         if key in keys:
             raise ConfigError(f"command line: {key} is set twice, by a flag and as {key}=...", "leave one of them out")
-    return load_recipe(config, [*words, *settings])
+    return caller_trusts(load_recipe(config, [*words, *settings]), extra)
+
+
+def caller_trusts(recipe: Recipe, extra: typer.Context | Sequence[str]) -> Recipe:
+    """The recipe as the command line grants it to run code (see `kava.config.trust`)."""
+    recipe = trusted(recipe, not isinstance(extra, Sequence) and extra.params.get(FLAG, False))
+    if requests(recipe):
+        allow_code()
+    return recipe
 
 
 def check_flags(extra: typer.Context | Sequence[str]) -> list[str]:
@@ -58,6 +67,9 @@ def no_settings(extra: typer.Context, hint: str = "settings need a recipe they a
         raise ConfigError(f"unexpected {words[0]!r}", hint)
 
 
-def show_result(data: Mapping[str, Any] | Sequence[Any], text: str, quiet: bool) -> None:
-    """Print a result: `text` for people, or with --quiet `data` as one JSON document and nothing else."""
-    print(json.dumps(data, indent=2, allow_nan=False) if quiet else fitted(text))
+def show_result(data: Mapping[str, Any] | Sequence[Any], text: str, quiet: bool, coloured: bool = False) -> None:
+    """Print a result: `text` for people, or with --quiet `data` as one JSON document and nothing else.
+
+    Control characters are printed as escapes, unless the text is `coloured`, whose maker has seen to that.
+    """
+    print(json.dumps(data, indent=2, allow_nan=False) if quiet else fitted(text if coloured else visible(text)))

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
-from kava.cli.student import Quiet
+from kava.cli.student import Quiet, TrustRemoteCode
 from kava.config import DatasetConfig
 from kava.data.generator import BUILT_IN
 from kava.data.load import SPLITS, load_examples, warn_shared
@@ -32,6 +32,7 @@ def check(
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="count tokens with the tokenizer of this model")] = None,
     split: Annotated[Literal["train", "validation", "test", "all"], typer.Option(help="which part to read")] = "all",
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> int:
     """Read a data set as training would and print its card: rows, hash, steps, share of N_C < M and of N_C = 0.

@@ -13,6 +13,7 @@ from kava.cli.distill_settings import ADAPTIVE, DistillRequest, prepared_machine
 from kava.cli.distill_table import GROUPS
 from kava.cli.distill_teachers import default_recipe
 from kava.config import Recipe
+from kava.config.trust import code_allowed, trusted
 from kava.console import fitted
 from kava.progress import loading_libraries, say
 
@@ -57,9 +58,10 @@ def distill(
     Ctrl-C writes emergency_checkpoint/; --resume auto continues from there.
     """
     request = request_of(ctx)
+    trust = request.flags.typed.get("model.trust_remote_code") == "true"
     with loading_libraries():
         machine = prepared_machine(request)
-    run = resolve(request, machine, _measured_batch)
+    run = resolve(request, machine, lambda recipe: _measured_batch(recipe, trust))
     if not quiet and os.environ.get("RANK", "0") == "0":
         say(fitted(run.line, sys.stderr))
 
@@ -67,7 +69,7 @@ def distill(
         from kava.training.processes import is_main_process
         from kava.training.run import train
 
-    outcome = train(run.recipe, run.folder, resume, quiet)
+    outcome = train(trusted(run.recipe, trust), run.folder, resume, quiet)
     if quiet and is_main_process():
         show_result(outcome.facts, "", quiet)
     return outcome.exit_code
@@ -83,11 +85,12 @@ def request_of(ctx: Any) -> DistillRequest:
     return DistillRequest(flags, config, own["output_dir"], own["resume"], own["quick_test"], own["use_wandb"])
 
 
-def _measured_batch(recipe: Recipe) -> int:
+def _measured_batch(recipe: Recipe, trust_remote_code: bool) -> int:
     with loading_libraries():
         from kava.training.probe import measured_batch  # after the hub's cache has been moved
 
-    return measured_batch(recipe)
+    with code_allowed():
+        return measured_batch(trusted(recipe, trust_remote_code))
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet
-from kava.console import fitted
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet, TrustRemoteCode
+from kava.console import fitted, visible
 from kava.progress import loading_libraries
 
 QUICK_LIMIT = 16
@@ -53,6 +53,7 @@ def evaluate(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
@@ -73,7 +74,7 @@ def evaluate(
 
     def report(result: EvalResult) -> None:
         text = f"{line(result.fields)}\n  wrote {result.results} and {result.predictions.name}"
-        print(fitted(text), flush=True)
+        print(fitted(visible(text)), flush=True)
 
     results = run(checkpoint, **options, report=None if quiet else report)
     if quiet or not results:

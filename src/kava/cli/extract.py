@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import OVERRIDES, no_settings, parse_recipe_args, show_result
-from kava.cli.student import Quiet
+from kava.cli.student import Quiet, TrustRemoteCode
 from kava.console import fitted
 from kava.errors import ConfigError
 from kava.outputs import check_folder
@@ -54,6 +54,7 @@ def extract(
     ] = None,
     verify: Annotated[bool, typer.Option(help="check every hash of an existing store")] = False,
     dry_run: Annotated[bool, typer.Option(help="only print how large the store would be")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> int:
     """Write a teacher store: safetensors shards with a manifest, for teacher.store=FOLDER.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, TrustRemoteCode
 from kava.config import BUILTIN_DATASETS, KEYS
 from kava.console import tell
 from kava.errors import ConfigError, DataError
@@ -40,6 +40,7 @@ def infer(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="batch mode: one JSON document and nothing else")] = False,
 ) -> int:
@@ -68,7 +69,7 @@ def infer(
     note = untrained(recipe, how)
     if note:
         tell(f"note: {how} answers: {note}")
-    student = Student.from_pretrained(checkpoint, device, base)
+    student = Student.from_pretrained(checkpoint, device, base, trust_remote_code)
     if recipe.dataset.name in BUILTIN_DATASETS and not quiet:
         modulus = recipe.dataset.generator.modulus
         tell(f"note: this student learnt arithmetic modulo {modulus}: 3+4 is {7 % modulus}")

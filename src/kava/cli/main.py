@@ -8,6 +8,7 @@ import signal
 import sys
 import sysconfig
 from collections.abc import Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with RaiseStopped(for_good=argv is None) as signals:
         try:
             open_streams()
-            code = _dispatch(words)
+            code = copy_context().run(_dispatch, words)  # what it allows ends with it
             sys.stdout.flush()  # a closed pipe or a full disk shows up here, not at interpreter exit
         except KeyboardInterrupt as stop:
             return _stopped(stop)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.common import OVERRIDES, check_flags, show_result
+from kava.cli.common import OVERRIDES, caller_trusts, check_flags, show_result
+from kava.cli.student import TrustRemoteCode
 from kava.config import load_recipe
+from kava.config.trust import FLAG
 from kava.console import tell
 from kava.errors import ConfigError, RunError
 from kava.lab.analysis.aggregate import accuracy_table, aggregate, missing, title, write
@@ -36,6 +38,7 @@ def seeds(
     ] = False,
     use_wandb: Annotated[bool, typer.Option("--use_wandb", "--wandb", help="also report to Weights & Biases")] = False,
     quick_test: Annotated[bool, typer.Option("--quick_test", help="a few updates and items: does it run?")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the aggregated result, as JSON")] = False,
 ) -> int:
     """Train every seed, evaluate its best checkpoint on every set, and aggregate.
@@ -82,12 +85,12 @@ def _written(folders: Sequence[Path]) -> dict[Path, int]:
 def runs_of(ctx: typer.Context) -> RunSet:
     """What the flags of `kava seeds` or `kava suite` say about all runs."""
     settings, flags = check_flags(ctx), ctx.params
-    recipe = load_recipe(flags["config"], settings)
+    recipe = caller_trusts(load_recipe(flags["config"], settings), ctx)
     wanted = flags["seeds"] or SEEDS
     seeds = list(dict.fromkeys(wanted))
     for seed in (seed for seed in seeds if wanted.count(seed) > 1):
         tell(f"note: --seeds names {seed} more than once: it is run once")
-    switches = {name: flags.get(name, False) for name in ("quick_test", "use_wandb", "skip_train", "skip_eval")}
+    switches = {name: flags.get(name, False) for name in ("quick_test", "use_wandb", "skip_train", "skip_eval", FLAG)}
     return RunSet(recipe, flags["config"], settings, seeds, flags["datasets"] or [], **switches)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, Checkpoint, Device, Quiet
+from kava.cli.student import Base, Checkpoint, Device, Quiet, TrustRemoteCode
 from kava.errors import ConfigError
 from kava.files import is_stream
 from kava.infer.checks import stored_recipe, student_files
@@ -26,6 +26,7 @@ def selection(
     output: Annotated[Path | None, typer.Option(help="a .json file; default: kept.json beside best_checkpoint")] = None,
     device: Device = "auto",
     base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
@@ -51,7 +52,7 @@ def selection(
     check_outputs([Output("--output", path, is_ours)], student_files(checkpoint), overwrite)
     silence_libraries()
     chosen, problems = compressors_of(recipe, compressors or DEFAULT), validation(recipe)
-    student = Student.from_pretrained(checkpoint, device, base)
+    student = Student.from_pretrained(checkpoint, device, base, trust_remote_code)
     document = selection_document(student, checkpoint, chosen, examples, problems)
     write_json(path, document)
     rows = shares(document)

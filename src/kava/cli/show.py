@@ -18,5 +18,5 @@ def show(
     """One training run: state, recipe, model, data, learning curve, best validation, results, files, next commands."""
     folder = the_run(run)
     text = "" if quiet else fitted(show_text(folder, terminal_width() or WIDTH))
-    show_result(run_document(folder) if quiet else {}, text, quiet)
+    show_result(run_document(folder) if quiet else {}, text, quiet, coloured=True)
     return 0

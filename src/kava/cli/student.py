@@ -13,4 +13,7 @@ MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="longest answer in
 BatchSize = Annotated[int | None, typer.Option(min=1, help="questions at once; changes only the time")]
 Device = Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1, mps")]
 Base = Annotated[str | None, typer.Option(help="folder of a LoRA student's base model, if it was moved")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust_remote_code", help="run code that comes with the models; files cannot allow it")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")]

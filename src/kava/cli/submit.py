@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kava.cli.common import OVERRIDES, show_result
+from kava.console import tell
 from kava.errors import ConfigError
 from kava.registry import nearest
 from kava.text_table import table
@@ -75,6 +76,7 @@ def submit(
     """
     from kava.cli.submit_verbs import SubmitRequest, submissions
     from kava.cluster.detect import installed_scheduler
+    from kava.cluster.job_record import is_job_id
     from kava.cluster.jobs import refuse_twice
     from kava.cluster.plan import JobDefaults, in_one_job
     from kava.cluster.schedulers import scheduler_named
@@ -84,6 +86,9 @@ def submit(
     from kava.infer.checks import stored_recipe
     from kava.machine.detect import scheduler_of_job
 
+    for job in after or ():
+        if not is_job_id(job):
+            raise ConfigError(f"--after {job!a} is not the id of a job", "give what kava jobs or the scheduler prints")
     words = [str(word) for word in ctx.args]
     if verb not in VERB_NAMES:
         kind = "VERB comes first, not" if verb.startswith("-") else "no jobs are made of"
@@ -116,7 +121,7 @@ def submit(
     planned = [in_one_job(submission) for submission in planned] if one_job else planned
     ready = [adapted(submission if here.portable else fresh(submission), target) for submission in planned]
     for note in dict.fromkeys(note for submission in ready for note in submission.notes):
-        print(f"note: {note}", file=sys.stderr)
+        tell(f"note: {note}")
     if dry_run:
         print("\n".join(preview(submission, target) for submission in ready), end="")
         return 0

@@ -7,6 +7,7 @@ import typer
 
 from kava.cli.common import OVERRIDES, check_flags, show_result
 from kava.cli.seeds import runs_of
+from kava.cli.student import TrustRemoteCode
 from kava.console import tell
 from kava.lab.plan import SUITES, plan_suite, suite_members, suite_named
 from kava.lab.run_local import run_jobs
@@ -31,6 +32,7 @@ def suite(
     skip_eval: Annotated[bool, typer.Option("--skip_eval", help="only train")] = False,
     quick_test: Annotated[bool, typer.Option("--quick_test", help="a few updates and items: does it run?")] = False,
     list_: Annotated[bool, typer.Option("--list", help="print the members and their settings, run nothing")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the result, as JSON")] = False,
 ) -> int:
     """Run every member of an experiment on the same data, in the same order, for the same updates, with the same seeds.

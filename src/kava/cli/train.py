@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
+from kava.cli.student import TrustRemoteCode
 from kava.outputs import as_path
 from kava.progress import loading_libraries
 
@@ -35,6 +36,7 @@ def train(
     resume: Annotated[
         str | None, typer.Option(help="auto: continue the folder's newest whole checkpoint; or a checkpoint folder")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only warnings, and one JSON line at the end")] = False,
 ) -> int:
     """Train a student. Any setting of the recipe can follow: training.batch_size=64 or --loss.alpha2_kv 2.

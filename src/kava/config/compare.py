@@ -3,7 +3,10 @@
 from kava.config.load import explain
 from kava.config.schema import Recipe
 
-FREE_TO_CHANGE = ("about.", "logging.", "evaluation.", "system.num_workers", "system.device")
+FREE_TO_CHANGE = (
+    "about.", "logging.", "evaluation.", "system.num_workers", "system.device",
+    "model.trust_remote_code", "teacher.trust_remote_code",
+)  # fmt: skip
 
 
 def differing(before: Recipe, now: Recipe) -> list[str]:

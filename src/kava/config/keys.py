@@ -173,3 +173,5 @@ def _table() -> dict[str, RecipeKey]:
 
 SECTIONS = {name.rpartition(".")[0] for name, *_ in _walk(Recipe)}
 KEYS: dict[str, RecipeKey] = _table()
+# keys that also take package.module:Name
+VARIANTS = {name for name, field, _ in _walk(Recipe) if any(isinstance(rule, Variants) for rule in field.metadata)}

@@ -72,6 +72,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] | Mapping[str
     recipe = _validated(values, layers, changed)
     back = {key for key in changed if key in values and values[key] == _default(key)}  # judged as causes only
     _refuse_idle(recipe, changed, back, layers)
+    typed = layers[-1].values if overrides else {}  # also where it says again what a file says
+    changed.update({key: len(layers) - 1 for key in typed if key in changed})
     recipe._origins.update(
         {**_row_of_the_table(layers), **{key: layers[place].origin for key, place in changed.items()}}
     )

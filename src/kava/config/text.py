@@ -5,7 +5,7 @@ PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight, and silent
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ _PLAIN = (
     ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
     ("float", r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$", list("-+.0123456789")),
 )
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+RECIPES = "kava config --list shows recipes"
 
 
 class _YamlLoader(yaml.SafeLoader):
@@ -56,15 +60,26 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-KINDS = {list: "list", str: "text", bool: "switch", int: "number", float: "number"}
+_KINDS = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "empty"}
+
+
+def _texts(data: Any) -> Iterator[str]:
+    """Every text in nested data, keys included."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        yield from (text for pair in data.items() for part in pair for text in _texts(part))
+    elif isinstance(data, list):
+        yield from (text for part in data for text in _texts(part))
 
 
 def parse_text(text: str, label: str, as_json: bool = False) -> Any:
     """The data in YAML (or JSON) `text`; `label` names it in errors."""
     try:
-        if as_json:
-            return json.loads(text, object_pairs_hook=_unique)
-        return yaml.load(text, Loader=_YamlLoader)
+        data = json.loads(text, object_pairs_hook=_unique) if as_json else yaml.load(text, Loader=_YamlLoader)
+        if "\\ud" in text.lower() and any(_SURROGATE.search(part) for part in _texts(data)):
+            raise ValueError("half a character (a lone surrogate), which nothing can write")
+        return data
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{label}: {where}: not readable as JSON ({error.msg})") from error
@@ -88,13 +103,13 @@ def read_text(path: Path, label: str, hint: str) -> str:
         raise ConfigError(f"{label}: cannot be read: {error.strerror}", hint) from error
 
 
-def read_file(path: Path, label: str) -> dict[str, Any]:
-    """The mapping in a .yaml, .yml or .json file."""
-    text = read_text(path, label, "kava config --list shows recipes")
+def read_file(path: Path, label: str, hint: str = RECIPES) -> dict[str, Any]:
+    """The mapping in a .yaml, .yml or .json file; `hint` is what to do where it cannot be read."""
+    text = read_text(path, label, hint)
     data = parse_text(text, label, as_json=path.suffix.lower() == ".json")
     if not isinstance(data, dict):
-        what = "empty" if data is None else f"a {KINDS.get(type(data), type(data).__name__)}"
-        raise ConfigError(f"{label}: is {what}, and not a mapping of keys to values")
+        kind = _KINDS.get(type(data), type(data).__name__)
+        raise ConfigError(f"{label}: is {kind}, and not a mapping of keys to values")
     return data
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from kava.backbone.artifact import read_card
+from kava.backbone.card import read_card
 from kava.backbone.silence_libraries import silence_libraries
 from kava.errors import ConfigError, DataError
 from kava.evaluation.eval_sets import EvalSet, load_eval_set
@@ -64,6 +64,7 @@ def evaluate(
     batch_size: int | None = None,
     device: str = "auto",
     base: str | None = None,
+    trust_remote_code: bool = False,
     quiet: bool = False,
     report: Callable[[EvalResult], object] | None = None,
 ) -> list[EvalResult]:
@@ -80,6 +81,7 @@ def evaluate(
     losses      also the held-out loss terms
     missing     leave out sets that have results of this very checkpoint
     overwrite   replace the file `output` even if kava did not write it
+    trust_remote_code    run code that came with the student or its base
     quiet       no progress bars; `report` is called with each result as soon as its files are written
     """
     if isinstance(student, Student):
@@ -109,10 +111,10 @@ def evaluate(
     named = output is not None and any(paths.results == output for _, paths in pairs)
     check_writable([paths for _, paths in pairs], inputs, overwrite or not named)
     if missing and checkpoint is not None:
-        facts = {"step": read_card(checkpoint).get("step"), "mode": how}
+        facts = {"step": read_card(checkpoint).step, "mode": how}
         pairs = [pair for pair in pairs if not up_to_date(pair[1], facts | {"data_sha256": pair[0].sha256}, losses)]
     if pairs and not isinstance(student, Student):
-        student = Student.from_pretrained(student, device, base)
+        student = Student.from_pretrained(student, device, base, trust_remote_code)
     results = []
     for items, paths in pairs:
         assert isinstance(student, Student)
@@ -183,7 +185,7 @@ def evaluate_set(
         "config": recipe.about.name,
         "seed": recipe.system.seed,
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "step": None if checkpoint is None else read_card(checkpoint).get("step"),
+        "step": None if checkpoint is None else read_card(checkpoint).step,
         "max_new_tokens": limit,
         "batch_size": size,
         "temperature": sampling.temperature,

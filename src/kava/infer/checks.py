@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kava.backbone.card import RECIPE, check_files
 from kava.characters import check_characters
 from kava.config import Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +31,7 @@ def stored_recipe(checkpoint: str | Path) -> Recipe:
         raise _no_student(folder)
     if not (folder / "recipe.yaml").is_file():
         raise CheckpointError(f"{folder} has no recipe.yaml", "the folder is torn; use another")
+    check_files(folder, [RECIPE])
     return load_recipe(folder / "recipe.yaml")
 
 

@@ -43,12 +43,17 @@ class Student:
         self._encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "auto", base: str | None = None) -> "Student":
-        """Loads a student's folder; `base` overrides where a LoRA student's base model is found."""
+    def from_pretrained(
+        cls, path: str | Path, device: str = "auto", base: str | None = None, trust_remote_code: bool = False
+    ) -> "Student":
+        """Loads a student's folder; `base` overrides where a LoRA student's base model is found.
+
+        `trust_remote_code` lets code run that came with the student or its base; files of the folder cannot.
+        """
         stored_recipe(path)  # its errors say what the folder is instead
         silence_libraries()
         with progress_of(f"loading the student {Path(path).name}"):
-            model, tokenizer, recipe = load_student(path, base)
+            model, tokenizer, recipe = load_student(path, base, trust_remote_code)
             return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path))
 
     def answer(

@@ -14,12 +14,14 @@ from kava.config.effects import without_effect
 from kava.config.keys import nest
 from kava.config.load import SHIPPED
 from kava.config.text import write_file
+from kava.config.trust import requests
 from kava.errors import ConfigError, RunError
 from kava.lab.run_local import Job
 from kava.lab.suites import ablations, e1_e5, phases
 from kava.lab.suites.member import Suite, SuiteMember
 from kava.outputs import Output, check_folder, check_outputs
 from kava.registry import nearest
+from kava.run_files import read_meta
 
 SEEDS = (42, 123, 456)
 SUITES = {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)}
@@ -38,6 +40,7 @@ class RunSet:
     use_wandb: bool = False
     skip_train: bool = False
     skip_eval: bool = False
+    trust_remote_code: bool = False
 
     @property
     def sets(self) -> list[str]:
@@ -49,11 +52,13 @@ class RunSet:
 
     @property
     def train_flags(self) -> list[str]:
-        return [*self.quick, *(["--use_wandb"] if self.use_wandb else [])]
+        trust = ["--trust_remote_code"] if self.trust_remote_code else []
+        return [*self.quick, *(["--use_wandb"] if self.use_wandb else []), *trust]
 
     def evaluation(self, sets: Sequence[str]) -> list[str]:
         """The flags of an evaluation; what is evaluated already stays."""
-        return [*(["--eval_dataset", *sets] if sets else []), "--missing", *self.quick]
+        trust = ["--trust_remote_code"] if requests(self.recipe, stored=True) else []  # of a student made here
+        return [*(["--eval_dataset", *sets] if sets else []), "--missing", *self.quick, *trust]
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,8 @@ def evaluate_words(folder: str, more: Sequence[str]) -> tuple[str, ...]:
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether this very run is finished; one with other settings is left to `kava train`, which refuses it."""
-    meta, stored = folder / "meta.json", folder / "recipe.yaml"
-    if not meta.is_file() or not stored.is_file():
-        return False
-    finished = json.loads(meta.read_text(encoding="utf-8")).get("finished", False)
-    return bool(finished) and not differing(load_recipe(stored), recipe)
+    stored = folder / "recipe.yaml"
+    return stored.is_file() and bool(read_meta(folder).get("finished")) and not differing(load_recipe(stored), recipe)
 
 
 def plan_seeds(runs: RunSet, root: Path) -> list[Job]:
@@ -189,6 +191,8 @@ def plan_suite(
         check_outputs([Output(f"{suite.name}'s file", root / name) for name in (f"{suite.name}.yaml", "suite.json")])
     if runs.settings:
         shared = str(_write_shared_recipe((recipe_folder or root) / f"{suite.name}.yaml", runs))
+    asked = requests(runs.recipe)  # typed again for each run, because a file cannot allow code to run
+    typed = [f"{key}={json.dumps(value)}" for key, value in parse_overrides(runs.settings).items() if key in asked]
     jobs: list[Job] = []
     refused: dict[str, ConfigError] = {}
     for seed in runs.seeds:  # seeds outermost: a run that is stopped early leaves whole comparisons
@@ -198,7 +202,7 @@ def plan_suite(
                 after, start = _start(member, seed, root, members, runs.skip_train)
                 if after in refused:
                     raise ConfigError(f"it begins where {after} ends, which broke")
-                settings, evaluations = [*member.settings, *start], [_evaluation(member, runs)]
+                settings, evaluations = [*typed, *member.settings, *start], [_evaluation(member, runs)]
                 jobs.append(plan_run(label, shared, root / label, seed, settings, evaluations, runs.train_flags, after))
             except ConfigError as error:
                 refused[label] = error

@@ -100,7 +100,7 @@ def run_document(folder: Path) -> dict[str, Any]:
 
 
 def show_text(folder: Path, columns: int = console.WIDTH) -> str:
-    """The same for people."""
+    """The same for people: a colour, and control characters of files as escapes."""
     document, state = run_document(folder), read_state(folder)
     blocks = [_head(state)]
     for name, points in document["curves"].items():
@@ -117,12 +117,13 @@ def show_text(folder: Path, columns: int = console.WIDTH) -> str:
         blocks.append("\n".join(measured))
     blocks.append("files: " + "  ".join(document["files"]))
     blocks.append("\n".join(["next:", *(_folded(command, columns) for command in document["next"])]))
-    return "\n\n".join(blocks)
+    head, *others = blocks
+    return "\n\n".join([head, *map(console.visible, others)])
 
 
 def _head(state: RunState) -> str:
     meta = state.meta
-    title = f"{state.folder}: {console.paint(state.state, COLOUR.get(state.state, 'dim'))}"
+    title = console.visible(f"{state.folder}: ") + console.paint(state.state, COLOUR.get(state.state, "dim"))
     rows = {"recipe": f"{state.recipe or '-'}, seed {'-' if state.seed is None else state.seed}"}
     rows["recipe"] += f", {state.line} line" if state.line else ""
     if state.model:
@@ -136,7 +137,7 @@ def _head(state: RunState) -> str:
     spent = meta.get("seconds")
     took = f" in {clock_time(spent)}" if isinstance(spent, int | float) else ""
     rows["updates"] = f"{updates(state).replace('/', ' of ')}{took}; last change {when(state)}"
-    return "\n".join([title, *(f"  {name:<8} {text}" for name, text in rows.items())])
+    return "\n".join([title, *(console.visible(f"  {name:<8} {text}") for name, text in rows.items())])
 
 
 def _curves(state: RunState, log: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:

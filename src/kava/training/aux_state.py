@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from kava.backbone.artifact import check_numbers
 from kava.errors import CheckpointError
 from kava.files import usual_mode
 from kava.objective.objective import Objective
@@ -49,6 +51,7 @@ def load(objective: Objective, folder: Path, fresh: tuple[str, ...] = ()) -> Non
             f"{path}: {wrong[0]} is missing, unexpected or of another shape",
             "recipe.yaml beside it must be the one the run was started with, and the teacher the same",
         )
+    check_numbers({name: saved[name] for name, weight in wanted.items() if isinstance(weight, nn.Parameter)}, path)
     for name, weight in wanted.items():
         weight.copy_(saved[name])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.artifact import CARD, RECIPE, WEIGHTS
+from kava.backbone.card import CARD, RECIPE, WEIGHTS
 from kava.config import Recipe, differing, load_recipe
 from kava.errors import CheckpointError, first_line
 from kava.files import remove

@@ -7,6 +7,7 @@ from kava.config import Recipe, explain
 from kava.config.effects import without_effect
 from kava.config.keys import FREE, flatten, nest
 from kava.config.load import COMMAND_LINE, OVERRIDES
+from kava.config.trust import trusted
 from kava.errors import ConfigError
 from kava.training.folder import TrainResult
 from kava.training.run import as_recipe, train
@@ -23,7 +24,7 @@ def distill(
     `machine`, from create_environment_adapter(), chooses what it recommends (batch size, precision, workers, trackers)
     in place of the recipe's own values; settings given to load_recipe stay.
     """
-    recipe = as_recipe(recipe)
+    recipe = trusted(as_recipe(recipe), options.pop("trust_remote_code", False))
     if not recipe.explicit.enabled and not recipe.mixture.on:
         problem = f"recipe {recipe.about.name or 'run'} has no separate teacher (explicit.enabled is false)"
         raise ConfigError(problem, "train it with kava.train")
@@ -44,4 +45,6 @@ def for_machine(recipe: Recipe, machine: Any) -> Recipe:
             values[key] = value
     if values["system.num_workers"] == 0:
         values.pop(PREFETCH, None)  # torch refuses it without workers
-    return Recipe.model_validate(nest(values))
+    made = Recipe.model_validate(nest(values))
+    made._origins = recipe._origins
+    return made

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from kava.backbone.artifact import WEIGHTS
+from kava.backbone.card import WEIGHTS
 from kava.config import Recipe
 from kava.files import new_folder, remove, write_json, write_text
 from kava.training import checkpoint

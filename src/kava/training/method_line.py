@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kava.align.layers import unused
-from kava.backbone.artifact import RECIPE, load_weights, read_card, save_plain
+from kava.backbone.artifact import load_weights, save_plain
+from kava.backbone.card import RECIPE, check_files
 from kava.backbone.load import load_teacher
 from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe
@@ -166,7 +167,7 @@ def _start_from(recipe: Recipe, objective: Objective) -> None:
     if recipe.training.start_from is None:
         return
     folder = Path(recipe.training.start_from)
-    read_card(folder)
+    check_files(folder)
     before, now = ([teacher.label for teacher in of.mixture.teachers] for of in (load_recipe(folder / RECIPE), recipe))
     if now and before and before != now:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kava.backbone.artifact import load_weights
+from kava.backbone.card import check_files
 from kava.errors import CheckpointError, first_line
 from kava.objective.objective import Objective
 from kava.training import aux_state
@@ -41,6 +42,7 @@ class RestoringTrainer(Trainer):
     objective: Objective
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        check_files(resume_from_checkpoint)
         load_weights(self.objective.model, resume_from_checkpoint)
         aux_state.load(self.objective, Path(resume_from_checkpoint))
 

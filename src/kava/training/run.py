@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from kava.backbone.artifact import read_card
+from kava.backbone.card import read_card
 from kava.backbone.load import build_model
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe, load_recipe
+from kava.config.trust import code_allowed, trusted
+from kava.console import VisibleFormatter
 from kava.data.cards import in_words
 from kava.errors import ConfigError
 from kava.files import open_append, write_json
@@ -45,6 +47,7 @@ def train(
     train_data: Any = None,
     validation_data: Any = None,
     callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+    trust_remote_code: bool = False,
 ) -> TrainResult:
     """Trains a student and returns what the run left in its folder: the same files as `kava train`.
 
@@ -55,8 +58,9 @@ def train(
     train_data      rows in place of the recipe's data set: [{"question": ..., "steps": [...], "answer": ...}, ...]
     validation_data rows to validate on; None: the data set's own, or some held out of the training rows
     callbacks       transformers.TrainerCallback, called after kava's own
+    trust_remote_code    run code that comes with the models; a recipe's file can only ask for it
     """
-    recipe, callbacks = as_recipe(recipe), _checked_callbacks(callbacks)
+    recipe, callbacks = trusted(as_recipe(recipe), trust_remote_code), _checked_callbacks(callbacks)
     memory, resume = MemoryData(train_data, validation_data), None if resume is None else str(resume)
     recipe = memory.recipe(recipe)
     run = as_path("output_dir", output_dir) or folder.default_folder(recipe)
@@ -64,6 +68,7 @@ def train(
     check_variables(os.environ)
     args = training_arguments(recipe, run)  # under torchrun the process group is set up here
     with silent(quiet), ExitStack() as stack:
+        stack.enter_context(code_allowed())
 
         def claim() -> tuple[Path | None, list[str]]:
             stack.enter_context(folder.claimed(run, recipe, resume))
@@ -101,7 +106,7 @@ def _checked_callbacks(callbacks: Sequence[Any]) -> Sequence[Any]:
 
 def _set_batch_layout(args: Any, recipe: Recipe, start: Path | None) -> None:
     """Keeps the examples per update of the run that is resumed, also with another number of processes."""
-    examples = None if start is None else read_card(start).get("effective_batch_size")  # None in older checkpoints
+    examples = None if start is None else read_card(start).effective_batch_size  # None in older checkpoints
     layout = batch_layout(recipe, args.world_size, examples)
     if layout != (args.per_device_train_batch_size, args.gradient_accumulation_steps):
         sizes = (args.world_size, *layout, layout.examples(args.world_size))
@@ -230,7 +235,7 @@ def _open_log(path: Path, quiet: bool) -> Iterator[None]:
     before = (root.handlers, root.level, root.propagate)
     stream = open_append(path if main else os.devnull)
     file = logging.StreamHandler(stream)
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    file.setFormatter(VisibleFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     console = LogLines()
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     root.handlers, root.propagate = [file, console] if main else [file], False

@@ -213,8 +213,9 @@ class KavaTrainer(RestoringTrainer):
     def _write(self, folder: Path, **facts: Any) -> None:
         """The student and what is trained beside it; `facts` go to its card."""
         model, step = self.objective.model, self.state.global_step
+        folder.mkdir(parents=True, exist_ok=True)
+        aux_state.save(self.objective, folder)  # first: the student's card has the hash of this file, too
         write_student(model, self.tokenizer_to_save, self.recipe, folder, step=step, **facts)
-        aux_state.save(self.objective, folder)
 
     @property
     def effective_batch_size(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.backbone.artifact import CARD
+from kava.backbone.card import CARD
 from kava.backbone.load import build_model
 from kava.backbone.model import LatentModel
 from kava.characters import token_ids

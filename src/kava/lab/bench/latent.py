@@ -23,9 +23,11 @@ NUMBERS = ("accuracy", "correct", "no_answer", "truncated", "avg_forward_passes"
 Case = tuple[str, int]  # a mode and a batch size
 
 
-def open_student(checkpoint: Path, dtype: str, device: str, base: str | None = None) -> Student:
+def open_student(
+    checkpoint: Path, dtype: str, device: str, base: str | None = None, trust_remote_code: bool = False
+) -> Student:
     """The student; `dtype` auto keeps the type in which its weights were trained."""
-    student = Student.from_pretrained(checkpoint, device, base)
+    student = Student.from_pretrained(checkpoint, device, base, trust_remote_code)
     if dtype != "auto":
         student.model.to(getattr(torch, dtype))
     return student

@@ -190,7 +190,7 @@ def weight_gap(first: Path, second: Path) -> float:
     """The largest difference between two students' weights."""
     from safetensors.torch import load_file
 
-    from kava.backbone.artifact import WEIGHTS
+    from kava.backbone.card import WEIGHTS
 
     left, right = (load_file(folder / WEIGHTS) for folder in (first, second))
     return max(float((left[name] - right[name]).abs().max()) for name in left)

@@ -1,0 +1,117 @@
+"""kava.json, the card of a student's folder: what it is, and the sha256 of every file and of the card itself. No torch."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from kava.config import Recipe
+from kava.config.typed_file import Count, Record, checked, read_dict
+from kava.errors import CheckpointError
+from kava.files import write_json
+
+CARD, RECIPE, WEIGHTS, CONFIG = "kava.json", "recipe.yaml", "trained.safetensors", "config.json"
+FORMAT = 1
+TORN = "the folder is torn or was edited; use another, or train the student again"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+log = logging.getLogger("kava.student")
+_warned: set[Path] = set()
+
+
+class CardFormat(Record):
+    format: int
+
+
+class StudentCard(CardFormat):
+    """`files` and `sha256` are missing in students of versions that did not hash."""
+
+    method: Literal["latent", "explicit"]
+    trained: list[str]
+    frozen_fingerprint: str
+    kava_version: str | None = None
+    step: Count | None = None
+    effective_batch_size: Count | None = None
+    files: dict[str, str] | None = None
+    sha256: str | None = None
+
+
+def write_card(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes kava.json with the hash of every other file in the folder; the last file to be written."""
+    names = sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != CARD
+    )
+    hashes = {name: file_hash(folder / name) for name in names}
+    card = json.loads(json.dumps({"format": FORMAT, **facts, "files": hashes}))  # as it will be read
+    write_json(folder / CARD, card | {"sha256": _content_hash(card)})
+
+
+def read_card(folder: str | Path) -> StudentCard:
+    """kava.json of a student's folder."""
+    path = Path(folder) / CARD
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a student's folder: it has no {CARD}", "give a run's best_checkpoint folder"
+        )
+    facts = read_dict(path, CardFormat, TORN, CheckpointError)
+    if facts["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format {facts['format']}, this version reads {FORMAT}", "update kava")
+    card = checked(facts, StudentCard, str(path), TORN, CheckpointError)
+    own_hash = facts.pop("sha256", None)
+    if (card.files is None) != (own_hash is None) or (own_hash is not None and own_hash != _content_hash(facts)):
+        raise CheckpointError(f"{path} is not the file that was saved: its sha256 differs", TORN)
+    return card
+
+
+def check_files(folder: str | Path, names: Sequence[str] | None = None) -> StudentCard:
+    """The card of a folder all of whose files (or those called `names`) are as saved; the first other one is an error.
+
+    Files that the card does not list do not matter. A student without hashes is only warned about.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    if card.files is None:
+        if folder.resolve() not in _warned:
+            _warned.add(folder.resolve())
+            log.warning("%s has no hashes (an earlier kava wrote it): damage to its files cannot be noticed", folder)
+        return card
+    for name, expected in card.files.items():
+        if names is not None and name not in names:
+            continue
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{path} is missing", TORN)
+        if file_hash(path) != expected:
+            raise CheckpointError(f"{path} is not the file that was saved: its sha256 differs", TORN)
+    return card
+
+
+def check_recipe(card: StudentCard, recipe: Recipe, folder: Path) -> None:
+    """Refuses a card of another line than the recipe's."""
+    method = method_of(recipe)
+    if card.method != method:
+        raise CheckpointError(f"{folder / CARD}: method is {card.method}, {RECIPE} says {method}", TORN)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuses a folder without its tokenizer's files (transformers would make up another tokenizer)."""
+    for name in TOKENIZER:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing", TORN)
+
+
+def method_of(recipe: Recipe) -> str:
+    return "explicit" if recipe.explicit.enabled else "latent"
+
+
+def file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _content_hash(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
