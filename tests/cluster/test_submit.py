@@ -519,7 +519,7 @@ def test_nothing_to_show(cluster: Path, kava):
     assert kava("jobs", "--cancel")[1] == "cancelled: nothing was open\n"
     Path("outputs/x/.jobs/seeds").mkdir(parents=True)
     Path("outputs/x/.jobs/seeds/jobs.json").write_text("{}")
-    assert "not a record of jobs" in kava("jobs")[2]
+    assert "jobs.json: name is missing" in kava("jobs")[2]
 
 
 def test_a_cancel_that_is_refused(cluster: Path, kava, tmp_path: Path):

@@ -68,7 +68,7 @@ def test_every_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ("file", "text", "problem"),
     [
         ("meta.json", "{", "meta.json"),
-        ("meta.json", "[]", "meta.json holds no keys"),
+        ("meta.json", "[]", "meta.json: this is a list, a mapping is needed"),
         ("log.jsonl", "\x00\n", "log.jsonl, line 1: not JSON"),
         ("log.jsonl", "[1]\n", "log.jsonl: a line is no JSON object"),
         ("recipe.yaml", "a: [", "recipe.yaml"),

@@ -96,10 +96,10 @@ def test_other_scripts_forms_are_read(tmp_path: Path, fields: dict, accuracy: fl
         ("accuracy: 25.0\ntotal: 20\n", "without unit"),
         ("accuracy: 0.25\n", "no field total"),
         ("total: 20\n", "no field accuracy"),
-        ("accuracy: often\ntotal: 20\n", "accuracy is 'often'"),
+        ("accuracy: often\ntotal: 20\n", "accuracy: 'often' is text, a number is needed"),
         ("accuracy: 0.3\ncorrect: 5\ntotal: 20\n", "is not correct / total"),
         ("accuracy: [0.3\n", "results_gsm8k.yaml"),
-        ("- 1\n", "holds no keys"),
+        ("- 1\n", "this is a list, a mapping is needed"),
         ("accuracy: 3\nunit: shares\ntotal: 2\n", "unit is 'shares'"),
     ],
 )
@@ -376,7 +376,7 @@ def test_bad_input_of_format(tree: Path, capsys: pytest.CaptureFixture[str]) -> 
     path.parent.mkdir()
     path.write_text(json.dumps({"x": {"num_seeds": 3, "datasets": {"gsm8k": {"accuracy_mean": 56.5}}}}))
     assert formatted(tree)[0] == 2
-    assert "not a fraction" in capsys.readouterr().err
+    assert "accuracies are fractions" in capsys.readouterr().err
     path.write_text("{}[")
     assert formatted(tree)[0] == 2
     assert "aggregated_results.json" in capsys.readouterr().err

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "kava"
 LEVEL = {
     **dict.fromkeys(("shapes", "errors", "registry", "text_table", "config", "files", "outputs"), 0.0),
     **dict.fromkeys(("answers", "provenance"), 0.0),
-    **{"characters": 0.0, "console": 0.0, "progress": 0.2},
+    **{"characters": 0.0, "console": 0.0, "run_files": 0.0, "progress": 0.2},
     "stop_signals": 0.0,
     **dict.fromkeys(("latents", "compress", "losses", "align", "fuse"), 1.0),
     **dict.fromkeys(("backbone", "data"), 2.0),

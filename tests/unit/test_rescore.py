@@ -114,13 +114,16 @@ def bad_inputs(folder):
     yield without.predictions, "no results_without.yaml beside it"
     yield short.predictions, "has 8 lines, results_short.yaml counts 9 items"
     for field in ("text", "gold", "forward_passes", "truncated", "num_steps"):
-        yield saved(folder, name=f"no_{field}", **{field: None}).predictions, f"line 1: field '{field}' is missing"
-    yield saved(folder, name="kind", text=5).predictions, "line 1: field 'text' is a int, not str"
-    yield saved(folder, name="flag", executed_calls=True).predictions, "field 'executed_calls' is a bool, not int"
+        yield saved(folder, name=f"no_{field}", **{field: None}).predictions, f"line 1: {field} is missing"
+    yield saved(folder, name="kind", text=5).predictions, "line 1: text: 5 is a number, text is needed"
+    yield (
+        saved(folder, name="flag", executed_calls=True).predictions,
+        "executed_calls: True is true or false, a whole number is needed",
+    )
     for field in ("cue", "total", "accuracy"):
         files = saved(folder, name=f"r_{field}")
         files.results.write_text(yaml.safe_dump({k: v for k, v in read(files.results).items() if k != field}))
-        yield files.predictions, f"results_r_{field}.yaml: field '{field}' is missing"
+        yield files.predictions, f"results_r_{field}.yaml: {field} is missing"
     garbled, two = saved(folder, name="garbled"), saved(folder, name="two")
     garbled.results.write_text("a: [1\n")
     two.results.with_suffix(".json").write_text(json.dumps(read(two.results)))

@@ -1,18 +1,18 @@
 """States of submitted jobs: from jobs.json, the tasks' own status files, and the scheduler."""
 
-import json
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from kava.cluster.job_record import read_submission
 from kava.cluster.progress import Progress, progress
 from kava.cluster.schedulers import scheduler_named
 from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.submit import FOLDER, PATIENCE, RECORD, Submission, refusal
 from kava.cluster.task import OK, REFUSED, REQUEUED, STARTED, read_status
-from kava.errors import DataError, RunError
+from kava.errors import RunError
 from kava.files import write_json
 
 LOST = "lost"  # it began, never said how it ended, and the scheduler does not have it any more
@@ -47,15 +47,8 @@ def records(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
         base = Path(folder)
         paths += [base / RECORD, *(path for depth in DEPTHS for path in base.glob(f"{depth}{FOLDER}/*/{RECORD}"))]
         paths += base.glob(f"*/{RECORD}") if base.name == FOLDER else []
-    entries = []
-    for path in (path for path in dict.fromkeys(paths) if path.is_file()):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            entries.append(
-                record | {name: record[name] for name in ("jobs", "submitted")} | {"folder": str(path.parent)}
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a record of jobs ({error})", "kava submit writes it") from error
+    files = [path for path in dict.fromkeys(paths) if path.is_file()]
+    entries = [read_submission(path) | {"folder": str(path.parent)} for path in files]
     return sorted(entries, key=lambda record: (record["submitted"], record["folder"]))
 
 
@@ -66,12 +59,12 @@ def rows(record: dict[str, Any], ask: bool = True) -> list[JobRow]:
     tasks = []
     for job in record["jobs"]:
         for number, file in enumerate(job["status"]):
-            task = None if job["tasks"] is None else number
+            task = None if job.get("tasks") is None else number
             status = read_status(Path(record["folder"]) / PurePath(file).name)  # beside jobs.json, wherever that is now
             state, note = _state(status, job["id"], task, known)
             if job.get("cancelled") and (state == UNKNOWN or (state == FAILED and status.get("signal"))):
                 state = CANCELLED
-            code, host, attempt = status.get("exit_code"), status.get("host"), int(status.get("attempt", 0))
+            code, host, attempt = status.get("exit_code"), status.get("host"), status.get("attempt") or 0
             far = progress(status, record) if status.get("job") in (job["id"], None) else Progress()
             if state not in (RUNNING, STARTED):
                 far = far._replace(left=None)
@@ -86,7 +79,7 @@ def _state(status: dict[str, Any], job: str, task: int | None, known: States | N
     if own == FAILED and status.get("signal") and (again := (known or {}).get((job, task))) in (PENDING, RUNNING):
         return str(again), "was stopped; the scheduler runs it again"
     if own in ENDED:
-        return str(own), (status.get("reason") or [""])[0]
+        return str(own), str((status.get("reason") or [""])[0])
     if known is None:
         return str(own or UNKNOWN), ""
     queued = known.get((job, task), known.get((job, None), UNKNOWN))
@@ -136,7 +129,7 @@ def cancel(record: dict[str, Any]) -> list[str]:
     refusals = {job: refusal(scheduler.cancel(job)) for job in under_way}
     ended += [job for job, why in refusals.items() if why is None]
     path = Path(record["folder"]) / RECORD
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_submission(path)
     for job in kept["jobs"]:  # some schedulers forget a job at once that never began
         job |= {"cancelled": True} if job["id"] in ended else {}
     if ended:

@@ -34,6 +34,10 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
 AGAIN = ("SIGUSR1", "SIGALRM")  # those after which the job goes back into the queue
 NOT_FOUND = 127
 FORWARDED = 10.0  # seconds in which a command should have passed TERM on to what it started
+# Checked by hand: `kava task` starts with every job and loads no pydantic.
+STATUS: dict[str, Any] = {
+    "state": str, "exit_code": int, "host": str, "job": str, "task": int, "attempt": int, "signal": str, "reason": list,
+}  # fmt: skip
 _RANGE = re.compile(r"\[(\d+)-(\d+)\](?=\.json$)")
 
 
@@ -201,11 +205,17 @@ def read_status(path: Path) -> dict[str, Any]:
     """The contents of a status file; {} where it is not written yet."""
     if not path.is_file():
         return {}
+    again = "remove it and submit the task again"
     try:
         status = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a status file ({error})", "remove it and submit the task again") from error
-    return status if isinstance(status, dict) else {}
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a status file ({error})", again) from error
+    if not isinstance(status, dict):
+        raise ConfigError(f"{path}: not a status file (a {type(status).__name__})", again)
+    for name, kinds in STATUS.items():
+        if not isinstance(status.get(name), kinds | None):
+            raise ConfigError(f"{path}: {name} = {status[name]!a} is not valid", again)
+    return status
 
 
 def _not_ok(path: Path) -> str | None:

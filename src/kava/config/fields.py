@@ -1,5 +1,6 @@
 """What keys of a recipe are made of: spellings, choices, ranges, where a default comes from, when a value is ignored."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,14 @@ def variant(names: tuple[str, ...], aliases: Mapping[str, str] = MappingProxyTyp
     return Annotated[str, BeforeValidator(known), variants]
 
 
+def _stays_inside(name: str) -> str:
+    separator = "\\" in name and os.name == "nt"
+    if separator or re.search(r"[/\x00-\x1f\x7f]", name) or len(name) > 150:
+        raise ValueError("runs get folders of this name: at most 150 characters, no slash and no control character")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_stays_inside)]
 Flag = Annotated[bool, Strict(False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 DISTANCES = ("smooth_l1", "mse", "l1")

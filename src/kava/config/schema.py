@@ -15,6 +15,7 @@ from kava.config.fields import (
     DISTANCES,
     DistanceLoss,
     Flag,
+    FolderName,
     KVLoss,
     Method,
     Names,
@@ -72,7 +73,7 @@ HF_OWNED = {
 class About(RecipeSection):
     """What a recipe file says about itself; its tag and source hold for the values which that file changes."""
 
-    name: str = knob("", "ours", "the recipe's name; empty: the file's")
+    name: FolderName = knob("", "ours", "the recipe's name; empty: the file's")
     title: str = knob("", "ours", "one line on what the recipe is for")
     tag: Literal["known", "noted", "open", "ours"] = knob("ours", "ours", "how well this file's values are known")
     source: str = knob("", "ours", "where this file's values come from")

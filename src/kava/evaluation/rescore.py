@@ -4,21 +4,38 @@ Only the raw text is read again; other measurements stay. Whether the cue was gi
 predictions without one cannot be judged.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from kava.config.text import parse_text
+from kava.config.typed_file import Count, Finite, Record, checked, read_dict
 from kava.data.rows import JsonRows
-from kava.errors import ConfigError, DataError
+from kava.errors import DataError
 from kava.evaluation.result_files import RESULTS, Files
 from kava.evaluation.score import summary, verdict
+from kava.run_files import Positive, ResultFields
 
-FIELDS: dict[str, type] = {
-    "gold": str, "text": str, "num_steps": int, "forward_passes": int, "executed_calls": int, "generated_tokens": int,
-    "truncated": bool,
-}  # fmt: skip
+AGAIN = "the file is torn; evaluate again"
+
+
+class ScoredResults(ResultFields):
+    """The fields of a results file that scoring again needs."""
+
+    total: Positive
+    accuracy: Finite
+    cue: Literal["given", "generated"]
+
+
+class RawPrediction(Record):
+    """The fields of a line of predictions that scoring again needs."""
+
+    gold: str
+    text: str
+    num_steps: Count
+    forward_passes: Count
+    executed_calls: Count
+    generated_tokens: Count
+    truncated: bool
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,8 @@ def rescore(path: Path) -> Rescored:
         what = "is no predictions_<set>.jsonl" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}", "give the predictions_*.jsonl of an evaluation")
     place = _results_beside(path)
-    results = _read(place)
-    old = [_checked(row, FIELDS, where) for where, row in JsonRows(path)]
+    results = read_dict(place, ScoredResults, AGAIN)
+    old = [dict(row) for where, row in JsonRows(path) if checked(row, RawPrediction, where, "evaluate again")]
     if len(old) != results["total"]:
         raise DataError(f"{path} has {len(old)} lines, {place.name} counts {results['total']} items", "evaluate again")
     new = [row | verdict(row["text"], row["gold"], results["cue"]) for row in old]
@@ -58,30 +75,3 @@ def _results_beside(predictions: Path) -> Path:
         message = f"{predictions} may belong to {files[0].name} or to {files[1].name}"
         raise DataError(message, "keep the newer of the two there")
     return files[0]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        fields = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})", "evaluate again") from error
-    except ConfigError as error:
-        raise DataError(error.message, "the file is torn; evaluate again") from error
-    if not isinstance(fields, dict):
-        raise DataError(f"{path} holds no keys and values", "evaluate again")
-    _checked(fields, {"total": int, "accuracy": float, "cue": str}, str(path))
-    if fields["cue"] not in ("given", "generated"):
-        raise DataError(f"{path}: field 'cue' is {fields['cue']!r}", "it must be given or generated")
-    return fields
-
-
-def _checked(row: Mapping[str, Any], kinds: Mapping[str, type], where: str) -> dict[str, Any]:
-    """The row, once each field of `kinds` is present and of its type."""
-    for name, kind in kinds.items():
-        value = row.get(name)
-        if value is None:
-            raise DataError(f"{where}: field {name!r} is missing", "evaluate again")
-        if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and isinstance(value, bool)):
-            message = f"{where}: field {name!r} is a {type(value).__name__}, not {kind.__name__}"
-            raise DataError(message, "evaluate again")
-    return dict(row)

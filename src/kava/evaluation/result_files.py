@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kava.config.text import dump_yaml, read_file
+from kava.config.text import dump_yaml
+from kava.config.typed_file import read_dict
 from kava.errors import ConfigError
 from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.overrides import UNCHANGED, EvalOverrides
 from kava.files import is_stream, write_text
 from kava.outputs import Output, check_outputs, has_keys, rows_have
+from kava.run_files import ResultFields
 
 RESULTS = (".yaml", ".yml", ".json")
 
@@ -65,7 +67,7 @@ def up_to_date(files: Files, facts: Mapping[str, Any], with_losses: bool) -> boo
     """Whether both files exist and the results have these fields (`facts`), and losses where they are wanted."""
     if not files.results.is_file() or not files.predictions.is_file():
         return False
-    results = read_file(files.results, str(files.results))
+    results = read_dict(files.results, ResultFields, "evaluate again without --missing")
     return all(results.get(name) == value for name, value in facts.items()) and (not with_losses or "losses" in results)
 
 

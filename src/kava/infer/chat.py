@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable
 
+from kava.console import visible
 from kava.errors import DataError
 from kava.infer.batch import cost
 from kava.infer.checks import untrained
@@ -49,7 +50,7 @@ class Chat:
         elif name == "/temp":
             self._set_temperature(value.strip())
         elif name.startswith("/"):
-            self.write(HELP if name == "/help" else f"unknown command {name}\n{HELP}")
+            self.write(HELP if name == "/help" else f"unknown command {visible(name)}\n{HELP}")
         elif line:
             self._answer(line)
         return True
@@ -60,9 +61,9 @@ class Chat:
         try:
             answer = self.student.answer([question], self.mode, 1, self.limit, sampling)[0]
         except DataError as error:
-            self.write(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+            self.write(visible(f"error: {error.message}" + (f" ({error.hint})" if error.hint else "")))
             return
-        self.write(f"{answer.text}\n{cost(answer.forward_passes, answer.truncated)}")
+        self.write(f"{visible(answer.text)}\n{cost(answer.forward_passes, answer.truncated)}")
 
     def _set_latent(self, value: str) -> None:
         if value not in ("on", "off"):

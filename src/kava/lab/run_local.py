@@ -1,6 +1,5 @@
 """Run jobs as processes, some at a time; one that fails stops no other and is reported at the end."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kava.config.text import parse_text, read_text
+from kava.config.typed_file import checked
 from kava.files import make_folder, open_append
 from kava.outputs import Output, check_folder, check_outputs
 from kava.progress import progress
+from kava.run_files import AGAIN, SteppedLine
 from kava.stop_signals import continues_by
 
 POLL = 0.3
@@ -150,6 +152,6 @@ def _note(running: Sequence[Job], waiting: int) -> str:
 def last_step(folder: Path) -> int:
     """The last update in a run's log."""
     log = folder / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    whole = [line for line in lines[-2:] if line.endswith("}")]
-    return max((int(json.loads(line)["step"]) for line in whole), default=0)
+    lines = read_text(log, str(log), AGAIN).splitlines() if log.is_file() else []
+    whole = [parse_text(line, str(log), as_json=True) for line in lines[-2:] if line.endswith("}")]
+    return max((checked(line, SteppedLine, str(log), AGAIN).step for line in whole), default=0)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kava.config.typed_file import read_dicts
 from kava.errors import DataError, KavaError, RunError
 from kava.files import is_owned
-from kava.lab.analysis.runs import NOT_RUNS, read_lines, read_mapping, run_name
+from kava.lab.analysis.runs import NOT_RUNS, read_mapping, run_name
 
 RECIPE, META, LOG, LOCK, CARD = "recipe.yaml", "meta.json", "log.jsonl", ".lock", "kava.json"
 NOT_STARTED, RUNNING, INTERRUPTED, FINISHED, BROKEN = "not started", "running", "interrupted", "finished", "broken"
@@ -137,7 +138,7 @@ def _checked_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 def log_of(folder: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl; [] before the first."""
     path = folder / LOG
-    return _checked(read_lines(path), path) if path.is_file() else []
+    return _checked(read_dicts(path, dict[str, Any], "the file is torn"), path) if path.is_file() else []
 
 
 def glance(path: Path, tail: int | None = None) -> list[dict[str, Any]]:

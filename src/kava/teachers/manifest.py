@@ -5,11 +5,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from kava.align.rope import Rotary
 from kava.backbone.load import PROBES
 from kava.compress import Compressor, make_compressor
+from kava.config.typed_file import Count, Record, checked
 from kava.data.encode import Encoded
 from kava.errors import CheckpointError
 from kava.teachers.base import KVShape
@@ -19,6 +22,28 @@ SCHEMA = 2
 NEW_IN_2 = ("own_tokenizer", "prompt", "rotary", "with_question")  # fields
 RAW = "raw"
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+class ManifestFacts(Record):
+    """The types of what manifest.json and every shard's header say."""
+
+    teacher: dict[str, Any]
+    tokenizer: str
+    shape: dict[str, Count]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    method: str
+    settings: dict[str, Any]
+    target_len: Count | None
+    with_importance: bool
+    with_cue: bool
+    data: dict[str, Any]
+    num_examples: Count
+    examples_per_shard: Annotated[int, Field(ge=1)]
+    versions: dict[str, Any] = Field({})
+    own_tokenizer: bool = False
+    prompt: str = "{question}"
+    rotary: dict[str, Any] | None = None
+    with_question: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +121,7 @@ def from_facts(facts: Any, where: Path) -> Manifest:
     names = {field.name for field in fields(Manifest)} - set(NEW_IN_2 if schema == 1 else ())
     if missing := sorted(names - {"versions"} - set(facts)) + sorted(set(facts) - names):
         raise CheckpointError(f"{where}: fields missing or unknown: {', '.join(missing)}", "the file is damaged")
+    checked(facts, ManifestFacts, str(where), "the file is damaged", CheckpointError)
     try:
         return Manifest(**(facts | {"shape": KVShape(**facts["shape"])}))
     except TypeError as error:

@@ -117,6 +117,11 @@ class StoredTeacher:
         for what, is_needed in needs.items():
             if is_needed:
                 raise ConfigError(f"the teacher store {self.folder} cannot serve {what}", hint)
+        if ":" in stored.method and stored.method != rkv.method:  # a class that only the store names is not imported
+            raise ConfigError(
+                f"the teacher store {self.folder} holds columns chosen by {stored.method}, the recipe asks for {rkv.method}",
+                hint,
+            )
         used = stored.compressor
         needed = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
         if used != needed or stored.target_len != explicit.target_len:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from kava.config.text import read_text
+from kava.config.typed_file import read_dicts
 from kava.files import open_append, write_text
 from kava.progress import Meter, clock_time, progress
+from kava.run_files import SteppedLine
 from kava.training import folder
 from kava.training.interrupt import Interrupt
 from kava.training.processes import main_process_decides
@@ -121,10 +124,15 @@ def append_json(path: Path, step: int, facts: dict[str, Any]) -> None:
 
 def cut_after(path: Path, step: int) -> None:
     """Removes the lines of later steps, and a torn one, from a JSON-lines file: a run resumes from this step."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if len(kept) < len(lines):
-        write_text(path, "".join(kept))
+    if not path.exists():
+        return
+    text, hint = read_text(path, str(path), ""), "delete that line"
+    lines = zip(
+        text.split("\n"), read_dicts(path, SteppedLine, hint), strict=False
+    )  # what follows the last line is torn
+    kept = "".join(f"{line}\n" for line, row in lines if row["step"] <= step)
+    if kept != text:
+        write_text(path, kept)
 
 
 class Journal(TrainerCallback):

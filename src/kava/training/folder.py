@@ -1,18 +1,18 @@
 """A run's folder: locked by one process, described before the first step, never mixed with another run."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kava.backbone.artifact import read_card
+from kava.backbone.card import read_card
 from kava.config import Recipe, differing, load_recipe, save_recipe
 from kava.errors import RunError
 from kava.files import copy_folder, make_folder, sole_owner, sweep, write_json
 from kava.outputs import Output, begins, check_folder, check_outputs, is_dated
 from kava.provenance import surroundings
+from kava.run_files import AGAIN, read_log, read_meta
 from kava.training import checkpoint
 
 RECIPE, META = "recipe.yaml", "meta.json"
@@ -46,9 +46,7 @@ class TrainResult:
     @property
     def log(self) -> list[dict[str, Any]]:
         """The lines of log.jsonl: losses ("loss", "kv", ...) and validations ("eval_accuracy", ...) by "step"."""
-        path = self.output_dir / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        return read_log(self.output_dir)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -61,19 +59,15 @@ def default_folder(recipe: Recipe, suffix: str = "") -> Path:
     return Path("outputs") / f"{recipe.about.name or 'run'}_seed_{recipe.system.seed}{suffix}"
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json; empty where there is none."""
-    path = folder / META
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def finished_run(folder: Path) -> TrainResult | None:
     """The result of the finished run in this folder, from its meta.json; None where there is none."""
     meta = read_meta(folder)
     if not meta.get("finished"):
         return None
     metric = "accuracy" if "best_accuracy" in meta else "ce"
-    return TrainResult(folder, meta["steps"], metric, meta[f"best_{metric}"])
+    if meta.get("steps") is None:
+        raise RunError(f"{folder / META}: steps is missing", AGAIN)
+    return TrainResult(folder, meta["steps"], metric, meta.get(f"best_{metric}"))
 
 
 @contextmanager

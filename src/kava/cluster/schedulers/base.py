@@ -1,5 +1,6 @@
 """What the schedulers have in common. A scheduler is a class here, and a line in `schedulers/__init__.py`."""
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,17 @@ States = dict[tuple[str, int | None], str]  # (job id, task from 0, or None for 
 def words_for_states(**words: str) -> dict[str, str]:
     """A scheduler's word for a state -> ours, from ours="word word"."""
     return {word: state for state, text in words.items() for word in text.split()}
+
+
+def printed_json(printed: str) -> dict[str, Any]:
+    """The JSON that a scheduler's command printed."""
+    try:
+        data = json.loads(printed or "{}")
+    except ValueError as error:
+        raise RunError(f"the scheduler printed no JSON ({error}): {printed[:60]!a}") from error
+    if not isinstance(data, dict):
+        raise RunError(f"the scheduler printed no mapping: {printed[:60]!a}")
+    return data
 
 
 class Scheduler(ABC):
@@ -100,7 +112,7 @@ class Scheduler(ABC):
         """The job's id in what the submit command printed."""
         match = re.search(self.id_pattern, printed)
         if match is None:
-            problem = f"{self.name} printed no job id: {printed.strip()!r}"
+            problem = f"{self.name} printed no job id: {printed.strip()!a}"
             raise RunError(problem, "look whether the job is in the queue")
         return match[1]
 

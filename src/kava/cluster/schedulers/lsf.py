@@ -1,10 +1,9 @@
 """LSF. The script goes to bsub's standard input."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kava.cluster.schedulers.base import UNKNOWN, Scheduler, States, words_for_states
+from kava.cluster.schedulers.base import UNKNOWN, Scheduler, States, printed_json, words_for_states
 from kava.cluster.spec import JobSpec
 
 
@@ -55,7 +54,7 @@ class Lsf(Scheduler):
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
         states: States = {}
-        for row in json.loads(printed or "{}").get("RECORDS", []):
+        for row in printed_json(printed).get("RECORDS", []):
             job = str(row.get("JOBID", "")).partition("[")[0]
             task = self.task_of({self.index: str(row.get("JOBINDEX", ""))})
             states[job, task] = self.state_words.get(str(row.get("STAT")), UNKNOWN)

@@ -1,13 +1,21 @@
 """PBS Pro and OpenPBS; and Torque, which is PBS with other words for nodes and arrays."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
-from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, UNKNOWN, Scheduler, States, words_for_states
+from kava.cluster.schedulers.base import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    UNKNOWN,
+    Scheduler,
+    States,
+    printed_json,
+    words_for_states,
+)
 from kava.cluster.spec import JobSpec
 from kava.errors import RunError
 
@@ -44,7 +52,7 @@ class Pbs(Scheduler):
         return super().values(spec) | {"more": more, "place": place, "folder": Path(spec.log).parent.as_posix()}
 
     def parse_states(self, command: Sequence[str], printed: str) -> States:
-        jobs = json.loads(printed or "{}").get("Jobs", {})
+        jobs = printed_json(printed).get("Jobs", {})
         return dict(
             self.key_and_state(name, facts.get("job_state"), facts.get("Exit_status")) for name, facts in jobs.items()
         )

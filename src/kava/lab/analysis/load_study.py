@@ -7,9 +7,12 @@ from typing import Any
 
 from kava.config import show
 from kava.config.text import parse_text
+from kava.config.typed_file import read_dict
 from kava.errors import ConfigError
-from kava.lab.analysis.runs import MODES, SUITE, Run, RunResult, differing_items, find_runs, read_mapping, same_items
+from kava.lab.analysis.runs import MODES, SUITE, Run, RunResult, differing_items, find_runs, same_items
 from kava.lab.analysis.study import GROUPS, Study, StudyMember, label_of, plain, value, with_looks
+from kava.lab.analysis.suite_file import SuiteFile
+from kava.run_files import AGAIN
 
 DIFFERENCES = 3  # settings that a label names
 Entry = Mapping[str, Any]  # a member's entry in suite.json: title, settings, mode
@@ -22,7 +25,7 @@ def load_study(roots: Sequence[Path], sets: Sequence[str] = (), strict: bool = T
     other items, as sets; it refuses a seed that a member has twice, and a member's results on different items.
     """
     runs = _sets_told_apart(find_runs(roots)) if strict else find_runs(roots)
-    suites = {path.parent: read_mapping(path) for path in _suite_files(roots)}
+    suites = {path.parent: read_dict(path, SuiteFile, AGAIN) for path in _suite_files(roots)}
     entries: dict[str, Entry] = {n: entry for suite in suites.values() for n, entry in suite.get("members", {}).items()}
     resolved = {root.resolve() for root in roots}
     planned = [name for folder, suite in suites.items() if folder in resolved for name in suite.get("members", {})]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kava.config import TeacherSpec
+from kava.config.typed_file import read_dicts
 from kava.errors import DataError
-from kava.lab.analysis.runs import Run, read_lines, read_mapping
+from kava.lab.analysis.runs import Run, read_mapping
 from kava.lab.analysis.study import COUNTED, Study, StudyMember, value
 
 PARTS = {"k": "keys", "v": "values", "z": "codes"}
@@ -136,7 +137,9 @@ def _read(path: Path, what: str, parse: Callable[[Any], Any]) -> Any:
     try:
         if path.suffix == ".json":
             return parse(read_mapping(path))
-        return parse([line for _, line in sorted({int(line["step"]): line for line in read_lines(path)}.items())])
+        return parse(
+            [line for _, line in sorted({int(line["step"]): line for line in read_dicts(path, dict[str, Any])}.items())]
+        )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{path} is no file of {what} ({reason})", "kava train writes it; train again") from error

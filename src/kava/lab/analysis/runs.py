@@ -1,15 +1,17 @@
 """Read run folders: recipe, results, logs, predictions. Nothing is imputed; a file that cannot be read is an error."""
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from kava.config.text import parse_text
-from kava.errors import ConfigError, DataError, RunError
+from kava.config.typed_file import checked, read_dict, read_dicts
+from kava.errors import DataError, RunError
+from kava.lab.analysis.suite_file import SuiteFile
+from kava.run_files import AGAIN, Prediction, ResultFields, StoredRecipe, read_log, read_meta
 
 SUITE = "suite.json"
 MODES = ("latent", "cot", "direct")
@@ -50,11 +52,8 @@ class RunResult:
     def right_by_item(self) -> dict[Any, bool]:
         """Item's id -> whether its answer is right, in the order of the set; {} if predictions were not kept."""
         path = self.path.with_name("predictions_" + self.path.stem.removeprefix("results_") + ".jsonl")
-        lines = read_lines(path) if path.is_file() else []
         again = "evaluate again, or kava rescore"
-        for number, item in enumerate(lines, 1):
-            if "id" not in item or not isinstance(item.get("correct"), bool):
-                raise DataError(f"predictions of {self.path}, line {number}: no field id or correct", again)
+        lines = read_dicts(path, Prediction, again) if path.is_file() else []
         right = {item["id"]: item["correct"] for item in lines}
         if lines and (len(lines), len(right)) != (self.total, self.total):
             raise DataError(f"{self.path} has {self.total} items, its predictions {len(right)} of them", again)
@@ -76,9 +75,11 @@ class Run:
     results: tuple[RunResult, ...] = ()
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines of log.jsonl; [] without one."""
-        path = self.folder / "log.jsonl"
-        return read_lines(path) if path.is_file() else []
+        """The lines of log.jsonl without their numbers that are not finite; [] without one."""
+        lines = read_log(self.folder)
+        return [
+            {name: value for name, value in line.items() if value is not None and isfinite(value)} for line in lines
+        ]
 
     def result(self, set_name: str, mode: str = "latent") -> RunResult | None:
         """The unchanged checkpoint's result on the whole set."""
@@ -113,7 +114,7 @@ def find_runs(roots: Sequence[Path]) -> list[Run]:
             below[:] = sorted(name for name in below if not name.startswith(NOT_RUNS))
             folder = Path(place)
             if SUITE in files:
-                suite = read_mapping(folder / SUITE)
+                suite = read_dict(folder / SUITE, SuiteFile, AGAIN)
                 broken |= {folder / name for name in suite.get("broken", {})}
                 order |= {name: i for i, name in enumerate(suite.get("members", {}))}
             run = read_run(folder, files, folder in broken)
@@ -140,10 +141,10 @@ def files_of_runs(roots: Sequence[Path]) -> Iterator[Path]:
 def read_run(folder: Path, files: Sequence[str], broken: bool = False) -> Run | None:
     """The run whose files lie in this very folder; None without a recipe or results."""
     results = tuple(read_result(folder / name) for name in sorted(files) if _RESULT.fullmatch(name))
-    recipe = read_mapping(folder / "recipe.yaml") if "recipe.yaml" in files else {}
+    recipe = read_dict(folder / "recipe.yaml", StoredRecipe, AGAIN) if "recipe.yaml" in files else {}
     if not results and "recipe.yaml" not in files:
         return None
-    meta = read_mapping(folder / "meta.json") if "meta.json" in files else {}
+    meta = read_meta(folder)
     trained = "finished" if meta.get("finished") else "stopped"
     member, seed = run_name(folder)
     seed = recipe.get("system", {}).get("seed", seed)
@@ -187,39 +188,15 @@ def refuse_incomparable(results: Sequence[RunResult]) -> None:
                 raise DataError(", ".join(values), "evaluate one of them again, the same way")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line without line end is still being written and left out."""
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            where, what = f"{path}, line {number}", str(error)
-            if isinstance(error, json.JSONDecodeError):
-                where, what = f"{where}, column {error.colno}", error.msg
-            raise DataError(f"{where}: not JSON ({what})", "the file is torn; make it again") from error
-    return lines
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML or JSON file that a verb wrote."""
-    again = "the file is torn or of another kind; make it again"
-    try:
-        data = parse_text(path.read_text(encoding="utf-8"), str(path), as_json=path.suffix == ".json")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", again) from error
-    except ConfigError as error:
-        raise DataError(error.message, again) from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} holds no keys and values", again)
-    return data
+    return read_dict(path, dict[str, Any], AGAIN)
 
 
 def read_result(path: Path) -> RunResult:
     """One results file, ours or in another script's flat or nested form; accuracies become fractions."""
     fields = _flat(read_mapping(path), path)
+    checked(fields, ResultFields, str(path), AGAIN)
     match = _RESULT.fullmatch(path.name)
     label = match[1] if match else path.stem
     set_name = str(fields.get("dataset") or label.split(".")[0])

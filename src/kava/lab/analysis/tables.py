@@ -5,9 +5,12 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from kava.config.text import read_file
+from pydantic import Field
+
+from kava.config.typed_file import Count, Finite, Record, read_dict
+from kava.console import visible
 from kava.errors import DataError, RunError
 from kava.lab.analysis.paper import SET, SOURCE, TABLE, Published
 from kava.text_table import percent
@@ -30,6 +33,26 @@ _SPECIAL = {
     **{c: "\\" + c for c in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
 }
+
+
+class AggregatedSet(Record):
+    """The numbers of one set over the seeds; null where there is none."""
+
+    accuracy_mean: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    accuracy_std: Finite | None = None
+    forward_passes_mean: Finite | None = None
+    forward_passes_std: Finite | None = None
+    num_seeds: Count = 0
+
+
+class AggregatedBody(Record):
+    """What aggregated_results.json has under a config's name."""
+
+    num_seeds: Count
+    datasets: dict[str, AggregatedSet]
+    model: str | None = None
+    model_name: str | None = None
+    dataset: str | None = None
 
 
 class AggregatedRecipe(NamedTuple):
@@ -110,7 +133,8 @@ def as_csv(recipes: Sequence[AggregatedRecipe]) -> str:
     for recipe in recipes:
         for name, entry in recipe.body["datasets"].items():
             cells = ["" if entry.get(key) is None else f"{entry[key]:.6g}" for key in CSV_NUMBERS]
-            writer.writerow([recipe.model, recipe.dataset, name, *cells, entry["num_seeds"]])
+            names = map(no_formula, (recipe.model, recipe.dataset, name))
+            writer.writerow([*names, *cells, entry["num_seeds"]])
     return text.getvalue()
 
 
@@ -157,8 +181,14 @@ def as_text(recipes: Sequence[AggregatedRecipe]) -> list[list[str]]:
 
 
 def latex(text: str) -> str:
-    """Plain text with LaTeX's special characters escaped."""
-    return "".join(_SPECIAL.get(c, c) for c in text)
+    """Plain text on one line with LaTeX's special characters escaped."""
+    return "".join(_SPECIAL.get(c, c) for c in visible(" ".join(text.split())))
+
+
+def no_formula(text: str) -> str:
+    """A text on one line of a cell of CSV, behind a quote where a spreadsheet would compute it (OWASP, CSV injection)."""
+    line = visible(" ".join(text.split()))
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) and line != "-" else line
 
 
 def _beside_the_paper(recipes: Sequence[AggregatedRecipe]) -> Iterator[tuple[AggregatedRecipe, list[str]]]:
@@ -205,14 +235,8 @@ def _seeds(recipes: Sequence[AggregatedRecipe]) -> str:
 
 def _read(folder: Path) -> dict[str, Any]:
     path = next(path for path in (folder / f"{AGGREGATED}.json", folder / f"{AGGREGATED}.yaml") if path.is_file())
-    data = read_file(path, str(path))
-    for config, body in data.items():
-        sets = body.get("datasets") if isinstance(body, dict) else None
-        if not isinstance(sets, dict) or "num_seeds" not in body or not all(isinstance(e, dict) for e in sets.values()):
-            raise DataError(f"{path}: {config} has no num_seeds and datasets", "make it again with kava aggregate")
-        for name, entry in sets.items():
+    data = read_dict(path, dict[str, AggregatedBody], "make it again with kava aggregate; accuracies are fractions")
+    for body in data.values():
+        for entry in body["datasets"].values():
             entry.setdefault("num_seeds", body["num_seeds"])
-            value = entry.get("accuracy_mean")
-            if value is not None and not 0 <= value <= 1:
-                raise DataError(f"{path}: accuracy_mean of {name} is {value}, not a fraction", "store fractions")
     return data

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kava.config.text import read_file
+from kava.config.typed_file import read_dict
 from kava.errors import ConfigError
 from kava.files import write_json
 from kava.lab.analysis.runs import SUITE, find_runs
 from kava.lab.analysis.study import label_of, plain, whole_first
+from kava.lab.analysis.suite_file import SuiteFile
 from kava.lab.analysis.validations import held_out_numbers
 from kava.lab.plan import SuitePlan
 from kava.provenance import surroundings
+from kava.run_files import AGAIN
 from kava.text_table import table
 
 HELD_OUT = {"ce": "val CE", "kv": "val KV", "kv_unexplained": "KV / mean's"}  # the last: over a constant's distance
@@ -19,7 +21,7 @@ HELD_OUT = {"ce": "val CE", "kv": "val KV", "kv_unexplained": "KV / mean's"}  # 
 def write_record(plan: SuitePlan, broken: Mapping[str, str]) -> None:
     """suite.json: the members that were planned, and what broke; members and seeds of an earlier call stay in it."""
     path, runs = plan.root / SUITE, plan.runs
-    before: dict[str, Any] = read_file(path, str(path)) if path.is_file() else {}
+    before: dict[str, Any] = read_dict(path, SuiteFile, AGAIN) if path.is_file() else {}
     for key, value in (("suite", plan.suite.name), ("config", runs.config)):
         if before and before.get(key) != value:
             raise ConfigError(
