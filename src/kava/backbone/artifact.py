@@ -31,7 +31,7 @@ from kava.backbone.card import (
     write_card,
 )
 from kava.backbone.families import Family, family_of
-from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
+from kava.backbone.load import UNREADABLE, _dtype, _fetch, assemble, build_model, load_tokenizer
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe, load_recipe, save_recipe
@@ -122,13 +122,7 @@ def _without_weights(folder: Path, recipe: Recipe) -> tuple[Any, Family]:
     try:
         config = _fetch(AutoConfig, folder, recipe.model, CONFIG)
         lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # what sizes and names can be wrong
+    except (*UNREADABLE, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / CONFIG}: no model can be built from it ({first_line(error)})", TORN
         ) from error

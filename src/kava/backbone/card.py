@@ -33,6 +33,7 @@ class StudentCard(CardFormat):
     kava_version: str | None = None
     step: Count | None = None
     effective_batch_size: Count | None = None
+    data_sha256: str | None = None
     files: dict[str, str] | None = None
     sha256: str | None = None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.errors
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -23,6 +24,9 @@ from kava.config.trust import check_allowed
 from kava.errors import CodeRefused, ConfigError, ModelError, first_line
 from kava.progress import progress
 
+# What transformers raises for files that are missing, torn, of another kind, or of values that make no model.
+STRICT: type[Exception] = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # newer versions
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, STRICT)
 # Tokenizers of one vocabulary may still split these texts otherwise.
 PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
@@ -257,17 +261,22 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
             return kind.from_pretrained(
                 folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra
             )
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except UNREADABLE as error:
         if "trust_remote_code" in str(error):
             raise CodeRefused(
                 f"model {str(source)!r} comes with code of its own, which is not run unasked",
                 "read that code, then add --trust_remote_code (in Python trust_remote_code=True)",
             ) from error
         raise ModelError(
-            f"cannot load the {what} of model {str(source)!r}: {first_line(error)}",
+            f"cannot load the {what} of model {str(source)!r}: {_reason(error)}",
             "give a local folder as model.name, set KAVA_MODEL_PATH to a folder that holds ORG/NAME or NAME, or HF_HOME to "
             "a cache with the model, or check network and login",
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with a config, where its class only says that something is."""
+    return first_line(error.__cause__ if isinstance(error, STRICT) and error.__cause__ else error)
 
 
 def _dtype(name: str) -> torch.dtype | str:

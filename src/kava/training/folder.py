@@ -101,7 +101,7 @@ def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> Non
 
 def refuse_other_data(start: Path, card: dict[str, Any]) -> None:
     """Raises where the checkpoint was made on other training data, as far as that is known (of a stream it is not)."""
-    before = read_card(start).get("data_sha256") or read_meta(start.parent).get("data", {}).get("sha256")
+    before = read_card(start).data_sha256 or read_meta(start.parent).get("data", {}).get("sha256")
     if before is not None and before != card.get("sha256"):
         message = f"{start} was made on other training data (sha256 {before}, now {card.get('sha256')})"
         raise RunError(message, "put the data back, or begin a new run without --resume")
@@ -110,7 +110,7 @@ def refuse_other_data(start: Path, card: dict[str, Any]) -> None:
 def bring_best(start: Path, folder: Path) -> None:
     """Copies the best student so far into the folder of a run that continues a checkpoint of another folder."""
     best = start.parent / BEST
-    if (folder / BEST).exists() or not best.is_dir() or read_card(best).get("step", 0) > checkpoint.step_of(start):
+    if (folder / BEST).exists() or not best.is_dir() or (read_card(best).step or 0) > checkpoint.step_of(start):
         return
     copy_folder(best, folder / BEST)
 

@@ -1,14 +1,17 @@
 """Questions of the test set with each member's answers, right and wrong, from the saved predictions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
-from kava.lab.analysis.runs import RunResult, read_lines
+from kava.config.typed_file import read_dicts
+from kava.lab.analysis.runs import RunResult
 from kava.lab.analysis.study import Study, StudyMember
 from kava.lab.page.blocks import Block, Paragraph, Row, Table
 from kava.lab.page.formats import DASH, counted, seed_name, styled
+from kava.run_files import AGAIN
+from kava.run_files import Prediction as StoredPrediction
 
 Prediction = Mapping[str, Any]
 Answers = dict[Any, Prediction]  # by the item's id
@@ -56,9 +59,9 @@ def _first_results(study: Study, label: str) -> Iterator[tuple[StudyMember, Any,
 def _answers(result: RunResult) -> Answers:
     """The predictions that hold question, text and verdict; {} where they were not kept."""
     path = result.path.with_name("predictions_" + result.path.stem.removeprefix("results_") + ".jsonl")
-    lines: Sequence[Any] = read_lines(path) if path.is_file() else []
-    whole = (line for line in lines if isinstance(line, dict) and {"id", "question", "text"} <= line.keys())
-    return {line["id"]: line for line in whole if isinstance(line.get("correct"), bool)}
+    lines = read_dicts(path, StoredPrediction, AGAIN) if path.is_file() else []
+    whole = (line for line in lines if {"question", "text"} <= line.keys())
+    return {line["id"]: line for line in whole}
 
 
 def _cell(item: Prediction | None) -> Any:
