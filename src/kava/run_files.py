@@ -4,6 +4,7 @@ recipe.yaml, meta.json, log.jsonl, results_<set>.yaml, predictions_<set>.jsonl. 
 a result may come from another script, so that hardly any key must be there.
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,14 @@ from kava.config.typed_file import Count, Finite, Record, read_dict, read_dicts
 AGAIN = "the file is torn or of another kind; make it again"
 Settings = dict[str, Any]
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]
 
 
 def _has_step(line: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +80,7 @@ class StoredMixture(Record):
 class StoredTraining(Record):
     start_from: str | None = None
     max_steps: Count | None = None
+    epochs: Finite | None = None
 
 
 class StoredSystem(Record):
@@ -103,6 +113,7 @@ class RunMeta(Record):
     """meta.json."""
 
     finished: bool | None = None
+    started: Time | None = None
     steps: Count | None = None
     seconds: Finite | None = None
     best_accuracy: Finite | None = None

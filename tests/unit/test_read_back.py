@@ -12,10 +12,10 @@ import pytest
 import yaml
 from pydantic import Field
 
-from kava.cluster.job_record import is_job_id
+from kava.cluster.job_record import read_task
 from kava.cluster.jobs import records, rows
 from kava.cluster.site_file import read_site
-from kava.cluster.task import read_status
+from kava.cluster.spec import is_job_id
 from kava.config.typed_file import Record, checked, read_dict, read_dicts
 from kava.errors import DataError, KavaError
 from kava.evaluation.rescore import rescore
@@ -204,12 +204,22 @@ JOBS = {
     "name": "train-1", "scheduler": "slurm", "submitted": "2026-01-01", "command": ["kava"],
     "jobs": [{"label": "train", "id": "27", "tasks": None, "after": [], "script": "s", "status": ["status.json"]}],
 }  # fmt: skip
-STATUS = {"state": "ok", "exit_code": 0, "host": "h", "job": "27", "task": None, "attempt": 1, "reason": ["no"]}
+STATUS = {
+    "state": "ok",
+    "exit_code": 0,
+    "host": "h",
+    "job": "27",
+    "task": None,
+    "attempt": 1,
+    "reason": ["no"],
+    "command": [["kava", "train", "--output_dir", "run"]],
+    "began": "2026-01-01T00:00:00+00:00",
+}
 SITE = {"scheduler": "slurm", "nodes": 1, "setup": ["a"], "environment": {"A": "1"}, "sge": {"pe": "smp"}}
 
 
 def tables(folder: Path) -> None:
-    recipes = find_aggregated(folder)
+    recipes, _ = find_aggregated(folder)
     as_latex(recipes)
     as_csv(recipes)
 
@@ -222,7 +232,7 @@ def jobs(folder: Path) -> None:
 OTHERS: dict[str, tuple[Any, Use]] = {
     "aggregated_results.json": (AGGREGATED, tables),
     "jobs.json": (JOBS, jobs),
-    "status.json": (STATUS, lambda folder: read_status(folder / "status.json")),
+    "status.json": (STATUS, lambda folder: read_task(folder / "status.json")),
     "kava_site.yaml": (SITE, lambda folder: read_site(folder / "kava_site.yaml")),
     "environment.yaml": ({"training": {}}, lambda folder: load_settings(folder / "environment.yaml", folder)),
 }
@@ -252,6 +262,28 @@ def test_other_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyP
         written(tmp_path / name, replaced(data, path, value))
         error = outcome(use, tmp_path, name)
         assert error is None or name in error.message
+
+
+def test_how_far_a_task_is_with_values_of_other_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "status.json": STATUS | {"state": "started"},
+        "run/recipe.yaml": {"training": {"max_steps": None, "epochs": 2}},
+        "run/meta.json": {"started": "2026-01-01T00:00:01+00:00"},
+        "run/log.jsonl": [{"step": 3, "epoch": 0.5}],
+    }
+    (tmp_path / "run").mkdir()
+    for name, data in {"jobs.json": JOBS | {"working_folder": str(tmp_path)}, **files}.items():
+        written(tmp_path / name, data)
+    far = rows(records([tmp_path])[0], ask=False)[0].progress
+    assert (far.updates, far.total) == (3, 12)
+    assert far.left is not None
+    for name, data in files.items():
+        for path, value in attempts(data, 1):
+            written(tmp_path / name, replaced(data, path, value))
+            error = outcome(jobs, tmp_path, name)
+            assert error is None or name in error.message
+        written(tmp_path / name, data)
 
 
 @pytest.mark.parametrize(

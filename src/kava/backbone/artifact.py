@@ -121,7 +121,9 @@ def _without_weights(folder: Path, recipe: Recipe) -> tuple[Any, Family]:
     """The model that config.json describes, before its weights are read."""
     try:
         config = _fetch(AutoConfig, folder, recipe.model, CONFIG)
-        lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
+        lm = AutoModelForCausalLM.from_config(
+            config, dtype=_dtype(recipe.model.dtype), trust_remote_code=recipe.model.trust_remote_code
+        )
     except (*UNREADABLE, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / CONFIG}: no model can be built from it ({first_line(error)})", TORN

@@ -62,7 +62,9 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
     if recipe.model.name in BLANK:
         with torch.random.fork_rng():  # weights depend on the seed alone
             torch.manual_seed(recipe.system.seed)
-            lm = AutoModelForCausalLM.from_config(config, dtype=_dtype(recipe.model.dtype))
+            lm = AutoModelForCausalLM.from_config(
+                config, dtype=_dtype(recipe.model.dtype), trust_remote_code=recipe.model.trust_remote_code
+            )
     else:
         lm = _fetch(AutoModelForCausalLM, source, recipe.model, "weights", dtype=_dtype(recipe.model.dtype))
     return assemble(lm, family, tokenizer, recipe), tokenizer

@@ -7,8 +7,9 @@ import typer
 
 from kava.cli.common import show_result
 from kava.cli.list_flags import ListFlagCommand
-from kava.cli.student import Quiet
+from kava.cli.student import Quiet, TrustRemoteCode
 from kava.config import ModelConfig
+from kava.config.trust import code_allowed
 
 if TYPE_CHECKING:
     from kava.lab.selfcheck.model_check.run import CheckResult
@@ -29,6 +30,7 @@ def check(
     full: Annotated[bool, typer.Option(help="check the model itself, with its weights, in float32")] = False,
     device: Annotated[str, typer.Option(help="where --full runs: auto, cpu, cuda, cuda:1, mps")] = "cpu",
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the hub")] = None,
+    trust_remote_code: TrustRemoteCode = False,
     quiet: Quiet = False,
 ) -> int:
     """Compare a small random copy of a model, made from its config, with what transformers computes.
@@ -47,7 +49,9 @@ def check(
         if not quiet:
             print(f"{'ok' if result.ok else 'FAIL':<4} {result.name:<10} {result.text}", flush=True)
 
-    family, results = check_model(ModelConfig(name=name, revision=revision), full, device, show)
+    settings = ModelConfig(name=name, revision=revision, trust_remote_code=trust_remote_code)
+    with code_allowed(trust_remote_code):
+        family, results = check_model(settings, full, device, show)
     supported = all(result.ok for result in results)
     seconds = round(time.perf_counter() - began, 1)
     document = {

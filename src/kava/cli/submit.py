@@ -76,7 +76,6 @@ def submit(
     """
     from kava.cli.submit_verbs import SubmitRequest, submissions
     from kava.cluster.detect import installed_scheduler
-    from kava.cluster.job_record import is_job_id
     from kava.cluster.jobs import refuse_twice
     from kava.cluster.plan import JobDefaults, in_one_job
     from kava.cluster.schedulers import scheduler_named
@@ -86,9 +85,6 @@ def submit(
     from kava.infer.checks import stored_recipe
     from kava.machine.detect import scheduler_of_job
 
-    for job in after or ():
-        if not is_job_id(job):
-            raise ConfigError(f"--after {job!a} is not the id of a job", "give what kava jobs or the scheduler prints")
     words = [str(word) for word in ctx.args]
     if verb not in VERB_NAMES:
         kind = "VERB comes first, not" if verb.startswith("-") else "no jobs are made of"

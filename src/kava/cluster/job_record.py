@@ -1,21 +1,15 @@
-"""What jobs.json holds, and which texts may stand for a job in a scheduler's command."""
+"""What jobs.json and the status files of tasks hold."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from kava.cluster.site_file import SchedulerName
-from kava.config.typed_file import Count, Record, read_dict
-
-# A number first, so that neither a flag (--user=...) nor a word for all jobs (all, 0) reaches a command that ends jobs.
-_ID = re.compile(r"(?!0+$)\d+(\[\])?(\.[A-Za-z0-9][\w.-]*)?")
-
-
-def is_job_id(text: str) -> bool:
-    """Whether a text is what schedulers call a job: 27, 27.server, 27[].server."""
-    return _ID.fullmatch(text) is not None
+from kava.cluster.spec import is_job_id
+from kava.cluster.task import read_status
+from kava.config.typed_file import Count, Record, checked, read_dict
+from kava.run_files import Time
 
 
 def _job_id(text: str) -> str:
@@ -30,6 +24,7 @@ class SubmittedJob(Record):
     label: str
     id: Annotated[str, AfterValidator(_job_id)]
     status: list[str]
+    script: str
     tasks: Count | None = None
     after: list[str] = Field([])
     cancelled: bool = False
@@ -40,8 +35,24 @@ class SubmissionRecord(Record):
     scheduler: SchedulerName
     submitted: str
     jobs: list[SubmittedJob]
+    working_folder: str = "."
+
+
+class TaskStatus(Record):
+    """What the status file of a task says beyond what `kava task` itself reads back."""
+
+    command: list[list[str]] = Field([])
+    began: Time | None = None
+    ended: Time | None = None
 
 
 def read_submission(path: Path) -> dict[str, Any]:
     """jobs.json of one submission."""
     return read_dict(path, SubmissionRecord, "kava submit writes it; it is torn or was edited")
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """The status file of a task; {} where it is not written yet."""
+    status = read_status(path)
+    checked(status, TaskStatus, str(path), "remove it and submit the task again")
+    return status

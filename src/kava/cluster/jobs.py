@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from kava.cluster.job_record import read_submission
+from kava.cluster.job_record import read_submission, read_task
 from kava.cluster.progress import Progress, progress
 from kava.cluster.schedulers import scheduler_named
 from kava.cluster.schedulers.base import CANCELLED, DONE, FAILED, PENDING, RUNNING, UNKNOWN, Scheduler, States
 from kava.cluster.submit import FOLDER, PATIENCE, RECORD, Submission, refusal
-from kava.cluster.task import OK, REFUSED, REQUEUED, STARTED, read_status
+from kava.cluster.task import OK, REFUSED, REQUEUED, STARTED
 from kava.errors import RunError
 from kava.files import write_json
 
@@ -60,7 +60,7 @@ def rows(record: dict[str, Any], ask: bool = True) -> list[JobRow]:
     for job in record["jobs"]:
         for number, file in enumerate(job["status"]):
             task = None if job.get("tasks") is None else number
-            status = read_status(Path(record["folder"]) / PurePath(file).name)  # beside jobs.json, wherever that is now
+            status = read_task(Path(record["folder"]) / PurePath(file).name)  # beside jobs.json, wherever that is now
             state, note = _state(status, job["id"], task, known)
             if job.get("cancelled") and (state == UNKNOWN or (state == FAILED and status.get("signal"))):
                 state = CANCELLED

@@ -1,14 +1,18 @@
 """How far a task's training is: its last update, of how many, and the time that is left, from the run's own files."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import pairwise
+from math import inf, isfinite
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from kava.cluster.submit import FOLDER
+from kava.config.text import parse_text
+from kava.config.typed_file import checked, read_dict
+from kava.errors import ConfigError, DataError
+from kava.run_files import AGAIN, LogLine, StoredRecipe, read_meta
 
 TAIL = 65536  # bytes at the end of a log that hold its last line
 _STEP = re.compile(r"checkpoint-step(\d+)")
@@ -67,35 +71,37 @@ def _last_line(log: Path) -> dict[str, Any] | None:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
     whole = [line for line in lines if line.startswith("{") and line.endswith("}\n")]
-    return json.loads(whole[-1]) if whole else None
+    if not whole:
+        return None
+    try:
+        line = parse_text(whole[-1], str(log), as_json=True)
+    except ConfigError as error:
+        raise DataError(f"{log}, its last line: not readable as JSON", AGAIN) from error
+    checked(line, LogLine, f"{log}, its last line", AGAIN)
+    return cast(dict[str, Any], line)
 
 
 def _total(run: Path, last: Mapping[str, Any]) -> int | None:
     """All updates of a run: the recipe's max_steps, else its epochs times the updates of one."""
-    training = _read(run / "recipe.yaml").get("training")
+    path = run / "recipe.yaml"
+    training = read_dict(path, StoredRecipe, AGAIN).get("training") if path.is_file() else None
     if not training:
         return None
     if training.get("max_steps"):
         return int(training["max_steps"])
     epochs, epoch = training.get("epochs"), last.get("epoch")
-    return round(last["step"] / epoch) * int(epochs) if epochs and epoch else None
+    updates = last["step"] / epoch if epochs and epoch else inf  # of one epoch
+    return round(updates) * int(epochs) if isfinite(updates) else None
 
 
 def _left(run: Path, step: int, total: int, began: float) -> float | None:
     """Seconds for the updates that are left, at the pace since this process began; None where it is not known."""
-    started = _read(run / "meta.json").get("started")
+    started = read_meta(run).get("started")
     first = max(began, _time(started) if started else 0.0)
     saved = [(int(match[1]), path.stat().st_mtime) for path in run.iterdir() if (match := _STEP.fullmatch(path.name))]
     from_step = max((number for number, time in saved if time < first), default=0)  # it went on from there
     seconds = (run / "log.jsonl").stat().st_mtime - first
     return seconds / (step - from_step) * (total - step) if step > from_step and seconds > 0 else None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The keys and values of a file; {} without one."""
-    from kava.config.text import read_file  # late: `kava task` starts with every job
-
-    return read_file(path, str(path)) if path.is_file() else {}
 
 
 def _time(text: str) -> float:

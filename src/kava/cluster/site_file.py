@@ -129,9 +129,7 @@ def find_site(site_flag: str | Path | None, environ: Mapping[str, str]) -> Site:
 def read_site(path: Path) -> Site:
     """The file's contents; a key that does not exist is an error that names the nearest."""
     data = {
-        str(key): value
-        for key, value in read_file(path, str(path), "kava submit --help").items()
-        if value is not None
+        str(key): value for key, value in read_file(path, str(path), "kava submit --help").items() if value is not None
     }
     try:
         return Site.model_validate(data)

@@ -11,7 +11,9 @@ from kava.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z0-9_.,:@+/=-]+")  # what may stand in a directive, where nothing can be quoted
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-JOB_ID = re.compile(r"\d[\w.@\[\]-]*")  # 4711, 27_4, 123[].server
+# 4711, 27_4, 123[].server: a number first, so that neither a flag (--user=...) nor a word for all jobs (all, 0) reaches a
+# command that ends jobs.
+JOB_ID = re.compile(r"(?!0+$)\d+(_\d+)?(\[\])?(\.[A-Za-z0-9][\w.-]*)?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 INDEX = "INDEX"  # %INDEX% in a command is the number of the array's task
 _UNITS = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024 * 1024}
@@ -204,11 +206,16 @@ def check_warning(seconds: int, limit: int | None) -> None:
         raise ConfigError(problem, "lower --signal, raise --time, or --no_requeue")
 
 
+def is_job_id(text: str) -> bool:
+    """Whether a text is what schedulers call a job."""
+    return JOB_ID.fullmatch(text) is not None
+
+
 def check_ids(ids: Sequence[str]) -> None:
     """Refuses what is no scheduler's id of a job."""
     for word in ids:
-        if not JOB_ID.fullmatch(word):
-            raise ConfigError(f"--after {word!r} is not a job's id", "kava jobs shows them: 4711")
+        if not is_job_id(word):
+            raise ConfigError(f"--after {word!a} is not a job's id", "kava jobs shows them: 4711")
 
 
 def check_name(what: str, value: str) -> None:

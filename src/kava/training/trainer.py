@@ -16,7 +16,7 @@ from kava.backbone.artifact import write_student
 from kava.config import Recipe
 from kava.data.example import stable_hash
 from kava.errors import RunError, first_line
-from kava.files import new_folder, remove, replace_folder
+from kava.files import make_folder, new_folder, remove, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
 from kava.objective.records import Result, Step
@@ -213,7 +213,7 @@ class KavaTrainer(RestoringTrainer):
     def _write(self, folder: Path, **facts: Any) -> None:
         """The student and what is trained beside it; `facts` go to its card."""
         model, step = self.objective.model, self.state.global_step
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         aux_state.save(self.objective, folder)  # first: the student's card has the hash of this file, too
         write_student(model, self.tokenizer_to_save, self.recipe, folder, step=step, **facts)
 

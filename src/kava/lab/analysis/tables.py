@@ -11,7 +11,7 @@ from pydantic import Field
 
 from kava.config.typed_file import Count, Finite, Record, read_dict
 from kava.console import visible
-from kava.errors import DataError, RunError
+from kava.errors import RunError
 from kava.lab.analysis.paper import SET, SOURCE, TABLE, Published
 from kava.text_table import percent
 
@@ -53,6 +53,7 @@ class AggregatedBody(Record):
     model: str | None = None
     model_name: str | None = None
     dataset: str | None = None
+    rehearsal: bool = False
 
 
 class AggregatedRecipe(NamedTuple):
