@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 import pytest
 import yaml
@@ -175,7 +176,7 @@ def test_only_what_is_missing_is_asked(here, tmp_path, capsys):
     assert sets("--dataset", "svamp", "gsm8k") == []
     assert sets("--dataset", "svamp", "--losses") == ["svamp"]  # the file there has none
     path = tmp_path / "results_gsm8k.yaml"
-    path.write_text(path.read_text().replace("step: ", "step: 9"))  # of another checkpoint
+    path.write_text(re.sub(r"^step: .*$", "step: 99", path.read_text(), flags=re.MULTILINE))  # of another checkpoint
     assert sets("--dataset", "svamp", "gsm8k") == ["gsm8k"]
 
 
