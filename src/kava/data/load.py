@@ -112,7 +112,8 @@ def _from_rows(opened: Opened, dataset: "DatasetConfig", split: str) -> Sequence
         held_out = frozenset[int]()
         if carve and dataset.val_size:
             checks = RowChecks(dataset.cot_type)
-            held_out = _held_out(_parse(rows, opened.source, dataset.cot_type, prefix, checks), dataset, split)
+            stream = _parse(rows, opened.source, dataset.cot_type, prefix, checks)
+            held_out = _held_out((_key(example, dataset.seed) for example in stream), dataset, split)
             _warn(prefix, checks)
         return ExampleStream(rows, opened.source, dataset, prefix, held_out)
     warn = split != "validation" or not carve  # else they are the rows of train, which are checked there
@@ -167,9 +168,9 @@ def _key(example: Example, seed: int) -> int:
     return stable_hash(" ".join(example.question.split()), f"val{seed}")
 
 
-def _held_out(examples: Iterable[Example], dataset: "DatasetConfig", split: str) -> frozenset[int]:
+def _held_out(hashes: Iterable[int], dataset: "DatasetConfig", split: str) -> frozenset[int]:
     """The hashes of the validation questions: the smallest ones, at most a tenth of all; too few are told with them."""
-    keys = {_key(example, dataset.seed) for example in examples}
+    keys = set(hashes)
     count = min(dataset.val_size, max(1, len(keys) // 10)) if len(keys) > 1 else 0
     if count < dataset.val_size and split == "validation":
         log.warning("%s: %d of the asked %d validation examples are held out of %d training questions",
@@ -190,12 +191,12 @@ def _carved(examples: list[Example], dataset: "DatasetConfig", split: str) -> li
             f"data set {dataset.name}: the validation split is empty: no question can be held out of a single one",
             "give more questions, a validation file, or set dataset.val_size=0",
         )
-    held_out = _held_out(examples, dataset, split)
+    keys = [_key(example, dataset.seed) for example in examples]
+    held_out = _held_out(keys, dataset, split)
     if split == "train":
-        return [e for e in examples if _key(e, dataset.seed) not in held_out]
+        return [example for example, key in zip(examples, keys, strict=True) if key not in held_out]
     first: dict[int, Example] = {}  # a repeated question is kept once
-    for example in examples:
-        key = _key(example, dataset.seed)
+    for example, key in zip(examples, keys, strict=True):
         if key in held_out:
             first.setdefault(key, example)
     return _not_empty(list(first.values()), dataset.name, split)
