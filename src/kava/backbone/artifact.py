@@ -93,8 +93,9 @@ def load_student(
             model, tokenizer = _with_base(folder, recipe)
         else:
             check_tokenizer(folder)
-            tokenizer = load_tokenizer(folder, recipe.model)
-            model = assemble(*_without_weights(folder, recipe), tokenizer, recipe)
+            own = recipe.changed("model", gguf_file=None)  # the folder holds all that was read from the file
+            tokenizer = load_tokenizer(folder, own.model)
+            model = assemble(*_without_weights(folder, own), tokenizer, own)
     if sorted(card.trained) != sorted(model.trained()):
         raise CheckpointError(f"{folder / CARD}: trained does not name the weights that {RECIPE} trains", TORN)
     load_weights(model, folder)

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from kava.files import looks_like_path
@@ -15,32 +15,36 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 MODEL_PATH = "KAVA_MODEL_PATH"
 
 
-def own_copy(name: str) -> Path | None:
+def own_copy(name: str, gguf_file: str | None = None) -> Path | None:
     """The folder of a hub model in KAVA_MODEL_PATH, as ORG/NAME or NAME; None without one, or if `name` is a path."""
     place = os.environ.get(MODEL_PATH)
     if not place or looks_like_path(name) or Path(name).exists():
         return None
     folders = (Path(place).expanduser() / part for part in dict.fromkeys((name, name.rpartition("/")[2])) if part)
-    return next((folder.absolute() for folder in folders if (folder / "config.json").is_file()), None)
+    return next((folder.absolute() for folder in folders if (folder / (gguf_file or "config.json")).is_file()), None)
 
 
-def cached(name: str, revision: str | None) -> Path | None:
+def cached(name: str, revision: str | None, gguf_file: str | None = None) -> Path | None:
     """The snapshot folder of a model in the hub's cache; None if config, tokenizer or weights are missing."""
     if Path(name).exists():
         return None
     try:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        config = try_to_load_from_cache(name, gguf_file or "config.json", revision=revision)
     except HFValidationError:  # a path that does not exist: loading it fails with a clear error
         return None
     if not isinstance(config, str):
         return None
+    if gguf_file is not None:
+        return Path(config.removesuffix(gguf_file))
     folder = Path(config).parent
     has_tokenizer = any((folder / file).is_file() for file in TOKENIZERS)
     return folder if has_tokenizer and weights_problem(folder) is None else None
 
 
-def weights_problem(folder: Path) -> str | None:
+def weights_problem(folder: Path, gguf_file: str | None = None) -> str | None:
     """Why the weights in a model's folder cannot be loaded, judged by file names and headers; None if they can."""
+    if gguf_file is not None:
+        return gguf_problem(folder, gguf_file)
     for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -52,6 +56,22 @@ def weights_problem(folder: Path) -> str | None:
                 return f"{index.name} is torn ({error})"
             return _files_problem(folder, sorted(set(named)))
     return "there are no weights (model.safetensors, or its index)"
+
+
+def gguf_problem(folder: Path, file: str) -> str | None:
+    """Why a .gguf file of a model's folder cannot be read, judged by its name; None if it can."""
+    if (folder / file).is_file():
+        return None
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+    return f"there is no {file}; .gguf files there: {', '.join(names) or 'none'}"
+
+
+def cached_gguf_problem(name: str, revision: str | None, file: str) -> str | None:
+    """The same for a model in the hub's cache; None if it is not there at all."""
+    try:
+        return gguf_problem(Path(snapshot_download(name, revision=revision, local_files_only=True)), file)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def _files_problem(folder: Path, names: Sequence[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from struct import error as StructError
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
-from kava.backbone.cached import TOKENIZERS, cached, own_copy
+from kava.backbone.cached import TOKENIZERS, cached, cached_gguf_problem, own_copy
 from kava.backbone.families import Family, family_of, known
 from kava.backbone.foreign import Foreign, stretch
+from kava.backbone.gguf import reader, refuse_gguf
 from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
 from kava.backbone.model import Backbone, LatentModel
@@ -26,7 +28,9 @@ from kava.progress import progress
 
 # What transformers raises for files that are missing, torn, of another kind, or of values that make no model.
 STRICT: type[Exception] = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # newer versions
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, STRICT)
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, STRICT, StructError,
+)  # fmt: skip
 # Tokenizers of one vocabulary may still split these texts otherwise.
 PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
@@ -36,7 +40,8 @@ BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head"
 
 def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
     """A fast tokenizer (spans need its offsets); a slow one is refused."""
-    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in TOKENIZERS):  # it would be empty
+    inside = model.gguf_file is not None or any((Path(source) / name).is_file() for name in TOKENIZERS)
+    if Path(source).is_dir() and not inside:  # it would be empty
         raise ModelError(
             f"{source} has no tokenizer, none of {', '.join(TOKENIZERS)}", "put the tokenizer's files there"
         )
@@ -55,7 +60,7 @@ def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
 
 def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
     """The model to train and its tokenizer, from the base checkpoint: special tokens, then LoRA, then the projection."""
-    source = locate(recipe.model.name)
+    source = locate(recipe.model.name, recipe.model.gguf_file)
     tokenizer = load_tokenizer(source, recipe.model)
     config = load_config(recipe.model)
     family = family_of(config, recipe.model.name)
@@ -72,7 +77,7 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
 
 def load_config(model: ModelConfig) -> Any:
     """A model's config.json."""
-    config = _fetch(AutoConfig, locate(model.name), model, "config.json")
+    config = _fetch(AutoConfig, locate(model.name, model.gguf_file), model, "config.json")
     if model.name in BLANK:
         config.update(BLANK[model.name][1])
     return config
@@ -80,7 +85,7 @@ def load_config(model: ModelConfig) -> Any:
 
 def load_plain(model: ModelConfig, dtype: torch.dtype) -> Any:
     """A causal LM of transformers with its weights, as it is."""
-    return _fetch(AutoModelForCausalLM, locate(model.name), model, "weights", dtype=dtype).eval()
+    return _fetch(AutoModelForCausalLM, locate(model.name, model.gguf_file), model, "weights", dtype=dtype).eval()
 
 
 def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
@@ -131,7 +136,9 @@ def teacher_model(recipe: Recipe) -> ModelConfig:
 
 def spec_of(recipe: Recipe) -> TeacherSpec:
     """The section teacher as an entry of mixture.teachers."""
-    settings = recipe.teacher.model_dump(include={"revision", "dtype", "quantization", "trust_remote_code"})
+    settings = recipe.teacher.model_dump(
+        include={"revision", "gguf_file", "dtype", "quantization", "trust_remote_code"}
+    )
     return TeacherSpec(model=recipe.teacher.name, **settings)
 
 
@@ -141,6 +148,7 @@ def foreign_model(spec: TeacherSpec, student: ModelConfig) -> ModelConfig:
     return ModelConfig(
         name=spec.model or student.name,
         revision=student.revision if own else spec.revision,
+        gguf_file=student.gguf_file if own and spec.gguf_file is None else spec.gguf_file,
         trust_remote_code=spec.trust_remote_code or (own and student.trust_remote_code),
     )
 
@@ -149,7 +157,7 @@ def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbo
     """The explicit line's frozen teacher on its device; its tokenizer must give the same ids as the student's."""
     settings, model = recipe.teacher, teacher_model(recipe)
     _refuse_blank(model, "set teacher.name")
-    _same_tokens(load_tokenizer(locate(model.name), model), tokenizer, model.name, recipe.model.name)
+    _same_tokens(load_tokenizer(locate(model.name, model.gguf_file), model), tokenizer, model.name, recipe.model.name)
     family = family_of(load_config(model), model.name)
     extra: dict[str, Any] = {}
     if settings.device_map == "auto":
@@ -178,16 +186,18 @@ def load_foreign(
     return _read_by_attention(lm, family_of(config, model.name)) if known(config) else Foreign(lm, model.name)
 
 
-def locate(name: str) -> str | Path:
+def locate(name: str, gguf_file: str | None = None) -> str | Path:
     """The shipped checkpoint, a folder (also one of KAVA_MODEL_PATH), or a name for the hub and its cache."""
     if name in BLANK:
         name = BLANK[name][0]
+    if name in SHIPPED and gguf_file is not None:
+        raise ModelError(f"{name} has no .gguf files", "leave gguf_file out")
     if name in SHIPPED:
         return SHIPPED[name]
     if name.startswith("kava:"):
         raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
-    _refuse_no_model(name)
-    return own_copy(name) or (str(Path(name).expanduser()) if name.startswith("~") else name)
+    _refuse_no_model(name, gguf_file)
+    return own_copy(name, gguf_file) or (str(Path(name).expanduser()) if name.startswith("~") else name)
 
 
 def locate_tokenizer(name: str) -> str | Path:
@@ -196,13 +206,15 @@ def locate_tokenizer(name: str) -> str | Path:
     return folder if any((folder / file).is_file() for file in TOKENIZERS) else locate(name)
 
 
-def _refuse_no_model(name: str) -> None:
+def _refuse_no_model(name: str, gguf_file: str | None) -> None:
     """Refuses a path that is no model's folder, before a library takes it for a name of the hub."""
     path, give = Path(name).expanduser(), "give the folder of a model with config.json, weights and tokenizer"
     if (path / "kava.json").is_file():
         problem = f"model {name!r} is a student of kava, which is no model of its own"
         raise ModelError(problem, f"to begin with its weights: training.start_from={name}")
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir():
+        refuse_gguf(name, path, gguf_file)
+    if path.is_dir() and gguf_file is None and not (path / "config.json").is_file():
         what = "has no config.json" if any(path.iterdir()) else "is empty"
         raise ModelError(f"model {name!r}: the folder {what}", give)
     if not path.is_dir() and (path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1):
@@ -215,7 +227,7 @@ def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: t
     if settings.quantization != "none":
         extra["quantization_config"] = quantization_config(settings.quantization, device)
         extra.setdefault("device_map", {"": str(device)})
-    lm = _fetch(AutoModelForCausalLM, locate(model.name), model, "weights", **extra)
+    lm = _fetch(AutoModelForCausalLM, locate(model.name, model.gguf_file), model, "weights", **extra)
     return (lm if "device_map" in extra else lm.to(device)).eval().requires_grad_(False)
 
 
@@ -252,7 +264,8 @@ def _same_tokens(teacher: Any, student: Any, teacher_name: str, student_name: st
 
 
 def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra: Any) -> Any:
-    folder = cached(source, model.revision) if isinstance(source, str) else None
+    read = reader(kind, model)
+    folder = cached(source, model.revision, model.gguf_file) if isinstance(source, str) else None
     revision = None if folder else model.revision
     if model.trust_remote_code:
         check_allowed(str(source))
@@ -260,15 +273,17 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
         with progress(
             f"loading the {what} of {Path(model.name).name}" + ("" if folder or Path(source).is_dir() else " (hub)")
         ):
-            return kind.from_pretrained(
-                folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra
-            )
+            return read(folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra)
     except UNREADABLE as error:
         if "trust_remote_code" in str(error):
             raise CodeRefused(
                 f"model {str(source)!r} comes with code of its own, which is not run unasked",
                 "read that code, then add --trust_remote_code (in Python trust_remote_code=True)",
             ) from error
+        if model.gguf_file is not None:
+            if folder is None and (absent := cached_gguf_problem(str(source), revision, model.gguf_file)):
+                raise ModelError(f"model {str(source)!r}: {absent} (in the hub's cache)", "name one of them") from error
+            what = f"{what.removesuffix('.json')} in {model.gguf_file}"
         raise ModelError(
             f"cannot load the {what} of model {str(source)!r}: {_reason(error)}",
             "give a local folder as model.name, set KAVA_MODEL_PATH to a folder that holds ORG/NAME or NAME, or HF_HOME to "

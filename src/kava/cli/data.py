@@ -60,7 +60,7 @@ def check(
             from kava.data.encode import Encoder
 
         model = recipe.model.model_copy(update={"name": tokenizer} if tokenizer is not None else {})
-        source = locate(model.name) if tokenizer is None else locate_tokenizer(tokenizer)
+        source = locate(model.name, model.gguf_file) if tokenizer is None else locate_tokenizer(tokenizer)
         reader = load_tokenizer(source, model)
         encoder = Encoder(reader, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
     cards: dict[str, dict[str, Any]] = {}

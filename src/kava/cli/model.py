@@ -31,6 +31,7 @@ def check(
     device: Annotated[str, typer.Option(help="where --full runs: auto, cpu, cuda, cuda:1, mps")] = "cpu",
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the hub")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    gguf_file: Annotated[str | None, typer.Option(help="read this .gguf file of the folder or repository")] = None,
     quiet: Quiet = False,
 ) -> int:
     """Compare a small random copy of a model, made from its config, with what transformers computes.
@@ -49,7 +50,7 @@ def check(
         if not quiet:
             print(f"{'ok' if result.ok else 'FAIL':<4} {result.name:<10} {result.text}", flush=True)
 
-    settings = ModelConfig(name=name, revision=revision, trust_remote_code=trust_remote_code)
+    settings = ModelConfig(name=name, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
     with code_allowed(trust_remote_code):
         family, results = check_model(settings, full, device, show)
     supported = all(result.ok for result in results)

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -131,6 +132,19 @@ def section(default: Any, *idle: Idle) -> Any:
     """A section of keys, all of which are ignored where one of `idle` holds."""
     extra: Any = {"idle": idle}
     return Field(default, json_schema_extra=extra)
+
+
+def _gguf_name(value: str) -> str:
+    """The name of a .gguf file, relative to its model's folder."""
+    path = PurePosixPath(value.replace("\\", "/"))
+    if path.suffix != ".gguf" or path.is_absolute() or ".." in path.parts:
+        raise ValueError(
+            f"{value!r} is no .gguf file inside the model's folder or repository, for example model-q8_0.gguf"
+        )
+    return value
+
+
+GgufFile = Annotated[str, AfterValidator(_gguf_name)] | None
 
 
 def check_plain(value: Any) -> None:

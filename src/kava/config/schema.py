@@ -16,6 +16,7 @@ from kava.config.fields import (
     DistanceLoss,
     Flag,
     FolderName,
+    GgufFile,
     KVLoss,
     Method,
     Names,
@@ -82,6 +83,8 @@ class About(RecipeSection):
 class ModelConfig(RecipeSection):
     name: str = knob("kava:embedded", "ours", "hub name, local folder, or kava:embedded (the shipped checkpoint)")
     revision: str | None = knob(None, "ours", "branch, tag or commit on the hub")
+    gguf_file: GgufFile = knob(None, "ours",
+        "read config, tokenizer and weights from this .gguf file of the folder or repository, dequantised")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = knob("float32", "ours", "type the weights are loaded in")
     trust_remote_code: Flag = knob(False, "ours", "run code that comes with the model")
 

@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from kava.config import idle
-from kava.config.fields import PROMPTS, Flag, FusionName, Names, Ramp, RecipeSection, RouterName, as_tuple, knob
+from kava.config.fields import (
+    PROMPTS,
+    Flag,
+    FusionName,
+    GgufFile,
+    Names,
+    Ramp,
+    RecipeSection,
+    RouterName,
+    as_tuple,
+    knob,
+)
 
 
 # fmt: off
@@ -57,6 +68,8 @@ class TeacherConfig(RecipeSection):
     name: str | None = knob(None, "ours", "hub name or local folder; null = a frozen copy of the student's base",
         idle=idle.STORED)
     revision: str | None = knob(None, "ours", "branch, tag or commit on the hub", idle=idle.STORED)
+    gguf_file: GgufFile = knob(None, "ours", "the .gguf file of its folder or repository to read, as model.gguf_file",
+        idle=idle.STORED)
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = knob("float32", "ours", "type of the teacher's weights",
         idle=idle.STORED)
     quantization: Literal["none", "nf4", "int8"] = knob("none", "noted", "load it quantised (bitsandbytes)",
@@ -76,6 +89,7 @@ class TeacherSpec(RecipeSection):
     name: str = ""  # empty: the last part of the model's name, or "own"
     model: str | None = None  # null: a frozen copy of the student's base
     revision: str | None = None
+    gguf_file: GgufFile = None
     prompt: str = "default"  # one of PROMPTS, or a text that contains {question}
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     quantization: Literal["none", "nf4", "int8"] = "none"
@@ -113,7 +127,7 @@ class MixtureConfig(RecipeSection):
     """Several teachers, of any family: their keys and values are aligned to the student's and fused."""
 
     teachers: Annotated[tuple[TeacherSpec, ...], BeforeValidator(_as_specs)] = knob((), "ours",
-        "the teachers, as names or mappings (name, model, revision, prompt, dtype, quantization, store)")
+        "the teachers, as names or mappings (name, model, revision, gguf_file, prompt, dtype, quantization, store)")
     residence: Literal["together", "one_at_a_time"] = knob("together", "ours",
         "where live teachers stay: all on the device, or only the one that reads")
     iou_threshold: float = knob(0.1, "noted", "overlap below which two tokens are not matched", "the guide", ge=0, le=1,

@@ -157,16 +157,22 @@ def model_repo(name: str, revision: str | None) -> Repo | None:
 # -- from the hub ------------------------------------------------------------------------------------------------------
 
 
-def plan(repo: Repo, config: str | None = None) -> DownloadPlan:
-    """The download plan of a repository, from the hub. `config`: only this folder of a dataset, if it exists."""
+def plan(repo: Repo, part: str | None = None) -> DownloadPlan:
+    """The download plan of a repository, from the hub. `part`: of a dataset only this folder, if it exists; of a model
+    the .gguf file that holds its weights."""
     from huggingface_hub import HfApi
 
     with _hub_errors(repo):
         ask = HfApi().model_info if repo.kind == "model" else HfApi().dataset_info
         info = ask(repo.name, revision=repo.revision, files_metadata=True)
     every = [File(entry.rfilename, entry.size or 0) for entry in info.siblings or []]
-    files = model_files(every) if repo.kind == "model" else data_files(every, config)
+    files = model_files(every, part) if repo.kind == "model" else data_files(every, part)
     if not files:
+        if part is not None:
+            names = ", ".join(file.name for file in every if file.name.endswith(".gguf")) or "none"
+            raise repo.error(
+                f"model {repo.name} has no {part} on the hub; its .gguf files: {names}", "name one of them"
+            )
         what = "weights that can be loaded (safetensors)" if repo.kind == "model" else "files"
         raise repo.error(f"{repo.kind} {repo.name} has no {what} on the hub", "check the name")
     commit = str(info.sha)
@@ -175,8 +181,10 @@ def plan(repo: Repo, config: str | None = None) -> DownloadPlan:
     return DownloadPlan(repo, commit, tuple(files), tuple(missing))
 
 
-def model_files(files: Sequence[File]) -> list[File]:
-    """The files that transformers loads: one format of the weights, configuration and tokenizer."""
+def model_files(files: Sequence[File], gguf_file: str | None = None) -> list[File]:
+    """The files that transformers loads: one format of the weights (or `gguf_file`), configuration and tokenizer."""
+    if gguf_file is not None:
+        return [file for file in files if file.name == gguf_file]
     top = [file for file in files if "/" not in file.name]
     weights = [file for pattern in (_WEIGHTS, _PICKLED) for file in top if pattern.fullmatch(file.name)]
     if not weights:

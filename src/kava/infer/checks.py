@@ -14,7 +14,7 @@ MODES = ("latent", "cot", "direct")  # think in latents, write the steps, or nei
 STUDENT_FILES = ("kava.json", "recipe.yaml", "*.safetensors", "*config.json", "token*", "vocab*", "merges*", "*.pt*")
 # settings of the network and of the text it reads; the others are only about training
 SHAPING = (
-    "model.name", "model.revision", "dataset.cot_type", "dataset.prompt", "latent.", "loss.use_projection",
+    "model.name", "model.revision", "model.gguf_file", "dataset.cot_type", "dataset.prompt", "latent.", "loss.use_projection",
     "lora.enabled", "lora.r", "lora.alpha", "lora.target_modules",
 )  # fmt: skip
 

@@ -24,7 +24,7 @@ from kava.evaluation.eval_sets import load_eval_set
 from kava.teachers.manifest import read_manifest
 from kava.teachers.store import missing_shards
 
-HubPart = tuple[Repo, str | None]  # a repository of the hub and, of a data set, its configuration
+HubPart = tuple[Repo, str | None]  # a repository of the hub; of a data set its configuration, of a model its .gguf file
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def needed_assets(recipe: Recipe) -> Iterator[Asset]:
 
 
 def model_asset(model: ModelConfig, role: str) -> Asset:
-    repo = None if own_copy(model.name) else model_repo(model.name, model.revision)
-    return Asset("model", model.name, role, lambda: str(_model(model)), None if repo is None else (repo, None))
+    repo = _repo(model)
+    return Asset(
+        "model", model.name, role, lambda: str(_model(model)), None if repo is None else (repo, model.gguf_file)
+    )
 
 
 def data_asset(dataset: DatasetConfig, role: str) -> Asset:
@@ -100,22 +102,33 @@ def _models(recipe: Recipe) -> Iterator[Asset]:
             yield Asset("store", store, "teacher", partial(_store, store, None))
 
 
+def _repo(model: ModelConfig) -> Repo | None:
+    """The hub repository that a model comes from; None if it is a folder."""
+    return None if own_copy(model.name, model.gguf_file) else model_repo(model.name, model.revision)
+
+
 def _model(model: ModelConfig, weights: bool = True) -> Path:
     """The folder of a model that loads without a network."""
-    repo = None if own_copy(model.name) else model_repo(model.name, model.revision)
-    folder = Path(locate(model.name)).expanduser() if repo is None else snapshot(repo)
+    repo = _repo(model)
+    folder = Path(locate(model.name, model.gguf_file)).expanduser() if repo is None else snapshot(repo)
     if folder is None or not folder.is_dir():
         raise ModelError("there is no such folder" if repo is None else absent(repo))
+    if model.gguf_file is None:
+        _check_config(folder)
+    if (weights or model.gguf_file) and (problem := weights_problem(folder, model.gguf_file)):
+        raise ModelError(f"{folder}: {problem}")
+    load_tokenizer(folder, model.model_copy(update={"revision": None}))
+    return SHIPPED.get(model.name, folder)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuses a model's folder without a config.json that can be read."""
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{folder} has no config.json") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} is torn ({error})") from error
-    if weights and (problem := weights_problem(folder)):
-        raise ModelError(f"{folder}: {problem}")
-    load_tokenizer(folder, model.model_copy(update={"revision": None}))
-    return SHIPPED.get(model.name, folder)
 
 
 def _data(dataset: DatasetConfig) -> str:
@@ -150,7 +163,9 @@ def _store(store: str, spec: TeacherSpec | None) -> str:
         raise DataError(f"{folder}: {count} shards are missing, the first is {shards[0]}")
     if spec is not None:
         name, revision = spec.model or manifest.teacher["name"], spec.revision or manifest.teacher["revision"]
-        model = ModelConfig(name=name, revision=revision, trust_remote_code=spec.trust_remote_code)
+        gguf_file = spec.gguf_file or manifest.teacher.get("gguf_file")
+        trust = spec.trust_remote_code
+        model = ModelConfig(name=name, revision=revision, gguf_file=gguf_file, trust_remote_code=trust)
         try:
             _model(model, weights=False)
         except KavaError as error:

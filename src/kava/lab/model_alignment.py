@@ -28,7 +28,7 @@ def align_text(
     student: ModelConfig, teacher: ModelConfig, text: str, threshold: float, strategy: str, map_file: Path | None
 ) -> dict[str, Any]:
     """Both tokenizations of `text`, the overlap of their tokens (IoU of characters), and the layer map."""
-    spans = [spans_of(text, load_tokenizer(locate(model.name), model)) for model in (student, teacher)]
+    spans = [spans_of(text, load_tokenizer(locate(model.name, model.gguf_file), model)) for model in (student, teacher)]
     iou = iou_matrix(spans[0], spans[1], threshold)
     sizes = num_layers(student), num_layers(teacher)
     layers = layer_map(*sizes, strategy) if map_file is None else read_map(map_file, *sizes)
@@ -55,7 +55,7 @@ def measure_layer_map(
     dataset = dataset.model_copy(update={"cot_type": cot_type_of(dataset.name, "equation"), "drop_last_step": False})
     mixture = MixtureConfig(teachers=specs, iou_threshold=threshold)
     recipe = Recipe.model_construct(model=student, dataset=dataset, mixture=mixture)
-    tokenizer = load_tokenizer(locate(student.name), student)
+    tokenizer = load_tokenizer(locate(student.name, student.gguf_file), student)
     encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
     examples = list(load_examples(dataset, "train"))[:num_samples]
     rows = encode_split(examples, encoder, max_length, progress=progress).encoded

@@ -53,7 +53,7 @@ class StorePlan:
     def __init__(self, recipe: Recipe, request: Request, progress: bool):
         self.recipe, self.progress = recipe, progress
         self.request = request.checked(recipe)
-        self.tokenizer = load_tokenizer(locate(recipe.model.name), recipe.model)
+        self.tokenizer = load_tokenizer(locate(recipe.model.name, recipe.model.gguf_file), recipe.model)
         self.tokenization = None if request.spec is None else tokenization_of(request.spec, recipe)
         self.source = read_source(recipe, self.tokenizer, self.request.splits, progress, self.tokenization)
         self.manifest = planned(self.request, recipe, len(self.source.encoded))
@@ -99,6 +99,8 @@ class StorePlan:
         facts = {
             "name": checkpoint.name, "revision": checkpoint.revision, "quantization": spec.quantization, "dtype": loaded
         }  # fmt: skip
+        if checkpoint.gguf_file is not None:
+            facts["gguf_file"] = checkpoint.gguf_file
         own: dict[str, Any] = {}
         if self.request.spec is not None:
             rotary = teacher.rotary

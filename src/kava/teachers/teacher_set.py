@@ -97,7 +97,7 @@ class _Loader:
 
     def tokenization(self, spec: TeacherSpec, model: ModelConfig) -> TeacherTokenization:
         if model not in self._encoders:
-            tokenizer = load_tokenizer(locate(model.name), model)
+            tokenizer = load_tokenizer(locate(model.name, model.gguf_file), model)
             try:
                 self._encoders[model] = self.encoder(tokenizer), tokenizer.pad_token_id
             except DataError as error:
@@ -121,6 +121,7 @@ class _Loader:
         model = ModelConfig(
             name=spec.model or made_by["name"],
             revision=spec.revision or made_by["revision"],
+            gguf_file=spec.gguf_file or made_by.get("gguf_file"),
             trust_remote_code=spec.trust_remote_code,
         )
         tokenization = self.tokenization(spec, model)
@@ -147,10 +148,10 @@ def _differs(
         return f"was made with mixture.rope={made_by.get('rope')}, not {rope}", "set the same, or " + again
     if manifest.tokenizer != tokenizer_hash(tokenization.encoder.tokenizer):
         return f"was made with another tokenizer than that of {spec.model or name}", again
-    for key, default in (("dtype", "float32"), ("quantization", "none"), ("revision", None)):
+    for key, default in (("dtype", "float32"), ("quantization", "none"), ("revision", None), ("gguf_file", None)):
         value = getattr(spec, key)
-        if value not in (default, made_by[key]):
-            return f"was made with {key} {made_by[key]}, the entry has {value}", f"leave {key} out, or " + again
+        if value not in (default, made_by.get(key)):
+            return f"was made with {key} {made_by.get(key)}, the entry has {value}", f"leave {key} out, or " + again
     return None
 
 
