@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kava.backbone.card import write_card
 from kava.config import load_recipe, save_recipe
 from kava.errors import RunError
 from kava.progress import Meter
@@ -211,9 +212,9 @@ def checkpoint_in(run: Path, step: int, projector: bool = True) -> Path:
         save_file({"bridge.weight": torch.ones(3)}, folder / "projector.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"step": step}, folder / name)
-    (folder / "kava.json").write_text("{}")
     save_recipe(load_recipe("adaptive"), folder / "recipe.yaml")
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    write_card(folder, {"method": "explicit", "trained": ["model.weight"], "frozen_fingerprint": "", "step": step})
     return folder
 
 

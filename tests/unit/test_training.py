@@ -355,6 +355,23 @@ def test_auto_passes_over_a_foreign_pickle_and_a_stray_scaler(base: Path, undist
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "recipe.yaml", "kava.json"])
+def test_auto_passes_over_a_damaged_checkpoint(name: str, base: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """One flipped bit: the checkpoint and the file are named, the one before is continued, to the same bits."""
+    folder = half_done(undisturbed, tmp_path / "run")
+    path = folder / LAST / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"--resume .*{LAST}: .*{name}"):
+        train(recipe_for(base), folder, resume=str(folder / LAST), quiet=True)
+    train(recipe_for(base), folder, resume="auto", quiet=True)
+    text = (folder / "train.log").read_text()
+    assert f"{LAST} is passed over: {folder / LAST / name}" in text
+    assert "continuing from " + str(folder / "checkpoint-step8") in text
+    assert_same_run(folder, undisturbed)
+
+
 def test_links_to_a_scratch_disk(base: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Checkpoints and best student moved away and linked: rotation takes the links, nothing outside is deleted."""
     folder, scratch = half_done(undisturbed, tmp_path / "run"), tmp_path / "scratch"
