@@ -159,6 +159,11 @@ def test_a_setting_that_names_no_file_inside_is_refused(name: str) -> None:
         load_recipe("debug", [f"model.gguf_file={name}"])
 
 
+def test_a_flag_that_names_no_file_inside_is_refused(other_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "check", str(other_files), "--gguf_file", "a.bin"]) == 2
+    assert capsys.readouterr().err.splitlines()[0].endswith("for example model-q8_0.gguf")
+
+
 def test_teachers_have_files_of_their_own(other_files: Path) -> None:
     student = ModelConfig(name="org/student", gguf_file="q4.gguf")
     assert foreign_model(TeacherSpec(), student).gguf_file == "q4.gguf"

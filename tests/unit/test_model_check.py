@@ -223,7 +223,7 @@ def test_full_checks_the_weights_themselves(
     assert str(tmp_path) in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["check"], ["check", "/no/such/folder"], ["chekc", "x"], []])
+@pytest.mark.parametrize("words", [["check"], ["check", "/no/such/folder"], ["check", "a\x07b"], ["chekc", "x"], []])
 def test_bad_input_is_one_line_and_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["model", *words]) == 2
     lines = capsys.readouterr().err.splitlines()

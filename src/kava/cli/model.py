@@ -8,7 +8,7 @@ import typer
 from kava.cli.common import show_result
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet, TrustRemoteCode
-from kava.config import ModelConfig
+from kava.config import load_recipe
 from kava.config.trust import code_allowed
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def check(
         if not quiet:
             print(f"{'ok' if result.ok else 'FAIL':<4} {result.name:<10} {result.text}", flush=True)
 
-    settings = ModelConfig(name=name, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code)
+    typed = {"name": name, "revision": revision, "gguf_file": gguf_file}
+    words = [f"model.{key}={value}" for key, value in typed.items() if value is not None]
+    settings = load_recipe("debug", words).changed("model", trust_remote_code=trust_remote_code).model
     with code_allowed(trust_remote_code):
         family, results = check_model(settings, full, device, show)
     supported = all(result.ok for result in results)
