@@ -329,7 +329,10 @@ class Foreign:
         return print, ("this must not run",)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize(
+    "name",
+    ["rng_state.pth", *(pytest.param(f"{name}.pt", marks=pytest.mark.long) for name in ("optimizer", "scheduler"))],
+)
 def test_a_foreign_pickle_is_one_line_that_names_the_file(
     name: str, base: Path, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,6 +412,7 @@ def test_the_journal_is_cut_where_the_run_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / "none.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_killed_loader_worker_is_one_line_and_loses_nothing(
     base: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
