@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argv
 import config_words
+import damaged_files
 import environment
 import pytest
 import rows
@@ -20,9 +21,31 @@ CLASSES = {
     "flags": argv.CASES,
     "environment": environment.CASES,
     "rows": rows.CASES,
+    "students": damaged_files.students(),
+    "results": damaged_files.results(),
+    "aggregated": damaged_files.aggregated(),
+    "job records": damaged_files.job_records(),
 }
-FAST = {"config words": 120, "flags": 60, "environment": 30, "rows": 40}
-LONG = {"config words": 4000, "flags": 2000, "environment": 1000, "rows": 2000}
+FAST = {
+    "config words": 110,
+    "flags": 55,
+    "environment": 30,
+    "rows": 35,
+    "students": 10,
+    "results": 20,
+    "aggregated": 20,
+    "job records": 20,
+}
+LONG = {
+    "config words": 4000,
+    "flags": 2000,
+    "environment": 1000,
+    "rows": 1500,
+    "students": 300,
+    "results": 400,
+    "aggregated": 400,
+    "job records": 400,
+}
 
 
 def all_well_behaved(cases: st.SearchStrategy[Case], number: int) -> None:

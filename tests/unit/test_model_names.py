@@ -1,15 +1,19 @@
 """Names of models that are no models: refused before a library takes a path for a name of the hub."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from kava.backbone.artifact import load_student
-from kava.backbone.load import load_tokenizer, locate
+from kava.backbone.load import SHIPPED, load_tokenizer, locate
 from kava.config import ModelConfig, load_recipe, save_recipe
 from kava.errors import ConfigError, ModelError
 from kava.files import write_json
 from kava.training.arguments import training_arguments
+
+NESTED = "[" * 100_000
 
 
 @pytest.fixture
@@ -32,6 +36,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("empty", "model 'empty': the folder is empty", "config.json"),
         ("other", "the folder has no config.json", "config.json"),
         ("other/notes.txt", "a file, not a folder", "config.json"),
+        ("x" * 5000, "xxx': File name too long", "config.json"),
+        ("org/" + "x" * 5000, "xxx': File name too long", "config.json"),
         ("student", "is a student of kava", "training.start_from=student"),
     ],
 )
@@ -47,6 +53,30 @@ def test_names_of_the_hub_and_of_models_stay(folders: Path) -> None:
     assert locate("bare") == "bare"
     with pytest.raises(ModelError, match=r"bare has no tokenizer, none of tokenizer\.json"):
         load_tokenizer("bare", ModelConfig(name="bare"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": 0}]}, "tokenizer.json is damaged: "),
+        ("tokenizer.json", {"truncation": True}, "tokenizer.json is damaged: invalid type"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "x"}}, "tokenizer.json is damaged: "),
+        ("tokenizer.json", NESTED, "tokenizer.json is "),
+        ("tokenizer_config.json", NESTED, "tokenizer_config.json is nested too deeply"),
+        ("config.json", NESTED, "config.json is nested too deeply"),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_named(
+    tmp_path: Path, file: str, content: str | dict[str, object], message: str
+) -> None:
+    path = tmp_path / "model" / file
+    shutil.copytree(SHIPPED["kava:embedded"], path.parent)
+    text = content if isinstance(content, str) else json.dumps(json.loads(path.read_text("utf-8")) | content)
+    path.write_text(text, "utf-8")
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(tmp_path / "model", ModelConfig(name="model"))
+    assert message in error.value.message
+    assert "\n" not in error.value.message
 
 
 def test_a_base_that_was_moved_names_the_flag_and_one_without_effect_is_refused(folders: Path) -> None:

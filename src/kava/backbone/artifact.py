@@ -31,9 +31,10 @@ from kava.backbone.card import (
     write_card,
 )
 from kava.backbone.families import Family, family_of
-from kava.backbone.load import UNREADABLE, _dtype, _fetch, assemble, build_model, load_tokenizer
+from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.tokens import save_tokenizer
+from kava.backbone.unreadable import UNREADABLE
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.config.trust import code_allowed, trusted
 from kava.errors import CheckpointError, CodeRefused, ConfigError, ModelError, first_line

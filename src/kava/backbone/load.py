@@ -2,13 +2,10 @@
 
 import os
 from pathlib import Path
-from struct import error as StructError
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub.errors
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
@@ -21,16 +18,12 @@ from kava.backbone.lora import add_lora
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room
+from kava.backbone.unreadable import UNREADABLE, naming_files, reason
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
 from kava.config.trust import check_allowed
-from kava.errors import CodeRefused, ConfigError, ModelError, first_line
+from kava.errors import CodeRefused, ConfigError, ModelError
 from kava.progress import progress
 
-# What transformers raises for files that are missing, torn, of another kind, or of values that make no model.
-STRICT: type[Exception] = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # newer versions
-UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, STRICT, StructError,
-)  # fmt: skip
 # Tokenizers of one vocabulary may still split these texts otherwise.
 PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
@@ -209,7 +202,11 @@ def locate_tokenizer(name: str) -> str | Path:
 def _refuse_no_model(name: str, gguf_file: str | None) -> None:
     """Refuses a path that is no model's folder, before a library takes it for a name of the hub."""
     path, give = Path(name).expanduser(), "give the folder of a model with config.json, weights and tokenizer"
-    if (path / "kava.json").is_file():
+    try:
+        is_student = (path / "kava.json").is_file()
+    except OSError as error:  # a name too long for this system, a folder that may not be read
+        raise ModelError(f"model {name!r}: {error.strerror}", give) from error
+    if is_student:
         problem = f"model {name!r} is a student of kava, which is no model of its own"
         raise ModelError(problem, f"to begin with its weights: training.start_from={name}")
     if path.is_dir():
@@ -270,8 +267,11 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
     if model.trust_remote_code:
         check_allowed(str(source))
     try:
-        with progress(
-            f"loading the {what} of {Path(model.name).name}" + ("" if folder or Path(source).is_dir() else " (hub)")
+        with (
+            progress(
+                f"loading the {what} of {Path(model.name).name}" + ("" if folder or Path(source).is_dir() else " (hub)")
+            ),
+            naming_files(folder or source),
         ):
             return read(folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra)
     except UNREADABLE as error:
@@ -285,15 +285,10 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
                 raise ModelError(f"model {str(source)!r}: {absent} (in the hub's cache)", "name one of them") from error
             what = f"{what.removesuffix('.json')} in {model.gguf_file}"
         raise ModelError(
-            f"cannot load the {what} of model {str(source)!r}: {_reason(error)}",
+            f"cannot load the {what} of model {str(source)!r}: {reason(error)}",
             "give a local folder as model.name, set KAVA_MODEL_PATH to a folder that holds ORG/NAME or NAME, or HF_HOME to "
             "a cache with the model, or check network and login",
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """What is wrong with a config, where its class only says that something is."""
-    return first_line(error.__cause__ if isinstance(error, STRICT) and error.__cause__ else error)
 
 
 def _dtype(name: str) -> torch.dtype | str:
