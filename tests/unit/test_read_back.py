@@ -93,7 +93,12 @@ def outcome(use: Use, folder: Path, name: str) -> KavaError | None:
     return None
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+SOME_OR_ALL = [
+    name if number % 3 == 0 else pytest.param(name, marks=pytest.mark.long) for number, name in enumerate(DAMAGES)
+]
+
+
+@pytest.mark.parametrize("damage", SOME_OR_ALL)
 @pytest.mark.parametrize(("name", "use"), PAIRS)
 def test_a_damaged_file(results: Path, name: str, use: Use, damage: str) -> None:
     content = DAMAGES[damage]
@@ -238,7 +243,7 @@ OTHERS: dict[str, tuple[Any, Use]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", SOME_OR_ALL)
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str) -> None:
     monkeypatch.chdir(tmp_path)
