@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from behaviour import FIXTURES, Case
+from hypothesis import assume
 from hypothesis import strategies as st
 from rows import damaged_bytes
 
@@ -102,6 +103,7 @@ def students(draw: st.DrawFn) -> Case:
         )
     )
     content, wrong = damaged(draw, f"latent_student/{name}")
+    assume(b'"num_hidden_layers": 1000' not in (content or b""))  # they would be built, one after the other
     words = (
         "infer",
         "--checkpoint",

@@ -243,6 +243,10 @@ def test_a_card_with_other_types(
     "change",
     [
         {"num_attention_heads": 7},
+        {"num_attention_heads": 0},
+        {"head_dim": 0},
+        {"vocab_size": 0, "pad_token_id": 0},
+        {"pad_token_id": 10**12},
         {"hidden_act": "nothing"},
         {"hidden_size": 10**12},
         {"hidden_size": "wide"},

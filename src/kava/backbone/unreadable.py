@@ -13,7 +13,8 @@ from kava.errors import first_line
 
 STRICT: type[Exception] = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # newer versions
 UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, STRICT, StructError,
+    OSError, ValueError, LookupError, ArithmeticError, AssertionError, TypeError, AttributeError, ImportError,
+    SafetensorError, STRICT, StructError,
 )  # fmt: skip
 
 
