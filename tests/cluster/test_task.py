@@ -46,6 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             if not stop.is_set():
                 os.kill(os.getpid(), getattr(signal, send))
 
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where nohup runs the tests
         thread = threading.Thread(target=sender) if send else None
         if thread:
             thread.start()
@@ -55,6 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             stop.set()
             if thread:
                 thread.join()
+            signal.signal(signal.SIGHUP, before)
 
     return go
 
