@@ -160,6 +160,8 @@ def quick(words: list[str]) -> list[str] | None:
         words += ["--quick_test", "system.num_workers=0", "evaluation.max_new_tokens=4"]
     if words[0] == "suite":  # a few members stand for all
         words += ["--quick_test", "--seeds", "42", "system.num_workers=0", "--members", *MEMBERS[words[1]]]
+    if words[0] in ("analyze", "report"):  # of a suite that ran as a rehearsal
+        words = [f"{word}_quick" if word in ("outputs/latent", "outputs/phases") else word for word in words]
     if words[0] == "bench":
         words += ["--repeats", "1"]
     if words[0] in ("evaluate", "infer") and "--max_new_tokens" not in words:
@@ -184,7 +186,7 @@ def test_the_lines_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("gsm8k", "gsm8k-hard", "svamp"):
         assert yaml.safe_load((seed / f"results_{name}.yaml").read_text())["total"] == hub.TEST_ROWS
     assert (root / "outputs" / "llama1b_aug_seed_42_quick" / "results_gsm8k.yaml").is_file()
-    for tree in ("llama1b_aug", "llama1b_aug_multi_seed"):
+    for tree in ("llama1b_aug", "llama1b_aug_multi_seed_quick"):
         whole = root / "outputs" / tree / "aggregated_results.json"
         aggregated = json.loads(whole.read_text())
         assert aggregated == json.loads(json.dumps(yaml.safe_load(whole.with_suffix(".yaml").read_text())))

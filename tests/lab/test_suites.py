@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,8 +254,8 @@ def test_seeds_killed_in_the_middle_go_on_and_repeat_nothing(tmp_path: Path, how
 @pytest.mark.long
 def test_a_suite_with_a_broken_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = tmp_path / "latent" / "E3_right_crop" / "seed_1"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("in the way")
+    broken.mkdir(parents=True)
+    save_recipe(load_recipe("debug", ["training.learning_rate=0.5"]), broken / "recipe.yaml")  # another run's folder
     words = ["suite", "e1-e5", "--config", "debug", "--seeds", "1", "--output_dir", str(tmp_path), "--jobs", "2"]
     assert main([*words, "--members", "E1_baseline", "E3_right_crop", "full_cot", "--quiet"]) == 1
     out, err = capsys.readouterr()
@@ -264,7 +265,7 @@ def test_a_suite_with_a_broken_member(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "accuracy" not in rows["E3_right_crop"]
     assert "broken: E3_right_crop/seed_1: train ended with code 2" in err
     assert (tmp_path / "latent" / "full_cot" / "seed_1" / "results_chains.cot.yaml").is_file()
-    broken.unlink()
+    shutil.rmtree(broken)
     assert main([*words, "--members", "E3_right_crop", "--quiet"]) == 0
     suite = json.loads((tmp_path / "latent" / "suite.json").read_text())
     assert suite["broken"] == {}
