@@ -11,7 +11,7 @@ OLDEST = .venv-oldest
 demo: ready  ## distil the shipped checkpoint on built-in arithmetic (about five minutes on two cores)
 	$(PYTHON) -m kava demo
 
-test: ready  ## the fast suite: no network, three to five minutes on one core
+test: ready  ## the fast suite: no network, about six minutes on one core
 	$(TEST_ENV) $(PYTHON) -m pytest
 
 test-long: ready  ## real training runs, kill tests; PART=1/3 runs a third of them

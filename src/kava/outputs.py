@@ -134,8 +134,8 @@ def _clash(first: Output, second: Output) -> bool:
     """Whether two outputs are the same, or one is a file where the other needs a folder."""
     if not _is_replaced(first):
         return False
-    one, two = (Path(os.path.realpath(output.path)) for output in (first, second))
-    above = (one in two.parents and not first.is_folder) or (two in one.parents and not second.is_folder)
+    left, right = (Path(os.path.realpath(output.path)) for output in (first, second))
+    above = (left in right.parents and not first.is_folder) or (right in left.parents and not second.is_folder)
     return above or _same(first.path, second.path)
 
 

@@ -191,8 +191,8 @@ def plan_suite(
         check_outputs([Output(f"{suite.name}'s file", root / name) for name in (f"{suite.name}.yaml", "suite.json")])
     if runs.settings:
         shared = str(_write_shared_recipe((recipe_folder or root) / f"{suite.name}.yaml", runs))
-    asked = requests(runs.recipe)  # typed again for each run, because a file cannot allow code to run
-    typed = [f"{key}={json.dumps(value)}" for key, value in parse_overrides(runs.settings).items() if key in asked]
+    code_keys = requests(runs.recipe)  # typed again for each run, because a file cannot allow code to run
+    typed = [f"{key}={json.dumps(value)}" for key, value in parse_overrides(runs.settings).items() if key in code_keys]
     jobs: list[Job] = []
     refused: dict[str, ConfigError] = {}
     for seed in runs.seeds:  # seeds outermost: a run that is stopped early leaves whole comparisons
