@@ -58,24 +58,44 @@ def kava_attention(
         prefix_key, prefix_value = call.prefix[layer]
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key = key.repeat_interleave(groups, dim=1)
-        value = value.repeat_interleave(groups, dim=1)
     mask = call.masks.get(layer, attention_mask)
     if softcap is None:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        out = grouped_attention(query, key, value, mask, dropout, scaling)
     else:
         assert mask is not None
-        out = F.dropout(capped_weights(query, key, mask, scaling or query.shape[-1] ** -0.5, softcap), dropout) @ value
+        weights = F.dropout(capped_weights(query, key, mask, scaling or query.shape[-1] ** -0.5, softcap), dropout)
+        out = (by_group(weights, key) @ value).view(*query.shape[:3], value.shape[-1])
     return out.transpose(1, 2).contiguous(), None
 
 
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """[B, H*R, T, D] for query [B, H*R, T, D], key and value [B, H, S, D] and a mask that all heads share; keys and values
+    are repeated for the R queries of a group only where the device has no fast kernel that reads them in place."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.shape[2] == 1:  # queries of a group are rows over the same keys: one product, not R
+        out = F.scaled_dot_product_attention(by_group(query, key), key, value, mask, dropout, scale=scale)
+        return out.reshape(*query.shape[:3], value.shape[-1])
+    in_place = groups == 1 or mask is None or query.device.type == "cpu"
+    if not in_place:  # of CUDA's kernels only the slowest, which keeps all weights, takes groups under a mask
+        key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout, scale=scale, enable_gqa=in_place and groups > 1
+    )
+
+
 def capped_weights(query: Tensor, key: Tensor, mask: Tensor, scale: float, cap: float | None) -> Tensor:
-    """Attention weights [B, H, T, P + T] with logits of at most `cap`; sdpa has no such argument."""
-    logits = soft_cap(query @ key.transpose(2, 3) * scale, cap)
+    """Attention weights [B, H*R, T, S] of key [B, H, S, D] with logits of at most `cap`; sdpa has no such argument."""
+    logits = soft_cap(by_group(query, key) @ key.transpose(2, 3) * scale, cap)
+    logits = logits.view(*query.shape[:3], key.shape[2])
     wide = at_least_float32(logits.masked_fill(~mask, torch.finfo(logits.dtype).min))
     return torch.softmax(wide, dim=-1).to(query.dtype)
+
+
+def by_group(rows: Tensor, key: Tensor) -> Tensor:
+    """rows [B, H*R, T, *] of query heads as [B, H, R*T, *]: those that read the same head of key [B, H, S, D] together."""
+    return rows.reshape(len(rows), key.shape[1], -1, rows.shape[-1])
 
 
 AttentionInterface.register(NAME, kava_attention)

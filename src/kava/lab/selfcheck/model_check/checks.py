@@ -201,7 +201,6 @@ def check_attention(subject: Subject) -> str:
     with library(model):
         weights = model.decoder(ids, use_cache=False, output_attentions=True).attentions
     for i, (query, key, window) in enumerate(zip(out.queries, out.keys, model.windows, strict=True)):
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         allowed = causal_mask(mask) if window is None else within_window(causal_mask(mask), window)
         own = capped_weights(query, key, allowed, model.scale, model.cap)
         subject.same(own, weights[i], f"attention weights of layer {i}")
