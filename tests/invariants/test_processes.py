@@ -22,6 +22,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback
 
@@ -32,6 +33,7 @@ import mixtures
 import processes
 import zoo
 from kava.backbone.artifact import WEIGHTS
+from kava.backbone.model import plain_name
 from kava.config import load_recipe
 from kava.errors import CheckpointError, ConfigError
 from kava.losses import add
@@ -132,7 +134,7 @@ def test_wrapping_layer_by_layer_is_refused(field: str) -> None:
 
 def test_so_is_a_launcher_that_would_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP is set: sharding layer by layer breaks latent passes"):
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_FSDP is set: wrapped by accelerate"):
         training_arguments(load_recipe("debug", ["logging.report_to=[]"]), tmp_path)
 
 
@@ -216,7 +218,8 @@ def test_ddp_is_told_of_a_projection_that_nothing_trains() -> None:
 # -- three updates over nine examples: the fifth batch of two has no partner ------------------------------------------
 
 NINE = (*explicit.EIGHT, (2, 3, 1))
-WRAPPERS = {"none": "DistributedDataParallel", "fsdp2": "Sharded"}
+WRAPPERS = {"none": "DistributedDataParallel", "fsdp2": "Sharded", "fsdp2_whole": "Sharded"}
+UNITS = {"none": 0, "fsdp2": 3 + 1, "fsdp2_whole": 1}  # that FSDP gathers: the layers and the rest, or everything
 
 
 class Spy(TrainerCallback):
@@ -269,12 +272,13 @@ def three_updates(folder: Path, size: int, sharding: str = "none") -> dict[str, 
     trainer.train()
     sharded = [name for name, weight in kind.named_parameters() if type(weight).__name__ == "DTensor"]
     state = trainer.optimizer.state_dict()["state"]
-    with trainer.whole():
-        weights = {name: weight.detach().clone() for name, weight in kind.named_parameters()}
+    units = [part for part in trainer.model_wrapped.modules() if isinstance(part, FSDPModule)]
+    weights = {plain_name(name): whole_tensor(weight.detach()).clone() for name, weight in kind.named_parameters()}
     names = ("loss", "grad_norm", "grad_backbone", *compare.TERMS)
     return {
         "wrapper": type(trainer.model_wrapped).__name__,
         "sharded": len(sharded),
+        "units": len(units),
         "log": [{name: line[name] for name in names} for line in trainer.state.log_history if "loss" in line],
         "gradients": spy.found,
         "weights": weights,
@@ -304,7 +308,8 @@ def test_two_processes_have_the_losses_gradients_and_weights_of_one(tmp_path: Pa
         for sharding, wrapper in WRAPPERS.items():
             found = torch.load(tmp_path / f"rank{rank}-{sharding}.pt", weights_only=False)
             assert found["wrapper"] == wrapper
-            assert found["sharded"] == (len(found["weights"]) if sharding == "fsdp2" else 0)
+            assert found["sharded"] == (0 if sharding == "none" else len(found["weights"]))
+            assert found["units"] == UNITS[sharding]
             assert_close(found, wanted)
 
 

@@ -9,6 +9,7 @@ tokenizer files
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,33 @@ from kava.errors import CheckpointError, CodeRefused, ConfigError, ModelError, f
 from kava.files import make_folder, usual_mode
 
 
-def write_student(model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, **facts: Any) -> None:
-    """Writes a student's folder; `facts` (step, accuracy, ...) go into kava.json."""
+@dataclass(frozen=True)
+class Weights:
+    """What a student's folder says of its weights: the trained ones by name, and the fingerprint of the frozen ones."""
+
+    trained: Mapping[str, torch.Tensor]
+    frozen: str
+
+    @classmethod
+    def of(cls, model: LatentModel) -> "Weights":
+        return cls(model.trained(), fingerprint(model))
+
+
+def write_student(
+    model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, weights: Weights | None = None, **facts: Any
+) -> None:
+    """Writes a student's folder; `facts` (step, accuracy, ...) go into kava.json. `weights`: in place of the model's."""
     make_folder(folder)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.trained().items()}
-    save_file(weights, folder / WEIGHTS)
+    weights = weights or Weights.of(model)
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.trained.items()}, folder / WEIGHTS)
     usual_mode(folder / WEIGHTS)
     model.config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     facts = {
         "kava_version": __version__,
         "method": method_of(recipe),
-        "trained": sorted(weights),
-        "frozen_fingerprint": fingerprint(model),
+        "trained": sorted(weights.trained),
+        "frozen_fingerprint": weights.frozen,
         **facts,
     }
     save_recipe(recipe, folder / RECIPE)

@@ -22,6 +22,13 @@ from kava.errors import ModelError
 from kava.latents import iterate, make_projection, start, unroll
 from kava.shapes import soft_cap
 
+UNIT_LAYER = "unit_layer"  # in the names of weights whose layers are units (`layer_units.py`)
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight as it is without units."""
+    return name.replace(f".{UNIT_LAYER}.", ".")
+
 
 class Backbone(nn.Module):
     """Runs passes and returns their hidden states, keys and values. `backbone`: a causal LM of transformers, or a PeftModel."""
@@ -146,7 +153,7 @@ class Backbone(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, as saved in a student's folder."""
-        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+        return {plain_name(name): weight for name, weight in self.named_parameters() if weight.requires_grad}
 
 
 class LatentModel(Backbone):

@@ -4,7 +4,7 @@ from kava.config.load import explain
 from kava.config.schema import Recipe
 
 FREE_TO_CHANGE = (
-    "about.", "logging.", "evaluation.", "system.num_workers", "system.device",
+    "about.", "logging.", "evaluation.", "system.num_workers", "system.device", "system.sharding",
     "model.trust_remote_code", "teacher.trust_remote_code",
 )  # fmt: skip
 

@@ -63,8 +63,8 @@ HF_OWNED = {
     "eval_strategy": "logging.eval_steps",
     "remove_unused_columns": "the trainer itself",
     "label_names": "the trainer itself",
-    "fsdp": "system.sharding=fsdp2, which shards the model as a whole (layer by layer, latent passes break)",
-    "fsdp_config": "system.sharding=fsdp2, which shards the model as a whole (layer by layer, latent passes break)",
+    "fsdp": "system.sharding=fsdp2, which knows of the keys and values that latent passes take from a layer",
+    "fsdp_config": "system.sharding=fsdp2, which knows of the keys and values that latent passes take from a layer",
     "deepspeed": "system.sharding=fsdp2, in place of DeepSpeed",
     "parallelism_config": "torchrun and system.sharding",
 }
@@ -214,8 +214,9 @@ class SystemConfig(RecipeSection):
     mixed_precision: Precision = knob("no", "ours", "autocast type")
     num_workers: int = knob(4, "noted", "processes that prepare batches", "the guide", ge=0, le=256)
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "ours", "where to run")
-    sharding: Literal["none", "fsdp2"] = knob("none", "ours",
-        "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer")
+    sharding: Literal["none", "fsdp2", "fsdp2_whole"] = knob("none", "ours",
+        "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer, gathered layer "
+        "by layer (fsdp2) or as a whole (fsdp2_whole)")
     seed: int = knob(42, "noted", "seed of weights, order, dropout and draws", "the guide: 42, 123, 456", ge=0)
     gradient_accumulation_steps: int | None = knob(None, "ours",
         "another place for training.gradient_accumulation_steps (moved there when read)", ge=1)

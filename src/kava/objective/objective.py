@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from kava.backbone.model import plain_name
 from kava.compress import Samples
 from kava.config import ExplicitConfig, LossConfig
 from kava.losses import Term, cross_entropy
@@ -172,4 +173,4 @@ class Objective(nn.Module):
         return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+        return {plain_name(name): weight for name, weight in self.named_parameters() if weight.requires_grad}

@@ -79,9 +79,8 @@ def _refuse_other_wrappers(recipe: Recipe) -> None:
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
         if os.environ.get(name, "false").lower() not in ("false", "0", ""):
             raise ConfigError(
-                f"{name} is set: sharding layer by layer breaks latent passes, whose keys and values leave a layer by the "
-                "side",
-                "start with torchrun; system.sharding=fsdp2 shards the model as a whole",
+                f"{name} is set: wrapped by accelerate, a layer's keys and values would reach the loss behind its back",
+                "start with torchrun; system.sharding=fsdp2 shards the model layer by layer",
             )
     if recipe.system.sharding != "none" and recipe.system.mixed_precision == "fp16":
         raise ConfigError(

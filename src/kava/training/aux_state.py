@@ -1,5 +1,6 @@
 """projector.safetensors: what the objective trains or has measured beside the student (projectors, adapters, router)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ FORMER = (  # beginnings of names in files of earlier versions, and the names of
 )
 
 
-def save(objective: Objective, folder: Path) -> None:
-    """Writes the file where there is anything to write."""
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in objective.aux_state().items()}
+def save(objective: Objective, folder: Path, state: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes the file where there is anything to write; `state`: in place of the objective's."""
+    state = objective.aux_state() if state is None else state
+    weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if weights:
         save_file(weights, folder / FILE)
         usual_mode(folder / FILE)

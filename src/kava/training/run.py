@@ -154,9 +154,9 @@ class _Run:
             if code == 0 and no_best:  # nothing to validate on
                 trainer.save_best(validation=None)
             if code == 0 and line.finish is not None:
-                with trainer.whole():
-                    if is_main_process():
-                        line.finish(self.folder)
+                trainer.consolidate()
+                if is_main_process():
+                    line.finish(self.folder)
             if is_main_process():
                 self.close(trainer, code == 0, seconds)
             getattr(trainer, "end", lambda: None)()

@@ -1,71 +1,118 @@
-"""system.sharding: fsdp2. Every process holds a shard of weights, gradients and optimizer state.
+"""system.sharding: fsdp2, fsdp2_whole. Every process holds a shard of weights, gradients and optimizer state.
 
-Only the root is wrapped: keys and values bypass a layer's output, which per-layer FSDP does not track. Checkpoints hold
-whole tensors in the same files as without shards, so a run may resume with another sharding or none.
+fsdp2        layer by layer: each decoder layer is whole only while it computes (`backbone/layer_units.py`). What is left,
+             embedding, head, last norm and all that is trained beside the student, is one more unit, whole from the
+             beginning of a forward pass to the end of its backward pass
+fsdp2_whole  everything is one unit
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from kava.backbone.artifact import Weights, fingerprint
+from kava.backbone.layer_units import into_units, out_of_units
 from kava.errors import ConfigError
+from kava.objective.objective import Objective
 from kava.objective.records import Result
+from kava.training.processes import is_main_process
+
+T = TypeVar("T")
 
 
 class _Root(nn.Module):
-    """The wrapped module. It returns plain tensors, because FSDP hooks the gradients of tensors in the output."""
+    """Runs any work inside FSDP's hooks. It returns plain tensors, because FSDP hooks the gradients of its output."""
 
-    def __init__(self, objective: nn.Module):
+    def __init__(self, objective: Objective):
         super().__init__()
         self.objective = objective
-        self.result = Result([], {})
+        self.value: Any = None
 
-    def forward(self, *inputs: Any) -> list[Tensor]:
-        self.result = self.objective(*inputs)
-        return [term.total for term in self.result.terms]
+    def forward(self, work: Callable[[], Any]) -> list[Tensor]:
+        self.value = work()
+        return [term.total for term in self.value.terms] if isinstance(self.value, Result) else []
 
 
 class Sharded(nn.Module):
     """The sharded objective; called like the objective."""
 
-    def __init__(self, objective: nn.Module, device: torch.device):
+    def __init__(self, objective: Objective, device: torch.device, by_layer: bool = False):
         super().__init__()
         from torch.distributed.fsdp import fully_shard
 
         refuse_types(objective)
-        with torch.no_grad():
-            for value in (*objective.parameters(), *objective.buffers()):
-                distributed.broadcast(value, 0)
+        self.frozen = fingerprint(objective.model)  # while its weights are whole
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-        self.root: Any = fully_shard(_Root(objective), mesh=mesh, reshard_after_forward=False)
+        units: list[Any] = [*into_units(objective.model)] if by_layer else []
+        for unit in units:
+            _same_everywhere(unit, device)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        root = _Root(objective)
+        _same_everywhere(root, device)
+        self.root: Any = fully_shard(root, mesh=mesh, reshard_after_forward=False)
+        self.run(lambda: None)  # the first call makes it the root of all units
+        for unit in units:  # weights that are first gathered in inference mode could not be trained
+            unit.unshard()
+            unit.reshard()
+        warnings.filterwarnings(
+            "ignore", "FSDP2-wrapped module .* returned a view", UserWarning
+        )  # nothing writes to it
 
     def forward(self, *inputs: Any) -> Result:
-        totals = self.root(*inputs)
-        result = self.root.result
-        self.root.result = Result([], {})
-        terms = [replace(term, total=total) for term, total in zip(result.terms, totals, strict=True)]
-        return Result(terms, result.health)
+        return self._run(lambda: self.root.objective(*inputs))
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Context manager: all weights on every process, as plain tensors."""
-        hooks = {module: module._state_dict_pre_hooks for module in self.root.modules()}
-        self.root.unshard()
+    def run(self, work: Callable[[], T]) -> T:
+        """The value of `work`, which calls passes of the model and needs no gradients; all processes call it together."""
         try:
-            for module in hooks:  # FSDP's own hooks, with which state_dict() would give shards
-                module._state_dict_pre_hooks = OrderedDict()
-            yield
+            return self._run(work)
         finally:
-            for module, own in hooks.items():
-                module._state_dict_pre_hooks = own
-            self.root.reshard()
+            self.root.reshard()  # no backward pass does it
+
+    def _run(self, work: Callable[[], T]) -> T:
+        self.root(work)
+        value, self.root.value = self.root.value, None
+        return value  # type: ignore[no-any-return]
+
+    def gathered(self) -> tuple[Weights, dict[str, Tensor]]:
+        """The student's trained weights and the objective's `aux_state`, whole, in the first process; all call it."""
+        objective = self.root.objective
+        return Weights(_gathered(objective.model.trained()), self.frozen), _gathered(objective.aux_state())
+
+    def consolidate(self) -> None:
+        """Ends the sharding: the first process then has the objective with all its weights on the CPU."""
+        objective, whole = self.root.objective, {}
+        for module in list(objective.modules()):
+            for name, weight in module._parameters.items():
+                if weight is not None and id(weight) not in whole:
+                    value = _on_main(weight)
+                    whole[id(weight)] = nn.Parameter(value, weight.requires_grad)
+                if weight is not None:
+                    module._parameters[name] = whole[id(weight)]
+        out_of_units(objective.model)
+
+
+def _gathered(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: _on_main(value) for name, value in state.items()}
+
+
+def _on_main(value: Tensor) -> Tensor:
+    """The whole tensor on the CPU of the first process, an empty one elsewhere."""
+    whole = whole_tensor(value.detach())
+    return whole.cpu() if is_main_process() else torch.empty(0)  # type: ignore[no-any-return]
+
+
+def _same_everywhere(module: nn.Module, device: torch.device) -> None:
+    """Moves what is no shard yet to the device and takes the first process's values."""
+    with torch.no_grad():
+        for value in (*module.parameters(), *module.buffers()):
+            if not isinstance(value, DTensor):
+                value.data = value.data.to(device)
+                distributed.broadcast(value, 0)
 
 
 def refuse_types(objective: nn.Module) -> None:

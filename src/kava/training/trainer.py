@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kava.backbone.artifact import write_student
+from kava.backbone.artifact import Weights, write_student
 from kava.config import Recipe
 from kava.data.example import stable_hash
 from kava.errors import RunError, first_line
@@ -38,6 +38,7 @@ IDLE = "idle"  # a batch that its process was given to keep step with the others
 
 
 Sums = defaultdict[str, float]
+Aux = dict[str, torch.Tensor]  # what is trained or measured beside the student
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class KavaTrainer(RestoringTrainer):
         self.at_epoch_end = False
         self.pieces = pieces_of(recipe, self.args.world_size)
         self.sharded: Sharded | None = None
+        self._to_save: tuple[Weights | None, Aux | None] = None, None
         self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
         self._sums, self._counts = Sums(float), Sums(float)
         self._before = (self._sums, self._counts)  # as they were when the update began
@@ -193,8 +195,10 @@ class KavaTrainer(RestoringTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into a hidden folder; one rename makes it a checkpoint."""
-        with progress("saving a checkpoint"), self.whole():
+        with progress("saving a checkpoint"):
+            self._to_save = self._gathered()
             super()._save_checkpoint(model, trial)
+            self._to_save = None, None
         self.accelerator.wait_for_everyone()  # each process has put the state of its random numbers there
         if self.args.should_save:
             run, step = Path(self.args.output_dir), self.state.global_step
@@ -208,14 +212,14 @@ class KavaTrainer(RestoringTrainer):
         if self.args.should_save:  # every process is asked
             facts = {"processes": self.args.world_size, "effective_batch_size": self.effective_batch_size}
             facts |= {"data_sha256": self.data_sha256}
-            self._write(Path(output_dir or self.args.output_dir), **facts)
+            self._write(Path(output_dir or self.args.output_dir), *self._to_save, **facts)
 
-    def _write(self, folder: Path, **facts: Any) -> None:
+    def _write(self, folder: Path, weights: Weights | None, aux: Aux | None, **facts: Any) -> None:
         """The student and what is trained beside it; `facts` go to its card."""
-        model, step = self.objective.model, self.state.global_step
         make_folder(folder)
-        aux_state.save(self.objective, folder)  # first: the student's card has the hash of this file, too
-        write_student(model, self.tokenizer_to_save, self.recipe, folder, step=step, **facts)
+        aux_state.save(self.objective, folder, aux)  # first: the student's card has the hash of this file, too
+        facts |= {"step": self.state.global_step}
+        write_student(self.objective.model, self.tokenizer_to_save, self.recipe, folder, weights, **facts)
 
     @property
     def effective_batch_size(self) -> int:
@@ -225,9 +229,14 @@ class KavaTrainer(RestoringTrainer):
 
     # -- shards --------------------------------------------------------------------------------------------------
 
-    def whole(self) -> Any:
-        """While it is open every process has all weights; all of them open it together."""
-        return nullcontext() if self.sharded is None else self.sharded.whole()
+    def _gathered(self) -> tuple[Weights | None, Aux | None]:
+        """What is written of shards, in the first process (None: of the objective itself); all processes call it."""
+        return (None, None) if self.sharded is None else self.sharded.gathered()
+
+    def consolidate(self) -> None:
+        """After the last update: the first process has the objective with all its weights; all processes call it."""
+        if self.sharded is not None:
+            self.sharded.consolidate()
 
     def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         return self.sharded or super()._wrap_model(model, *args, **kwargs)
@@ -239,8 +248,9 @@ class KavaTrainer(RestoringTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """What is trained beside the student has a learning rate of its own."""
-        if self.recipe.system.sharding == "fsdp2" and self.args.world_size > 1 and self.sharded is None:
-            self.sharded = Sharded(self.objective, self.args.device)  # by now a checkpoint's weights are in
+        sharding = self.recipe.system.sharding
+        if sharding != "none" and self.args.world_size > 1 and self.sharded is None:
+            self.sharded = Sharded(self.objective, self.args.device, sharding == "fsdp2")  # by now it has its weights
         optimizer = super().create_optimizer(*args, **kwargs)
         own = {id(weight) for weight in self.objective.aux_state().values()}
         if own and len(optimizer.param_groups) < 3:  # it may be called twice
@@ -259,8 +269,9 @@ class KavaTrainer(RestoringTrainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation set; the best student so far becomes best_checkpoint/."""
         before = time.perf_counter()
-        with self.whole():
-            measured = self.validation.measure(replace(self.step, epoch=self.epoch))
+        step = replace(self.step, epoch=self.epoch)
+        run = self.sharded.run if self.sharded is not None else (lambda work: work())
+        measured = run(lambda: self.validation.measure(step))
         numbers = main_process_decides(lambda: measured)
         self._since += time.perf_counter() - before  # tokens_per_second speaks of training
         if numbers is None:
@@ -277,7 +288,7 @@ class KavaTrainer(RestoringTrainer):
 
     def save_best(self, **facts: Any) -> None:
         """best_checkpoint/; all processes call it."""
-        with self.whole():
-            if self.args.should_save:
-                with progress("saving the best student"), new_folder(Path(self.args.output_dir) / BEST) as partial:
-                    self._write(partial, **facts)
+        state = self._gathered()
+        if self.args.should_save:
+            with progress("saving the best student"), new_folder(Path(self.args.output_dir) / BEST) as partial:
+                self._write(partial, *state, **facts)
