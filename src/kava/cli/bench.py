@@ -11,7 +11,7 @@ from kava.cli.common import Overwrite
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Base, Checkpoint, TrustRemoteCode
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
-from kava.progress import loading_libraries
+from kava.progress import loading_libraries, say
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -170,6 +170,41 @@ def extract(
     )  # fmt: skip
     result = run(sizes, repeats, device, folder, progress=not quiet)
     return _show(result, extract_text, "the numbers differ", quiet, output)
+
+
+@app.command(cls=ListFlagCommand)
+def gpu(
+    device: Annotated[
+        Literal["cuda", "cpu"],
+        typer.Option(help="the first visible CUDA device; cpu tries the kit itself, with --tiny"),
+    ] = "cuda",
+    items: Annotated[list[str] | None, typer.Option(help="only these: name name ...; --list shows them")] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="after which the rest is not run")] = 8.0,
+    tiny: Annotated[bool, typer.Option("--tiny", help="toy sizes")] = False,
+    in_process: Annotated[bool, typer.Option("--in_process", help="no watched process: for a debugger")] = False,
+    output_dir: Annotated[Path, typer.Option(help="for result.json, table.txt, LOG-entry.md")] = Path("outputs/gpu"),
+    show_list: Annotated[bool, typer.Option("--list", help="the items and their time limits, and stop")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Everything that can only be seen on a GPU, in under eight minutes: right numbers first, then speed and memory.
+
+    An item that fails, hangs or ends its process stops no other. Exit code 1 if one failed or was not run; an item that
+    needs a package which is not installed is skipped by name.
+    """
+    from kava.cli.common import show_result
+    from kava.lab.bench.gpu.items import ITEMS, select_items
+    from kava.lab.bench.gpu.kit import run_kit
+    from kava.lab.bench.gpu.report import kit_text
+
+    names = select_items(items or [])
+    if show_list:
+        lines = [f"{name:<16} {ITEMS[name].seconds:>3.0f} s  {ITEMS[name].title}" for name in names]
+        show_result(names, "\n".join(lines), quiet)
+        return 0
+    show = (lambda _: None) if quiet else say
+    result = run_kit(names, device, tiny, minutes, output_dir, in_process, show)
+    show_result(result, f"{kit_text(result)}\nresult, table and an entry for the log: {output_dir}", quiet)
+    return 0 if all(item["state"] in ("ok", "skipped") for item in result["items"]) else 1
 
 
 def _prepare(threads: int, output: Path | None, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

@@ -34,17 +34,20 @@ def random_model(
     family: str = "llama",
     std: float = 0.02,
     seed: int = 0,
+    inner: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> LatentModel:
     """A LatentModel around an untrained model of a family; its last three tokens are the special ones.
 
-    `std` is the weights' standard deviation; with the usual 0.02 a small model's attention is nearly uniform.
+    std: the weights' standard deviation; with the usual 0.02 a small model's attention is nearly uniform. inner: the
+    width inside an MLP, by default 4 times the model's.
     """
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         family,
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=inner or 4 * width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
@@ -53,7 +56,7 @@ def random_model(
         tie_word_embeddings=True,
         use_cache=False,
     )
-    lm = AutoModelForCausalLM.from_config(config)
+    lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
     lm.set_attn_implementation(NAME)
     special = SpecialTokens(vocabulary - 3, vocabulary - 2, vocabulary - 1)
     return LatentModel(lm, FAMILIES[family], special, latent, use_projection=True)

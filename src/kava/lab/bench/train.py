@@ -145,7 +145,7 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
     steps = {name: partial(_step, objective, batch) for name, (_, _, objective) in orders.items()}
     times = take_turns(steps, repeats, target, progress=progress)
     result["orders"] = {
-        name: {"title": title, "passes": passes, "gflop": _gflop(steps[name]), **times[name].facts()}
+        name: {"title": title, "passes": passes, "gflop": gflop(steps[name]), **times[name].facts()}
         for name, (title, passes, _) in orders.items()
     }
     return result | ratios(times, "packed")
@@ -171,7 +171,7 @@ def _step(objective: Objective, batch: Batch) -> None:
     add(objective(batch, UNLOGGED).terms).backward()
 
 
-def _gflop(step: Callable[[], None]) -> float:
+def gflop(step: Callable[[], object]) -> float:
     """1e9 operations in the matrix products of a step, as torch counts them: its work, independent of the machine's load."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # not every kernel is counted
         step()
