@@ -103,8 +103,9 @@ class Screen:
         with self.lock:
             if not self.open:
                 self._held = self.now_stream
+            nested = any(outer.what == meter.what for outer in self.open)  # the same work is announced once
             self.open.append(meter)
-            if at_once:
+            if at_once and not nested:
                 self._show(meter, f"{meter.what} ...")
             if self.stop is None:
                 self.stop = threading.Event()

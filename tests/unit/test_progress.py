@@ -131,6 +131,13 @@ def test_the_innermost_is_shown(monkeypatch: pytest.MonkeyPatch, clock: Clock) -
     assert [line.split(":")[0] for line in stream.lines()] == ["train", "validation", "train"]
 
 
+def test_the_same_work_inside_itself_is_announced_once(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    opened(monkeypatch, stream := Stream(), clock)
+    with progress.progress("loading", at_once=True), progress.progress("loading", at_once=True):
+        pass
+    assert stream.lines() == ["loading ..."]
+
+
 def test_quiet_other_processes_and_dumb_terminals(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     screen = opened(monkeypatch, stream := Stream(), clock)
     with progress.silent(), progress.progress("work", at_once=True):
