@@ -5,14 +5,15 @@ SHELL := bash
 PYTHON = "$$(bash setup.sh --python)"
 TEST_ENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 OLDEST = .venv-oldest
+JOBS = 2
 
 .PHONY: demo test test-long test-real test-oldest gpu test-gpu lint types setup ready clean
 
 demo: ready  ## distil the shipped checkpoint on built-in arithmetic (about five minutes on two cores)
 	$(PYTHON) -m kava demo
 
-test: ready  ## the fast suite: no network, about six minutes on one core
-	$(TEST_ENV) $(PYTHON) -m pytest
+test: ready  ## the fast suite: no network, two processes, or as many as JOBS says
+	$(TEST_ENV) $(PYTHON) -m pytest -n $(JOBS) --dist loadfile
 
 test-long: ready  ## real training runs, kill tests; PART=1/3 runs a third of them
 	$(TEST_ENV) KAVA_TEST_PART=$(PART) $(PYTHON) -m pytest -m long -rs

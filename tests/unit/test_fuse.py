@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kava.config.fields import ROUTERS
 from kava.errors import ConfigError, DataError, ModelError
 from kava.fuse import (
     Collapse,
@@ -26,7 +27,6 @@ from kava.fuse import (
     kmeans,
     shares,
 )
-from kava.fuse.routers.attention import AttentionRouter
 from kava.losses.entropy import entropy_of, entropy_term
 from kava.losses.guard import variance_guard
 from kava.losses.zspace import z_counted, z_loss
@@ -61,7 +61,7 @@ def kinds(teachers: int = S) -> dict[str, Fusion]:
         "similar": Similar(draw(teachers, L, 2, E, seed=3)),
         "similar, layers": Similar(draw(teachers, L, 2, E, seed=3), "l2", per_layer=True),
     }
-    for kind in ("mlp", "gate", "attention"):
+    for kind in ROUTERS:
         found[kind] = learnable(kind, teachers)
         found[f"{kind}, layers and tokens"] = learnable(kind, teachers, layers=L, per_token=True)
     return found
@@ -117,7 +117,8 @@ def _permute(fusion: Fusion) -> None:
         fusion.prototypes.copy_(fusion.prototypes[ORDER])
     elif isinstance(fusion, Learnable):
         router = fusion.router
-        rows = [router.teachers] if isinstance(router, AttentionRouter) else list(router.net[-1].parameters())
+        rows = [weight for weight in router.parameters() if len(weight) == router.rows]
+        assert rows
         for row in rows:
             row.copy_(row.unflatten(0, (-1, S))[:, ORDER].flatten(0, 1))
 

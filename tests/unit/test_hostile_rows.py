@@ -87,6 +87,16 @@ ODD = {
     "the same answer": [{}, {"question": "x"}, {}],
     "steps that end in another number": [{}, {"question": "x"}, {"question": "y", "answer": "8"}],
     "a field 'stepss', which is not read; 'steps' is": [{}, {"question": "x"}, {"question": "y", "stepss": []}],
+    "no steps, but a field 'CoT', which is not read": [
+        {},
+        {"question": "x"},
+        {"question": "y", "steps": [], "CoT": "3+4=7"},
+    ],
+    "no steps, but a field 'lines', which is not read": [
+        {"steps": [], "source": "a book", "tags": []},
+        {"question": "x"},
+        {"question": "y", "steps": [], "lines": ["3+4=7"]},
+    ],
 }
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kava.config.fields import ROUTERS
 from kava.fuse import Collapse, Fixed, Fusion, Learnable, Query, Window, fuse
 from kava.losses import kv_loss
 from kava.losses.entropy import entropy_term
@@ -122,7 +123,7 @@ def router(kind: str, layers: int = 1, per_token: bool = False) -> Learnable:
     return Learnable(E, S, kind, layers, per_token)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gate", "attention"])
+@pytest.mark.parametrize("kind", ROUTERS)
 def test_the_router_finds_who_knows(kind: str) -> None:
     out, base = learn(router(kind)), fixed()
     assert out.found > 0.9
@@ -132,7 +133,7 @@ def test_the_router_finds_who_knows(kind: str) -> None:
     assert out.window.unused == []
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gate", "attention"])
+@pytest.mark.parametrize("kind", ROUTERS)
 @pytest.mark.parametrize("where", [{"by_layer": True}, {"by_token": True}], ids=["by_layer", "by_token"])
 def test_another_teacher_for_each_layer_or_token(kind: str, where: dict[str, bool]) -> None:
     by_layer, by_token = where.get("by_layer", False), where.get("by_token", False)
@@ -141,7 +142,7 @@ def test_another_teacher_for_each_layer_or_token(kind: str, where: dict[str, boo
     assert out.to_truth < 0.7 * base.to_truth
 
 
-@pytest.mark.parametrize("kind", ["mlp", "gate", "attention"])
+@pytest.mark.parametrize("kind", ROUTERS)
 def test_specialized_without_a_limit_collapses_and_the_alarm_sounds(kind: str) -> None:
     """Pushed hard before it knows anything, a router settles on one teacher for all: low entropy is not knowledge."""
     out = learn(router(kind), "specialized", 4.0)

@@ -83,6 +83,7 @@ FolderName = Annotated[str, AfterValidator(_stays_inside)]
 Flag = Annotated[bool, Strict(False)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 DISTANCES = ("smooth_l1", "mse", "l1")
+ROUTERS = ("mlp", "gate", "attention")
 PROMPTS = {
     "default": "{question}",
     "cot": "Think step by step.\n{question}",
@@ -92,7 +93,7 @@ DistanceLoss = Annotated[Literal["smooth_l1", "mse", "l1"], _spelling({"smoothl1
 KVLoss = variant((*DISTANCES, "cosine", "mercator", "hybrid", "structural"), {"smoothl1": "smooth_l1"})
 Method = variant(METHODS, METHOD_ALIASES)
 FusionName = variant(("fixed", "similarity", "learnable"))
-RouterName = variant(("mlp", "gate", "attention"))
+RouterName = variant(ROUTERS)
 Shuffle = Annotated[Literal["none", "time", "examples"], _spelling({True: "time", False: "none", None: "none"})]
 Precision = Annotated[Literal["no", "bf16", "fp16"], _spelling({False: "no"})]
 Optimizer = Annotated[str, _spelling({"adamw": "adamw_torch"})]

@@ -9,7 +9,7 @@ from typing import Any
 
 from kava import answers
 from kava.data.example import Example
-from kava.data.fields import misspelt
+from kava.data.fields import STEPS, misspelt, unread_steps
 from kava.data.rows import Row
 from kava.data.spans import NUMBER, equation_result
 
@@ -45,6 +45,8 @@ class RowChecks:
                 self._ids.add(own)
         for field, meant in () if any_fields else misspelt(tuple(row)):
             self._note(f"a field {field!r}, which is not read; {meant!r} is", where)
+        for field in [] if any_fields or example.steps else unread_steps(row):
+            self._note(f"no steps, but a field {field!r}, which is not read; the chain of thought is {STEPS!r}", where)
         if example.steps and (result := other_result(example.steps, example.answer, self.cot_type)) is not None:
             self._note("steps that end in another number than the answer", f"{where}: {result}, not {example.answer}")
 

@@ -32,7 +32,7 @@ STUDENTS = {  # the settings that differ from the recipe
 }
 TITLES = {
     "cot": "explicit chain of thought",
-    "no_cot": "no-CoT student, same steps",
+    "no_cot": "no-CoT student, same updates",
     "no_kv": "latent student, no KV term",
     "kava": "latent student, KV term",
 }

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from kava.config import Recipe, TeacherSpec
+from kava.config.fields import ROUTERS
 from kava.lab.suites.member import Suite, SuiteMember
 
 FIXED = ("mixture.fusion=fixed", "mixture.space=kv")
@@ -18,7 +19,6 @@ LEARNABLE = ("mixture.fusion=learnable", "mixture.space=kv")
 NEEDS = "several teachers: a recipe such as multi_teacher or multi_teacher_embedded, or mixture.teachers=[A, B]"
 # The guide's ranges, 0-12 and 12-24 of 28 layers, as shares.
 RANGES = {"shallow": (0, 12 / 28), "middle": (12 / 28, 24 / 28)}
-ROUTERS = ("mlp", "gate", "attention")
 
 
 def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
