@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import pytest
@@ -74,6 +76,31 @@ def test_packed_unpacked_and_by_hand_agree_on_both_padding_sides(family: str, dt
     for packed, side in ((True, "right"), (True, "left"), (False, "right"), (False, "left")):
         found = measure(objective(model, packed), zoo.batch(UNEVEN, side), by_term=True)
         assert_same(found, wanted, TOLERANCE[dtype])
+    with under_one_mask(model):
+        assert_same(measure(objective(model), zoo.batch(UNEVEN), by_term=True), wanted, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("window", [1, 3, 6, None])
+@pytest.mark.parametrize("latent", [(4, 3), (4, 0), (0, 3)], ids="M{0[0]}-T{0[1]}".format)
+def test_branches_are_the_tree_under_one_dense_mask(window: int | None, latent: tuple[int, int]) -> None:
+    """With windows narrower than a question, a text and the latents; one mode alone, too."""
+    model = zoo.latent_model(CORE, num_tokens=latent[0], num_iterations=latent[1])
+    model.windows = [window, None, window]
+    off = {"alpha1_codi": 0, "alpha2_kv": 0}
+    for settings in ({"alpha2_kv": float(latent[0] > 0)}, {**off, "student_ce": 0}, {**off, "teacher_ce": 0}):
+        kind, batch = objective(model, **settings), zoo.batch(UNEVEN, "left")
+        found, plain = measure(kind, batch, by_term=True), measure(objective(model, False, **settings), batch, True)
+        with under_one_mask(model):
+            assert_same(measure(kind, batch, by_term=True), found, 1e-9)
+        assert_same(plain, found, 1e-9)
+
+
+@contextmanager
+def under_one_mask(model: LatentModel) -> Iterator[None]:
+    """system.attention=dense while it lasts."""
+    model.dense_attention = True
+    yield
+    model.dense_attention = False
 
 
 @pytest.mark.parametrize("latent", [(0, 3), (4, 0), (4, 1), (1, 3), (9, 2)], ids="M{0[0]}-T{0[1]}".format)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from kava.backbone.branches import Branch
 from kava.shapes import at_least_float32, soft_cap
 
 NAME = "kava"
@@ -25,11 +26,11 @@ KV = list[tuple[Tensor, Tensor]]  # per layer: keys, values [B, H, T, D]
 class Call:
     """Input and output of every attention layer in one forward pass; keys and queries are already rotated.
 
-    `masks`: by layer, the masks of layers with an attention window; the others use the decoder's.
+    `branches`: by layer, since some have an attention window; together they cover the pass's columns in order.
     """
 
+    branches: list[tuple[Branch, ...]]
     prefix: KV | None = None
-    masks: dict[int, Tensor] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
@@ -47,7 +48,10 @@ def kava_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q [prefix k, k]^T) [prefix v, v] under a bool mask with a True in every row; logits capped by `softcap`."""
+    """softmax(q [prefix k, k]^T) [prefix v, v], branch by branch; logits capped by `softcap`.
+
+    The decoder's own mask is not read: what a column attends to is in the call.
+    """
     layer = module.layer_idx
     call = kava_call if kava_call is not None else getattr(module, SLOT, None)
     if call is None:
@@ -58,21 +62,31 @@ def kava_attention(
         prefix_key, prefix_value = call.prefix[layer]
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
-    mask = call.masks.get(layer, attention_mask)
-    if softcap is None:
-        out = grouped_attention(query, key, value, mask, dropout, scaling)
-    else:
-        assert mask is not None
-        weights = F.dropout(capped_weights(query, key, mask, scaling or query.shape[-1] ** -0.5, softcap), dropout)
-        out = (by_group(weights, key) @ value).view(*query.shape[:3], value.shape[-1])
+    outs = []
+    for branch in call.branches[layer]:
+        own, keys, values = query[:, :, branch.columns], branch.of(key), branch.of(value)
+        if softcap is None:
+            causal = branch.mask is None
+            outs.append(grouped_attention(own, keys, values, branch.mask, dropout, scaling, causal))
+        else:
+            weights = capped_weights(own, keys, branch.dense(own.device), scaling or own.shape[-1] ** -0.5, softcap)
+            outs.append((by_group(F.dropout(weights, dropout), keys) @ values).view(*own.shape[:3], values.shape[-1]))
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
     return out.transpose(1, 2).contiguous(), None
 
 
 def grouped_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Tensor:
-    """[B, H*R, T, D] for query [B, H*R, T, D], key and value [B, H, S, D] and a mask that all heads share; keys and values
-    are repeated for the R queries of a group only where the device has no fast kernel that reads them in place."""
+    """[B, H*R, T, D] for query [B, H*R, T, D], key and value [B, H, S, D] and a mask that all heads share, or `causal`
+    (T = S); keys and values are repeated for the R queries of a group only where the device has no fast kernel that reads
+    them in place."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and query.shape[2] == 1:  # queries of a group are rows over the same keys: one product, not R
         out = F.scaled_dot_product_attention(by_group(query, key), key, value, mask, dropout, scale=scale)
@@ -81,7 +95,7 @@ def grouped_attention(
     if not in_place:  # of CUDA's kernels only the slowest, which keeps all weights, takes groups under a mask
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     return F.scaled_dot_product_attention(
-        query, key, value, mask, dropout, scale=scale, enable_gqa=in_place and groups > 1
+        query, key, value, mask, dropout, causal, scale=scale, enable_gqa=in_place and groups > 1
     )
 
 

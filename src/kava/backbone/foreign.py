@@ -17,7 +17,6 @@ from kava.backbone.attention import KV
 from kava.backbone.extractor import KVReport, read_cache, structure
 from kava.backbone.families import Family
 from kava.backbone.kv import KVShape, Pass
-from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
 from kava.backbone.rotary import read_rotary
 from kava.errors import ConfigError, ModelError, first_line
@@ -66,17 +65,9 @@ class Foreign(Backbone):
         return read_cache(cache)
 
     def run_text(self, ids: Tensor, mask: Tensor, all_layers: bool = False) -> Pass:
-        """Keys and values of a text with padding anywhere; a cache has no queries and no hidden states."""
-        order = (~mask).int().argsort(dim=1, stable=True)  # real tokens first: every family ignores right padding
-        cache = self.read(ids.gather(1, order), mask.gather(1, order))
-        column = positions(mask)[:, None, :, None]
-
-        def at_columns(part: Tensor) -> Tensor:
-            return part.gather(2, column.expand(-1, part.shape[1], -1, part.shape[3]))
-
-        return Pass(
-            mask.new_empty(0), [], [at_columns(keys) for keys, _ in cache], [at_columns(values) for _, values in cache]
-        )
+        """Keys and values of a text with padding at the end; a cache has no queries and no hidden states."""
+        keys, values = zip(*self.read(ids, mask), strict=True)
+        return Pass(mask.new_empty(0), [], list(keys), list(values))
 
     def _measure(self) -> KVReport:
         """The sizes of its cache; refuses models without a cache, with layers of different sizes, or not causal."""

@@ -39,6 +39,14 @@ class Pass:
     values: list[Tensor]
     layers: tuple[Tensor, ...] | None = None
 
+    def part(self, columns: slice) -> "Pass":
+        """The same of a range of this pass's tokens."""
+        queries, keys, values = (
+            [part[:, :, columns] for part in all_] for all_ in (self.queries, self.keys, self.values)
+        )
+        layers = None if self.layers is None else tuple(layer[:, columns] for layer in self.layers)
+        return Pass(self.hidden[:, columns], queries, keys, values, layers)
+
     def kv(self, columns: slice) -> KV:
         """Keys and values of a range of this pass's tokens, as a prefix for a later pass."""
         return [(k[:, :, columns], v[:, :, columns]) for k, v in zip(self.keys, self.values, strict=True)]

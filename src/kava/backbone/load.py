@@ -119,7 +119,9 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
     if recipe.training.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     backbone = add_lora(lm, family, special, recipe.lora) if recipe.lora.enabled else lm
-    return LatentModel(backbone, family, special, latent, use_projection)
+    model = LatentModel(backbone, family, special, latent, use_projection)
+    model.dense_attention = recipe.system.attention == "dense"
+    return model
 
 
 def teacher_model(recipe: Recipe) -> ModelConfig:
@@ -160,7 +162,9 @@ def load_teacher(recipe: Recipe, tokenizer: Any, device: torch.device) -> Backbo
                 "leave teacher.device_map out under torchrun",
             )
         extra["device_map"] = "auto"
-    return _read_by_attention(_frozen(model, settings, device, **extra), family)
+    teacher = _read_by_attention(_frozen(model, settings, device, **extra), family)
+    teacher.dense_attention = recipe.system.attention == "dense"
+    return teacher
 
 
 def load_foreign(

@@ -22,10 +22,10 @@ def causal_mask(mask: Tensor, prefix: Tensor | None = None) -> Tensor:
 def tree_mask(mask: Tensor, branch: Tensor) -> Tensor:
     """[B, 1, T, T] bool for several continuations of one trunk: a token sees the trunk (branch 0) and its own branch.
 
-    mask [B, T]; branch [T] the branch number of each column, the trunk's columns first.
+    mask [B, T]; branch [B, T] the branch number of each column, the trunk's columns first.
     """
-    order = torch.ones(len(branch), len(branch), dtype=torch.bool, device=mask.device).tril()
-    related = (branch[None, :] == 0) | (branch[None, :] == branch[:, None])
+    order = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+    related = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     return _with_diagonal(order & related & mask[:, None, :])
 
 

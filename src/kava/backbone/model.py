@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from kava.align.rope import Rotary
 from kava.backbone.attention import KV, SLOT, Call
+from kava.backbone.branches import Attends, as_branches, text
 from kava.backbone.families import Family, rotated_alike, windows_of
 from kava.backbone.kv import KVShape, Pass, keywords_arrive
-from kava.backbone.masks import causal_mask, within_window
+from kava.backbone.masks import causal_mask
 from kava.backbone.masks import positions as positions_of
 from kava.backbone.rotary import read_rotary
 from kava.backbone.tokens import SpecialTokens
@@ -31,7 +32,12 @@ def plain_name(name: str) -> str:
 
 
 class Backbone(nn.Module):
-    """Runs passes and returns their hidden states, keys and values. `backbone`: a causal LM of transformers, or a PeftModel."""
+    """Runs passes and returns their hidden states, keys and values. `backbone`: a causal LM of transformers, or a PeftModel.
+
+    `dense_attention` (system.attention: dense): texts and trees attend under one mask over all their columns.
+    """
+
+    dense_attention = False
 
     def __init__(self, backbone: Any, family: Family):
         super().__init__()
@@ -121,11 +127,14 @@ class Backbone(nn.Module):
         return soft_cap(logits, self._value(self.family.logit_cap))
 
     def run(
-        self, embeds: Tensor, positions: Tensor, mask: Tensor, prefix: KV | None = None, all_layers: bool = False
+        self, embeds: Tensor, positions: Tensor, attends: Attends, prefix: KV | None = None, all_layers: bool = False
     ) -> Pass:
-        """Runs embeds [B, T, E] at `positions` under the bool mask [B, 1, T, P + T]; gradients reach the prefix."""
-        narrow = {width: within_window(mask, width) for width in {*self.windows} if width is not None}
-        call = Call(prefix, {layer: narrow[width] for layer, width in enumerate(self.windows) if width is not None})
+        """Runs embeds [B, T, E] at `positions`, under a bool mask [B, 1, T, P + T] or by branches; gradients reach the
+        prefix."""
+        branches = as_branches(attends)
+        seen = {width: tuple(branch.within(width, embeds.device) for branch in branches) for width in {*self.windows}}
+        call = Call([seen[width] for width in self.windows], prefix)
+        mask = attends if isinstance(attends, Tensor) else embeds.new_ones(1, 1, 1, 1, dtype=torch.bool)  # not read
         slots = [] if keywords_arrive(self.family) else [block.attn for block in self.decoder.h]
         for module in slots:
             setattr(module, SLOT, call)
@@ -148,8 +157,9 @@ class Backbone(nn.Module):
         return Pass(out.last_hidden_state, queries, keys, values, layers)
 
     def run_text(self, ids: Tensor, mask: Tensor, all_layers: bool = False) -> Pass:
-        """A causal pass over ids [B, T] with padding anywhere."""
-        return self.run(self.embed(ids), positions_of(mask), causal_mask(mask), all_layers=all_layers)
+        """A causal pass over ids [B, T] with padding at the end."""
+        attends: Attends = causal_mask(mask) if self.dense_attention else (text(mask.shape[1]),)
+        return self.run(self.embed(ids), positions_of(mask), attends, all_layers=all_layers)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, as saved in a student's folder."""

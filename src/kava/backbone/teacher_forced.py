@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kava.backbone.joined import Rows, at, join_rows
 from kava.backbone.kv import Pass
 from kava.backbone.masks import pick
 from kava.backbone.model import Backbone
@@ -12,28 +13,36 @@ from kava.backbone.model import Backbone
 
 @dataclass(frozen=True)
 class TextPass:
-    """The pass over [question | cot | tail], its ids and mask [B, T], and the columns of the parts."""
+    """The pass over joined rows; what it says of one part (question, cot, tail) is [B, N] as the batch pads that part."""
 
     out: Pass
-    ids: Tensor
-    mask: Tensor
-    question: slice
-    cot: slice
-    tail: slice
+    rows: Rows
+
+    def keys(self, part: str) -> list[Tensor]:
+        """Keys [B, H, N, D] of each layer."""
+        return [at(entries, self.rows.columns[part]) for entries in self.out.keys]
+
+    def values(self, part: str) -> list[Tensor]:
+        return [at(entries, self.rows.columns[part]) for entries in self.out.values]
+
+    def queries(self, part: str) -> list[Tensor]:
+        """Queries [B, H*R, N, D] of each layer."""
+        return [at(entries, self.rows.columns[part]) for entries in self.out.queries]
+
+    def hidden(self, part: str) -> Tensor:
+        """Hidden states [B, N, E] after the last layer."""
+        columns = self.rows.columns[part]
+        return self.out.hidden.gather(1, columns[..., None].expand(*columns.shape, self.out.hidden.shape[-1]))
+
+    def cue(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, L, E] hidden states after each layer at the last cue token."""
+        return cue_states(self.out, self.rows.columns["tail"].gather(1, batch["cue_last"][:, None])[:, 0])
 
 
 def teacher_forced_pass(model: Backbone, batch: dict[str, Tensor], all_layers: bool = False) -> TextPass:
     """Teacher forcing over a batch of data/collate.py; each part may be padded on either side."""
-    parts = ("question", "cot", "tail")
-    ids = torch.cat([batch[name] for name in parts], dim=1)
-    mask = torch.cat([batch[f"{name}_mask"] for name in parts], dim=1)
-    return TextPass(model.run_text(ids, mask, all_layers), ids, mask, *text_columns(batch))
-
-
-def text_columns(batch: dict[str, Tensor]) -> tuple[slice, slice, slice]:
-    """The columns of question, chain of thought and tail where they follow each other."""
-    question, cot, tail = (batch[name].shape[1] for name in ("question", "cot", "tail"))
-    return slice(0, question), slice(question, question + cot), slice(question + cot, question + cot + tail)
+    rows = join_rows(batch)
+    return TextPass(model.run_text(rows.ids, rows.mask, all_layers), rows)
 
 
 def cue_states(out: Pass, column: Tensor) -> Tensor:

@@ -217,6 +217,8 @@ class SystemConfig(RecipeSection):
     sharding: Literal["none", "fsdp2", "fsdp2_whole"] = knob("none", "ours",
         "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer, gathered layer "
         "by layer (fsdp2) or as a whole (fsdp2_whole)")
+    attention: Literal["branches", "dense"] = knob("branches", "ours",
+        "each branch of a pass by itself, causal without a mask, or all columns under one dense mask; same numbers")
     seed: int = knob(42, "noted", "seed of weights, order, dropout and draws", "the guide: 42, 123, 456", ge=0)
     gradient_accumulation_steps: int | None = knob(None, "ours",
         "another place for training.gradient_accumulation_steps (moved there when read)", ge=1)

@@ -132,10 +132,8 @@ class AttentionTerm(AuxTerm):
         assert text is not None
         assert wanted is not None
         total = student.keys[0].new_zeros((), dtype=torch.float32)
-        for layer, entry in enumerate(self.layers):
-            query = text.out.queries[layer][:, :, text.tail]
-            answer, cot = batch["tail_answer"], batch["cot_mask"]
-            weights = importance(query, student.keys[layer], answer, cot, self.scale, self.cap)
+        for query, key, entry in zip(text.queries("tail"), student.keys, self.layers, strict=True):
+            weights = importance(query, key, batch["tail_answer"], batch["cot_mask"], self.scale, self.cap)
             own, other = (_shares(part, target.mask).mean(1) for part in (weights, mix(wanted, entry)))
             real = target.mask & (other > 0)
             ratio = other.clamp(min=1e-12).log() - own.clamp(min=1e-12).log()

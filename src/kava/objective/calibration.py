@@ -78,8 +78,7 @@ def _calibrate_mixture(source: MixtureOfTeachers, model: Backbone, batches: Sequ
     of_teachers: list[dict[Place, Moments]] = [defaultdict(Moments) for _ in mixture.names]
     for batch in batches:
         text = teacher_forced_pass(model, batch)
-        keys, values = (list(layers) for layers in zip(*text.out.kv(text.cot), strict=True))
-        for place, flat in _by_place(mixture.unrotated(batch, keys), values):
+        for place, flat in _by_place(mixture.unrotated(batch, text.keys("cot")), text.values("cot")):
             own[place].add(flat[batch["cot_mask"]])
             within[place].add(flat, batch["cot_mask"])
         for number, kv in enumerate(source.teachers(batch, WANTS)):
@@ -108,8 +107,8 @@ def _match_heads(source: MixtureOfTeachers, model: Backbone, batches: Iterable[B
     for batch in batches:
         text = teacher_forced_pass(model, batch)
         own = [
-            importance(query[:, :, text.tail], key, batch["tail_answer"], batch["cot_mask"], model.scale, model.cap)
-            for query, (key, _) in zip(text.out.queries, text.out.kv(text.cot), strict=True)
+            importance(query, key, batch["tail_answer"], batch["cot_mask"], model.scale, model.cap)
+            for query, key in zip(text.queries("tail"), text.keys("cot"), strict=True)
         ]
         for number, kv in enumerate(source.teachers(batch, replace(WANTS, importance=True))):
             assert kv.importance is not None

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from kava.backbone.kv import unrotate
 from kava.backbone.model import LatentModel
-from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
+from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.config import LossConfig
 from kava.latents import residual
 from kava.objective.packed import packed
 from kava.objective.records import Batch, PassOutputs, StudentView, Views
-from kava.objective.unpacked import targets, unpacked
+from kava.objective.unpacked import text_targets, unpacked
 
 
 class View:
@@ -91,12 +91,11 @@ class TextColumns(View):
 
     def __call__(self, batch: Batch) -> tuple[StudentView, None]:
         text = teacher_forced_pass(self.model, batch, all_layers=self.cue)
-        out = text.out
         view = StudentView(
-            targets=targets(out.hidden, text.ids, text.mask, slice(text.cot.start, text.tail.stop)),
-            keys=[key[:, :, text.cot] for key in out.keys],
-            values=[value[:, :, text.cot] for value in out.values],
-            cue=cue_states(out, text.tail.start + batch["cue_last"]) if self.cue else None,
+            targets=text_targets(text, batch),
+            keys=text.keys("cot"),
+            values=text.values("cot"),
+            cue=text.cue(batch) if self.cue else None,
             text=text,
         )
         return view, None

@@ -156,9 +156,8 @@ class MixtureOfTeachers(nn.Module, TargetSource):
             return Query()
         if self.settings.fusion == "similarity":
             assert text is not None
-            values = [value[:, :, text.question] for value in text.out.values]
-            return Query(values=pooled_values(values, mask, self.mixture.pooling).detach())
+            return Query(values=pooled_values(text.values("question"), mask, self.mixture.pooling).detach())
         if self.settings.query == "hidden":
             assert text is not None
-            return pool_query(text.out.hidden[:, text.question], mask, text.out.hidden[:, text.cot])
+            return pool_query(text.hidden("question"), mask, text.hidden("cot"))
         return pool_query(model.embed(batch["question"]), mask, model.embed(batch["cot"]))

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from kava.align.rope import Rotary, unrotate
 from kava.backbone.foreign import Foreign
-from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
-from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
+from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.compress import importance
 from kava.errors import ConfigError
 from kava.shapes import at_least_float32
@@ -30,22 +29,20 @@ class LiveTeacher:
         device = batch["question"].device
         on_model = {name: value.to(self.model.device) for name, value in batch.items()}
         text = teacher_forced_pass(self.model, on_model, all_layers=wants.cue)
-        keys = [key[:, :, text.cot].to(device) for key in text.out.keys]
-        values = [value[:, :, text.cot].to(device) for value in text.out.values]
+        keys, values = ([part.to(device) for part in parts] for parts in (text.keys("cot"), text.values("cot")))
         per_layer = None
         if wants.importance:
-            queries = [query[:, :, text.tail].to(device) for query in text.out.queries]
+            queries = [query.to(device) for query in text.queries("tail")]
             per_layer = [
                 importance(query, key, batch["tail_answer"], batch["cot_mask"], self.model.scale, self.model.cap)
                 for query, key in zip(queries, keys, strict=True)
             ]
-        cue = cue_states(text.out, text.tail.start + on_model["cue_last"]).to(device) if wants.cue else None
+        cue = text.cue(on_model).to(device) if wants.cue else None
         if not wants.rotary:
-            keys = before_rotary(keys, self.rotary, positions(text.mask)[:, text.cot].to(device))
+            keys = before_rotary(keys, self.rotary, text.rows.columns["cot"].to(device))
         question = None
         if wants.question:
-            question_values = [value[:, :, text.question] for value in text.out.values]
-            question = pooled_values(question_values, on_model["question_mask"], wants.question).to(device)
+            question = pooled_values(text.values("question"), on_model["question_mask"], wants.question).to(device)
         return TeacherKV(keys, values, per_layer, cue, question=question)
 
 

@@ -63,7 +63,9 @@ def load_live(spec: TeacherSpec, recipe: Recipe, device: torch.device) -> LiveTe
     length = None
     if recipe.mixture.rope != "auto":
         length = getattr(without_weights(recipe.model).config, "max_position_embeddings", None)
-    return live(load_foreign(spec, recipe.model, device, recipe.mixture.rope, length))
+    model = load_foreign(spec, recipe.model, device, recipe.mixture.rope, length)
+    model.dense_attention = recipe.system.attention == "dense"
+    return live(model)
 
 
 def live(model: Backbone) -> LiveTeacher:

@@ -150,9 +150,11 @@ def eager_attention(model: LatentModel) -> Iterator[list[Tensor]]:
 
     AttentionInterface.register(EAGER, attend)
     model.causal_lm.set_attn_implementation(EAGER)
+    model.dense_attention = True  # the decoder's mask is read
     try:
         yield kept
     finally:
+        model.dense_attention = False
         model.causal_lm.set_attn_implementation(NAME)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kava.backbone.joined import PARTS
 from kava.backbone.kv import join
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
@@ -60,8 +61,11 @@ class PccotView(LatentSlots):
         with eager_attention(self.model) as logits:
             text = teacher_forced_pass(self.model, batch, all_layers=True)
         teacher = read_teacher(text, batch, self.outputs)
-        cot_logits = [layer[:, :, text.tail, text.cot] for layer in logits]
-        targets = every_position(text.out.hidden, text.ids, text.cot.start)
+        question, cot, tail = (batch[part].shape[1] for part in PARTS)
+        cot_logits = [
+            layer[:, :, question + cot : question + cot + tail, question : question + cot] for layer in logits
+        ]
+        targets = every_position(text.out.hidden, text.rows.ids, question)
         return replace(teacher, targets=targets, queries=cot_logits)
 
     def _student(self, batch: Batch) -> StudentView:
