@@ -33,7 +33,7 @@ TIMES = ("tokens_per_second", "train_runtime", "train_samples_per_second", "trai
 SHORT = (
     "dataset.generator.train_size=16", "dataset.generator.val_size=4", "training.batch_size=4", "training.max_steps=9",
     "logging.logging_steps=1", "logging.eval_steps=3", "logging.save_steps=2", "logging.report_to=[]",
-    "system.device=cpu", "loss.alpha1_codi=0",
+    "system.device=cpu", "loss.alpha1_codi=0", "training.tokens_per_piece=150",
 )  # fmt: skip
 ROUTED = (
     "mixture.fusion=learnable", "mixture.per_layer=true", "mixture.router_dropout=0.3", "mixture.entropy=diverse",

@@ -245,7 +245,7 @@ def test_less_memory_gives_the_same_weights_and_the_same_log(
 ) -> None:
     wanted, log = plenty(shape, f"logging.logging_steps={every}")
     found, found_log, trainer = run(tmp_path, shape, f"logging.logging_steps={every}", **starved)
-    assert trainer.pieces.size == starved["room"]
+    assert max(len(piece["example_id"]) for piece in trainer.pieces.of(zoo.batch(EIGHT))) == starved["room"]
     assert_close(found, wanted)
     assert len(log) == len(found_log) == 3 // every
     for mine, theirs in zip(found_log, log, strict=True):
@@ -257,6 +257,18 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("budget", [1, 40])
+@pytest.mark.parametrize("shape", ["down", "head"])
+def test_pieces_give_the_same_weights_and_the_same_log(shape: str, budget: int, plenty: Any, tmp_path: Path) -> None:
+    wanted, log = plenty(shape, "logging.logging_steps=1")
+    found, found_log, trainer = run(tmp_path, shape, f"training.tokens_per_piece={budget}")
+    assert len(trainer.pieces.of(zoo.batch(EIGHT))) > 3
+    assert_close(found, wanted)
+    for mine, theirs in zip(found_log, log, strict=True):
+        for name in {"loss", "ce_student", "kv", "codi", "guard", "cka", "grad_norm"} & theirs.keys():
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-6), name
 
 
 def test_an_update_is_that_of_its_window(plenty: Any) -> None:
@@ -285,9 +297,9 @@ def test_out_of_memory_is_an_error_with_advice_where_it_is_asked_for(tmp_path: P
     ids=["examples", "batch-std", "processes", "nothing-left"],
 )
 def test_what_cannot_be_cut_is_an_error_with_advice(settings: tuple, processes: int, hint: str) -> None:
-    pieces = pieces_of(recipe_of("training.on_oom=reduce_batch", *settings), processes)
+    pieces = pieces_of(recipe_of("training.on_oom=reduce_batch", *settings), processes, torch.device("cpu"))
 
-    def step(_: Any) -> Tensor:
+    def step(*_: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
 
     with pytest.raises(RunError, match=r"out of memory with \d examples at once \(CUDA out of memory") as caught:

@@ -40,12 +40,13 @@ class Spy(TrainerCallback):
 
 
 def one_update(
-    folder: Path, samples: int, steps: int, packed: bool = True
+    folder: Path, samples: int, steps: int, packed: bool = True, budget: int | str = "auto"
 ) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """The gradients of one update over EIGHT, and what the trainer logged."""
     settings = [
         f"training.batch_size={samples}", f"training.gradient_accumulation_steps={steps}", "training.max_steps=1",
         "training.gradient_clipping=0", "system.device=cpu", "logging.report_to=[]", "logging.logging_steps=1",
+        f"training.tokens_per_piece={budget}",
     ]  # fmt: skip
     recipe, batch = load_recipe("debug", settings), zoo.batch(EIGHT)
     kind = objective(zoo.latent_model("llama-gqa"), packed)
@@ -79,6 +80,20 @@ def test_accumulated_gradients_are_those_of_one_batch(packed: bool, tmp_path: Pa
         assert log[0]["loss"] == pytest.approx(float(add(terms).detach()), abs=1e-3)  # older versions round it
 
 
+def test_an_update_in_pieces_of_like_lengths_is_the_same_update(tmp_path: Path) -> None:
+    """Gradients, logged terms and figures of the log, whatever the budget: rows alone, some together, all in one."""
+    logs = []
+    wanted, _ = one_update(tmp_path / "whole", 8, 1, budget="none")
+    for budget in ("none", 1, 20, 45, 80, 1000):
+        found, log = one_update(tmp_path / str(budget), 8, 1, budget=budget)
+        logs.append({name: value for name, value in log[0].items() if name != "tokens_per_second"})
+        assert {"kept_share", "latent_norm", "latent_cosine", "jacobi_residual"} <= logs[-1].keys()
+        for name, grad in wanted.items():
+            torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-9, msg=f"{budget}: {name}")
+    for log in logs[1:]:
+        assert log == pytest.approx(logs[0], rel=1e-6)
+
+
 @pytest.mark.long
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
     """Data parallel on gloo: the counts are those of both ranks, and DDP's mean is undone."""
@@ -103,5 +118,6 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     place, mine = Path(sys.argv[1]), os.environ["RANK"]
-    torch.save(one_update(place / mine, samples=2, steps=2)[0], place / f"rank{mine}.pt")
+    budget = 1 if mine == "0" else 1000  # one computes row by row, the other all at once: as many all-reduces
+    torch.save(one_update(place / mine, samples=2, steps=2, budget=budget)[0], place / f"rank{mine}.pt")
     (place / f"rank{mine}.json").write_text(json.dumps(torch.distributed.get_world_size()))

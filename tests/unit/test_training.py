@@ -44,7 +44,7 @@ SETTINGS = (
     "training.max_steps=9", "training.batch_size=4", "training.learning_rate=1e-3", "loss.alpha1_codi=1",
     "lora.enabled=true", "lora.r=2", "lora.dropout=0.1", "latent.num_tokens=3", "latent.num_iterations=2",
     "logging.logging_steps=1", "logging.eval_steps=3", "logging.save_steps=2", "logging.report_to=[]",
-    "system.device=cpu",
+    "system.device=cpu", "training.tokens_per_piece=150",  # pieces, in every run that is stopped, too
 )  # fmt: skip
 LAST = "checkpoint-step9"
 

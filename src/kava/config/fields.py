@@ -81,6 +81,7 @@ def _stays_inside(name: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(_stays_inside)]
 Flag = Annotated[bool, Strict(False)]
+Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 DISTANCES = ("smooth_l1", "mse", "l1")
 ROUTERS = ("mlp", "gate", "attention")

@@ -128,6 +128,10 @@ NOT_BUILT_IN = unless(
     "dataset.name", f"only the built-in data sets ({', '.join(BUILTIN_DATASETS)}) are generated", *BUILTIN_DATASETS
 )
 BUILT_IN = when("dataset.name", "a built-in data set is generated (see dataset.generator)", *BUILTIN_DATASETS)
+WHOLE_BATCHES = Idle(
+    lambda r: r.rkv.shuffle == "examples" or r.loss.std_scope == "batch",
+    "the loss depends on which examples share a batch, so batches stay whole", "rkv.shuffle", "loss.std_scope",
+)  # fmt: skip
 ALL_WEIGHTS = when("lora.enabled", "every weight is trained", False)
 MAX_STEPS = unless("training.max_steps", "training.max_steps decides", None)
 NO_WARMUP = when("training.lr_scheduler", "a constant schedule does not warm up", "constant")

@@ -13,6 +13,7 @@ from pydantic import PrivateAttr, model_validator
 from kava.config import idle
 from kava.config.fields import (
     DISTANCES,
+    Count,
     DistanceLoss,
     Flag,
     FolderName,
@@ -198,6 +199,9 @@ class TrainingConfig(RecipeSection):
         "begin with the weights of this checkpoint (student and adapters), not with the base model's")
     packed: Flag = knob(True, "ours", "teacher and student in T + 1 passes instead of T + 2; same losses",
         idle=idle.EXPLICIT)
+    tokens_per_piece: Literal["auto", "none"] | Count = knob("auto", "ours",
+        "compute a batch in pieces of rows of like lengths, at most so many tokens each (rows x longest); same update",
+        idle=idle.WHOLE_BATCHES)
     on_oom: Literal["error", "reduce_batch"] = knob("error", "ours",
         "out of GPU memory: stop, or go on in smaller pieces of the same batch")
     hf: dict[str, Any] = knob({}, "ours", "any other TrainingArguments field of transformers, by its own name")

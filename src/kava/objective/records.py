@@ -8,7 +8,7 @@ from kava.backbone.teacher_forced import TextPass
 from kava.losses import Term
 from kava.teachers.base import Batch
 
-__all__ = ["Batch", "PassOutputs", "Result", "Step", "StudentView", "Targets", "TeacherView", "Views"]
+__all__ = ["Batch", "Figure", "PassOutputs", "Result", "Step", "StudentView", "Targets", "TeacherView", "Views"]
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,24 @@ Views = tuple[StudentView | None, TeacherView | None]
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure for the log, (total / count) ** power; it adds up over the pieces of a batch."""
+
+    total: Tensor
+    count: Tensor | float
+    power: float = 1.0
+
+    def __add__(self, other: "Figure") -> "Figure":
+        return Figure(self.total + other.total, self.count + other.count, self.power)
+
+    def __float__(self) -> float:
+        count = float(self.count)
+        return (float(self.total) / count) ** self.power if count else 0.0
+
+
+@dataclass(frozen=True)
 class Result:
     """The terms of one micro-batch, and figures for the log that tell whether a student is healthy."""
 
     terms: list[Term]
-    health: dict[str, Tensor]
+    health: dict[str, Figure]

@@ -11,7 +11,7 @@ from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.config import LossConfig
 from kava.latents import residual
 from kava.objective.packed import packed
-from kava.objective.records import Batch, PassOutputs, StudentView, Views
+from kava.objective.records import Batch, Figure, PassOutputs, StudentView, Views
 from kava.objective.unpacked import text_targets, unpacked
 
 
@@ -27,7 +27,7 @@ class View:
         """How many targets each cross-entropy has, from the batch alone."""
         raise NotImplementedError
 
-    def health(self, student: StudentView, kept: Tensor | None) -> dict[str, Tensor]:
+    def health(self, student: StudentView, kept: Tensor | None) -> dict[str, Figure]:
         """Figures for the log; kept [B]: entries that the KV term compares in each head, None without one."""
         return {}
 
@@ -62,24 +62,26 @@ class LatentSlots(View):
         return {"ce_student": answer, "ce_teacher": answer + cot}
 
     @torch.no_grad()
-    def health(self, student: StudentView, kept: Tensor | None) -> dict[str, Tensor]:
+    def health(self, student: StudentView, kept: Tensor | None) -> dict[str, Figure]:
         """Norm of the latents against that of token embeddings, their mean cosine, what one more round would change, and
         the share of the slots that have a target."""
         model, health = self.model, {}
         if kept is not None:
-            health["kept_share"] = kept.float().mean() / model.latent.num_tokens
+            health["kept_share"] = Figure(kept.float().sum(), len(kept) * model.latent.num_tokens)
         if student.latents is None or student.states is None or student.latents.shape[1] == 0:
             return health
         latents = student.latents.float()
-        count = latents.shape[1]
+        rows, count = latents.shape[:2]
         tokens = model.embed(torch.arange(0, model.config.vocab_size, 17, device=latents.device))
-        health["latent_norm"] = latents.norm(dim=-1).mean() / tokens.float().norm(dim=-1).mean()
+        relative = latents.norm(dim=-1) / tokens.float().norm(dim=-1).mean()
+        health["latent_norm"] = Figure(relative.sum(), rows * count)
         if count > 1:
             unit = torch.nn.functional.normalize(latents, dim=-1)
             total = unit.sum(1).square().sum(-1)  # sum over all pairs of cosines, with the diagonal
-            health["latent_cosine"] = ((total - count) / (count * (count - 1))).mean()
+            health["latent_cosine"] = Figure(((total - count) / (count * (count - 1))).sum(), rows)
         if model.feeds_back:
-            health["jacobi_residual"] = residual(latents[:, 1:], model.as_input(student.states[:, :-1]).float())
+            after = model.as_input(student.states[:, :-1]).float()
+            health["jacobi_residual"] = Figure(*residual(latents[:, 1:], after), power=0.5)
         return health
 
 

@@ -11,11 +11,13 @@ from kava.backbone.load import build_model
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
 from kava.data.collate import Collator
+from kava.data.cut import cut
 from kava.errors import RunError
 from kava.infer.student import pick_device
 from kava.losses import add
 from kava.progress import track
 from kava.training.data import load_data
+from kava.training.memory import token_budget
 from kava.training.method_line import explicit_line
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -76,10 +78,11 @@ def _measure(recipe: Recipe, device: torch.device) -> int:
     optimizer = torch.optim.AdamW([w for w in objective.parameters() if w.requires_grad], lr=0.0)
 
     def step(size: int) -> None:
-        batch = {name: value.to(device) for name, value in collate(rows[:size]).items()}
-        with torch.autocast(device.type, precision, enabled=precision is not None):
-            loss = add(objective(batch).terms)
-        loss.backward()
+        for piece in cut(collate(rows[:size]), token_budget(recipe, device)):
+            batch = {name: value.to(device) for name, value in piece.items()}
+            with torch.autocast(device.type, precision, enabled=precision is not None):
+                loss = add(objective(batch).terms)
+            loss.backward()
         optimizer.step()  # its moments stay in memory from the first update on
         optimizer.zero_grad(set_to_none=True)
 

@@ -30,6 +30,7 @@ from kava.training.callbacks import Console, GradientNorms, Journal, Schedule
 from kava.training.data import Data, MemoryData, check_positions, load_data
 from kava.training.folder import BEST, TrainResult
 from kava.training.interrupt import Interrupt
+from kava.training.memory import check_budget
 from kava.training.method_line import Line, explicit_line, latent_line
 from kava.training.processes import batch_layout, check_variables, is_main_process, main_process_decides
 from kava.training.trainer import KavaTrainer
@@ -135,6 +136,7 @@ class _Run:
         model, tokenizer = build_model(recipe)
         data = load_data(recipe, tokenizer, self.memory)
         check_positions(model, data.train, model.latent.num_tokens)
+        check_budget(recipe, data.train)
         if recipe.rkv.full_slots:  # as many latents as the longest chain of thought has tokens
             recipe = recipe.changed("latent", num_tokens=int(data.train.lengths("cot").max()))
             model.latent = recipe.latent

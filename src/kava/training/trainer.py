@@ -19,7 +19,7 @@ from kava.errors import RunError, first_line
 from kava.files import make_folder, new_folder, remove, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
-from kava.objective.records import Result, Step
+from kava.objective.records import Figure, Result, Step
 from kava.progress import progress
 from kava.training import aux_state, workers
 from kava.training.checkpoint import find, rotate
@@ -71,7 +71,7 @@ class KavaTrainer(RestoringTrainer):
         self.validation, self.interrupt = validation, interrupt
         self.data_sha256: str | None = None  # None: not known, as of a stream
         self.at_epoch_end = False
-        self.pieces = pieces_of(recipe, self.args.world_size)
+        self.pieces = pieces_of(recipe, self.args.world_size, self.args.device)
         self.sharded: Sharded | None = None
         self._to_save: tuple[Weights | None, Aux | None] = None, None
         self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
@@ -79,9 +79,10 @@ class KavaTrainer(RestoringTrainer):
         self._before = (self._sums, self._counts)  # as they were when the update began
         self.epoch = 0  # set by callbacks.Schedule
         self.step = Step()
-        self._window: dict[int, dict[str, float]] = {}  # counts of each micro-batch of the update, by its id()
+        self._counted: dict[int, dict[str, float]] = {}  # counts of each piece of the update, by its id()
         self._known: dict[str, float] | None = None
         self.health: dict[str, float] = {}  # numbers for the next log line
+        self._figures: dict[str, Figure] = {}  # of the present micro-batch
         self._tokens, self._since = 0, time.perf_counter()
         if self.args.world_size > 1:  # else every process would drop out the same places
             torch.manual_seed(self.args.seed + self.args.process_index)
@@ -111,15 +112,16 @@ class KavaTrainer(RestoringTrainer):
         update, every = self.state.global_step, self.args.logging_steps
         progress = update / max(1, self.state.max_steps)
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
-        self.pieces.window = []
         self._before = self._sums.copy(), self._counts.copy()
         if self._idle and (update + 1) % self._updates == 0:
             batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
+        self.pieces.begin(batches)
         counts = Sums(float)
-        self._window = {id(batch): self.objective.counts(batch, self.step) for batch in batches}
+        self._counted = {id(p): self.objective.counts(p, self.step) for batch in batches for p in self.pieces.of(batch)}
         for batch in batches:
-            for name, count in self._window[id(batch)].items():
-                counts[name] += 0.0 if IDLE in batch else count
+            for piece in self.pieces.of(batch):
+                for name, count in self._counted[id(piece)].items():
+                    counts[name] += 0.0 if IDLE in batch else count
             if IDLE not in batch:
                 self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
         self._of_all(counts)
@@ -137,19 +139,25 @@ class KavaTrainer(RestoringTrainer):
         for term in result.terms:
             self._sums[term.name] += counts * float(term.total.detach())
             self._counts[term.name] += counts * term.count
-        self.health |= {name: float(value) for name, value in result.health.items()}
+        for name, figure in result.health.items():
+            self._figures[name] = self._figures[name] + figure if name in self._figures else figure
         return (loss, result) if return_outputs else loss
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
-        def step(piece: Any) -> torch.Tensor:
-            self._known = self._window.get(id(inputs)) if self.pieces.size is None else None  # None: a part of a batch
-            return super(KavaTrainer, self).training_step(model, piece, *rest, **named)
+        def step(piece: Any, is_last: bool) -> torch.Tensor:
+            self._known = self._counted.get(id(piece))  # None: cut anew after memory ran out
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                return super(KavaTrainer, self).training_step(model, piece, *rest, **named)
 
         def undo() -> None:
             model.zero_grad()
             self._sums, self._counts = (sums.copy() for sums in self._before)
+            self._counted, self._figures = {}, {}
 
-        return self.pieces.run(inputs, step, undo)
+        self._figures = {}
+        loss = self.pieces.run(inputs, step, undo)
+        self.health |= {name: float(figure) for name, figure in self._figures.items()}
+        return loss
 
     def _refuse(self, result: Result, inputs: Any) -> None:
         parts = ", ".join(f"{term.name} {float(term.value().detach()):.4g}" for term in result.terms)
