@@ -15,6 +15,7 @@ from compare import tiny_base
 from kava.backbone.load import SHIPPED
 from kava.cli.main import main
 from kava.config import LatentConfig, load_recipe
+from kava.data.cut import cut
 from kava.evaluation.eval_sets import load_eval_set
 from kava.evaluation.score import predict, summary
 from kava.infer.student import Answer, Student
@@ -22,9 +23,11 @@ from kava.lab.bench import decode as bench_decode
 from kava.lab.bench import latent as bench_latent
 from kava.lab.bench import text as bench_text
 from kava.lab.bench import train as bench_train
-from kava.lab.bench.reference import random_model
+from kava.lab.bench.real_lengths import FILE
+from kava.lab.bench.reference import CUE, random_model
 from kava.lab.bench.timing import peak_memory, take_turns
-from kava.lab.bench.train import PccotView, TrainBenchSizes, objectives, random_batch
+from kava.lab.bench.train import PccotView, TrainBenchSizes, a_batch, objectives
+from kava.training import memory
 from zoo_tokenizers import bos
 
 TOY = ["--layers=2", "--width=32", "--heads=4", "--kv-heads=2", "--vocabulary=64", "--question=7", "--cot=11"]
@@ -242,6 +245,47 @@ def test_result_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "PCCoT's order of passes" in text
 
 
+@pytest.mark.parametrize("lengths", ["gsm8k", "gsm8k-nl"])
+def test_real_lengths_are_computed_in_pieces_beside_a_plain_model(
+    lengths: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory, "AUTO", {"cpu": 300})
+    words = [word for word in TOY if not word.startswith(("--question", "--cot", "--batch_size"))]
+    assert main(["bench", "train", *words, "--batch_size=9", "--lengths", lengths, "--quiet"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    rows = json.loads(FILE.read_text())[lengths][:9]
+    latents, rounds, cue = 4, 2, CUE
+    tokens = sum(q + c + a + cue + 1 + (1 + latents) + (latents + 1 + a + cue + 1) for q, c, a in rows)
+    assert result["real_tokens"] == tokens + (rounds - 1) * latents * len(rows)
+    assert 1 <= result["padding"]["pieces"] < result["padding"]["whole"]
+    orders = result["orders"]
+    assert list(orders) == ["packed", "unpacked", "pccot", "whole", "library"]
+    assert orders["packed"]["pieces"] == orders["library"]["pieces"] > 1 == orders["whole"]["pieces"]
+    work = {name: order["gflop"] for name, order in orders.items()}
+    assert work["library"] < work["packed"] < work["whole"] < work["pccot"]
+    text = bench_text.train_text(result)
+    assert text.isascii()
+    assert "a plain model on as many tokens" in text
+
+
+def test_lengths_that_cannot_be_had_are_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "train", *TOY, "--lengths", "gsm8k"]) == 2
+    assert "--question has no effect with --lengths gsm8k" in capsys.readouterr().err
+    assert main(["bench", "train", "--lengths", "gsm8k", "--batch_size", "5000"]) == 2
+    assert "lengths of 2000 rows are known of gsm8k" in capsys.readouterr().err
+
+
+def test_gradients_are_the_same_in_pieces_and_with_padding() -> None:
+    from compare import assert_same, measure_sums
+
+    model = random_model(2, 32, 4, 2, 64, LatentConfig(num_tokens=4, num_iterations=2))
+    batch = a_batch(TrainBenchSizes(2, 32, 4, 2, 64, 7, 11, 6, 4, 2, "gsm8k"), CPU)
+    kinds = objectives(model)
+    wanted = measure_sums(kinds["packed"][2], [batch])
+    assert_same(measure_sums(kinds["packed"][2], cut(batch, 200)), wanted, 1e-5)
+    assert_same(measure_sums(kinds["pccot"][2], [batch]), wanted, 1e-5)
+
+
 def test_unequal_losses_are_a_failed_check_and_are_not_timed(
     untimed: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,7 +305,7 @@ def test_unequal_losses_are_a_failed_check_and_are_not_timed(
 def test_passes_are_what_the_decoder_is_called_for() -> None:
     sizes = TrainBenchSizes(2, 32, 4, 2, 64, 7, 11, 3, 4, 2)
     model = random_model(2, 32, 4, 2, 64, LatentConfig(num_tokens=4, num_iterations=2))
-    batch = random_batch(sizes, CPU)
+    batch = a_batch(sizes, CPU)
     for name, (_, passes, kind) in objectives(model).items():
         calls: list[int] = []
         handle = model.decoder.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
@@ -274,7 +318,7 @@ def test_gradients_of_the_yardstick_are_those_of_the_packed_order() -> None:
     from compare import assert_same, measure
 
     model = random_model(2, 32, 4, 2, 64, LatentConfig(num_tokens=4, num_iterations=2))
-    batch = random_batch(TrainBenchSizes(2, 32, 4, 2, 64, 7, 11, 3, 4, 2), CPU)
+    batch = a_batch(TrainBenchSizes(2, 32, 4, 2, 64, 7, 11, 3, 4, 2), CPU)
     kinds = objectives(model)
     assert_same(measure(kinds["pccot"][2], batch), measure(kinds["packed"][2], batch), 1e-5)
 

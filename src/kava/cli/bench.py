@@ -13,6 +13,7 @@ from kava.cli.student import Base, Checkpoint, TrustRemoteCode
 from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
 from kava.progress import loading_libraries, say
 
+Lengths = Literal["uniform", "gsm8k", "gsm8k-nl"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")]
@@ -107,8 +108,9 @@ def train(
     heads: Heads = 8,
     kv_heads: KVHeads = 4,
     vocabulary: Vocabulary = 12000,
-    question: Question = 64,
-    cot: Cot = 60,
+    lengths: Annotated[Lengths, typer.Option(help="of the rows: uniform, or those of GSM8K's train set")] = "uniform",
+    question: Annotated[int | None, typer.Option(min=1, help="tokens of a question, uniform (64)")] = None,
+    cot: Annotated[int | None, typer.Option(min=1, help="tokens of a chain of thought, uniform (60)")] = None,
     latents: Annotated[int, typer.Option(min=1, help="M")] = 24,
     rounds: Annotated[int, typer.Option(min=1, help="T")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="samples per step")] = 8,
@@ -119,13 +121,23 @@ def train(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
-    """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side."""
+    """One training step, forward and backward: packed, unpacked, and PCCoT's order of passes, side by side.
+
+    With the lengths of real rows (equations or sentences) also a plain model on as many tokens without padding.
+    """
     _prepare(threads, output, overwrite)
+    if lengths != "uniform" and (question or cot):
+        from kava.errors import ConfigError
+
+        given = "--question" if question else "--cot"
+        raise ConfigError(f"{given} has no effect with --lengths {lengths}, whose rows have lengths of their own")
     with loading_libraries():
         from kava.lab.bench.train import TrainBenchSizes
         from kava.lab.bench.train import bench as run
 
-    sizes = TrainBenchSizes(layers, width, heads, kv_heads, vocabulary, question, cot, batch_size, latents, rounds)
+    sizes = TrainBenchSizes(
+        layers, width, heads, kv_heads, vocabulary, question or 64, cot or 60, batch_size, latents, rounds, lengths
+    )
     result = run(sizes, repeats, device, progress=not quiet)
     return _show(result, train_text, "the losses differ", quiet, output)
 

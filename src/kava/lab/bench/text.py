@@ -30,8 +30,7 @@ def latent_text(result: dict[str, Any]) -> str:
     cues = ", ".join(f"{name} {mode['cue']}" for name, mode in modes.items())
     for row in result["measured"]:
         sd = None if row["sd"] is None else row["sd"] / result["questions"]
-        memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.3g}"
-        mode = modes[row["mode"]]
+        memory, mode = _mib(row["peak_bytes"]), modes[row["mode"]]
         rows.append({**mode, **row, "percent": 100 * mode["accuracy"], "sd": sd, "memory": memory})
     return _page(
         result,
@@ -49,12 +48,26 @@ def latent_text(result: dict[str, Any]) -> str:
 
 
 def train_text(result: dict[str, Any]) -> str:
-    header = ("order of passes", "passes", "GFLOP", "ms/step", "sd", "x packed", "CPU ms", "x packed", "loss")
-    cells = "{title}|{passes}|{work}|{seconds}|{sd}|{ratio:.2f}|{cpu_seconds}|{cpu_ratio:.2f}|{loss:.5f}"
-    rows = _with_ratios(result, "orders")
-    for row, terms in zip(rows, result["terms"].values(), strict=True):
-        row |= {"work": f"{row['gflop']:.{0 if row['gflop'] >= 10 else 3}f}", "loss": terms["loss"]}
-    return _page(result, _listed(result["sizes"]), _rounds(result), _table(header, cells, rows))
+    header = ["order of passes", "passes", "GFLOP", "ms/step", "sd", "x packed", "CPU ms", "x packed", "loss"]
+    cells = "{title}|{passes}|{work}|{seconds}|{sd}|{ratio:.2f}|{cpu_seconds}|{cpu_ratio:.2f}|{loss}"
+    rows, lines = _with_ratios(result, "orders"), []
+    base = result["orders"]["packed"]
+    for row, name in zip(rows, result["orders"], strict=True):
+        terms = result["terms"].get(name)
+        row |= {"work": f"{row['gflop']:.{0 if row['gflop'] >= 10 else 3}f}", "loss": "-"}
+        row |= {"loss": f"{terms['loss']:.5f}"} if terms else {}
+        row |= {"work_ratio": f"{row['gflop'] / base['gflop']:.2f}", "memory": _mib(row["peak_bytes"])}
+    if "real_tokens" in result:
+        header[2:2], header[4:4] = ["pieces"], ["x packed"]
+        header.append("MiB")
+        cells = cells.replace("{work}", "{pieces}|{work}|{work_ratio}") + "|{memory}"
+        padding = result["padding"]
+        lines = [
+            "",
+            f"rows with the lengths of {result['sizes']['lengths']}: {result['real_tokens']} tokens in all passes; columns "
+            f"over real tokens of the text {padding['whole']:.2f} whole, {padding['pieces']:.2f} in pieces",
+        ]
+    return _page(result, _listed(result["sizes"]), _rounds(result), _table(header, cells, rows), *lines)
 
 
 def extract_text(result: dict[str, Any]) -> str:
@@ -91,6 +104,10 @@ def _listed(facts: Mapping[str, Any]) -> str:
 def _table(header: Sequence[str], cells: str, rows: Sequence[Mapping[str, Any]]) -> str:
     texts = [{**row, **{name: _ms(row[name]) for name in TIMES if name in row}} for row in rows]
     return table([cells.format(**row).split("|") for row in texts], header)
+
+
+def _mib(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.3g}"
 
 
 def _ms(seconds: float | None) -> str:

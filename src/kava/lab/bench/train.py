@@ -1,120 +1,66 @@
-"""`kava bench train`: one training step in three orders of passes, checked to give one loss, then timed side by side."""
+"""`kava bench train`: one training step in several orders of passes, checked to give one loss, then timed side by side.
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+With the lengths of real rows (`--lengths`) ours is computed in pieces of like lengths, as in training; PCCoT's order has
+its own padding; and a plain model of the library reads as many tokens without any.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from kava.backbone.joined import PARTS
-from kava.backbone.kv import join
-from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
-from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress import make_compressor
-from kava.compress.importance import masked_softmax
 from kava.config import LatentConfig, LossConfig
 from kava.data.collate import Collator
-from kava.infer.generate import run_after, think_with_prefix
+from kava.data.cut import cut, row_lengths
 from kava.infer.student import pick_device
-from kava.lab.bench.reference import ModelSizes, eager_attention
-from kava.lab.bench.timing import hardware, ratios, take_turns
+from kava.lab.bench.pccot import PccotObjective, PccotTeacher, PccotView
+from kava.lab.bench.real_lengths import library_step, real_rows, real_tokens
+from kava.lab.bench.reference import ModelSizes
+from kava.lab.bench.timing import hardware, peak_memory, ratios, take_turns
 from kava.losses import Term, add
 from kava.objective.make import latent_objective
 from kava.objective.objective import Objective
-from kava.objective.records import Batch, Step, StudentView, Targets, TeacherView, Views
-from kava.objective.student import LatentSlots
-from kava.objective.targets import OwnTeacher, Target
-from kava.objective.unpacked import answer_part, read_teacher
-from kava.teachers.base import TeacherWants
+from kava.objective.records import Batch, Step
+from kava.training.memory import auto_budget
 
 ANSWER = 3  # tokens of the answer
 TOLERANCE = 1e-4
 UNLOGGED = Step(log=False)
+UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
 class TrainBenchSizes(ModelSizes):
-    """What is timed; latents: M, rounds: T."""
+    """What is timed; latents: M, rounds: T. lengths: uniform (rows of `question` and `cot` tokens), or of a data set."""
 
     latents: int
     rounds: int
+    lengths: str = UNIFORM
 
 
-class PccotView(LatentSlots):
-    """Student and teacher in the order of passes of PCCoT's official code: a reference for speed, not a way to train.
+@dataclass(frozen=True)
+class Way:
+    """One order of passes over the batch in pieces. step: forward and backward of one update."""
 
-    Teacher with its attentions kept; pass 0, which reads the question again; T rounds of one pass each; the answer: T + 3
-    passes. Every position of teacher and answer is a target (label -100 where it does not count): for batches without
-    padding. `queries` of the teacher hold its attention logits [B, H*R, A, N] instead.
-    """
-
-    def __call__(self, batch: Batch) -> tuple[StudentView, TeacherView]:
-        return self._student(batch), self._teacher(batch)
-
-    def _teacher(self, batch: Batch) -> TeacherView:
-        with eager_attention(self.model) as logits:
-            text = teacher_forced_pass(self.model, batch, all_layers=True)
-        teacher = read_teacher(text, batch, self.outputs)
-        question, cot, tail = (batch[part].shape[1] for part in PARTS)
-        cot_logits = [
-            layer[:, :, question + cot : question + cot + tail, question : question + cot] for layer in logits
-        ]
-        targets = every_position(text.out.hidden, text.rows.ids, question)
-        return replace(teacher, targets=targets, queries=cot_logits)
-
-    def _student(self, batch: Batch) -> StudentView:
-        model = self.model
-        latents, prefix, known = think_with_prefix(model, batch["question"], batch["question_mask"])
-        last = run_after(model, latents, prefix, known)
-        known = torch.cat([known, torch.ones_like(latents[..., 0], dtype=torch.bool)], dim=1)
-        ids, mask = (part[:, latents.shape[1] :] for part in answer_part(model, batch))
-        prefix, place = join(prefix, last.kv(slice(None))), positions(mask, known.sum(1))
-        out = model.run(model.embed(ids), place, causal_mask(mask, known), prefix, all_layers=True)
-        cue = cue_states(out, 1 + batch["cue_last"])
-        return StudentView(every_position(out.hidden, ids, 1), last.keys, last.values, cue)
+    title: str
+    passes: int
+    pieces: int
+    step: Callable[[], None]
 
 
-def every_position(hidden: Tensor, ids: Tensor, first: int) -> Targets:
-    """All positions with the next token as their label, or -100 where that is before column `first`."""
-    labels = torch.full_like(ids, -100)
-    labels[:, first - 1 : -1] = ids[:, first:]
-    return Targets(hidden.flatten(0, 1), labels.flatten())
-
-
-class PccotTeacher(OwnTeacher):
-    """The student's own teacher mode, with importance read off the attention logits of `PccotView`."""
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch, views: Views, wants: TeacherWants, step: Step) -> Target:
-        student, own = views
-        assert own is not None
-        weight = batch["tail_answer"][:, None, :, None].float()
-        importance = []
-        for logits, key in zip(own.queries, own.keys, strict=True):
-            grouped = logits.unflatten(1, (key.shape[1], -1)).amax(2)
-            attention = masked_softmax(grouped.float(), batch["cot_mask"][:, None, None])
-            importance.append((attention * weight).sum(2) / weight.sum(2))
-        target = super().__call__(batch, (student, own), replace(wants, importance=False), step)
-        return replace(target, kv=replace(target.kv, importance=importance))
-
-
-class PccotObjective(Objective):
-    """The same loss; the logits of all positions are made at once."""
-
-    def _ce(self, targets: Targets) -> Tensor:
-        return F.cross_entropy(self.model.head(targets.hidden).float(), targets.tokens, reduction="sum")
-
-
-def random_batch(sizes: ModelSizes, device: torch.device) -> Batch:
-    """Random ids without padding: every order of passes then reads the same tokens."""
-    batch = Collator(0)(sizes.examples(sizes.batch_size, ANSWER))
-    return {name: value.to(device) for name, value in batch.items()}
+def a_batch(sizes: TrainBenchSizes, device: torch.device) -> Batch:
+    """Random ids: all rows of one length, or of the lengths of a data set."""
+    if sizes.lengths == UNIFORM:
+        rows = sizes.examples(sizes.batch_size, ANSWER)
+    else:
+        rows = real_rows(sizes.lengths, sizes.batch_size, sizes.vocabulary)
+    return {name: value.to(device) for name, value in Collator(0)(rows).items()}
 
 
 def objectives(model: LatentModel) -> dict[str, tuple[str, int, Objective]]:
@@ -138,26 +84,55 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
     """
     target = pick_device(device)
     latent = LatentConfig(num_tokens=sizes.latents, num_iterations=sizes.rounds)
-    orders = objectives(sizes.model(latent).to(target))
-    batch = random_batch(sizes, target)
-    terms = {name: _values(objective(batch, UNLOGGED).terms) for name, (_, _, objective) in orders.items()}
+    model = sizes.model(latent).to(target)
+    orders, batch = objectives(model), a_batch(sizes, target)
+    real = sizes.lengths != UNIFORM
+    pieces = cut(batch, auto_budget(target)) if real else [batch]
+    parts = {name: [batch] if name == "pccot" else pieces for name in orders}
+    terms = {name: _values(objective, parts[name]) for name, (_, _, objective) in orders.items()}
     differences = unequal(terms)
     result = {"hardware": hardware(target), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
     result |= {"equal": not differences, "differences": differences}
     if differences:
         return result
-    steps = {name: partial(_step, objective, batch) for name, (_, _, objective) in orders.items()}
-    times = take_turns(steps, repeats, target, progress=progress)
+    ways = {
+        name: Way(title, passes, len(parts[name]), partial(_step, objective, parts[name]))
+        for name, (title, passes, objective) in orders.items()
+    }
+    if real:
+        packed = orders["packed"][2]
+        counts = packed.counts(batch, UNLOGGED)
+        targets = int(counts["ce_student"] + counts["ce_teacher"])
+        library = library_step(model, batch, targets, len(pieces))
+        ways["whole"] = Way("packed, the batch whole", sizes.rounds + 1, 1, partial(_step, packed, [batch]))
+        ways["library"] = Way("a plain model on as many tokens", 1, len(pieces), library)
+        result |= {"real_tokens": real_tokens(model, batch), "padding": _padding(batch, pieces)}
+    times = take_turns({name: way.step for name, way in ways.items()}, repeats, target, progress=progress)
     result["orders"] = {
-        name: {"title": title, "passes": passes, "gflop": gflop(steps[name]), **times[name].facts()}
-        for name, (title, passes, _) in orders.items()
+        name: {"title": way.title, "passes": way.passes, "pieces": way.pieces, "gflop": gflop(way.step)}
+        | {"peak_bytes": peak_memory(way.step, target) if real else None, **times[name].facts()}
+        for name, way in ways.items()
     }
     return result | ratios(times, "packed")
 
 
-def _values(terms: list[Term]) -> dict[str, float]:
-    """Each term's value, and their sum as `loss`."""
-    return {term.name: float(term.value().detach()) for term in terms} | {"loss": float(add(terms).detach())}
+def _padding(batch: Batch, pieces: Sequence[Batch]) -> dict[str, float]:
+    """Columns of the joined rows over real tokens: of the batch whole, and in pieces."""
+    lengths = [row_lengths(piece) for piece in pieces]
+    real = sum(map(sum, lengths))
+    whole = len(batch["example_id"]) * max(map(max, lengths))
+    return {"whole": whole / real, "pieces": sum(len(rows) * max(rows) for rows in lengths) / real}
+
+
+def _values(objective: Objective, pieces: Sequence[Batch]) -> dict[str, float]:
+    """Each term's value over the pieces, and their sum as `loss`."""
+    found: dict[str, Term] = {}
+    with torch.no_grad():
+        for term in (term for piece in pieces for term in objective(piece, UNLOGGED).terms):
+            before = found.get(term.name, Term(term.name, torch.zeros_like(term.total), 0.0, term.weight))
+            found[term.name] = Term(term.name, before.total + term.total, before.count + term.count, term.weight)
+    terms = list(found.values())
+    return {term.name: float(term.value()) for term in terms} | {"loss": float(add(terms))}
 
 
 def unequal(terms: dict[str, dict[str, float]]) -> list[str]:
@@ -170,9 +145,12 @@ def unequal(terms: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def _step(objective: Objective, batch: Batch) -> None:
+def _step(objective: Objective, pieces: Sequence[Batch]) -> None:
     objective.zero_grad(set_to_none=True)
-    add(objective(batch, UNLOGGED).terms).backward()
+    each = [objective.counts(piece, UNLOGGED) for piece in pieces]
+    counts = {name: sum(part[name] for part in each) for name in each[0]}
+    for piece, own in zip(pieces, each, strict=True):
+        add(objective(piece, UNLOGGED, own).terms, counts).backward()
 
 
 def gflop(step: Callable[[], object]) -> float:

@@ -62,6 +62,7 @@ def _run(setup: KitSetup, name: str, card: SmallCard | None) -> tuple[list[float
         "training.max_steps": UPDATES,
         "training.batch_size": rows,
         "training.on_oom": "reduce_batch",
+        "training.tokens_per_piece": "none",
         "logging.logging_steps": 1,
         "logging.report_to": "[]",
         "dataset.generator.train_size": UPDATES * rows,

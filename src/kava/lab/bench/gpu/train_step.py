@@ -13,7 +13,7 @@ from kava.lab.bench.gpu.rates import data_sheet_rate, product_rate
 from kava.lab.bench.gpu.students import LLAMA_1B, QWEN_05B, TOY, StudentShape, with_lora
 from kava.lab.bench.host_reads import host_reads
 from kava.lab.bench.timing import peak_memory, ratio, take_turns
-from kava.lab.bench.train import UNLOGGED, TrainBenchSizes, gflop, objectives, random_batch
+from kava.lab.bench.train import UNLOGGED, TrainBenchSizes, a_batch, gflop, objectives
 from kava.losses import add
 from kava.objective.objective import Objective
 
@@ -37,7 +37,7 @@ def run(setup: KitSetup, name: str) -> KitFinding:
     orders = {order: objective for order, (_, _, objective) in objectives(model).items() if order in ORDERS}
     size = 2 if setup.tiny else BATCH
     while True:
-        batch = random_batch(_sizes(shape, size, latent, setup.tiny), setup.device)
+        batch = a_batch(_sizes(shape, size, latent, setup.tiny), setup.device)
         try:
             return _measure(setup, orders, batch)
         except torch.OutOfMemoryError:
