@@ -31,11 +31,17 @@ def by_hand(script: str, *words: str, count: int = 2) -> list[int]:
     return [rank.wait(300) for rank in ranks]
 
 
+def under_torchrun(*program: str, count: int = 2) -> list[str]:
+    """`torchrun --standalone --nproc_per_node count PROGRAM`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    return [*command, *program]
+
+
 def torchrun(*words: str, count: int = 2) -> subprocess.Popen[str]:
     """`torchrun --nproc_per_node count -m kava ...`, both of its streams in one pipe."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), "-m"]
+    command = under_torchrun("-m", "kava", *words, count=count)
     return subprocess.Popen(
-        [*command, "kava", *words], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 

@@ -10,6 +10,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+import processes
 from kava.cli.main import main
 
 # what is about to be called when the process stands still
@@ -150,6 +152,38 @@ class Command:
         self.until(lambda: False)
         assert self.code is not None
         return self.code
+
+
+class Torchrun(Command):
+    """The same as two processes under torchrun, which gives each a session of its own; `pid` is torchrun's."""
+
+    def __init__(self, folder: Path, *words: str, moment: str = "", nth: int = 1):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.output, self.code = folder, folder / "out", None
+        program = (__file__, str(folder), moment, str(nth)) if moment else ("-m", "kava")
+        with open(self.output, "w") as out:
+            self.process = subprocess.Popen(
+                processes.under_torchrun(*program, *words), env=processes.environment(),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        self.pid = self.process.pid
+
+    def ended(self) -> bool:
+        self.code = self.process.poll()
+        return self.code is not None
+
+    def ranks(self) -> list[psutil.Process]:
+        """The two training processes, the first of them first."""
+        return sorted(psutil.Process(self.pid).children(), key=lambda process: int(process.environ()["RANK"]))
+
+    def send(self, number: int, target: str, times: int = 1) -> None:
+        """Target rank0: only the first training process; the others as above."""
+        if target == "rank0":
+            os.kill(self.ranks()[0].pid, number)
+            self.until(lambda: any(text in self.out for text in HEARD))
+            (self.folder / "go").touch()
+        else:
+            super().send(number, target, times)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 import struck
@@ -21,7 +22,7 @@ from kava.backbone.artifact import WEIGHTS
 from kava.teachers.store import verify
 from kava.training.checkpoint import find
 from stores import content
-from struck import Command
+from struck import Command, Torchrun
 
 pytestmark = pytest.mark.long
 TERM, INT, USR1, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP
@@ -194,6 +195,41 @@ def test_through_kava_task(number: signal.Signals, moment: str, nth: int, runs: 
     resumed = runs.start(run, cell, "--resume", "auto")
     assert resumed.end() == 0, resumed.out
     assert_same_end(run, runs.undisturbed(cell))
+
+
+@pytest.fixture(scope="module")
+def under_torchrun(runs: Runs) -> Path:
+    """What two processes make that nobody disturbs."""
+    whole = runs.folder / "whole-torchrun"
+    assert Torchrun(whole.with_suffix(".said"), *words_of_two(runs, whole)).end() == 0
+    return whole
+
+
+def words_of_two(runs: Runs, run: Path, *words: str) -> tuple[str, ...]:
+    return (*runs.words["latent"], "training.batch_size=2", "system.num_workers=2", "--output_dir", str(run), *words)
+
+
+@pytest.mark.parametrize("number", [TERM, USR1], ids=lambda number: number.name)
+@pytest.mark.parametrize("target", ["main", "group", "rank0"])
+def test_two_processes(number: signal.Signals, target: str, under_torchrun: Path, runs: Runs, tmp_path: Path) -> None:
+    """Main and group are torchrun, whose processes have sessions of their own: it passes TERM on, and dies of USR1."""
+    run = tmp_path / "run"
+    command = Torchrun(tmp_path / "said", *words_of_two(runs, run), moment="update", nth=4).standing()
+    ranks = command.ranks()
+    command.send(number, target)
+    code = command.end()
+    (tmp_path / "said" / "go").touch()
+    assert not psutil.wait_procs(ranks, timeout=60)[1], command.out
+    orphans = number == USR1 and target != "rank0"
+    assert code == (-USR1 if orphans else 1), command.out  # torchrun's own
+    if target == "rank0":
+        assert f"exitcode  : {128 + number}" in command.out  # of the process, in its report
+    ours, _, _ = command.out.partition("torch/distributed/")
+    assert "Traceback" not in ours
+    assert max((saved.step for saved in find(run)[0]), default=0) == updates_made(run) == 4
+    resumed = Torchrun(tmp_path / "again", *words_of_two(runs, run, "--resume", "auto"))
+    assert resumed.end() == 0, resumed.out
+    assert_same_end(run, under_torchrun)
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -12,6 +12,13 @@ from kava.training.processes import is_distributed, is_main_process, max_over_pr
 PARENT = "KAVA_PARENT"  # id of the process that started this run, if the run is to stop when that process ends
 
 
+def _watched_parent() -> str | None:
+    """The id of the process whose end is to stop this run: PARENT, or torchrun, which dies of a SIGUSR1 and tells nobody."""
+    if "RANK" in os.environ:
+        return str(os.getppid()) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return os.environ.get(PARENT)
+
+
 class Interrupt:
     """Context manager that catches the stop signals; `signal` is the first that came, later ones are ignored.
 
@@ -23,7 +30,7 @@ class Interrupt:
         self._signal: int | None = None
         self._agreed: int | None = None
         self._before: dict[int, Any] = {}
-        self._parent = None if "RANK" in os.environ else os.environ.get(PARENT)
+        self._parent = _watched_parent()
 
     @property
     def signal(self) -> int | None:
@@ -36,9 +43,9 @@ class Interrupt:
         return self._agreed is not None
 
     def _came(self) -> int | None:
-        """The signal this process got; the end of the PARENT process counts as SIGTERM."""
+        """The signal this process got; the end of the process that started it, where it is watched, counts as SIGTERM."""
         if self._signal is None and self._parent not in (None, str(os.getppid())):
-            self._signal = signal.SIGTERM
+            self._catch(signal.SIGTERM, None)
         return self._signal
 
     def __enter__(self) -> "Interrupt":
