@@ -337,6 +337,7 @@ def test_a_foreign_pickle_is_one_line_that_names_the_file(
     name: str, base: Path, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = half_done(undisturbed, tmp_path / "run")
+    without_hashes(folder / LAST)
     torch.save(Foreign(), folder / LAST / name)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")) as caught:
         train(recipe_for(base), folder, resume=str(folder / LAST), quiet=True)
@@ -349,6 +350,7 @@ def test_a_foreign_pickle_is_one_line_that_names_the_file(
 
 def test_auto_passes_over_a_foreign_pickle_and_a_stray_scaler(base: Path, undisturbed: Path, tmp_path: Path) -> None:
     folder = half_done(undisturbed, tmp_path / "run")
+    without_hashes(folder / LAST)
     torch.save(Foreign(), folder / LAST / "optimizer.pt")
     (folder / "checkpoint-step8" / "scaler.pt").write_bytes(b"stray")
     train(recipe_for(base), folder, resume="auto", quiet=True)
@@ -375,6 +377,20 @@ def test_auto_passes_over_a_damaged_checkpoint(name: str, base: Path, undisturbe
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_one_other_byte_of_the_training_state_is_named(
+    name: str, base: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = half_done(undisturbed, tmp_path / "run") / LAST
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    place = content.index(b'"max_steps": ') + 13 if name.endswith("json") else len(content) // 2
+    content[place] ^= 1  # 9 becomes 8: still JSON
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"^--resume {folder}: {path} is not the file that was saved"):
+        train(recipe_for(base), folder.parent, resume=str(folder), quiet=True)
+
+
 def test_links_to_a_scratch_disk(base: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Checkpoints and best student moved away and linked: rotation takes the links, nothing outside is deleted."""
     folder, scratch = half_done(undisturbed, tmp_path / "run"), tmp_path / "scratch"
@@ -389,7 +405,7 @@ def test_links_to_a_scratch_disk(base: Path, undisturbed: Path, tmp_path: Path) 
     (folder / ".partial-old-best_checkpoint").symlink_to(scratch / "best_checkpoint")  # what earlier versions left
     (folder / ".partial-old-checkpoint-step1").symlink_to(scratch / "purged")
     more = recipe_for(base, "logging.save_steps=1", "logging.save_total_limit=1", "logging.eval_steps=1")
-    state = scratch / "checkpoint-step3" / "trainer_state.json"
+    state = without_hashes(scratch / "checkpoint-step3") / "trainer_state.json"
     state.write_text(json.dumps(json.loads(state.read_text()) | {"best_metric": -1.0}))
     train(more, folder, resume="auto", quiet=True)
     assert not (folder / "best_checkpoint").is_symlink()

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,10 @@ class CardFormat(Record):
 
 
 class StudentCard(CardFormat):
-    """`files` and `sha256` are missing in students of versions that did not hash."""
+    """`files`: hashes of the student's own; `training_state`: of what a checkpoint has beside it to go on training.
+
+    These, and `sha256` of the card itself, are missing in folders of versions that did not hash them.
+    """
 
     method: Literal["latent", "explicit"]
     trained: list[str]
@@ -35,16 +38,29 @@ class StudentCard(CardFormat):
     effective_batch_size: Count | None = None
     data_sha256: str | None = None
     files: dict[str, str] | None = None
+    training_state: dict[str, str] | None = None
     sha256: str | None = None
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
     """Writes kava.json with the hash of every other file in the folder; the last file to be written."""
-    names = sorted(
-        path.name for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != CARD
-    )
-    hashes = {name: file_hash(folder / name) for name in names}
-    card = json.loads(json.dumps({"format": FORMAT, **facts, "files": hashes}))  # as it will be read
+    _write(folder, {"format": FORMAT, **facts, "files": _hashes(folder, {CARD})})
+
+
+def add_training_state(folder: Path) -> None:
+    """Adds to kava.json the hash of every file that came into the folder after it."""
+    card = read_card(folder)
+    facts = card.model_dump(exclude={"sha256"}, exclude_unset=True)
+    _write(folder, facts | {"training_state": _hashes(folder, {CARD, *(card.files or {})})})
+
+
+def _hashes(folder: Path, but: Collection[str]) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    return {path.name: file_hash(path) for path in files if path.name not in but}
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    card = json.loads(json.dumps(facts))  # as it will be read
     write_json(folder / CARD, card | {"sha256": _content_hash(card)})
 
 
@@ -68,7 +84,8 @@ def read_card(folder: str | Path) -> StudentCard:
 def check_files(folder: str | Path, names: Sequence[str] | None = None) -> StudentCard:
     """The card of a folder all of whose files (or those called `names`) are as saved; the first other one is an error.
 
-    Files that the card does not list do not matter. A student without hashes is only warned about.
+    Files that the card does not list do not matter, nor does a checkpoint's training state. A student without hashes is
+    only warned about.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -77,15 +94,22 @@ def check_files(folder: str | Path, names: Sequence[str] | None = None) -> Stude
             _warned.add(folder.resolve())
             log.warning("%s has no hashes (an earlier kava wrote it): damage to its files cannot be noticed", folder)
         return card
-    for name, expected in card.files.items():
-        if names is not None and name not in names:
-            continue
+    _check(folder, {name: value for name, value in card.files.items() if names is None or name in names})
+    return card
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Raises where a file of the student or of its training state is not the one that was saved."""
+    _check(Path(folder), check_files(folder).training_state or {})
+
+
+def _check(folder: Path, hashes: Mapping[str, str]) -> None:
+    for name, expected in hashes.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise CheckpointError(f"{path} is missing", TORN)
         if file_hash(path) != expected:
             raise CheckpointError(f"{path} is not the file that was saved: its sha256 differs", TORN)
-    return card
 
 
 def check_recipe(card: StudentCard, recipe: Recipe, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.card import CARD, RECIPE, WEIGHTS, check_files
+from kava.backbone.card import CARD, RECIPE, WEIGHTS, check_checkpoint
 from kava.config import Recipe, differing, load_recipe
 from kava.errors import CheckpointError, first_line
 from kava.files import remove
@@ -87,7 +87,7 @@ def foreign(folder: Path) -> str | None:
 def damaged(folder: Path) -> str | None:
     """Which file is not the one that was saved."""
     try:
-        check_files(folder)
+        check_checkpoint(folder)
     except CheckpointError as error:
         return error.message
     return None
@@ -102,13 +102,13 @@ def choose(run: Path, resume: str, recipe: Recipe) -> tuple[Path | None, list[st
         folder = Path(resume)
         if not folder.is_dir():
             raise CheckpointError(f"--resume {resume}: no such folder", "give a checkpoint-* folder, or auto")
-        if reason := problem(folder) or foreign(folder) or damaged(folder):
+        if reason := problem(folder) or damaged(folder) or foreign(folder):
             raise CheckpointError(f"--resume {resume}: {reason}", "use --resume auto to take the newest whole one")
         _refuse_another_run(folder, recipe)
         return folder, []
     whole, notes = find(run)
     for newest in reversed(whole):
-        if (reason := foreign(newest.path) or damaged(newest.path)) is None:
+        if (reason := damaged(newest.path) or foreign(newest.path)) is None:
             _refuse_another_run(newest.path, recipe)
             return newest.path, notes
         notes.append(f"{newest.path.name} is passed over: {reason}")

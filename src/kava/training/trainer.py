@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kava.backbone.artifact import Weights, write_student
+from kava.backbone.card import add_training_state
 from kava.config import Recipe
 from kava.data.example import stable_hash
 from kava.errors import RunError, first_line
@@ -211,6 +212,7 @@ class KavaTrainer(RestoringTrainer):
         if self.args.should_save:
             run, step = Path(self.args.output_dir), self.state.global_step
             name = f"ep{round(self.state.epoch or 0)}" if self.at_epoch_end else f"step{step}"
+            add_training_state(run / INCOMING / f"checkpoint-{step}")
             replace_folder(run / INCOMING / f"checkpoint-{step}", run / f"checkpoint-{name}")
             remove(run / INCOMING)
             rotate(run, self.recipe.logging.save_total_limit)
