@@ -18,7 +18,7 @@ from kava.backbone.load import load_tokenizer
 from kava.cli.main import main
 from kava.config import ModelConfig, Recipe, load_recipe
 from kava.config.trust import allow_code, requests, trusted
-from kava.errors import ConfigError, ModelError
+from kava.errors import CodeRefused, ConfigError, ModelError
 from kava.teachers.store import StoredTeacher
 
 EVIL = """from pathlib import Path
@@ -173,6 +173,18 @@ def test_no_way_to_a_model_is_open_by_itself(plain: Path, tmp_path: Path, mark: 
     with_own_tokenizer(folder, mark)
     with pytest.raises(ModelError, match="only the caller can allow"):
         load_tokenizer(folder, ModelConfig(name=str(folder), trust_remote_code=True))
+    assert not mark.exists()
+
+
+def test_a_tokenizer_with_a_class_of_its_own_is_not_read_by_another(plain: Path, tmp_path: Path, mark: Path) -> None:
+    """As a model whose family transformers does not know; one that it knows is read by its class, as a model is."""
+    folder = Path(shutil.copytree(plain, tmp_path / "base"))
+    with_own_tokenizer(folder, mark)
+    with pytest.raises(CodeRefused, match="comes with code of its own, which is not run unasked"):
+        load_tokenizer(folder, ModelConfig(name=str(folder)))
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"EvilTok"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+    assert load_tokenizer(folder, ModelConfig(name=str(folder))).is_fast
     assert not mark.exists()
 
 

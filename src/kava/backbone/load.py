@@ -17,11 +17,11 @@ from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.quantize import quantization_config
-from kava.backbone.tokens import add_special_tokens, make_room
+from kava.backbone.tokens import add_special_tokens, make_room, names_own_class
 from kava.backbone.unreadable import UNREADABLE, naming_files, reason
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
-from kava.config.trust import check_allowed
-from kava.errors import CodeRefused, ConfigError, ModelError
+from kava.config.trust import check_allowed, code_refused
+from kava.errors import ConfigError, ModelError
 from kava.progress import progress
 
 # Tokenizers of one vocabulary may still split these texts otherwise.
@@ -39,6 +39,8 @@ def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
             f"{source} has no tokenizer, none of {', '.join(TOKENIZERS)}", "put the tokenizer's files there"
         )
     tokenizer = _fetch(AutoTokenizer, source, model, "tokenizer")
+    if not model.trust_remote_code and names_own_class(tokenizer, source, model.revision):
+        raise code_refused(str(source))
     if not tokenizer.is_fast:
         raise ModelError(
             f"{source}: the tokenizer {type(tokenizer).__name__} is a slow one, which gives no character offsets",
@@ -280,10 +282,7 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
             return read(folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra)
     except UNREADABLE as error:
         if "trust_remote_code" in str(error):
-            raise CodeRefused(
-                f"model {str(source)!r} comes with code of its own, which is not run unasked",
-                "read that code, then add --trust_remote_code (in Python trust_remote_code=True)",
-            ) from error
+            raise code_refused(str(source)) from error
         if model.gguf_file is not None:
             if folder is None and (absent := cached_gguf_problem(str(source), revision, model.gguf_file)):
                 raise ModelError(f"model {str(source)!r}: {absent} (in the hub's cache)", "name one of them") from error

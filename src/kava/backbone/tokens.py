@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.auto.tokenization_auto import get_tokenizer_config, tokenizer_class_from_name
 
 from kava.errors import ModelError
 from kava.files import write_json
@@ -34,6 +35,18 @@ def add_special_tokens(tokenizer: Any) -> SpecialTokens:
     keep_others = {of_5 if of_5 in parameters else of_4: False}
     tokenizer.add_special_tokens({"additional_special_tokens": list(NAMES)}, **keep_others)
     return SpecialTokens(*(tokenizer.convert_tokens_to_ids(name) for name in NAMES))
+
+
+def names_own_class(tokenizer: Any, source: str | Path, revision: str | None) -> bool:
+    """Whether the tokenizer's files name a class that comes with them, one that transformers does not have.
+
+    Not asked to run it, transformers reads such files with a general class of its own where it knows the model's family.
+    """
+    own = tokenizer.init_kwargs.get("auto_map")
+    if not own or (isinstance(own, dict) and "AutoTokenizer" not in own):
+        return False
+    name = get_tokenizer_config(source, revision=revision).get("tokenizer_class")
+    return name is None or tokenizer_class_from_name(name) is None
 
 
 @torch.no_grad()

@@ -52,6 +52,14 @@ def check_allowed(source: str) -> None:
     say_once(log, f"model {source!r} may run code of its own, as you allowed")
 
 
+def code_refused(source: str) -> CodeRefused:
+    """The error about a model that cannot be read without its code, for which nobody has asked."""
+    return CodeRefused(
+        f"model {source!r} comes with code of its own, which is not run unasked",
+        f"read that code, then add --{FLAG} (in Python {FLAG}=True)",
+    )
+
+
 def requests(recipe: Recipe, stored: bool = False) -> dict[str, str]:
     """Key -> value of everything that asks for code to be run; variants written as package.module:Name if `stored`."""
     sections = (("model", recipe.model), ("teacher", recipe.teacher))
