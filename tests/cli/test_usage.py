@@ -1,10 +1,15 @@
 """Command lines that a verb does not take: the error names what is wrong, and what to type instead."""
 
+import importlib
+import inspect
 import re
+from collections.abc import Iterator
+from typing import get_type_hints
 
 import pytest
 
 from kava.cli.main import main
+from kava.cli.verbs import HIDDEN, VERBS, verb_command
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,32 @@ def test_the_error_says_what_to_type(line: str, message: str, hint: str, capsys:
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert hint in said
+
+
+def number_flags() -> Iterator[list[str]]:
+    """Every flag of every verb that takes a number, after the words of its verb."""
+    for verb in [*(verb.name for verb in VERBS), *HIDDEN]:
+        command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
+        for name, one in (getattr(command, "commands", None) or {"": command}).items():
+            hints = get_type_hints(inspect.unwrap(one.callback))
+            for parameter in one.params:
+                if re.search(r"\b(int|float)\b", str(hints[parameter.name])):
+                    yield [verb, *([name] if name else []), parameter.opts[0]]
+
+
+def test_no_flag_takes_a_number_beyond_every_size(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = list(number_flags())
+    assert len(lines) > 50
+    for words in lines:
+        assert main([*words, "1" + "0" * 30]) == 2, words
+        said = capsys.readouterr().err
+        assert said.startswith("error: "), words
+        assert words[-1].lstrip("-") in said, said  # distill reads some as settings
+        assert re.search(r"up to 4294967295|not in the range|less than or equal to", said), said
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf"])
+def test_what_is_no_number_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["align", "show", "--student_model", "a", "--teacher_model", "b", "--text", "c", "--threshold", word]
+    assert main(words) == 2
+    assert "--threshold" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kava.backbone.artifact import load_student
-from kava.backbone.load import SHIPPED, load_tokenizer, locate
+from kava.backbone.load import SHIPPED, load_config, load_tokenizer, locate
 from kava.config import ModelConfig, load_recipe, save_recipe
 from kava.errors import ConfigError, ModelError
 from kava.files import write_json
@@ -77,6 +77,19 @@ def test_a_damaged_file_of_a_tokenizer_is_named(
         load_tokenizer(tmp_path / "model", ModelConfig(name="model"))
     assert message in error.value.message
     assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize("name", ["n_layer", "num_hidden_layers", "vocab_size", "n_embd", "head_dim", "n_positions"])
+def test_sizes_beyond_every_model_are_found_before_anything_is_built(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model" / "config.json"
+    shutil.copytree(SHIPPED["kava:embedded"], path.parent)
+    settings = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(settings | {name: 10**30}), "utf-8")
+    with pytest.raises(ModelError, match=rf"^{path}: {name}: 1000000000000000000000000000000 is a number: no model has"):
+        load_config(ModelConfig(name=str(path.parent)))
+    path.write_text(json.dumps(settings | {"text_config": {name: 10**30}}), "utf-8")
+    with pytest.raises(ModelError, match=rf"text_config\.{name}: "):
+        load_tokenizer(path.parent, ModelConfig(name=str(path.parent)))
 
 
 def test_a_base_that_was_moved_names_the_flag_and_one_without_effect_is_refused(folders: Path) -> None:

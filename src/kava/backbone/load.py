@@ -16,6 +16,7 @@ from kava.backbone.gguf import reader, refuse_gguf
 from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
 from kava.backbone.model import Backbone, LatentModel
+from kava.backbone.model_sizes import check_sizes
 from kava.backbone.quantize import quantization_config
 from kava.backbone.tokens import add_special_tokens, make_room, names_own_class
 from kava.backbone.unreadable import UNREADABLE, naming_files, reason
@@ -270,6 +271,8 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
     read = reader(kind, model)
     folder = cached(source, model.revision, model.gguf_file) if isinstance(source, str) else None
     revision = None if folder else model.revision
+    if model.gguf_file is None:
+        check_sizes(Path(folder or source))
     if model.trust_remote_code:
         check_allowed(str(source))
     try:

@@ -74,6 +74,7 @@ def verb_command(verb: str, module: ModuleType) -> Any:
     import typer
 
     from kava.cli.list_flags import ListFlagCommand
+    from kava.cli.number_limits import bound
 
     app = getattr(module, "app", None)
     if app is None:
@@ -84,6 +85,7 @@ def verb_command(verb: str, module: ModuleType) -> Any:
     command.context_settings.setdefault("help_option_names", ["--help", "-h"])  # subcommands inherit it
     for subcommand in (command, *getattr(command, "commands", {}).values()):
         for parameter in subcommand.params:
+            bound(parameter)
             if parameter.param_type_name == "option":
                 parameter.opts = underscores(parameter.opts)
                 negatives = [name for name in parameter.secondary_opts if not name.startswith("--no-")]
