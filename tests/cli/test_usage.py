@@ -9,6 +9,7 @@ from typing import get_type_hints
 import pytest
 
 from kava.cli.main import main
+from kava.cli.surroundings import refuse_empty_words
 from kava.cli.verbs import HIDDEN, VERBS, verb_command
 
 
@@ -39,6 +40,31 @@ def test_the_error_says_what_to_type(line: str, message: str, hint: str, capsys:
     said = capsys.readouterr().err
     assert re.search(message, said), said
     assert hint in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report", ""], "there is an empty word ('') after 'report'"),
+        (["report", "runs", ""], "there is an empty word ('') after 'runs'"),
+        (["report", "runs", "--title", ""], "--title is empty"),
+        (["report", "runs", "--title="], "--title is empty"),
+        (["show", ""], "there is an empty word ('') after 'show'"),
+        (["model", "check", ""], "there is an empty word ('') after 'check'"),
+        (["infer", "--checkpoint", "x", "--questions", "1?", ""], "there is an empty word ('') after '1?'"),
+        (["submit", "train", "--account", "", "--config", "debug"], "--account is empty"),
+    ],
+)
+def test_an_empty_word_is_an_unset_variable(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert f"error: {message}\n  hint: is a variable of a script not set?" in capsys.readouterr().err
+
+
+def test_settings_and_words_of_another_command_may_be_empty() -> None:
+    refuse_empty_words("train", ["--dataset.config", "", "model.revision="])
+    refuse_empty_words("task", ["--status", "x", "--", "sh", "-c", ""])
 
 
 def number_flags() -> Iterator[list[str]]:

@@ -154,7 +154,7 @@ def test_decode_says_where_texts_part_and_times_nothing(
     [
         (["--model", "nowhere/nothing"], "cannot load"),
         (["--model", "kava:embeded"], "no checkpoint"),
-        (["--model", "kava:embedded", "--prompts", "1+1?", ""], "the prompt '' has no tokens"),
+        (["--model", "kava:embedded", "--prompts", "1+1?", ""], "there is an empty word ('') after '1+1?'"),
         (["--model", "kava:embedded", "--max_new_tokens", "9999"], "do not fit"),
         (["--model", "kava:embedded", "--output", "x.txt"], "is not a .json file"),
         (["--model", "kava:embedded", "--device", "abacus"], "not available"),

@@ -3,7 +3,6 @@
 import errno
 import importlib
 import os
-import re
 import signal
 import sys
 import sysconfig
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kava
-from kava.cli.surroundings import check_words, message, open_streams, say
+from kava.cli.surroundings import check_words, message, open_streams, refuse_empty_words, say
 from kava.cli.verbs import FLAGS, FORMER, HIDDEN, VERBS, underscores, verb_command
 from kava.console import fitted
 from kava.data.hub import take_shared_store
@@ -24,7 +23,6 @@ from kava.stop_signals import RaiseStopped, Stopped, exit_code, write_stderr
 
 # messages of torch.save on a full disk
 TORN = ("iostream error", "PytorchStreamWriter failed", "inline_container")
-PATH_FLAG = re.compile(r"--(output\w*|\w+_dirs?|\w+_file|save_json|figures|folder|checkpoint|status|log)")
 TYPERS_INTERRUPT = 130  # what newer versions return in place of a KeyboardInterrupt
 CONVENTIONS = """\
 Every verb: --help; settings of a recipe as section.key=value or --section.key value (kava config --keys lists them).
@@ -109,7 +107,7 @@ def _run(verb: str, words: list[str]) -> int:
     import typer
 
     check_words(words)
-    _refuse_empty_paths(words)
+    refuse_empty_words(verb, words)
     take_shared_store(os.environ)
     command = verb_command(verb, importlib.import_module(f"kava.cli.{verb}"))
     usage: Any = typer.BadParameter.__mro__[2]  # click's base error; newer typers carry a click of their own
@@ -123,14 +121,6 @@ def _run(verb: str, words: list[str]) -> int:
     except typer.Abort as error:
         raise error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt() from error
     return code if isinstance(code, int) else 0
-
-
-def _refuse_empty_paths(words: Sequence[str]) -> None:
-    """An error for `--output_dir ''`: an unset variable of a script, which would mean the working folder."""
-    for word, value in zip(words, [*words[1:], "-"], strict=False):
-        name, equals, inside = word.partition("=")
-        if PATH_FLAG.fullmatch(name) and (inside if equals else value) == "":
-            raise ConfigError(f"{name} is empty", "name a file or folder, or leave the flag out")
 
 
 def _users_problem(error: Exception) -> KavaError | None:

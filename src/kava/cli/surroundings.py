@@ -1,4 +1,4 @@
-"""What a command line meets beside its flags: the three standard streams, words that are no text, a deleted folder."""
+"""What a command line meets beside its flags: the three standard streams, words that are no text or empty, a deleted folder."""
 
 import os
 import re
@@ -51,6 +51,25 @@ def check_words(words: Sequence[str]) -> None:
     if not _is_text(folder):
         hint = hint if encoding != "utf-8" else "rename it, or work in another folder"
         raise RunError(f"the name of the current folder, {folder!a}, is no text in {encoding}", hint)
+
+
+def refuse_empty_words(verb: str, words: Sequence[str]) -> None:
+    """An error for `--output_dir ''`: an unset variable of a script, which would mean the working folder.
+
+    Settings may be empty (`--dataset.config ''` is null), and what follows after `--` belongs to another command.
+    """
+    hint = "is a variable of a script not set? give a value, or leave it out"
+    for before, word in zip([verb, *words], words, strict=False):
+        if word == "--":
+            return
+        name, equals, value = word.partition("=")
+        if equals and not value and name.startswith("--") and "." not in name:
+            raise ConfigError(f"{name} is empty", hint)
+        if not word and before.startswith("--") and "=" not in before:
+            if "." not in before:
+                raise ConfigError(f"{before} is empty", hint)
+        elif not word:
+            raise ConfigError(f"there is an empty word ('') after {before!r}", hint)
 
 
 def message(problem: KavaError) -> str:
