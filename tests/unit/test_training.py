@@ -26,7 +26,7 @@ from compare import tiny_base
 from hub import without_hashes
 from kava.backbone.artifact import WEIGHTS, load_student
 from kava.config import Recipe, load_recipe
-from kava.errors import CheckpointError, ConfigError, RunError
+from kava.errors import CheckpointError, ConfigError, DataError, RunError
 from kava.files import sole_owner
 from kava.training import folder as folder_module
 from kava.training import method_line as lines_module
@@ -36,6 +36,7 @@ from kava.training.folder import TrainResult, update
 from kava.training.processes import check_variables
 from kava.training.run import train
 from kava.training.trainer import KavaTrainer
+from kava.training.workers import fetching, more_than_cores
 from struck import Command
 
 TIMES = ("tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -572,6 +573,37 @@ def test_a_folder_in_use_is_refused_and_a_resumed_run_waits(
     ):
         train(recipe_for(base), tmp_path / "run", "auto", quiet=True)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+class BadRow(torch.utils.data.Dataset[int]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        raise DataError("rows.jsonl, line 7: field 'question' is empty", "mend the row")
+
+
+def test_a_bad_row_that_a_worker_meets_is_the_error_that_it_raised() -> None:
+    with pytest.raises(DataError) as caught, fetching():
+        next(iter(torch.utils.data.DataLoader(BadRow(), num_workers=1)))
+    assert caught.value.message == "rows.jsonl, line 7: field 'question' is empty"
+    assert caught.value.hint == "mend the row"
+
+
+def test_more_workers_than_cores_are_said() -> None:
+    assert more_than_cores(1) is None
+    assert str(more_than_cores(4096)).startswith("system.num_workers is 4096, more than the ")
+
+
+@pytest.mark.parametrize("before", [[], ["out"], ["out", "out/run"], ["out", "out/run", "out/run/note"]])
+def test_a_refused_run_leaves_nothing_behind(before: list[str], tmp_path: Path) -> None:
+    for name in before:
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="no such file"):
+        train(load_recipe("debug", ["dataset.name=./nothing.jsonl"]), tmp_path / "out" / "run", quiet=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left - {"out/run/.lock", "out/run/train.log"} == set(before)
+    assert len(left) == len(before) or "out/run/note" in before  # a folder with files of the user's keeps its log
 
 
 def test_a_run_whose_parent_was_killed_saves_and_stops(

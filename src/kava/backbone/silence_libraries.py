@@ -6,7 +6,7 @@ from kava.progress import loading_libraries
 
 
 def silence_libraries() -> None:
-    """Turns off weight-loading bars (not ASCII), advice, and a deprecation warning that peft triggers.
+    """Turns off weight-loading bars (not ASCII), advice, and warnings: of a deprecation that peft triggers, of many workers.
 
     The hub's log of every retry too: if it cannot be reached, one error says so at the end.
     """
@@ -18,3 +18,4 @@ def silence_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)  # we say it ourselves

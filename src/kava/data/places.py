@@ -51,7 +51,8 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
     searched: list[str] = []
     for place in local_places(name, source):
         if is_place(place, name):
-            log.info("data set %s: read from %s", name, place)
+            if place != path:
+                log.info("data set %s: read from %s", name, place)
             return _open_local(place, source, config, streaming)
         searched.append(str(place))
     hub_id = hub_id_of(name, source)

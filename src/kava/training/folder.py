@@ -1,15 +1,15 @@
 """A run's folder: locked by one process, described before the first step, never mixed with another run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kava.backbone.card import read_card
 from kava.config import Recipe, differing, load_recipe, save_recipe
-from kava.errors import RunError
-from kava.files import copy_folder, make_folder, sole_owner, sweep, write_json
+from kava.errors import KavaError, RunError
+from kava.files import copy_folder, make_folder, remove, sole_owner, sweep, write_json
 from kava.outputs import Output, begins, check_folder, check_outputs, is_dated
 from kava.provenance import surroundings
 from kava.run_files import AGAIN, read_log, read_meta
@@ -17,8 +17,8 @@ from kava.training import checkpoint
 
 RECIPE, META = "recipe.yaml", "meta.json"
 LOG, BEST = "log.jsonl", "best_checkpoint"
-LOCK = ".lock"
-LOGS = {LOG: begins('{"step":'), "train.log": is_dated, "training_log.txt": begins("step ", "epoch ")}
+LOCK, TRAIN_LOG = ".lock", "train.log"
+LOGS = {LOG: begins('{"step":'), TRAIN_LOG: is_dated, "training_log.txt": begins("step ", "epoch ")}
 PATIENCE = 60.0  # seconds to wait for a stopped run that is still saving
 
 
@@ -74,15 +74,26 @@ def finished_run(folder: Path) -> TrainResult | None:
 def claimed(folder: Path, recipe: Recipe, resume: str | None) -> Iterator[None]:
     """Holds the run's folder for this process; raises where it is in use, or holds another run or other settings.
 
-    Under torchrun rank 0 claims it for all.
+    Under torchrun rank 0 claims it for all. A run that is refused leaves no folder behind.
     """
     check_folder("the output folder", folder)
     check_outputs([Output("the log", folder / name, is_ours) for name, is_ours in LOGS.items()])
+    is_new = not folder.is_dir() or not any(folder.iterdir())
+    made = [place for place in (folder, *folder.parents) if not place.is_dir()]
     make_folder(folder)
-    with sole_owner(folder / LOCK, PATIENCE if resume else 0.0):
-        sweep(folder)
-        _refuse_another_run(folder, recipe, resume)
-        yield
+    try:
+        with sole_owner(folder / LOCK, PATIENCE if resume else 0.0):
+            sweep(folder)
+            _refuse_another_run(folder, recipe, resume)
+            yield
+    except KavaError:
+        if is_new and {path.name for path in folder.iterdir()} <= {LOCK, TRAIN_LOG}:
+            for name in (LOCK, TRAIN_LOG):
+                remove(folder / name)
+            with suppress(OSError):  # somebody else has put something there
+                for place in made:
+                    place.rmdir()
+        raise
 
 
 def _refuse_another_run(folder: Path, recipe: Recipe, resume: str | None) -> None:

@@ -34,7 +34,7 @@ from kava.training.memory import check_budget
 from kava.training.method_line import Line, explicit_line, latent_line
 from kava.training.processes import batch_layout, check_variables, is_main_process, main_process_decides
 from kava.training.trainer import KavaTrainer
-from kava.training.workers import ended_afterwards
+from kava.training.workers import ended_afterwards, more_than_cores
 
 log = logging.getLogger("kava.train")
 
@@ -76,7 +76,7 @@ def train(
             return checkpoint.choose(run, resume, recipe) if resume else (None, [])
 
         start, notes = main_process_decides(claim)
-        stack.enter_context(_open_log(run / "train.log", quiet))
+        stack.enter_context(_open_log(run / folder.TRAIN_LOG, quiet))
         for note in notes:
             log.warning(note)
         if start is not None and (result := folder.finished_run(run)) is not None:
@@ -206,6 +206,8 @@ class _Run:
         sizes = (facts["effective_batch_size"], args.per_device_train_batch_size, args.gradient_accumulation_steps)
         sharding = "" if processes == 1 else f", sharding {facts['sharding']}"
         log.info(f"an update: %d examples = {several}%d x %d micro-batches{sharding}", *sizes)
+        if note := more_than_cores(args.dataloader_num_workers * processes):
+            log.info(note)
         if recipe.loss.std_scope == "batch":
             log.warning("loss.std_scope is batch, as in the parents' code: the loss depends on how batches are split")
         no_result = data.card.get("share_no_result")

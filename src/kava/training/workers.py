@@ -1,12 +1,14 @@
 """The processes that prepare batches: no stop signal ends them before the trainer does, and a dead one is one clear line."""
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
+from kava.errors import KavaError
 from kava.stop_signals import STOP_SIGNALS
 
 DEAD = "DataLoader worker (pid"  # how torch's message about a dead worker begins
@@ -23,9 +25,29 @@ def fetching() -> Iterator[None]:
         before = _block()
         try:
             yield
+        except KavaError as error:
+            if (plain := _as_raised(error)) is error:
+                raise
+            raise plain from error
         finally:
             if hasattr(signal, "pthread_sigmask"):
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _as_raised(error: KavaError) -> KavaError:
+    """The error that a worker raised, where torch has put its traceback in the message's place."""
+    kind = type(error)
+    _, end, text = error.message.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+    if not (end and error.message.startswith("Caught ")):
+        return error
+    message, _, hint = text.rstrip("\n").partition("\n  hint: ")
+    return kind(message, hint or None)
+
+
+def more_than_cores(number: int) -> str | None:
+    """A line on more workers than this process has cores; None where they are not more."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return None if number <= cores else f"system.num_workers is {number}, more than the {cores} cores of this process"
 
 
 def _block() -> set[int]:
