@@ -40,9 +40,7 @@ def under_torchrun(*program: str, count: int = 2) -> list[str]:
 def torchrun(*words: str, count: int = 2) -> subprocess.Popen[str]:
     """`torchrun --nproc_per_node count -m kava ...`, both of its streams in one pipe."""
     command = under_torchrun("-m", "kava", *words, count=count)
-    return subprocess.Popen(
-        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen[str], code: int | None = 0) -> str:

@@ -55,9 +55,7 @@ def test_the_error_says_what_to_type(line: str, message: str, hint: str, capsys:
         (["submit", "train", "--account", "", "--config", "debug"], "--account is empty"),
     ],
 )
-def test_an_empty_word_is_an_unset_variable(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_word_is_an_unset_variable(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert f"error: {message}\n  hint: is a variable of a script not set?" in capsys.readouterr().err
 

@@ -1,7 +1,5 @@
 """Cases about flags: every flag of every verb with a value that it cannot have, odd paths, words out of place."""
 
-from __future__ import annotations
-
 import importlib
 from functools import cache
 from pathlib import Path

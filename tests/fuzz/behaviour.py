@@ -4,8 +4,6 @@ A user's mistake ends in exit code 2 and one message, with nothing lost, overwri
 surely wrong is accepted without a word. A case runs in this process, in a folder of its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

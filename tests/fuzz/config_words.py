@@ -1,7 +1,5 @@
 """Cases about settings and recipe files: `kava config` reads them as every other verb does, and costs nothing."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Cases about environment variables: those of several processes, of folders and of libraries."""
 
-from __future__ import annotations
-
 from argv import TINY
 from behaviour import Case
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Cases about rows of data: one odd line beside right ones, or a few bytes changed."""
 
-from __future__ import annotations
-
 from behaviour import Case
 from hypothesis import strategies as st
 

@@ -4,8 +4,6 @@ The cases are drawn at random, the same ones every time. Hypothesis shortens one
 then printed can be run by hand in a folder with the files that stand beside it.
 """
 
-from __future__ import annotations
-
 import argv
 import config_words
 import damaged_files

@@ -1,7 +1,5 @@
 """What only a process of its own shows: closed or broken streams, bytes on the command line, another locale."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -85,7 +85,9 @@ def test_sizes_beyond_every_model_are_found_before_anything_is_built(tmp_path: P
     shutil.copytree(SHIPPED["kava:embedded"], path.parent)
     settings = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(settings | {name: 10**30}), "utf-8")
-    with pytest.raises(ModelError, match=rf"^{path}: {name}: 1000000000000000000000000000000 is a number: no model has"):
+    with pytest.raises(
+        ModelError, match=rf"^{path}: {name}: 1000000000000000000000000000000 is a number: no model has"
+    ):
         load_config(ModelConfig(name=str(path.parent)))
     path.write_text(json.dumps(settings | {"text_config": {name: 10**30}}), "utf-8")
     with pytest.raises(ModelError, match=rf"text_config\.{name}: "):

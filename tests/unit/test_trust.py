@@ -183,7 +183,9 @@ def test_a_tokenizer_with_a_class_of_its_own_is_not_read_by_another(plain: Path,
     with pytest.raises(CodeRefused, match="comes with code of its own, which is not run unasked"):
         load_tokenizer(folder, ModelConfig(name=str(folder)))
     path = folder / "tokenizer_config.json"
-    path.write_text(path.read_text(encoding="utf-8").replace('"EvilTok"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"EvilTok"', '"PreTrainedTokenizerFast"'), encoding="utf-8"
+    )
     assert load_tokenizer(folder, ModelConfig(name=str(folder))).is_fast
     assert not mark.exists()
 

@@ -18,4 +18,6 @@ def silence_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)  # we say it ourselves
+    warnings.filterwarnings(
+        "ignore", message="This DataLoader will create", category=UserWarning
+    )  # we say it ourselves
