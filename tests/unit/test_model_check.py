@@ -17,12 +17,14 @@ from kava.backbone.families import FAMILIES, REFUSED, Family, family_of
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
 from kava.cli.main import main
-from kava.errors import ModelError
+from kava.config import load_recipe
+from kava.errors import ConfigError, ModelError
 from kava.lab.selfcheck.model_check import run
 from kava.lab.selfcheck.model_check.checks import CHECKS, Subject, Unlike
 from kava.lab.selfcheck.model_check.double import KeepDouble
 from kava.lab.selfcheck.model_check.run import STRANGE, CheckResult
 from kava.lab.selfcheck.model_check.small_copy import WINDOW, random_copy, small_config
+from kava.objective.make import make_objective
 
 FAST = ("qwen2", "mistral", "granite")  # for these the fast suite runs every check; for all others, the long tests
 long = pytest.mark.long
@@ -155,6 +157,17 @@ def test_a_student_reads_its_latents_through_the_window() -> None:
         open_row = Subject(windowed, replace(FAMILIES["mistral"], windows=False), windowed, 1e-9)
         with pytest.raises(Unlike):
             subject.same_loss(narrow, open_row.loss(num_tokens=WINDOW + 3), "without a window")
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "smollm3"])
+def test_keys_before_the_rotary_embedding_need_layers_that_rotate_alike(name: str) -> None:
+    """Of the student's own teacher, and of a mixture, which aligns keys in the student's rotary embedding."""
+    small = random_copy(small_config(zoo.checkpoint_config(name)))
+    model = Subject(small, FAMILIES[name], small, 1e-9).model()
+    with pytest.raises(ConfigError, match=f"the layers of {name} rotate keys differently"):
+        make_objective(load_recipe("debug", ["rkv.rotary=before"]), model)
+    with pytest.raises(ModelError, match=f"{name}: its layers rotate keys differently"):
+        _ = model.rotary  # read by `MixtureOfTeachers`
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
