@@ -131,3 +131,20 @@ def test_models_that_cannot_be_read(capsys) -> None:
     words = ["align", "show", "--student_model", many.student_folder(), "--teacher_model", "/nowhere", "--text", "a"]
     assert main(words) == 2
     assert "/nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["align", "show", "--student_model", "a\x01", "--teacher_model", "b", "--text", "c"],
+        ["align", "precompute", "--student_model", "kava:embedded", "--teacher_model", "kava:embedded",
+         "--dataset_name", "a\x01", "--output", "new.json"],
+        ["assets", "verify", "--model", "a\x01"],
+        ["assets", "verify", "--dataset", "a\x01"],
+    ],
+)  # fmt: skip
+def test_flags_are_held_to_what_a_recipe_may_say(words: list[str], tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert ": name: 'a\\x01' is text: it holds the character '\\x01', which is no text" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kava.backbone.artifact import load_student
-from kava.backbone.load import SHIPPED, load_config, load_tokenizer, locate
+from kava.backbone.load import SHIPPED, load_config, load_tokenizer, locate, locate_tokenizer
 from kava.config import ModelConfig, load_recipe, save_recipe
 from kava.errors import ConfigError, ModelError
 from kava.files import write_json
@@ -46,6 +46,12 @@ def test_a_path_that_is_no_model_is_refused(folders: Path, name: str, message: s
         locate(name)
     assert message in error.value.message
     assert hint in str(error.value.hint)
+
+
+@pytest.mark.parametrize("name", ["org/" + "x" * 5000, "~nobody_of_this_name/model"])
+def test_so_is_a_tokenizer_of_an_impossible_name(name: str) -> None:
+    with pytest.raises(ModelError, match=r"^model "):
+        locate_tokenizer(name)
 
 
 def test_names_of_the_hub_and_of_models_stay(folders: Path) -> None:

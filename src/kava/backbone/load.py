@@ -197,18 +197,18 @@ def locate(name: str, gguf_file: str | None = None) -> str | Path:
     if name.startswith("kava:"):
         raise ModelError(f"no checkpoint {name!r} is shipped", "shipped: " + ", ".join([*SHIPPED, *BLANK]))
     _refuse_no_model(name, gguf_file)
-    return own_copy(name, gguf_file) or (str(Path(name).expanduser()) if name.startswith("~") else name)
+    return own_copy(name, gguf_file) or os.path.expanduser(name)
 
 
 def locate_tokenizer(name: str) -> str | Path:
     """A folder with a tokenizer, a student's too; otherwise where the model of this name is."""
-    folder = Path(name).expanduser()
-    return folder if any((folder / file).is_file() for file in TOKENIZERS) else locate(name)
+    folder = Path(os.path.expanduser(name))
+    return folder if any(os.path.isfile(folder / file) for file in TOKENIZERS) else locate(name)
 
 
 def _refuse_no_model(name: str, gguf_file: str | None) -> None:
     """Refuses a path that is no model's folder, before a library takes it for a name of the hub."""
-    path, give = Path(name).expanduser(), "give the folder of a model with config.json, weights and tokenizer"
+    path, give = Path(os.path.expanduser(name)), "give the folder of a model with config.json, weights and tokenizer"
     try:
         is_student = (path / "kava.json").is_file()
     except OSError as error:  # a name too long for this system, a folder that may not be read

@@ -9,6 +9,7 @@ from kava.cli.common import Overwrite, show_result
 from kava.cli.student import Device, Quiet, TrustRemoteCode
 from kava.config import DatasetConfig, ModelConfig
 from kava.config.trust import allow_code
+from kava.config.typed_file import checked
 from kava.errors import ConfigError
 from kava.outputs import Output, check_outputs, has_keys
 from kava.progress import loading_libraries
@@ -80,7 +81,8 @@ def precompute(
         from kava.lab.model_alignment import layer_map_table, measure_layer_map
 
     student, teacher = _models(student_model, teacher_model, trust_remote_code)
-    dataset = DatasetConfig(name=dataset_name or str(train_file), config=dataset_config)
+    named = {"name": dataset_name or str(train_file), "config": dataset_config}
+    dataset = checked(named, DatasetConfig, "kava align: the data set", raises=ConfigError)
     result = measure_layer_map(
         student, teacher, dataset, output, num_samples=num_samples, batch_size=batch_size, max_length=max_length,
         top_k=top_k, threshold=threshold, device=device, progress=not quiet,
@@ -99,4 +101,5 @@ def _models(student: str, teacher: str, trust_remote_code: bool) -> list[ModelCo
     silence_libraries()
     if trust_remote_code:
         allow_code()
-    return [ModelConfig(name=name, trust_remote_code=trust_remote_code) for name in (student, teacher)]
+    named = [{"name": name, "trust_remote_code": trust_remote_code} for name in (student, teacher)]
+    return [checked(model, ModelConfig, "kava align: a model", raises=ConfigError) for model in named]

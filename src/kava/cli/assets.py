@@ -10,6 +10,7 @@ from kava.cli.common import OVERRIDES, Overwrite, no_settings, parse_recipe_args
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Quiet, TrustRemoteCode
 from kava.config import DatasetConfig, ModelConfig, Recipe
+from kava.config.typed_file import checked
 from kava.data.hub import move_cache
 from kava.errors import ConfigError
 from kava.outputs import Output, check_folder, check_outputs, rows_have
@@ -129,10 +130,14 @@ def _wanted(
 
     silence_libraries()
     wanted = [asset for recipe in recipes for asset in needed_assets(recipe)]
-    wanted += [model_asset(ModelConfig(name=name), "given") for name in models or []]
+    wanted += [
+        model_asset(checked({"name": name}, ModelConfig, "--model", raises=ConfigError), "given")
+        for name in models or []
+    ]
     for name in datasets or []:
         cot_type = cot_type_of(name, "natural_language")
-        wanted.append(data_asset(DatasetConfig(name=name, config=config, cot_type=cot_type), "given"))
+        named = {"name": name, "config": config, "cot_type": cot_type}
+        wanted.append(data_asset(checked(named, DatasetConfig, "--dataset", raises=ConfigError), "given"))
     return merged(wanted)
 
 
