@@ -1,7 +1,8 @@
 """What the files of a run's folder hold: the types of their keys, for everything that reads one back. Level 0: no torch.
 
-recipe.yaml, meta.json, log.jsonl, results_<set>.yaml, predictions_<set>.jsonl. A key that is missing here may hold anything;
-a result may come from another script, so that hardly any key must be there.
+recipe.yaml, meta.json, log.jsonl, results_<set>.yaml, predictions_<set>.jsonl, kept.json and, of several teachers,
+alignment.json, routing.jsonl, routing_samples.json, layer_loss.jsonl. A key that is missing here may hold anything; a result
+may come from another script, so that hardly any key must be there.
 """
 
 from datetime import datetime
@@ -173,6 +174,78 @@ class Prediction(Record):
 
     id: str | int
     correct: bool
+
+
+class KeptExample(Record):
+    """The tokens of one chain of thought; `kept`: compressor -> layer -> head -> their indices."""
+
+    id: str | int
+    question: str
+    tokens: list[str]
+    is_result: list[bool]
+    kept: dict[str, list[list[list[Count]]]]
+
+
+class KeptTokens(Record):
+    """kept.json."""
+
+    keep: Count | None = None
+    resampled: list[str] = Field([])
+    examples: Annotated[list[KeptExample], Field(min_length=1)]
+
+
+class RoutingLine(SteppedLine):
+    """A line of routing.jsonl."""
+
+    weights: dict[str, Finite]
+    by_layer: list[list[Finite]] | None = None
+    entropy: float | None = None
+    temperature: float | None = None
+
+
+class SampledWeights(Record):
+    id: str | int
+    task: str
+    weights: list[Finite]
+
+
+class SampledRouting(Record):
+    """routing_samples.json."""
+
+    step: Count
+    teachers: list[str]
+    samples: Annotated[list[SampledWeights], Field(min_length=1)]
+
+
+class LayerLossLine(SteppedLine):
+    """A line of layer_loss.jsonl: keys, values, codes."""
+
+    k: list[float | None] = Field([])
+    v: list[float | None] = Field([])
+    z: list[float | None] = Field([])
+
+
+class AlignedText(Record):
+    text: str
+    student: list[str]
+    teacher: list[str]
+    iou: list[list[Finite]]
+
+
+class AlignedTeacher(Record):
+    """`layer_map`: [teacher layer, weight] pairs of each student layer."""
+
+    coverage: float | None = None
+    num_layers: Count
+    layer_map: list[list[list[Finite]]]
+    example: AlignedText | None = None
+
+
+class Alignments(Record):
+    """alignment.json."""
+
+    student_layers: Count
+    teachers: dict[str, AlignedTeacher]
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -359,7 +359,7 @@ def kept_torn(root: Path) -> None:
         (other_items, DataError, "different items"),
         (torn, DataError, "seed_1.results_chains.yaml"),
         (kept_outside, DataError, "kept.json: example one"),
-        (kept_torn, DataError, "kept.json is no file of kept tokens"),
+        (kept_torn, DataError, r"kept.json: examples\[0\].question is missing"),
     ],
 )
 def test_refusals(suite: Path, tmp_path: Path, spoil: Any, error: type[KavaError], words: str):

@@ -277,7 +277,7 @@ def matrix_too_small(folder: Path) -> None:
     [
         (no_share, "routing.jsonl is no file of routing weights.*not 3 shares"),
         (other_teachers, "routing.jsonl is no file of routing weights .KeyError: 'a'"),
-        (no_samples, "routing_samples.json is no file of weights by sample .*no samples"),
+        (no_samples, "routing_samples.json: samples: "),
         (other_parts, "layer_loss.jsonl is no file of losses by layer .*none of k, v, z"),
         (layers_outside, "alignment.json is no file of alignments .*layer map of a"),
         (matrix_too_small, "alignment.json is no file of alignments .*iou is not 17 by 17"),

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kava.config import TeacherSpec
-from kava.config.typed_file import read_dicts
+from kava.config.typed_file import read_dict, read_dicts
 from kava.errors import DataError
-from kava.lab.analysis.runs import Run, read_mapping
+from kava.lab.analysis.runs import Run
 from kava.lab.analysis.study import COUNTED, Study, StudyMember, value
+from kava.run_files import Alignments, LayerLossLine, RoutingLine, SampledRouting
 
+AGAIN = "kava train writes it; train again"
 PARTS = {"k": "keys", "v": "values", "z": "codes"}
 Weights = tuple[float, ...]  # one per teacher
 
@@ -113,7 +115,7 @@ def load_mixture_logs(study: Study) -> LogsByMember:
     logs: dict[str, dict[int | None, MixtureLogs]] = {}
     for member in study.members:
         for run in counted_runs(member):
-            parts = [_read(run.folder / name, what, parse) for name, what, parse in FILES]
+            parts = [_read(run.folder / name, *how) for name, *how in FILES]
             if any(part is not None for part in parts):
                 logs.setdefault(member.label, {})[run.seed] = MixtureLogs(run, *parts)
     return logs
@@ -130,19 +132,19 @@ def teacher_specs(run: Run) -> dict[str, Mapping[str, Any]]:
     return {TeacherSpec.model_construct(**entry).label: entry for entry in entries if isinstance(entry, dict)}
 
 
-def _read(path: Path, what: str, parse: Callable[[Any], Any]) -> Any:
+def _read(path: Path, what: str, kind: Any, parse: Callable[[Any], Any]) -> Any:
     """The parsed file, None where there is none. JSON lines are sorted by update; a resumed run's later line counts."""
     if not path.is_file() or not path.stat().st_size:
         return None
+    if path.suffix == ".json":
+        data: Any = read_dict(path, kind, AGAIN)
+    else:
+        data = [line for _, line in sorted({line["step"]: line for line in read_dicts(path, kind, AGAIN)}.items())]
     try:
-        if path.suffix == ".json":
-            return parse(read_mapping(path))
-        return parse(
-            [line for _, line in sorted({int(line["step"]): line for line in read_dicts(path, dict[str, Any])}.items())]
-        )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return parse(data)
+    except (KeyError, ValueError, IndexError) as error:  # its parts do not belong together
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} is no file of {what} ({reason})", "kava train writes it; train again") from error
+        raise DataError(f"{path} is no file of {what} ({reason})", AGAIN) from error
 
 
 def _routing(lines: Sequence[Mapping[str, Any]]) -> Routing:
@@ -166,8 +168,6 @@ def _samples(data: Mapping[str, Any]) -> RoutingSamples:
         RoutingSample(str(sample["id"]), str(sample["task"]), _weights(sample["weights"], len(teachers)))
         for sample in data["samples"]
     )
-    if not samples:
-        raise ValueError("no samples")
     return RoutingSamples(int(data["step"]), teachers, samples)
 
 
@@ -187,7 +187,7 @@ def _alignments(data: Mapping[str, Any]) -> tuple[TeacherAlignment, ...]:
 
 
 def _alignment(name: str, entry: Mapping[str, Any], student_layers: int) -> TeacherAlignment:
-    layers = tuple(tuple((int(layer), float(weight)) for layer, weight in pairs) for pairs in entry["layer_map"])
+    layers = tuple(tuple((int(layer), weight) for layer, weight in pairs) for pairs in entry["layer_map"])
     count = int(entry["num_layers"])
     if len(layers) != student_layers or any(not 0 <= layer < count for pairs in layers for layer, _ in pairs):
         raise ValueError(f"the layer map of {name} does not fit {student_layers} and {count} layers")
@@ -214,9 +214,9 @@ def _number(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-FILES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (  # in the order of the fields of MixtureLogs
-    ("routing.jsonl", "routing weights", _routing),
-    ("routing_samples.json", "weights by sample", _samples),
-    ("layer_loss.jsonl", "losses by layer", _layer_loss),
-    ("alignment.json", "alignments", _alignments),
+FILES: tuple[tuple[str, str, Any, Callable[[Any], Any]], ...] = (  # in the order of the fields of MixtureLogs
+    ("routing.jsonl", "routing weights", RoutingLine, _routing),
+    ("routing_samples.json", "weights by sample", SampledRouting, _samples),
+    ("layer_loss.jsonl", "losses by layer", LayerLossLine, _layer_loss),
+    ("alignment.json", "alignments", Alignments, _alignments),
 )

@@ -8,14 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from kava.config.typed_file import read_dict
 from kava.errors import DataError
-from kava.lab.analysis.runs import read_mapping
 from kava.lab.analysis.study import Study
 from kava.lab.page.blocks import Block, Missing, PageSection, Paragraph, Plot, Row, Table
 from kava.lab.page.charts import visible_token
 from kava.lab.page.figures import GRID, INK, MARK, MUTED, WIDTH
 from kava.lab.page.formats import code, counted, join, listed, percent, seed_name
 from kava.lab.page.heat import BLUE, Panels, add_rectangles, mean_of_known, stretches
+from kava.run_files import KeptTokens
 
 FILE = "kept.json"
 LEFT, GAP = 0.5, 0.12  # inches left of the first panel and between panels
@@ -44,8 +45,8 @@ def selection(study: Study) -> PageSection:
         nothing = Missing("No run has a kept.json.", "kava selection --checkpoint RUN/best_checkpoint")
         return PageSection("kept", TITLE, (nothing,))
     path, (member, run) = next(iter(places.items()))
-    data = read_mapping(path)
-    examples = read_examples(data, path)
+    data = read_dict(path, KeptTokens, AGAIN)
+    examples = read_examples(path, data["examples"])
     others = [str(place) for place in places if place != path]
     intro = (
         f"Chosen with the weights of {member.label}, seed {seed_name(run.seed)}: {data.get('keep')} tokens of each chain per "
@@ -59,21 +60,16 @@ def selection(study: Study) -> PageSection:
     return PageSection("kept", TITLE, tuple(parts))
 
 
-def read_examples(data: Mapping[str, Any], path: Path) -> list[SelectionExample]:
+def read_examples(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[SelectionExample]:
     """The examples of kept.json, every index checked against the tokens."""
     examples = []
-    try:
-        for entry in data["examples"]:
-            name, question = str(entry["id"]), str(entry["question"])
-            example = SelectionExample(name, question, entry["tokens"], entry["is_result"], entry["kept"])
-            indices = {i for layers in example.kept.values() for heads in layers for head in heads for i in head}
-            if len(example.is_result) != len(example.tokens) or not indices <= set(range(len(example.tokens))):
-                raise DataError(f"{path}: example {example.name} marks or keeps tokens that are not there", AGAIN)
-            examples.append(example)
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of kept tokens ({type(error).__name__}: {error})", AGAIN) from error
-    if not examples:
-        raise DataError(f"{path} holds no examples", AGAIN)
+    for entry in entries:
+        parts = (entry["question"], entry["tokens"], entry["is_result"], entry["kept"])
+        example = SelectionExample(str(entry["id"]), *parts)
+        indices = {i for layers in example.kept.values() for heads in layers for head in heads for i in head}
+        if len(example.is_result) != len(example.tokens) or not indices <= set(range(len(example.tokens))):
+            raise DataError(f"{path}: example {example.name} marks or keeps tokens that are not there", AGAIN)
+        examples.append(example)
     return examples
 
 
