@@ -32,3 +32,9 @@ def test_too_few_validation_questions_are_told_once(tmp_path, caplog, streaming)
     for split in ("train", "validation"):
         assert list(load_examples(dataset, split))
     assert caplog.text.count("validation examples are held out") == 1
+
+
+def test_a_name_with_a_line_break_is_one_line() -> None:
+    with pytest.raises(DataError) as error:
+        open_set("a\nb")
+    assert "\n" not in error.value.message

@@ -22,6 +22,7 @@ from kava.files import looks_like_path
 from kava.progress import progress
 from kava.registry import nearest
 
+LINE_BREAKS = {10: "\\n", 13: "\\r"}  # in a message
 log = logging.getLogger(__name__)
 GIVE = "give a known name, a hub name, a file or a folder"
 
@@ -54,7 +55,7 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
             if place != path:
                 log.info("data set %s: read from %s", name, place)
             return _open_local(place, source, config, streaming)
-        searched.append(str(place))
+        searched.append(str(place).translate(LINE_BREAKS))
     hub_id = hub_id_of(name, source)
     if hub_id is not None:
         cached = snapshot(Repo(hub_id, "dataset"))
