@@ -93,15 +93,18 @@ def extract(
         reader = _TeacherReader(teacher, device, manifest)
         jobs = [(k, start) for k in todo for start in range(0, len(manifest.rows(k)), batch_size)]
         opened: list[ShardWriter] = []
+        order: list[int] = []
         try:
             with background() as later:
                 for k, start in track(jobs, f"teacher (batches of {batch_size})", unit="batches", show=progress):
                     if start == 0:
                         opened = [writer for writer in opened if not writer.finished]
                         opened.append(_begin(folder, manifest, k, encoded, stored))
-                    part = [encoded[n] for n in manifest.rows(k)[start : start + batch_size]]
-                    later(_store, opened[-1], start, reader(part))
-                    if start + batch_size >= len(manifest.rows(k)):
+                        order = _by_length(encoded, manifest.rows(k))
+                    places = order[start : start + batch_size]
+                    part = [encoded[manifest.rows(k)[place]] for place in places]
+                    later(_store, opened[-1], places, reader(part))
+                    if start + batch_size >= len(order):
                         later(opened[-1].finish)
         finally:
             for writer in opened:
@@ -118,6 +121,12 @@ def _begin(folder: Path, manifest: Manifest, shard: int, encoded: Rows, stored: 
     pairs = zip((encoded[n] for n in rows), stored[rows.start : rows.stop].tolist(), strict=True)
     entries = [Entry(row.id, len(row.cot), count, encoded_hash(row)) for row, count in pairs]
     return ShardWriter(folder, manifest, shard, entries)
+
+
+def _by_length(encoded: Rows, rows: range) -> list[int]:
+    """The places of a shard's rows, longest first: rows of like lengths are read together, with little padding."""
+    lengths = [len(encoded[n]) for n in rows]
+    return sorted(range(len(rows)), key=lambda place: -lengths[place])
 
 
 class _TeacherReader:
@@ -171,20 +180,20 @@ def _at(entries: Tensor, index: Tensor, kept: Tensor) -> Tensor:
     return gather(entries.flatten(1, 2), *wide).unflatten(1, (layers, heads))
 
 
-def _store(writer: ShardWriter, start: int, sent: Sent) -> None:
-    """Splits a batch into examples and writes them; runs during the next pass."""
+def _store(writer: ShardWriter, places: Sequence[int], sent: Sent) -> None:
+    """Splits a batch into the examples at `places` of the shard and writes them; runs during the next pass."""
     host = sent.arrive()
     sound = host.pop("sound").tolist()
     arrays = {name: _array(tensor) for name, tensor in host.items()}
     for b, is_finite in enumerate(sound):
-        entry = writer.entries[start + b]
+        entry = writer.entries[places[b]]
         if not is_finite:
             raise RunError(
                 f"example {entry.id}: the teacher's keys, values or hidden states are not finite in {writer.manifest.dtype}",
                 "store them as bfloat16 or float32 (--dtype), or look at the teacher's weights",
             )
         shapes = {name: shape for name, (_, shape) in parts(writer.manifest, entry.stored).items()}
-        writer.add(start + b, {name: array[b][tuple(map(slice, shapes[name]))] for name, array in arrays.items()})
+        writer.add(places[b], {name: array[b][tuple(map(slice, shapes[name]))] for name, array in arrays.items()})
 
 
 def _array(tensor: Tensor) -> np.ndarray:
