@@ -19,6 +19,7 @@ from kava.data.cut import cut
 from kava.evaluation.eval_sets import load_eval_set
 from kava.evaluation.score import predict, summary
 from kava.infer.student import Answer, Student
+from kava.lab.bench import answer as bench_answer
 from kava.lab.bench import decode as bench_decode
 from kava.lab.bench import latent as bench_latent
 from kava.lab.bench import text as bench_text
@@ -55,7 +56,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bench_train, bench_decode, bench_latent):
+    for module in (bench_train, bench_decode, bench_latent, bench_answer):
         monkeypatch.setattr(module, "take_turns", lambda *_, **__: pytest.fail("timed all the same"))
 
 
@@ -221,6 +222,63 @@ def test_latent_times_nothing_where_answers_depend_on_the_batch(
     assert "cot: 1 answers differ between batch 5 and 1" in text
     assert "something else" in text
     assert "latent:" not in text
+
+
+# -- answer ----------------------------------------------------------------------------------------------------------
+
+ANSWERS = ["--layers=2", "--width=32", "--heads=4", "--kv_heads=2", "--vocabulary=64", "--question=7", "--latents=4"]
+ANSWERS += ["--rounds=2", "--new_tokens=3", "--further_tokens=5", "--repeats=2", "--batch_sizes", "1", "3"]
+
+
+def test_answers_are_those_of_the_librarys_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.json"
+    assert main(["bench", "answer", *ANSWERS, "--quiet", "--output", str(file)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert json.loads(file.read_text()) == result
+    assert result["equal"]
+    assert [(row["what"], row["batch_size"]) for row in result["measured"]] == [
+        (what, size) for size in (1, 3) for what in ("question", "token")
+    ]
+    assert all(len(row[way]["rounds"]) == 2 for row in result["measured"] for way in ("kava", "library"))
+    text = bench_text.answer_text(result)
+    assert text.isascii()
+    assert "one further token" in text
+
+
+def test_both_sides_of_an_answer_make_the_same_passes() -> None:
+    subject = bench_answer.random_subject(bench_answer.AnswerBenchSizes(2, 32, 4, 2, 64, 7, 1, 3, 4, 2), "cpu")
+    columns: list[list[int]] = []
+    for way in ("kava", "library"):
+        runs = bench_answer.runs_of(subject, [3], 3, 5)  # its twin shares no modules with the model
+        passes: list[int] = []
+        decoder = subject.model.decoder if way == "kava" else runs["question", way, 3].args[1].model
+        handle = decoder.register_forward_pre_hook(
+            lambda _, __, named, passes=passes: passes.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        runs["question", way, 3]()
+        handle.remove()
+        columns.append(passes)
+    assert columns[0] == columns[1] == [7 + 1 + 4, 4, 4 + 1 + 4, 1, 1]
+
+
+def test_answers_of_a_student(student: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--checkpoint", str(student), "--batch_sizes", "2", "--new_tokens", "3", "--further_tokens", "2"]
+    assert main(["bench", "answer", *words, "--repeats", "1", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == str(student)
+    assert main(["bench", "answer", *words, "--layers", "3"]) == 2
+    assert "--layers has no effect with --checkpoint" in capsys.readouterr().err
+    assert main(["bench", "answer", "--trust_remote_code"]) == 2
+    assert "--trust_remote_code has no effect without --checkpoint" in capsys.readouterr().err
+
+
+def test_answers_that_differ_are_not_timed(
+    untimed: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_answer, "library_answer", lambda model, twin, ids, *_: [[99, 99, 99]] * len(ids))
+    assert main(["bench", "answer", *ANSWERS]) == 1
+    text = capsys.readouterr().out
+    assert "the tokens differ, so nothing was timed" in text
+    assert "question, batch 3: " in text
 
 
 # -- train -----------------------------------------------------------------------------------------------------------

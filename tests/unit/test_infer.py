@@ -7,16 +7,26 @@ import json
 import shutil
 
 import pytest
+import torch
 
+from compare import tiny_base
 from hub import tiny_student
+from kava.backbone.artifact import write_student
+from kava.backbone.fold import folded
+from kava.backbone.load import build_model
 from kava.cli.list_flags import spread
 from kava.cli.main import main
 from kava.cli.verbs import underscores
+from kava.config import load_recipe
 from kava.console import visible
+from kava.evaluation.overrides import EvalOverrides
+from kava.infer import student as student_module
 from kava.infer.batch import RULE
 from kava.infer.chat import Chat
+from kava.infer.generate import Sampling
 from kava.infer.student import Student
 
+UNCHANGED_BUT_ONE_LATENT = EvalOverrides(num_tokens=1)
 QUESTIONS = ["3+4*2?", "-3+4?", "--5-3?", "How many?"]
 
 
@@ -231,3 +241,89 @@ def test_interactive_through_the_command(capsys, monkeypatch, checkpoint):
     monkeypatch.setattr("sys.stdin", io.StringIO("3+4?\n/quit\n"))
     assert infer(checkpoint, "--mode", "interactive", "--max_new_tokens", 4) == 0
     assert "forward passes" in capsys.readouterr().out
+
+
+# -- what is computed once -------------------------------------------------------------------------------------------
+
+
+def rows_of_each_pass(model, run):
+    """Rows and columns of every pass of the decoder in `run`."""
+    passes = []
+    handle = model.decoder.layers[0].register_forward_pre_hook(lambda _, args: passes.append(tuple(args[0].shape[:2])))
+    run()
+    handle.remove()
+    return passes
+
+
+def test_a_repeated_question_is_answered_once_where_nothing_is_drawn(student):
+    questions = [QUESTIONS[0], QUESTIONS[1], QUESTIONS[0], QUESTIONS[0]]
+    answers = []
+    passes = rows_of_each_pass(student.model, lambda: answers.extend(student.answer(questions, batch_size=4)))
+    assert {rows for rows, _ in passes} <= {1, 2}
+    assert answers == [student.answer([question])[0] for question in questions]
+
+
+def test_a_repeated_question_is_read_once_where_answers_are_drawn(student):
+    def draw():
+        sampling = Sampling(1.0, generator=torch.Generator().manual_seed(1))
+        return [answer.text for answer in student.answer(QUESTIONS[:2] * 3, "latent", 6, 4, sampling)]
+
+    passes = rows_of_each_pass(student.model, draw)
+    thinking = 1 + student.model.rounds
+    assert {rows for rows, _ in passes[:thinking]} == {2}
+    assert passes[thinking] == (6, 1)
+    assert draw() == draw()
+    assert len(set(draw())) > 2
+
+
+def test_similar_lengths_are_batched_and_answers_keep_their_order(student):
+    questions = ["3?", "3+4*2-1+5*6?", "3+4?", "3+4*2-1?", "3?"]
+    passes = rows_of_each_pass(student.model, lambda: student.answer(questions, "direct", 2, 1))
+    longest = sorted({len(row) for row in student.encode(questions)}, reverse=True)
+    extra = len(student.lead("direct")) + 2
+    assert passes == [(2, longest[0] + extra), (2, longest[2] + extra)]
+    assert student.answer(questions, batch_size=2) == [student.answer([question])[0] for question in questions]
+
+
+@pytest.fixture(scope="module")
+def lora_folder(tmp_path_factory):
+    base, folder = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("lora") / "student"
+    tiny_base(base, tied=True)
+    settings = [f"model.name={base}", "lora.enabled=true", "lora.r=2", "lora.alpha=4", "evaluation.max_new_tokens=6"]
+    recipe = load_recipe("debug", settings)
+    model, tokenizer = build_model(recipe)
+    move(model, 6)
+    write_student(model, tokenizer, recipe, folder)
+    return folder
+
+
+@torch.no_grad()
+def move(model, seed):
+    torch.manual_seed(seed)
+    for weight in model.trained().values():
+        weight.add_(0.1 * torch.randn_like(weight))
+
+
+def test_adapters_are_folded_once_and_again_when_they_have_moved(lora_folder, monkeypatch):
+    copies = []
+    monkeypatch.setattr(student_module, "folded", lambda model: copies.append(folded(model)) or copies[-1])
+    exact = Student.from_pretrained(lora_folder, "cpu", exact_adapters=True)
+    student = Student.from_pretrained(lora_folder, "cpu")
+    assert student.answer(QUESTIONS) == exact.answer(QUESTIONS)
+    assert torch.allclose(student.think(QUESTIONS), exact.think(QUESTIONS), atol=1e-5)
+    assert len(copies) == 1
+    before = exact.answer(QUESTIONS)
+    for one in (student, exact):
+        move(one.model, 7)
+    assert student.answer(QUESTIONS) == exact.answer(QUESTIONS) != before
+    assert len(copies) == 2
+    with UNCHANGED_BUT_ONE_LATENT.applied(student), UNCHANGED_BUT_ONE_LATENT.applied(exact):
+        assert student.answer(QUESTIONS) == exact.answer(QUESTIONS)
+    assert len(copies) == 2
+
+
+def test_exact_adapters_from_the_command_line(capsys, lora_folder, checkpoint):
+    words = ("--questions", *QUESTIONS)
+    assert answered(capsys, lora_folder, *words, "--exact_adapters") == answered(capsys, lora_folder, *words)
+    assert infer(checkpoint, *words, "--exact_adapters") == 2
+    assert "--exact_adapters has no effect" in capsys.readouterr().err

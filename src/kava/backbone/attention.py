@@ -27,6 +27,7 @@ class Call:
     """Input and output of every attention layer in one forward pass; keys and queries are already rotated.
 
     `branches`: by layer, since some have an attention window; together they cover the pass's columns in order.
+    `joined`: by layer, keys and values of the prefix and of this pass in one; None: they are not kept.
     """
 
     branches: list[tuple[Branch, ...]]
@@ -34,6 +35,7 @@ class Call:
     queries: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    joined: dict[int, tuple[Tensor, Tensor]] | None = None
 
 
 def kava_attention(
@@ -62,6 +64,8 @@ def kava_attention(
         prefix_key, prefix_value = call.prefix[layer]
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
+    if call.joined is not None:
+        call.joined[layer] = key, value
     outs = []
     for branch in call.branches[layer]:
         own, keys, values = query[:, :, branch.columns], branch.of(key), branch.of(value)

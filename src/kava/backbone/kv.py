@@ -31,13 +31,15 @@ class KVShape:
 @dataclass(frozen=True)
 class Pass:
     """hidden [B, T, E] after the final norm; per layer queries [B, H*R, T, D], keys and values [B, H, T, D] of this
-    pass's own tokens; `layers` the hidden states after layers 1..L (the last one normed), if requested."""
+    pass's own tokens; if requested, `layers`, the hidden states after layers 1..L (the last one normed), and `joined`, the
+    keys and values of the prefix and of this pass in one."""
 
     hidden: Tensor
     queries: list[Tensor]
     keys: list[Tensor]
     values: list[Tensor]
     layers: tuple[Tensor, ...] | None = None
+    joined: KV | None = None
 
     def part(self, columns: slice) -> "Pass":
         """The same of a range of this pass's tokens."""

@@ -127,13 +127,19 @@ class Backbone(nn.Module):
         return soft_cap(logits, self._value(self.family.logit_cap))
 
     def run(
-        self, embeds: Tensor, positions: Tensor, attends: Attends, prefix: KV | None = None, all_layers: bool = False
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attends: Attends,
+        prefix: KV | None = None,
+        all_layers: bool = False,
+        joined: bool = False,
     ) -> Pass:
         """Runs embeds [B, T, E] at `positions`, under a bool mask [B, 1, T, P + T] or by branches; gradients reach the
-        prefix."""
+        prefix. all_layers, joined: also give these fields of `Pass`."""
         branches = as_branches(attends)
         seen = {width: tuple(branch.within(width, embeds.device) for branch in branches) for width in {*self.windows}}
-        call = Call([seen[width] for width in self.windows], prefix)
+        call = Call([seen[width] for width in self.windows], prefix, joined={} if joined else None)
         mask = attends if isinstance(attends, Tensor) else embeds.new_ones(1, 1, 1, 1, dtype=torch.bool)  # not read
         slots = [] if keywords_arrive(self.family) else [block.attn for block in self.decoder.h]
         for module in slots:
@@ -154,7 +160,8 @@ class Backbone(nn.Module):
             )
         queries, keys, values = ([part[i] for i in order] for part in (call.queries, call.keys, call.values))
         layers = tuple(out.hidden_states[1:]) if all_layers else None
-        return Pass(out.last_hidden_state, queries, keys, values, layers)
+        longer = None if call.joined is None else [call.joined[i] for i in order]
+        return Pass(out.last_hidden_state, queries, keys, values, layers, longer)
 
     def run_text(self, ids: Tensor, mask: Tensor, all_layers: bool = False) -> Pass:
         """A causal pass over ids [B, T] with padding at the end."""

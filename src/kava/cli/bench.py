@@ -1,18 +1,18 @@
 """kava bench: time this machine, after a check that all ways give the same numbers."""
 
-import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from kava.cli.bench_result import check_idle, prepare, show_or_fail
 from kava.cli.common import Overwrite
 from kava.cli.list_flags import ListFlagCommand
 from kava.cli.student import Base, Checkpoint, TrustRemoteCode
-from kava.lab.bench.text import decode_text, extract_text, latent_text, train_text
+from kava.lab.bench.text import answer_text, decode_text, extract_text, latent_text, train_text
 from kava.progress import loading_libraries, say
 
+SIZES = ("layers", "width", "heads", "kv_heads", "vocabulary", "question", "latents", "rounds")  # of a random model
 Lengths = Literal["uniform", "gsm8k", "gsm8k-nl"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -27,6 +27,8 @@ Width = Annotated[int, typer.Option(min=8, max=65536, help="its width")]
 Heads = Annotated[int, typer.Option(min=1, max=1024, help="query heads")]
 KVHeads = Annotated[int, typer.Option(min=1, max=1024, help="key/value heads")]
 Vocabulary = Annotated[int, typer.Option(min=16, max=2**20, help="tokens; 12000 = the head's share in Llama-3.2-1B")]
+Latents = Annotated[int, typer.Option(min=1, help="M")]
+Rounds = Annotated[int, typer.Option(min=1, help="T")]
 Question = Annotated[int, typer.Option(min=1, help="tokens of a question")]
 Cot = Annotated[int, typer.Option(min=1, help="tokens of a chain of thought")]
 
@@ -54,13 +56,13 @@ def decode(
 
     The texts are compared token by token first; if they differ, nothing is timed and the exit code is 1.
     """
-    _prepare(threads, output, overwrite)
+    prepare(threads, output, overwrite)
     with loading_libraries():
         from kava.lab.bench.decode import PROMPTS
         from kava.lab.bench.decode import bench as run
 
     result = run(model, prompts or PROMPTS, max_new_tokens, dtype, device, num_warmup, repeats, progress=not quiet)
-    return _show(result, decode_text, "the texts differ", quiet, output)
+    return show_or_fail(result, decode_text, "the texts differ", quiet, output)
 
 
 @app.command(cls=ListFlagCommand)
@@ -88,7 +90,7 @@ def latent(
     from kava.infer.checks import stored_recipe, student_files
 
     recipe = stored_recipe(checkpoint)
-    _prepare(threads, output, overwrite, student_files(checkpoint))
+    prepare(threads, output, overwrite, student_files(checkpoint))
     with loading_libraries():
         from kava.evaluation.eval_sets import load_eval_set
         from kava.lab.bench.latent import bench as run
@@ -98,7 +100,62 @@ def latent(
     student = open_student(checkpoint, dtype, device, base, trust_remote_code)
     limit = max_new_tokens or recipe.evaluation.max_new_tokens
     result = run(student, eval_set, batch_sizes or (16,), limit, num_warmup, repeats, progress=not quiet)
-    return _show({"checkpoint": str(checkpoint), **result}, latent_text, "the answers differ", quiet, output)
+    return show_or_fail({"checkpoint": str(checkpoint), **result}, latent_text, "the answers differ", quiet, output)
+
+
+@app.command(cls=ListFlagCommand)
+def answer(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="a student's folder; default: a random Llama of the sizes below")
+    ] = None,
+    layers: Layers = 6,
+    width: Width = 512,
+    heads: Heads = 8,
+    kv_heads: KVHeads = 4,
+    vocabulary: Vocabulary = 12000,
+    question: Question = 64,
+    latents: Latents = 24,
+    rounds: Rounds = 3,
+    new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 16,
+    further_tokens: Annotated[int, typer.Option(min=1, help="tokens over which one further token is timed")] = 48,
+    batch_sizes: Annotated[list[int] | None, typer.Option(min=1, help="n1 n2 ...; default: 1 8 32")] = None,
+    repeats: Repeats = 7,
+    base: Base = None,
+    trust_remote_code: TrustRemoteCode = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> int:
+    """Answers, and one further token, beside the library's model with its own cache and `generate`.
+
+    Tokens are compared first; if they differ, nothing is timed and the exit code is 1.
+    """
+    from kava.infer.checks import stored_recipe, student_files
+
+    recipe = None if checkpoint is None else stored_recipe(checkpoint)
+    check_idle(context, SIZES if checkpoint is not None else ("base", "trust_remote_code"), checkpoint)
+    prepare(threads, output, overwrite, [] if checkpoint is None else student_files(checkpoint))
+    with loading_libraries():
+        from kava.evaluation.eval_sets import load_eval_set
+        from kava.infer.student import Student
+        from kava.lab.bench.answer import AnswerBenchSizes, random_subject, student_subject
+        from kava.lab.bench.answer import bench as run
+
+    batches = batch_sizes or [1, 8, 32]
+    facts: dict[str, Any]
+    if recipe is not None and checkpoint is not None:
+        student = Student.from_pretrained(checkpoint, device, base, trust_remote_code)
+        items = load_eval_set(recipe, recipe.evaluation.datasets[0], max(batches)).examples
+        subject, facts = student_subject(student, [item.question for item in items]), {"model": str(checkpoint)}
+    else:
+        sizes = AnswerBenchSizes(layers, width, heads, kv_heads, vocabulary, question, 1, max(batches), latents, rounds)
+        subject = random_subject(sizes, device)
+        facts = {"model": f"random Llama, {layers} x {width}", "sizes": {name: getattr(sizes, name) for name in SIZES}}
+    result = run(subject, batches, new_tokens, further_tokens, repeats, progress=not quiet)
+    return show_or_fail(facts | result, answer_text, "the tokens differ", quiet, output)
 
 
 @app.command()
@@ -111,8 +168,8 @@ def train(
     lengths: Annotated[Lengths, typer.Option(help="of the rows: uniform, or those of GSM8K's train set")] = "uniform",
     question: Annotated[int | None, typer.Option(min=1, help="tokens of a question, uniform (64)")] = None,
     cot: Annotated[int | None, typer.Option(min=1, help="tokens of a chain of thought, uniform (60)")] = None,
-    latents: Annotated[int, typer.Option(min=1, help="M")] = 24,
-    rounds: Annotated[int, typer.Option(min=1, help="T")] = 3,
+    latents: Latents = 24,
+    rounds: Rounds = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="samples per step")] = 8,
     repeats: Repeats = 7,
     threads: Threads = 0,
@@ -125,7 +182,7 @@ def train(
 
     With the lengths of real rows (equations or sentences) also a plain model on as many tokens without padding.
     """
-    _prepare(threads, output, overwrite)
+    prepare(threads, output, overwrite)
     if lengths != "uniform" and (question or cot):
         from kava.errors import ConfigError
 
@@ -139,7 +196,7 @@ def train(
         layers, width, heads, kv_heads, vocabulary, question or 64, cot or 60, batch_size, latents, rounds, lengths
     )
     result = run(sizes, repeats, device, progress=not quiet)
-    return _show(result, train_text, "the losses differ", quiet, output)
+    return show_or_fail(result, train_text, "the losses differ", quiet, output)
 
 
 @app.command()
@@ -171,7 +228,7 @@ def extract(
 
     The store is first compared with the teacher, bit for bit; if they differ, nothing is timed and the exit code is 1.
     """
-    _prepare(threads, output, overwrite)
+    prepare(threads, output, overwrite)
     with loading_libraries():
         from kava.lab.bench.extract import ExtractBenchSizes
         from kava.lab.bench.extract import bench as run
@@ -181,7 +238,7 @@ def extract(
         kv_method, target_len,
     )  # fmt: skip
     result = run(sizes, repeats, device, folder, progress=not quiet)
-    return _show(result, extract_text, "the numbers differ", quiet, output)
+    return show_or_fail(result, extract_text, "the numbers differ", quiet, output)
 
 
 @app.command(cls=ListFlagCommand)
@@ -217,42 +274,3 @@ def gpu(
     result = run_kit(names, device, tiny, minutes, output_dir, in_process, show)
     show_result(result, f"{kit_text(result)}\nresult, table and an entry for the log: {output_dir}", quiet)
     return 0 if all(item["state"] in ("ok", "skipped") for item in result["items"]) else 1
-
-
-def _prepare(threads: int, output: Path | None, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuses an unusable --output before anything is timed, then sets up torch."""
-    from kava.errors import ConfigError
-    from kava.files import is_stream
-    from kava.outputs import Output, check_outputs, has_keys
-
-    if output is not None and (os.path.isdir(output) or output.suffix != ".json") and not is_stream(output):
-        raise ConfigError(f"--output {output} is not a .json file", "name a file that ends in .json")
-    if output is not None:
-        check_outputs([Output("--output", output, has_keys("hardware", "differences"))], inputs, overwrite)
-    with loading_libraries():
-        import torch
-
-        from kava.backbone.silence_libraries import silence_libraries
-
-    silence_libraries()
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def _show(
-    result: dict[str, Any], text: Callable[[dict[str, Any]], str], failure: str, quiet: bool, output: Path | None
-) -> int:
-    """Prints and writes the result; 1 if the check failed, so that there are no times in it."""
-    from kava.cli.common import show_result
-    from kava.files import write_json
-
-    if output is not None:
-        write_json(output, result)
-    if not result["differences"]:
-        show_result(result, text(result), quiet)
-        return 0
-    lines = [f"{failure}, so nothing was timed", *result["differences"]]
-    if "16" in result.get("dtype", ""):
-        lines.append("hint: half precision rounds differently in each way and batch; try --dtype float32")
-    show_result(result, "\n  ".join(lines), quiet)
-    return 1

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, Quiet, TrustRemoteCode
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, ExactAdapters, MaxNewTokens, Quiet, TrustRemoteCode
 from kava.console import fitted, visible
 from kava.progress import loading_libraries
 
@@ -54,6 +54,7 @@ def evaluate(
     device: Device = "auto",
     base: Base = None,
     trust_remote_code: TrustRemoteCode = False,
+    exact_adapters: ExactAdapters = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:

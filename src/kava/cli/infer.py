@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, MaxNewTokens, TrustRemoteCode
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, ExactAdapters, MaxNewTokens, TrustRemoteCode
 from kava.config import BUILTIN_DATASETS, KEYS
 from kava.console import tell
 from kava.errors import ConfigError, DataError
@@ -41,6 +41,7 @@ def infer(
     device: Device = "auto",
     base: Base = None,
     trust_remote_code: TrustRemoteCode = False,
+    exact_adapters: ExactAdapters = False,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="batch mode: one JSON document and nothing else")] = False,
 ) -> int:
@@ -69,7 +70,7 @@ def infer(
     note = untrained(recipe, how)
     if note:
         tell(f"note: {how} answers: {note}")
-    student = Student.from_pretrained(checkpoint, device, base, trust_remote_code)
+    student = Student.from_pretrained(checkpoint, device, base, trust_remote_code, exact_adapters)
     if recipe.dataset.name in BUILTIN_DATASETS and not quiet:
         modulus = recipe.dataset.generator.modulus
         tell(f"note: this student learnt arithmetic modulo {modulus}: 3+4 is {7 % modulus}")

@@ -16,4 +16,7 @@ Base = Annotated[str | None, typer.Option(help="folder of a LoRA student's base 
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust_remote_code", help="run code that comes with the models; files cannot allow it")
 ]
+ExactAdapters = Annotated[
+    bool, typer.Option("--exact_adapters", help="LoRA as in training, not folded into the weights; slower, less memory")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="one JSON document and nothing else")]

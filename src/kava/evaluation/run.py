@@ -65,6 +65,7 @@ def evaluate(
     device: str = "auto",
     base: str | None = None,
     trust_remote_code: bool = False,
+    exact_adapters: bool = False,
     quiet: bool = False,
     report: Callable[[EvalResult], object] | None = None,
 ) -> list[EvalResult]:
@@ -82,9 +83,13 @@ def evaluate(
     missing     leave out sets that have results of this very checkpoint
     overwrite   replace the file `output` even if kava did not write it
     trust_remote_code    run code that came with the student or its base
+    exact_adapters       LoRA adapters as in training, not folded into a copy of the weights
     quiet       no progress bars; `report` is called with each result as soon as its files are written
     """
     if isinstance(student, Student):
+        if exact_adapters and not student.exact_adapters:
+            message = "exact_adapters has no effect on a Student that is loaded"
+            raise ConfigError(message, "give it to Student.from_pretrained")
         recipe, checkpoint = student.recipe, student.folder
     else:
         recipe, checkpoint = stored_recipe(student), Path(student)
@@ -114,7 +119,7 @@ def evaluate(
         facts = {"step": read_card(checkpoint).step, "mode": how}
         pairs = [pair for pair in pairs if not up_to_date(pair[1], facts | {"data_sha256": pair[0].sha256}, losses)]
     if pairs and not isinstance(student, Student):
-        student = Student.from_pretrained(student, device, base, trust_remote_code)
+        student = Student.from_pretrained(student, device, base, trust_remote_code, exact_adapters)
     results = []
     for items, paths in pairs:
         assert isinstance(student, Student)

@@ -73,6 +73,13 @@ def too_long(
     return problems
 
 
+def by_length(student: "Student", examples: Sequence[Example]) -> list[int]:
+    """Places of the examples, longest first, so that batches of neighbours have little padding."""
+    if hasattr(student, "by_length"):
+        return student.by_length([example.question for example in examples])
+    return sorted(range(len(examples)), key=lambda i: -len(examples[i].question))  # an object of one's own that answers
+
+
 def predict(
     student: "Student",
     examples: Sequence[Example],
@@ -91,7 +98,7 @@ def predict(
     size = batch_size or student.recipe.evaluation.batch_size
     cue = cue_of(student.recipe, mode)
     problems = too_long(student, examples, mode, max_new_tokens)
-    order = sorted((i for i in range(len(examples)) if i not in problems), key=lambda i: len(examples[i].question))
+    order = [i for i in by_length(student, examples) if i not in problems]
     latents = None
     if ablate is not None:
         from kava.infer.ablate import ablated

@@ -1,12 +1,13 @@
 """Batched generation: think in latents, then decode with a full KV cache. The teacher is not used."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from kava.backbone.attention import KV
-from kava.backbone.kv import Pass, join
+from kava.backbone.kv import Pass
 from kava.backbone.masks import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
 from kava.errors import ConfigError
@@ -53,13 +54,20 @@ class Sampling:
         return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
     """The last hidden state [B, E] of each row, the KV cache before it, and the cache's mask."""
 
     hidden: Tensor
     prefix: KV
     known: Tensor
+
+    def of(self, rows: list[int]) -> "_State":
+        """The state of some rows, in this order; a row may be named several times."""
+        if rows == list(range(len(self.hidden))):
+            return self
+        index = torch.tensor(rows, device=self.hidden.device)
+        return _State(self.hidden[index], [(k[index], v[index]) for k, v in self.prefix], self.known[index])
 
 
 @torch.inference_mode()
@@ -73,32 +81,34 @@ def generate(
     mode: str = "latent",
     sampling: Sampling | None = None,
     latents: Tensor | None = None,
+    rows: Sequence[int] | None = None,
 ) -> list[Generation]:
     """One Generation per row of question [B, Q] (any padding side). `lead` is given before the first generated token.
 
     latent: [Q, <bot>, latents, <eot>, lead]; direct: the same without latents; cot: [Q, lead]. `latents` [B, M, E]
-    replace those the model would think; the counters still include the passes of thinking.
+    replace those the model would think; the counters still include the passes of thinking. `rows`: one Generation for
+    each of these rows, which may repeat: a question is read and thought about once, however often it is answered.
     """
     sampling = sampling or Sampling()
     state = _prefill(model, question, mask, lead, mode, latents)
+    state = state if rows is None else state.of(list(rows))
     rounds = model.rounds if mode == "latent" else 0
-    out = [Generation() for _ in range(len(question))]
-    alive = torch.arange(len(question))
+    out = [Generation() for _ in state.hidden]
+    alive = list(range(len(out)))  # the place in `out` of each row of the state
     for step in range(max_new_tokens):
         token = sampling.choose(model.head(state.hidden))
-        for row, value in zip(alive.tolist(), token.tolist(), strict=True):
+        values = token.tolist()
+        for row, value in zip(alive, values, strict=True):
             generation = out[row]
             generation.forward_passes, generation.executed = 1 + rounds + step + 1, 1 + rounds + step
             generation.truncated = value != eos
             if value != eos:
                 generation.tokens.append(value)
-        going = (token != eos).nonzero().squeeze(-1)
-        if len(going) == 0 or step + 1 == max_new_tokens:
+        going = [i for i, value in enumerate(values) if value != eos]
+        if not going or step + 1 == max_new_tokens:
             break
-        if len(going) < len(token):
-            alive, token = alive[going.cpu()], token[going]
-            prefix = [(k[going], v[going]) for k, v in state.prefix]
-            state = _State(state.hidden[going], prefix, state.known[going])
+        if len(going) < len(values):
+            alive, token, state = [alive[i] for i in going], token[going], state.of(going)
         state = _extend(model, model.embed(token[:, None]), state.prefix, state.known)
     return out
 
@@ -155,12 +165,13 @@ def think_with_prefix(
 
 def _extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> _State:
     """The state after embeds [B, T, E]."""
-    out = run_after(model, embeds, prefix, known)
+    out = run_after(model, embeds, prefix, known, joined=True)
+    assert out.joined is not None
     real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-    return _State(out.hidden[:, -1], join(prefix, out.kv(slice(None))), torch.cat([known, real], 1))
+    return _State(out.hidden[:, -1], out.joined, torch.cat([known, real], 1))
 
 
-def run_after(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> Pass:
+def run_after(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor, joined: bool = False) -> Pass:
     """One pass over embeds [B, T, E], none of them padding, with the KV prefix before them."""
     real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-    return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix)
+    return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix, joined=joined)

@@ -1,6 +1,6 @@
 """A trained student that answers questions: `Student.from_pretrained(folder).answer(["..."])`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kava import answers
 from kava.backbone.artifact import load_student
+from kava.backbone.fold import folded, has_adapters
 from kava.backbone.model import LatentModel
 from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
@@ -35,26 +36,49 @@ class Answer:
 
 
 class Student:
-    """A LatentModel with its tokenizer and the recipe it was trained with; `folder` is where it was loaded from."""
+    """A LatentModel with its tokenizer and the recipe it was trained with; `folder` is where it was loaded from.
 
-    def __init__(self, model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path | None = None):
+    LoRA adapters are folded into a second copy of the weights they belong to when it first answers, unless
+    `exact_adapters`: then they are computed as in training, in more time. `model` is never changed.
+    """
+
+    def __init__(
+        self,
+        model: LatentModel,
+        tokenizer: Any,
+        recipe: Recipe,
+        folder: Path | None = None,
+        exact_adapters: bool = False,
+    ):
         self.model, self.tokenizer, self.recipe, self.folder = model, tokenizer, recipe, folder
+        self.exact_adapters = exact_adapters
+        self._folded: tuple[list[tuple[int, int]], LatentModel] | None = None
         dataset = recipe.dataset
         self._encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str = "auto", base: str | None = None, trust_remote_code: bool = False
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        base: str | None = None,
+        trust_remote_code: bool = False,
+        exact_adapters: bool = False,
     ) -> "Student":
         """Loads a student's folder; `base` overrides where a LoRA student's base model is found.
 
         `trust_remote_code` lets code run that came with the student or its base; files of the folder cannot.
+        `exact_adapters`: LoRA adapters are not folded into the weights.
         """
-        stored_recipe(path)  # its errors say what the folder is instead
+        stored = stored_recipe(path)  # its errors say what the folder is instead
+        if exact_adapters and not stored.lora.enabled:
+            raise ConfigError(
+                f"--exact_adapters has no effect: {path} has no adapters (lora.enabled is false)", "leave it out"
+            )
         silence_libraries()
         with progress_of(f"loading the student {Path(path).name}"):
             model, tokenizer, recipe = load_student(path, base, trust_remote_code)
-            return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path))
+            return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path), exact_adapters)
 
     def answer(
         self,
@@ -82,14 +106,22 @@ class Student:
         mode, sampling = mode or own_mode(self.recipe), sampling or sampling_of(self.recipe)
         for i, problem in self.too_long(questions, mode, max_new_tokens).items():
             raise DataError(f"question {i + 1}: {problem}", "ask a shorter question, or lower max_new_tokens")
-        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode)
+        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self.lead(mode)
+        encoded, model = self.encode(questions), self._answering()
+        source = list(range(len(encoded)))  # whose answer each question gets
+        if sampling.temperature == 0 and latents is None:
+            first: dict[tuple[int, ...], int] = {}
+            source = [first.setdefault(tuple(row), i) for i, row in enumerate(encoded)]
         answers: dict[int, Answer] = {}
-        for rows in track(self._batches(questions, batch_size), "answers", unit="batches", show=progress):
-            ids, mask = self._encoded([questions[i] for i in rows])
-            replaced = None if latents is None else latents[rows].to(ids.device)
-            made = generate(self.model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, replaced)
-            answers.update(zip(rows, (self._read(generation, mode) for generation in made), strict=True))
-        return [answers[i] for i in range(len(questions))]
+        for places in track(self._batches(encoded, set(source), batch_size), "answers", unit="batches", show=progress):
+            replaced = None if latents is None else latents[places].to(model.device)
+            rows = [encoded[i] for i in places]
+            distinct = rows if latents is not None else [list(row) for row in dict.fromkeys(map(tuple, rows))]
+            copies = None if latents is not None else [distinct.index(row) for row in rows]
+            ids, mask = self._padded(distinct)
+            made = generate(model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, replaced, copies)
+            answers.update(zip(places, (self._read(generation, mode) for generation in made), strict=True))
+        return [answers[i] for i in source]
 
     def think(self, questions: Sequence[str], batch_size: int | None = None, progress: bool = False) -> Tensor:
         """The latents of each question, [n, M, E] float32 on the CPU: input embeddings of their last pass."""
@@ -97,9 +129,28 @@ class Student:
         if not self.model.feeds_back:
             raise ConfigError("this student thinks no latents: T or M is 0")
         latents = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
-        for rows in track(self._batches(questions, batch_size), "latents", unit="batches", show=progress):
-            latents[rows] = think(self.model, *self._encoded([questions[i] for i in rows])).float().cpu()
+        encoded, model = self.encode(questions), self._answering()
+        batches = self._batches(encoded, range(len(encoded)), batch_size)
+        for rows in track(batches, "latents", unit="batches", show=progress):
+            latents[rows] = think(model, *self._padded([encoded[i] for i in rows])).float().cpu()
         return latents
+
+    def by_length(self, questions: Sequence[str]) -> list[int]:
+        """Places of the questions, longest first and equal ones side by side: batches of neighbours have least padding."""
+        encoded = self.encode(questions)
+        return self._sorted(encoded, range(len(encoded)))
+
+    def _answering(self) -> LatentModel:
+        """The model with its adapters folded in, as of now; the model itself where they have to be exact."""
+        self.model.eval()
+        if self.exact_adapters or not has_adapters(self.model):
+            return self.model
+        weights = [(weight.data_ptr(), weight._version) for weight in self.model.trained().values()]
+        if self._folded is None or self._folded[0] != weights:
+            self._folded = None  # its memory is free before the next copy is made
+            self._folded = weights, folded(self.model)
+        self._folded[1].latent = self.model.latent
+        return self._folded[1]
 
     def _check_latents(self, latents: Any, count: int) -> None:
         if not isinstance(latents, Tensor):
@@ -111,12 +162,15 @@ class Student:
             rows = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
             raise DataError(f"latents of question {rows[0] + 1} are not finite")
 
-    def _batches(self, questions: Sequence[str], batch_size: int | None) -> list[list[int]]:
-        """Indices of the questions of each batch; similar lengths together, for less padding."""
+    def _batches(self, encoded: Sequence[list[int]], places: Iterable[int], batch_size: int | None) -> list[list[int]]:
+        """The places of each batch's questions."""
         check_count("batch_size", batch_size)
-        size = batch_size or self.recipe.evaluation.batch_size
-        order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+        size, order = batch_size or self.recipe.evaluation.batch_size, self._sorted(encoded, places)
         return [order[start : start + size] for start in range(0, len(order), size)]
+
+    @staticmethod
+    def _sorted(encoded: Sequence[list[int]], places: Iterable[int]) -> list[int]:
+        return sorted(places, key=lambda i: (-len(encoded[i]), encoded[i]))
 
     def too_long(
         self, questions: Sequence[str], mode: str | None = None, max_new_tokens: int | None = None
@@ -125,28 +179,34 @@ class Student:
         most = self.model.max_positions
         if most is None:
             return {}
-        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self._lead(mode or own_mode(self.recipe))
+        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self.lead(mode or own_mode(self.recipe))
         more = 2 + self.model.latent.num_tokens + len(lead) + limit
         return {
             i: f"{len(row)} tokens and {more} more for thought and answer do not fit into the model's {most} positions: "
             f"{questions[i][:60]!r}"
-            for i, row in enumerate(self._encoder.questions(questions))
+            for i, row in enumerate(self.encode(questions))
             if len(row) + more > most
         }
 
+    def encode(self, questions: Sequence[str]) -> list[list[int]]:
+        """The ids of each question, as the student reads it."""
+        return self._encoder.questions(questions)
+
     def _encoded(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids and mask [B, Q]."""
-        ids, mask = Collator(self.tokenizer.pad_token_id).pad(self._encoder.questions(questions))
-        self.model.eval()
+        return self._padded(self.encode(questions))
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        ids, mask = Collator(self.tokenizer.pad_token_id).pad(rows)
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _lead(self, mode: str) -> list[int]:
+    def lead(self, mode: str) -> list[int]:
         """The cue's tokens if it is given; a written chain of thought always writes its own."""
         return self._encoder.cue if mode != "cot" and self.recipe.evaluation.cue == "given" else []
 
     def _read(self, generation: Generation, mode: str) -> Answer:
         text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
-        value = answers.flexible(f"{CUE} {text}" if self._lead(mode) else text)
+        value = answers.flexible(f"{CUE} {text}" if self.lead(mode) else text)
         passes, truncated = generation.forward_passes, generation.truncated
         return Answer(text, value, passes, truncated, generation.executed, len(generation.tokens) + (not truncated))
 

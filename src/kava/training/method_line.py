@@ -73,15 +73,18 @@ def latent_line(
     else:
         objective = make_objective(recipe, model)
     _start_from(recipe, objective)
-    student = Student(model, tokenizer, recipe)
     mode = "latent" if recipe.loss.student_ce > 0 else "cot"
-    if problems := too_long(student, data.validation, mode):
+    if problems := too_long(Student(model, tokenizer, recipe), data.validation, mode):
         i, problem = next(iter(problems.items()))
         what = "%d of %d validation questions are too long for the model and count as not answered (first: %s: %s)"
         log.warning(what, len(problems), len(data.validation), data.validation[i].id, problem)
 
     def measure(step: Step) -> Numbers:
-        return score(student, data.validation, mode, stop=stop) if data.validation else None
+        if not data.validation:
+            return None
+        sharded = recipe.system.sharding != "none"  # then no process has memory for a second copy of the weights
+        student = Student(model, tokenizer, recipe, exact_adapters=sharded)  # its copy lives as long as the measure
+        return score(student, data.validation, mode, stop=stop)
 
     return Line(objective, Validation(measure, "accuracy"), collate, callbacks)
 

@@ -39,7 +39,8 @@ def bench(
     """The result as plain data, at batch 1 and `sizes`; `differences` says in which modes answers depend on the batch
     size, and then nothing is timed."""
     recipe, device = student.recipe, student.model.device
-    examples = sorted(eval_set.examples, key=lambda example: len(example.question))  # as `Student.answer` groups them
+    order = student.by_length([example.question for example in eval_set.examples])  # as `Student.answer` groups them
+    examples = [eval_set.examples[i] for i in order]
     questions = [example.question for example in examples]
     runs = {
         (mode, size): partial(student.answer, questions, mode, size, limit, Sampling())

@@ -47,6 +47,25 @@ def latent_text(result: dict[str, Any]) -> str:
     )
 
 
+def answer_text(result: dict[str, Any]) -> str:
+    header = ("what", "batch", "ms", "sd", "library ms", "sd", "x library", "CPU x library")
+    rows = []
+    for row in result["measured"]:
+        cells = [f"{_ms(row[way]['seconds'])}|{_ms(row[way]['sd'])}" for way in ("kava", "library")]
+        words = {"question": "whole question", "token": "one further token"}
+        rows.append(
+            f"{words[row['what']]}|{row['batch_size']}|{'|'.join(cells)}|{row['ratio']:.2f}|{row['cpu_ratio']:.2f}"
+        )
+    return _page(
+        result,
+        f"{result['model']}: {result['family']}, {result['parameters'] / 1e6:.3g} M parameters, {result['dtype']}, "
+        f"M {result['num_tokens']}, {result['rounds']} rounds, {result['new_tokens']} tokens an answer",
+        "same tokens as the library's model, called for the same columns in each pass; a further token: its generate",
+        _rounds(result),
+        table([row.split("|") for row in rows], header),
+    )
+
+
 def train_text(result: dict[str, Any]) -> str:
     header = ["order of passes", "passes", "GFLOP", "ms/step", "sd", "x packed", "CPU ms", "x packed", "loss"]
     cells = "{title}|{passes}|{work}|{seconds}|{sd}|{ratio:.2f}|{cpu_seconds}|{cpu_ratio:.2f}|{loss}"
