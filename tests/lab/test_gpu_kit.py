@@ -74,10 +74,11 @@ def test_a_wrong_number_fails_one_item_and_the_others_stay(
     [
         (Skipped("the package x is not installed"), "skipped", "the package x is not installed", True),
         (ModuleNotFoundError("No module named 'y'", name="y"), "skipped", "the package y is not installed", True),
+        (ModuleNotFoundError("a lazy import"), "failed", "ModuleNotFoundError: a lazy import", False),
         (KitFailure("off by\n1"), "failed", "off by 1", True),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "failed", "OutOfMemoryError: CUDA out of memory.", False),
     ],
-    ids=["skipped", "package", "failure", "unforeseen"],
+    ids=["skipped", "package", "some-import", "failure", "unforeseen"],
 )
 def test_what_an_item_raises_is_its_record(
     error: Exception, state: str, text: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -253,12 +254,12 @@ def test_a_process_is_ended_with_what_it_started(tmp_path: Path) -> None:
 def test_the_whole_kit_in_its_process_without_optional_packages(tmp_path: Path) -> None:
     """datasets and bitsandbytes cannot be imported, as on an image that lacks them."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('datasets', 'bitsandbytes'):\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "def find_spec(name, path=None, target=None):\n"
+        "    absent = name.partition('.')[0] in ('datasets', 'bitsandbytes')\n"
+        "    return None if absent else find(name, path, target)\n"
+        "PathFinder.find_spec = staticmethod(find_spec)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SRC)])}
     words = ["bench", "gpu", "--device", "cpu", "--tiny", "--output_dir", str(tmp_path / "out")]

@@ -51,15 +51,14 @@ def _records(item: KitItem, setup: KitSetup) -> Iterator[Event]:
         finding = item.run(setup)
     except Skipped as reason:
         yield record("skipped", str(reason))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "kava":
-            raise
-        yield record("skipped", f"the package {error.name} is not installed")
     except KitFailure as error:
         yield record("failed", str(error))
     except KavaError as error:
         yield record("failed", error.message)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("kava"):
+            yield record("skipped", f"the package {error.name} is not installed")
+            return
         yield {**record("failed", f"{type(error).__name__}: {first_line(error)}"), "ends": True}
         raise
     else:
