@@ -19,6 +19,7 @@ from explicit import EIGHT, LLAMA, UNEVEN, assert_same, fresh_student, gradients
 from kava.backbone.load import build_model
 from kava.config import load_recipe
 from kava.data.collate import Collator
+from kava.data.cut import cut
 from kava.data.encode import Encoder
 from kava.data.teacher_texts import TeachersCollator, texts_of, view
 from kava.evaluation.held_out import held_out
@@ -201,6 +202,7 @@ def test_neither_padding_nor_the_batch_changes_anything(fusion: str) -> None:
     kind, whole = make(fusion), batch(THREE, EIGHT)
     wanted = measure(kind, [whole])
     assert_same(measure(kind, [batch(THREE, EIGHT, "left")]), wanted)
+    assert_same(measure(kind, cut(batch(THREE, EIGHT, "left"), 40)), wanted)
     for size in (4, 1):
         assert_same(measure(kind, [take(whole, range(first, first + size)) for first in range(0, 8, size)]), wanted)
 
@@ -546,7 +548,8 @@ def test_neither_padding_nor_the_batch_changes_what_latents_learn(settings: tupl
     kind = latents(*settings, words=TWO, noise=0.3)
     whole = batch(TWO, EIGHT, gaps=0.4)
     wanted = measure(kind, [whole])
-    for parts in ([batch(TWO, EIGHT, "left", gaps=0.4)], [take(whole, range(i, i + 2)) for i in range(0, 8, 2)]):
+    left = batch(TWO, EIGHT, "left", gaps=0.4)
+    for parts in ([left], cut(left, 40), [take(whole, range(i, i + 2)) for i in range(0, 8, 2)]):
         assert_same(measure(kind, parts), wanted)
     trained = {name: grad for name, grad in wanted[1].items() if name.startswith("foreign.")}
     assert all(bool(grad.any()) for grad in trained.values())

@@ -30,6 +30,7 @@ from kava.backbone.load import assemble
 from kava.backbone.model import LatentModel
 from kava.compress import COMPRESSORS, make_compressor
 from kava.config import load_recipe
+from kava.data.cut import cut
 from kava.errors import ModelError
 from kava.losses import add
 from kava.objective.compare import Sides
@@ -130,6 +131,8 @@ def test_batch_composition_changes_nothing(family: str, dtype: torch.dtype) -> N
     whole = measure(kind, batch)
     for parts in ([[0], [1], [2], [3]], [[3, 1], [2, 0]]):
         assert_same(measure_sums(kind, [take(batch, rows) for rows in parts]), whole, TOLERANCE[dtype])
+    for side in ("right", "left"):
+        assert_same(measure_sums(kind, cut(zoo.batch(UNEVEN, side), 30)), whole, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("method", list(COMPRESSORS))

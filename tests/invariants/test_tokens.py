@@ -25,6 +25,7 @@ from explicit import (
     teacher,
 )
 from kava.compress.full import Full
+from kava.data.cut import cut
 from kava.errors import ConfigError
 from kava.losses import add
 from kava.objective.make import make_objective
@@ -45,6 +46,7 @@ def test_neither_padding_nor_the_batch_changes_anything(shape: str) -> None:
     assert_same(measure(kind, [zoo.batch(UNEVEN, "left")]), whole)
     for parts in ([[0], [1], [2], [3]], [[3, 1], [2, 0]]):
         assert_same(measure(kind, [take(batch, rows) for rows in parts]), whole)
+    assert_same(measure(kind, cut(zoo.batch(UNEVEN, "left"), 30)), whole)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
     model = sizes.model(latent).to(target)
     orders, batch = objectives(model), a_batch(sizes, target)
     real = sizes.lengths != UNIFORM
+    if real:
+        del orders["unpacked"]
     pieces = cut(batch, auto_budget(target)) if real else [batch]
     parts = {name: [batch] if name == "pccot" else pieces for name in orders}
     terms = {name: _values(objective, parts[name]) for name, (_, _, objective) in orders.items()}
@@ -107,10 +109,12 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
         ways["whole"] = Way("packed, the batch whole", sizes.rounds + 1, 1, partial(_step, packed, [batch]))
         ways["library"] = Way("a plain model on as many tokens", 1, len(pieces), library)
         result |= {"real_tokens": real_tokens(model, batch), "padding": _padding(batch, pieces)}
-    times = take_turns({name: way.step for name, way in ways.items()}, repeats, target, progress=progress)
+    work = {name: gflop(way.step) for name, way in ways.items()}  # also warms up
+    peaks = {name: peak_memory(way.step, target) if real else None for name, way in ways.items()}
+    times = take_turns({name: way.step for name, way in ways.items()}, repeats, target, 0, progress)
     result["orders"] = {
-        name: {"title": way.title, "passes": way.passes, "pieces": way.pieces, "gflop": gflop(way.step)}
-        | {"peak_bytes": peak_memory(way.step, target) if real else None, **times[name].facts()}
+        name: {"title": way.title, "passes": way.passes, "pieces": way.pieces, "gflop": work[name]}
+        | {"peak_bytes": peaks[name], **times[name].facts()}
         for name, way in ways.items()
     }
     return result | ratios(times, "packed")
