@@ -238,7 +238,7 @@ def trainer_of(folder: Path, size: int, sharding: str = "none") -> KavaTrainer:
     settings = [
         f"training.batch_size={size}", "training.gradient_accumulation_steps=2", "training.max_steps=3",
         "training.gradient_clipping=0.5", "system.device=cpu", "logging.report_to=[]", "logging.logging_steps=1",
-        f"system.sharding={sharding}",
+        f"system.sharding={sharding}", f"training.tokens_per_piece={'none' if size == 4 else 24}",
     ]  # fmt: skip
     recipe, batch = load_recipe("debug", settings), zoo.batch(NINE)
     kind = compare.objective(zoo.latent_model(explicit.LLAMA))
@@ -301,7 +301,10 @@ def assert_close(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def test_two_processes_have_the_losses_gradients_and_weights_of_one(tmp_path: Path) -> None:
-    """DDP, then shards. Accelerate would silently take DDP for shards on a CPU: so the wrapper's type is looked at."""
+    """DDP, then shards. Accelerate would silently take DDP for shards on a CPU: so the wrapper's type is looked at.
+
+    The two compute their batches in pieces, and not as many each.
+    """
     wanted = three_updates(tmp_path / "one", 4)
     assert processes.by_hand(__file__, str(tmp_path)) == [0, 0]
     for rank in range(2):

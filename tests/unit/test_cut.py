@@ -15,7 +15,8 @@ from kava.data.collate import Collator
 from kava.data.cut import cut, row_lengths, take
 from kava.data.encode import Encoded, EncodedSet
 from kava.errors import ConfigError, KavaError
-from kava.training.memory import AUTO, OTHERWISE, check_budget, pieces_of, token_budget
+from kava.training import memory
+from kava.training.memory import AUTO, IDLE, OTHERWISE, check_budget, pieces_of, token_budget
 
 CPU = torch.device("cpu")
 ROW = st.tuples(st.integers(1, 6), st.integers(0, 6), st.integers(1, 3))
@@ -95,11 +96,18 @@ def test_the_budget_is_that_of_the_recipe_and_the_device() -> None:
     assert budget("rkv.shuffle=examples") is budget("loss.std_scope=batch") is None
 
 
-def test_shards_keep_batches_whole_and_data_parallel_processes_cut_theirs() -> None:
-    for sharding, wanted in (("none", AUTO["cpu"]), ("fsdp2", None)):
-        recipe = load_recipe("debug", [f"system.sharding={sharding}"])
-        assert pieces_of(recipe, 2, CPU).budget == wanted
-        assert pieces_of(recipe, 1, CPU).budget == AUTO["cpu"]
+def test_processes_with_shards_have_as_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one has less than another is its last piece again, which does not count."""
+    monkeypatch.setattr(memory, "max_over_processes", lambda count: count + 2)
+    batch = zoo.batch()
+    for sharding, more in (("none", 0), ("fsdp2", 2), ("fsdp2_whole", 2)):
+        recipe = load_recipe("debug", [f"system.sharding={sharding}", "training.tokens_per_piece=20"])
+        alone, together = pieces_of(recipe, 1, CPU), pieces_of(recipe, 2, CPU)
+        for pieces in (alone, together):
+            pieces.begin([batch])
+        assert [IDLE in piece for piece in together.of(batch)] == [False] * len(alone.of(batch)) + [True] * more
+        for piece in together.of(batch)[-more:] if more else ():
+            assert same({name: value for name, value in piece.items() if name != IDLE}, alone.of(batch)[-1])
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "some", "1.5", "[]"])

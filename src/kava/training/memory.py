@@ -10,10 +10,11 @@ from torch import Tensor
 from kava.config import Recipe
 from kava.data.cut import cut, row_lengths
 from kava.errors import ConfigError, RunError
-from kava.training.processes import whole_batches_key
+from kava.training.processes import max_over_processes, whole_batches_key
 
 log = logging.getLogger("kava.train")
 Batch = dict[str, Tensor]
+IDLE = "idle"  # a batch or piece that its process was given to keep step with the others; it does not count
 
 # tokens_per_piece: auto. On a CPU smaller pieces cost Python's overhead, larger ones padding (docs/LOG.md, 2026-11-29);
 # a GPU has to be filled: about 8,000 tokens keep its matrix products busy, and a batch of 128 rows stays in a few pieces.
@@ -25,15 +26,22 @@ class Pieces:
     """Cuts batches into pieces of at most `budget` tokens (None: whole). The budget is halved whenever memory runs out,
     but not where there is a reason `why_not`."""
 
-    def __init__(self, budget: int | None, why_not: str | None):
-        self.budget, self.why_not = budget, why_not
+    def __init__(self, budget: int | None, why_not: str | None, in_step: bool = False):
+        """in_step: every process needs as many pieces as the others."""
+        self.budget, self.why_not, self.in_step = budget, why_not, in_step
         self.window: list[Batch] = []  # batches of the present update so far
         self._cut: dict[int, list[Batch]] = {}  # pieces of the batches of an update, by id()
 
     def begin(self, batches: Sequence[Batch]) -> None:
         """A new update, of these batches."""
         self.window = []
-        self._cut = {id(batch): cut(batch, self.budget) for batch in batches}
+        self._cut = {id(batch): self._in_step(cut(batch, self.budget)) for batch in batches}
+
+    def _in_step(self, pieces: list[Batch]) -> list[Batch]:
+        """The pieces, and where another process has more of them its last one again, which then does not count."""
+        missing = max_over_processes(len(pieces)) - len(pieces) if self.in_step else 0
+        idle = pieces[-1] | {IDLE: torch.ones_like(pieces[-1]["example_id"])}
+        return pieces + [idle | {} for _ in range(missing)]
 
     def of(self, batch: Batch) -> list[Batch]:
         """The batch in pieces of the present size."""
@@ -79,16 +87,15 @@ class Pieces:
 def pieces_of(recipe: Recipe, world_size: int, device: torch.device) -> Pieces:
     """The Pieces of a run, with the reason where its batches may not be cut when memory runs out."""
     budget = token_budget(recipe, device)
-    sharded = world_size > 1 and recipe.system.sharding != "none"
-    if sharded and budget is not None:  # its collectives need as many passes on every process
-        if recipe.training.tokens_per_piece != "auto":
-            log.info("system.sharding=%s: batches stay whole", recipe.system.sharding)
-        budget = None
+    together, why_not = world_size > 1, None
     if recipe.training.on_oom == "error":
-        return Pieces(budget, "set training.on_oom=reduce_batch to go on in smaller pieces")
-    if (key := whole_batches_key(recipe)) is not None:
-        return Pieces(budget, f"{key} needs its batches whole")
-    return Pieces(budget, "processes that run together cannot cut their batches apart" if world_size > 1 else None)
+        why_not = "set training.on_oom=reduce_batch to go on in smaller pieces"
+    elif (key := whole_batches_key(recipe)) is not None:
+        why_not = f"{key} needs its batches whole"
+    elif together:
+        why_not = "processes that run together cannot cut their batches apart"
+    in_step = together and recipe.system.sharding != "none" and budget is not None  # shards are gathered by all at once
+    return Pieces(budget, why_not, in_step)
 
 
 def token_budget(recipe: Recipe, device: torch.device) -> int | None:

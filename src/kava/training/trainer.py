@@ -26,7 +26,7 @@ from kava.training import aux_state, workers
 from kava.training.checkpoint import find, rotate
 from kava.training.folder import BEST
 from kava.training.interrupt import Interrupt
-from kava.training.memory import pieces_of
+from kava.training.memory import IDLE, pieces_of
 from kava.training.processes import main_process_decides, share_out
 from kava.training.restore import RestoringTrainer
 from kava.training.sharding import Sharded, follow_shards, whole_tensor
@@ -35,7 +35,6 @@ with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=
     from transformers import PrinterCallback
 
 INCOMING = ".partial-checkpoint"
-IDLE = "idle"  # a batch that its process was given to keep step with the others; it does not count
 
 
 Sums = defaultdict[str, float]
@@ -122,7 +121,7 @@ class KavaTrainer(RestoringTrainer):
         for batch in batches:
             for piece in self.pieces.of(batch):
                 for name, count in self._counted[id(piece)].items():
-                    counts[name] += 0.0 if IDLE in batch else count
+                    counts[name] += 0.0 if IDLE in piece else count
             if IDLE not in batch:
                 self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
         self._of_all(counts)
@@ -140,7 +139,7 @@ class KavaTrainer(RestoringTrainer):
         for term in result.terms:
             self._sums[term.name] += counts * float(term.total.detach())
             self._counts[term.name] += counts * term.count
-        for name, figure in result.health.items():
+        for name, figure in result.health.items() if counts else ():
             self._figures[name] = self._figures[name] + figure if name in self._figures else figure
         return (loss, result) if return_outputs else loss
 
