@@ -27,7 +27,7 @@ from kava.lab.bench import train as bench_train
 from kava.lab.bench.real_lengths import FILE
 from kava.lab.bench.reference import CUE, random_model
 from kava.lab.bench.timing import peak_memory, take_turns
-from kava.lab.bench.train import PccotView, TrainBenchSizes, a_batch, objectives
+from kava.lab.bench.train import PccotView, TrainBenchSizes, a_batch, objectives, padded_parts
 from kava.training import memory
 from zoo_tokenizers import bos
 
@@ -290,7 +290,7 @@ def test_result_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     result = json.loads(capsys.readouterr().out)
     assert json.loads(file.read_text()) == result
     assert result["equal"]
-    assert {name: order["passes"] for name, order in result["orders"].items()} == ORDERS
+    assert {name: order["passes"] for name, order in result["orders"].items()} == {**ORDERS, "library": 1}
     assert result["ratio"]["packed"] == 1
     assert result["hardware"]["cpus"] >= 1
     for order in result["orders"].values():
@@ -317,10 +317,10 @@ def test_real_lengths_are_computed_in_pieces_beside_a_plain_model(
     assert result["real_tokens"] == tokens + (rounds - 1) * latents * len(rows)
     assert 1 <= result["padding"]["pieces"] < result["padding"]["whole"]
     orders = result["orders"]
-    assert list(orders) == ["packed", "pccot", "whole", "library"]
-    assert orders["packed"]["pieces"] == orders["library"]["pieces"] > 1 == orders["whole"]["pieces"]
+    assert list(orders) == ["packed", "pccot", "library"]
+    assert orders["packed"]["pieces"] == orders["pccot"]["pieces"] == orders["library"]["pieces"] > 1
     work = {name: order["gflop"] for name, order in orders.items()}
-    assert work["library"] < work["packed"] < work["whole"] < work["pccot"]
+    assert work["library"] < work["packed"] < work["pccot"]
     text = bench_text.train_text(result)
     assert text.isascii()
     assert "a plain model on as many tokens" in text
@@ -341,7 +341,7 @@ def test_gradients_are_the_same_in_pieces_and_with_padding() -> None:
     kinds = objectives(model)
     wanted = measure_sums(kinds["packed"][2], [batch])
     assert_same(measure_sums(kinds["packed"][2], cut(batch, 200)), wanted, 1e-5)
-    assert_same(measure_sums(kinds["pccot"][2], [batch]), wanted, 1e-5)
+    assert_same(measure_sums(kinds["pccot"][2], padded_parts(batch, 3)), wanted, 1e-5)
 
 
 def test_unequal_losses_are_a_failed_check_and_are_not_timed(
@@ -388,11 +388,11 @@ def test_sizes_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.long
 def test_packed_is_faster_at_the_size_that_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its work is 1.24 and 1.29 times less than the other orders', on any machine. Times are taken on machines that do
+    """Its work is 1.25 and 1.30 times less than the other orders', on any machine. Times are taken on machines that do
     other things as well: there the better of clock and processor time has to show most of it."""
     assert main(["bench", "train", "--quiet", "--repeats=5"]) == 0
     result = json.loads(capsys.readouterr().out)
     work = {name: order["gflop"] / result["orders"]["packed"]["gflop"] for name, order in result["orders"].items()}
-    assert work["unpacked"] == pytest.approx(1.24, abs=0.01)
-    assert work["pccot"] == pytest.approx(1.293, abs=0.01)
+    assert work["unpacked"] == pytest.approx(1.246, abs=0.002)
+    assert work["pccot"] == pytest.approx(1.299, abs=0.002)
     assert max(result["ratio"]["pccot"], result["cpu_ratio"]["pccot"]) >= 1.15

@@ -1,7 +1,7 @@
 """The order of passes of PCCoT's official code, with its padding: a reference for speed, not a way to train.
 
 Teacher over rows padded to the longest, with its attentions kept; pass 0 over padded questions, which reads them again;
-T rounds of one pass each; the answer: T + 3 passes over the whole batch. Logits are made at every position, padding too.
+T rounds of one pass each; the answer: T + 3 passes. Logits are made at every position, padding too.
 """
 
 from dataclasses import replace

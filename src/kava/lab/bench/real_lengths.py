@@ -43,9 +43,10 @@ def real_tokens(model: LatentModel, batch: Batch) -> int:
     return first + (rounds - 1) * rows * latents + answer
 
 
-def library_step(model: LatentModel, batch: Batch, targets: int, pieces: int) -> Callable[[], None]:
+def library_step(model: LatentModel, batch: Batch, pieces: int) -> Callable[[], None]:
     """Forward and backward of the library's own model over as many tokens as `real_tokens`, in rows of one length without
     padding, with logits at as many positions as the loss has targets; in as many pieces as ours."""
+    targets = int(batch["cot_mask"].sum() + 2 * batch["tail_mask"].sum())
     twin, rows = library_twin(model), len(batch["example_id"])
     length = round(real_tokens(model, batch) / rows)
     generator = torch.Generator().manual_seed(1)
@@ -55,7 +56,7 @@ def library_step(model: LatentModel, batch: Batch, targets: int, pieces: int) ->
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        for part in ids.chunk(pieces):
+        for part in ids.tensor_split(pieces):
             hidden = getattr(twin, model.family.decoder)(input_ids=part, use_cache=False).last_hidden_state
             count = round(share * len(part))
             logits = model.head(hidden.flatten(0, 1)[:count])

@@ -75,11 +75,10 @@ def train_text(result: dict[str, Any]) -> str:
         terms = result["terms"].get(name)
         row |= {"work": f"{row['gflop']:.{0 if row['gflop'] >= 10 else 3}f}", "loss": "-"}
         row |= {"loss": f"{terms['loss']:.5f}"} if terms else {}
-        row |= {"work_ratio": f"{row['gflop'] / base['gflop']:.2f}", "memory": _mib(row["peak_bytes"])}
+        row["work_ratio"] = f"{row['gflop'] / base['gflop']:.2f}"
     if "real_tokens" in result:
         header[2:2], header[4:4] = ["pieces"], ["x packed"]
-        header.append("MiB")
-        cells = cells.replace("{work}", "{pieces}|{work}|{work_ratio}") + "|{memory}"
+        cells = cells.replace("{work}", "{pieces}|{work}|{work_ratio}")
         padding = result["padding"]
         lines = [
             "",

@@ -1,7 +1,7 @@
 """`kava bench train`: one training step in several orders of passes, checked to give one loss, then timed side by side.
 
-With the lengths of real rows (`--lengths`) ours is computed in pieces of like lengths, as in training; PCCoT's order has
-its own padding; and a plain model of the library reads as many tokens without any.
+Beside them the library's plain model reads as many tokens once. With the lengths of real rows (`--lengths`) ours is
+computed in pieces of like lengths, as in training, PCCoT's order has its own padding, and the plain model has none.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from kava.infer.student import pick_device
 from kava.lab.bench.pccot import PccotObjective, PccotTeacher, PccotView
 from kava.lab.bench.real_lengths import library_step, real_rows, real_tokens
 from kava.lab.bench.reference import ModelSizes
-from kava.lab.bench.timing import hardware, peak_memory, ratios, take_turns
+from kava.lab.bench.timing import hardware, ratios, take_turns
 from kava.losses import Term, add
 from kava.objective.make import latent_objective
 from kava.objective.objective import Objective
@@ -90,7 +90,7 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
     if real:
         del orders["unpacked"]
     pieces = cut(batch, auto_budget(target)) if real else [batch]
-    parts = {name: [batch] if name == "pccot" else pieces for name in orders}
+    parts = {name: padded_parts(batch, len(pieces)) if name == "pccot" else pieces for name in orders}
     terms = {name: _values(objective, parts[name]) for name, (_, _, objective) in orders.items()}
     differences = unequal(terms)
     result = {"hardware": hardware(target), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
@@ -102,22 +102,27 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
         for name, (title, passes, objective) in orders.items()
     }
     if real:
-        packed = orders["packed"][2]
-        counts = packed.counts(batch, UNLOGGED)
-        targets = int(counts["ce_student"] + counts["ce_teacher"])
-        library = library_step(model, batch, targets, len(pieces))
-        ways["whole"] = Way("packed, the batch whole", sizes.rounds + 1, 1, partial(_step, packed, [batch]))
-        ways["library"] = Way("a plain model on as many tokens", 1, len(pieces), library)
         result |= {"real_tokens": real_tokens(model, batch), "padding": _padding(batch, pieces)}
+    ways["library"] = Way("a plain model on as many tokens", 1, len(pieces), library_step(model, batch, len(pieces)))
     work = {name: gflop(way.step) for name, way in ways.items()}  # also warms up
-    peaks = {name: peak_memory(way.step, target) if real else None for name, way in ways.items()}
     times = take_turns({name: way.step for name, way in ways.items()}, repeats, target, 0, progress)
     result["orders"] = {
-        name: {"title": way.title, "passes": way.passes, "pieces": way.pieces, "gflop": work[name]}
-        | {"peak_bytes": peaks[name], **times[name].facts()}
+        name: {
+            "title": way.title,
+            "passes": way.passes,
+            "pieces": way.pieces,
+            "gflop": work[name],
+            **times[name].facts(),
+        }
         for name, way in ways.items()
     }
     return result | ratios(times, "packed")
+
+
+def padded_parts(batch: Batch, count: int) -> list[Batch]:
+    """The rows in so many parts, padded as the whole batch is: its work, without its memory."""
+    rows = torch.arange(len(batch["example_id"])).tensor_split(count)
+    return [{name: value[part[0] : part[-1] + 1] for name, value in batch.items()} for part in rows]
 
 
 def _padding(batch: Batch, pieces: Sequence[Batch]) -> dict[str, float]:
