@@ -18,7 +18,6 @@ from kava.data.load import load_examples, load_file
 from kava.data.places import open_set
 from kava.data.rows import number_text, plain_number, sentences
 from kava.data.sources import SOURCES, known_source
-from kava.data.stream import EncodedStream
 from kava.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -381,18 +380,6 @@ def test_streaming_gives_the_same_rows(tmp_path):
     assert list(stream) == list(stream)
     assert list(load_examples(section(path, streaming=True, subset_size=7), "train")) == whole[:7]
     assert load_examples(section(path, streaming=True), "validation") == load_examples(section(path), "validation")
-    encoder = Encoder(zoo.byte_level())
-    assert list(EncodedStream(stream, encoder)) == list(encoder.encode_all(whole))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loader_workers_share_a_stream(tmp_path, workers):
-    from torch.utils.data import DataLoader
-
-    path = write(tmp_path / "own.jsonl", rows(23))
-    stream = load_examples(section(path, streaming=True, val_size=0), "train")
-    loader = DataLoader(EncodedStream(stream, Encoder(zoo.byte_level())), None, num_workers=workers)
-    assert sorted(e.id for e in loader) == sorted(f"own/train/{i}" for i in range(23))
 
 
 def test_streaming_does_not_read_beyond_its_subset(tmp_path):

@@ -244,6 +244,36 @@ def test_a_signal_saves_stops_and_the_rest_follows_bit_for_bit(
     assert_same_run(folder, undisturbed)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
+def test_a_stream_goes_on_in_its_second_pass(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    rows = [{"question": f"{i}+1?", "steps": [f"{i}+1={i + 1}"], "answer": i + 1} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stream = (f"dataset.name={tmp_path / 'rows.jsonl'}", "dataset.streaming=true", "dataset.val_size=0")
+    kept = [words for words in SETTINGS if not words.startswith(("dataset.", "evaluation."))]
+    words = (*stream, "dataset.drop_last_step=false", "logging.save_steps=7", f"system.num_workers={workers}")
+    recipe = load_recipe("debug", [f"model.name={base}", *kept, *words])
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    train(recipe, whole, quiet=True)
+    compute = KavaTrainer.compute_loss
+
+    def stopping(self: KavaTrainer, *inputs: Any, **named: Any) -> Any:
+        if len(journal_so_far(folder)) == 6:  # five updates are a pass
+            signal.raise_signal(signal.SIGTERM)
+        return compute(self, *inputs, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KavaTrainer, "compute_loss", stopping)
+        assert train(recipe, folder, quiet=True).steps == 7
+    assert train(recipe, folder, resume="auto", quiet=True).exit_code == 0
+    last, wanted = (path / "checkpoint-ep1" / WEIGHTS for path in (folder, whole))
+    assert last.read_bytes() == wanted.read_bytes()
+    losses = [line["loss"] for line in journal_so_far(whole)]
+    assert losses == [line["loss"] for line in journal_so_far(folder)]
+    assert len(set(losses)) == len(losses) == 9
+
+
 def journal_so_far(folder: Path) -> list[dict[str, Any]]:
     """The updates logged so far."""
     return [line for line in journal(folder) if "loss" in line] if (folder / "log.jsonl").exists() else []

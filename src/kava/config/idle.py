@@ -127,6 +127,7 @@ NO_CODES = when("mixture.space", "keys and values are compared, not codes", "kv"
 NOT_BUILT_IN = unless(
     "dataset.name", f"only the built-in data sets ({', '.join(BUILTIN_DATASETS)}) are generated", *BUILTIN_DATASETS
 )
+NO_STREAM = when("dataset.streaming", "only a stream is shuffled in a buffer", False)
 BUILT_IN = when("dataset.name", "a built-in data set is generated (see dataset.generator)", *BUILTIN_DATASETS)
 WHOLE_BATCHES = Idle(
     lambda r: r.rkv.shuffle == "examples" or r.loss.std_scope == "batch",

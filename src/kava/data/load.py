@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.places import JSON_SUFFIXES, Opened, is_place, open_set
-from kava.data.row_checks import RowChecks, shared
+from kava.data.row_checks import REMEMBERED_OF_STREAM, RowChecks, shared
 from kava.data.rows import JsonRows, Rows, TableRows
+from kava.data.shuffle_buffer import shuffled
 from kava.data.sources import OWN, Source
 from kava.errors import DataError
 from kava.progress import track
@@ -67,12 +68,17 @@ def load_rows(rows: Any, name: str, cot_type: str = "equation") -> list[Example]
 class ExampleStream(Iterable[Example]):
     """Training rows, read from the start at every pass, without held-out questions; the first `subset_size` only.
 
-    A subset of a stream is its beginning, since a random choice would need all of it.
+    A subset of a stream is its beginning, since a random choice would need all of it. Iterating gives the rows in the
+    order of the file, `in_pass` in the order of training.
     """
 
     def __init__(self, rows: Rows, source: Source, dataset: "DatasetConfig", prefix: str, held_out: frozenset[int]):
         self.rows, self.source, self.dataset, self.prefix = rows, source, dataset, prefix
         self.held_out = held_out
+
+    def in_pass(self, number: int) -> Iterator[Example]:
+        """The rows in the order of one pass of a training, which does not depend on who reads them."""
+        return shuffled(self, self.dataset.shuffle_buffer, f"{self.dataset.seed}/stream/{number}")
 
     def __iter__(self) -> Iterator[Example]:
         count = 0
@@ -111,7 +117,7 @@ def _from_rows(opened: Opened, dataset: "DatasetConfig", split: str) -> Sequence
     if split == "train" and dataset.streaming:
         held_out = frozenset[int]()
         if carve and dataset.val_size:
-            checks = RowChecks(dataset.cot_type)
+            checks = RowChecks(dataset.cot_type, REMEMBERED_OF_STREAM)
             stream = _parse(rows, opened.source, dataset.cot_type, prefix, checks)
             held_out = _held_out((_key(example, dataset.seed) for example in stream), dataset, split)
             _warn(prefix, checks)
@@ -169,8 +175,15 @@ def _key(example: Example, seed: int) -> int:
 
 
 def _held_out(hashes: Iterable[int], dataset: "DatasetConfig", split: str) -> frozenset[int]:
-    """The hashes of the validation questions: the smallest ones, at most a tenth of all; too few are told with them."""
-    keys = set(hashes)
+    """The hashes of the validation questions: the smallest ones, at most a tenth of all; too few are told with them.
+
+    At most twenty questions are remembered for each that is held out, however many there are.
+    """
+    keys, enough = set[int](), 10 * dataset.val_size
+    for key in hashes:
+        keys.add(key)
+        if len(keys) == 2 * enough:
+            keys = set(heapq.nsmallest(enough, keys))
     count = min(dataset.val_size, max(1, len(keys) // 10)) if len(keys) > 1 else 0
     if count < dataset.val_size and split == "validation":
         log.warning("%s: %d of the asked %d validation examples are held out of %d training questions",

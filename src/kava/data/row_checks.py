@@ -13,15 +13,16 @@ from kava.data.fields import STEPS, misspelt, unread_steps
 from kava.data.rows import Row
 from kava.data.spans import NUMBER, equation_result
 
-REMEMBERED = 2_000_000  # rows that later ones are compared with; a stream may have no end
+REMEMBERED = 2_000_000  # rows that later ones are compared with
+REMEMBERED_OF_STREAM = 100_000  # of rows that are read to need no memory
 _PLAIN_NUMBER = re.compile(r"[-+]?[$\u00a3\u20ac]?\s?[-+]?[\d,]*\.?\d+\s?%?")
 
 
 class RowChecks:
     """`add` every row as it is read; `messages` then says what to look at."""
 
-    def __init__(self, cot_type: str):
-        self.cot_type = cot_type
+    def __init__(self, cot_type: str, remembered: int = REMEMBERED):
+        self.cot_type, self.remembered = cot_type, remembered
         self.rows = 0
         self._answers: dict[int, int] = {}  # hash of a question -> hash of its first answer
         self._ids: set[Any] = set()
@@ -35,13 +36,13 @@ class RowChecks:
         if before is not None:
             same = before == answer
             self._note(f"the question of an earlier row and {'the same' if same else 'another'} answer", where)
-        elif self.rows <= REMEMBERED:
+        elif self.rows <= self.remembered:
             self._answers[question] = answer
         own = row.get("id")
         if own is not None:
             if own in self._ids:
                 self._note("the id of an earlier row", f"{where}: {own!r}")
-            elif self.rows <= REMEMBERED:
+            elif self.rows <= self.remembered:
                 self._ids.add(own)
         for field, meant in () if any_fields else misspelt(tuple(row)):
             self._note(f"a field {field!r}, which is not read; {meant!r} is", where)

@@ -41,6 +41,7 @@ class Schedule(TrainerCallback):
         self.trainer, self.interrupt = trainer, interrupt
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.share_stream()
         every = self.trainer.recipe.logging.eval_steps
         self.trainer.epoch = max(0, math.ceil((state.epoch or 0) - 1e-6) - 1)  # that of the last update
         best = Path(args.output_dir) / folder.BEST

@@ -102,7 +102,12 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
         raise ConfigError(problem, "set dataset.streaming=false, or latent.num_tokens by hand")
     if recipe.training.max_steps is None:
         raise ConfigError("a stream has no known length", "set training.max_steps, or dataset.streaming=false")
-    first = [encoder(example) for example in islice(examples, 200)]
+    first = [encoder(example) for example in islice(examples, 300)]  # more than there can be workers
+    if len(first) < recipe.system.num_workers:
+        problem = (
+            f"the training stream has {len(first)} rows, fewer than system.num_workers, {recipe.system.num_workers}"
+        )
+        raise ConfigError(problem, "lower system.num_workers, or set dataset.streaming=false")
     _check_kv_term(recipe, any(any(row.result) for row in first), any(row.cot for row in first))
     return EncodedStream(examples, encoder, recipe.dataset.max_length)
 

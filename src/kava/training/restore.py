@@ -12,6 +12,7 @@ import torch
 
 from kava.backbone.artifact import load_weights
 from kava.backbone.card import check_files
+from kava.data.stream import EncodedStream, Share
 from kava.errors import CheckpointError, first_line
 from kava.objective.objective import Objective
 from kava.training import aux_state
@@ -40,6 +41,15 @@ class RestoringTrainer(Trainer):
     """transformers.Trainer that continues from our checkpoints."""
 
     objective: Objective
+
+    def share_stream(self) -> None:
+        """Tells a stream which rows this process uses, and which batches the run has used before."""
+        if isinstance(self.train_dataset, EncodedStream):
+            args, steps = self.args, self.state.global_step
+            self.train_dataset.share = Share(
+                args.per_device_train_batch_size, args.process_index, args.world_size,
+                done=steps * args.gradient_accumulation_steps,
+            )  # fmt: skip
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         check_files(resume_from_checkpoint)
