@@ -5,7 +5,7 @@ from kava.config.schema import Recipe
 
 FREE_TO_CHANGE = (
     "about.", "logging.", "evaluation.", "system.num_workers", "system.device", "system.sharding",
-    "system.attention", "training.tokens_per_piece",
+    "system.attention", "training.tokens_per_piece", "dataset.keep_tokens",
     "model.trust_remote_code", "teacher.trust_remote_code",
 )  # fmt: skip
 

@@ -119,6 +119,8 @@ class DatasetConfig(RecipeSection):
     subset_size: int | None = knob(None, "ours", "use only so many training examples; null = all", ge=1)
     streaming: Flag = knob(False, "ours", "read training examples while training, never all at once",
         idle=idle.BUILT_IN)
+    keep_tokens: Flag = knob(True, "ours", "keep the token ids of sets of 20,000 and more examples, in KAVA_CACHE_PATH or "
+        "~/.cache/kava")
     shuffle_buffer: int = knob(10_000, "ours", "examples of a stream among which the next one is drawn; 0 = its own order",
         idle=idle.NO_STREAM, ge=0, le=10_000_000)
     max_length: int | None = knob(None, "ours", "skip (and count) examples of more tokens; null = none", ge=8)

@@ -8,7 +8,7 @@ PCCoT's format (known); the separators, a newline after the question and one spa
 
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, overload
@@ -64,6 +64,39 @@ class EncodedSet(Sequence[Encoded]):
             self._tokens[name].extend(getattr(encoded, name))
             self._ends[name].append(len(self._tokens[name]))
         self._result.extend(encoded.result)
+
+    def extend(self, other: "EncodedSet", max_length: int | None = None) -> None:
+        """Adds the rows of `other`, those of at most `max_length` tokens."""
+        if max_length is not None and int(other.row_lengths().max(initial=0)) > max_length:
+            for row in other:
+                if len(row) <= max_length:
+                    self.append(row)
+            return
+        self.ids.extend(other.ids)
+        for name in self.SEGMENTS:
+            ends = np.asarray(other._ends[name])[1:] + len(self._tokens[name])
+            self._ends[name].frombytes(ends.tobytes())
+            self._tokens[name].extend(other._tokens[name])
+        self._result.extend(other._result)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The buffers, all but the ids of the examples; `of_arrays` makes the set again."""
+        tokens = {name: np.asarray(self._tokens[name], dtype=np.int32) for name in self.SEGMENTS}
+        ends = {f"{name}_ends": np.asarray(self._ends[name]) for name in self.SEGMENTS}
+        return {**tokens, **ends, "result": np.frombuffer(bytes(self._result), dtype=np.uint8)}
+
+    @classmethod
+    def of_arrays(cls, ids: list[str], arrays: Mapping[str, np.ndarray], cue: list[int], eos: int) -> "EncodedSet":
+        encoded = cls(cue, eos)
+        encoded.ids = ids
+        encoded._tokens = {name: array("i", arrays[name].tobytes()) for name in cls.SEGMENTS}
+        encoded._ends = {name: array("q", arrays[f"{name}_ends"].tobytes()) for name in cls.SEGMENTS}
+        encoded._result = bytearray(arrays["result"].tobytes())
+        return encoded
+
+    def row_lengths(self) -> np.ndarray:
+        """[rows] tokens of each example, question to eos."""
+        return np.sum([self.lengths(name) for name in self.SEGMENTS], axis=0) + len(self.cue) + 1
 
     def lengths(self, segment: str) -> np.ndarray:
         """[rows] number of tokens in "question", "cot" or "answer"."""
@@ -158,6 +191,18 @@ class EncodedSplit:
     skipped: int
     total: int
 
+    @classmethod
+    def of(cls, encoded: EncodedSet, total: int, max_length: int | None) -> "EncodedSplit":
+        """What fits of `total` examples; skipped ones are logged, none left is an error."""
+        if skipped := total - len(encoded):
+            log.warning("%d of %d examples are longer than %s tokens and are skipped", skipped, total, max_length)
+        if not len(encoded):
+            raise DataError(
+                f"no example is left of {total}" + (f": all are longer than {max_length} tokens" if total else ""),
+                "raise dataset.max_length" if total else "the set is empty",
+            )
+        return cls(encoded, skipped, total)
+
 
 def encode_split(
     examples: Iterable[Example],
@@ -173,15 +218,7 @@ def encode_split(
         total += 1
         if max_length is None or len(row) <= max_length:
             encoded.append(row)
-    skipped = total - len(encoded)
-    if skipped:
-        log.warning("%d of %d examples are longer than %s tokens and are skipped", skipped, total, max_length)
-    if not len(encoded):
-        raise DataError(
-            f"no example is left of {total}" + (f": all are longer than {max_length} tokens" if total else ""),
-            "raise dataset.max_length" if total else "the set is empty",
-        )
-    return EncodedSplit(encoded, skipped, total)
+    return EncodedSplit.of(encoded, total, max_length)
 
 
 def encode_batches(examples: Iterable[Example], encoder: Encoder, batch_size: int) -> Iterator[Encoded]:

@@ -16,6 +16,7 @@ from kava.data.load import ExampleStream, load_examples, load_rows, warn_shared
 from kava.data.places import Opened, open_set
 from kava.data.rows import TableRows
 from kava.data.sources import OWN
+from kava.data.token_cache import encode_kept
 from kava.errors import ConfigError, DataError
 
 log = logging.getLogger("kava.train")
@@ -72,7 +73,8 @@ def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) 
         if "test" in opened.splits:
             parts["test"] = list(load_examples(dataset, "test", opened))
         warn_shared(parts, dataset, opened)
-    split = encode_split(examples, encoder, dataset.max_length)
+    encode = encode_kept if dataset.keep_tokens else encode_split
+    split = encode(examples, encoder, dataset.max_length)
     keep = recipe.explicit.target_len if recipe.explicit.enabled else recipe.latent.num_tokens
     counts = card(split.encoded, examples, keep) | {"skipped": split.skipped} | memory.card(validation)
     any_result, any_cot = counts["share_no_result"] not in (None, 1), bool(split.encoded.lengths("cot").any())
