@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kava.losses import Term, add, codi_loss, cross_entropy, kv_loss
+from kava.lab.bench.timing import peak_memory
+from kava.losses import Head, Term, add, codi_loss, cross_entropy, kv_loss
 
 KINDS = ("l1", "mse", "smooth_l1")
 SCOPES = ("sample", "batch")
@@ -115,32 +116,104 @@ def test_half_precision_is_reduced_in_float32(kind: str) -> None:
 # cross-entropy
 
 
+def head_of(weight: Tensor, way: str, **scales: float) -> Head:
+    if way == "weight":
+        return Head(len(weight), weight, **scales)
+    return Head(len(weight), layer=lambda rows: rows @ weight.T, **scales)
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize(("rows", "chunk"), [(7, 4096), (7, 7), (7, 3), (7, 1), (0, 4), (1, 1)])
-def test_cross_entropy(rows: int, chunk: int, dtype: torch.dtype) -> None:
-    """Whole or in pieces: the same sum and the same gradients for the hidden states and the head."""
+@pytest.mark.parametrize("way", ["weight", "layer"])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("rows", "at_once"), [(7, 4096), (7, 7), (7, 3), (7, 1), (0, 4), (1, 1)])
+def test_cross_entropy(rows: int, at_once: int, trained: bool, way: str, dtype: torch.dtype) -> None:
+    """Whole or in pieces, the head's weight trained or frozen: the same sum and the same gradients."""
     hidden, weight = leaves(draw(rows, 4, seed=10).to(dtype), draw(11, 4, seed=11).to(dtype))
+    weight.requires_grad_(trained)
     targets = torch.arange(rows) * 3 % 11
-    loss = cross_entropy(hidden, targets, lambda rows: rows @ weight.T, chunk)
+    loss = cross_entropy(hidden, targets, head_of(weight, way), at_once)
     total, grad_hidden, grad_head = slow.cross_entropy(
         hidden.double().tolist(), targets.tolist(), weight.double().tolist()
     )
     close(loss, total, TOLERANCE[dtype])
     loss.backward()
     close(hidden.grad, grad_hidden, TOLERANCE[dtype])
-    close(weight.grad, grad_head, TOLERANCE[dtype])
+    if trained:
+        close(weight.grad, grad_head, TOLERANCE[dtype])
+    with torch.no_grad():
+        close(cross_entropy(hidden, targets, head_of(weight, way), at_once), total, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("scales", [{"divisor": 8.0}, {"cap": 3.0}, {"divisor": 2.0, "cap": 0.7}], ids=str)
+def test_cross_entropy_of_capped_and_divided_logits(scales: dict[str, float], trained: bool) -> None:
+    hidden, weight = leaves(4 * draw(7, 4, seed=10), draw(11, 4, seed=11))
+    weight.requires_grad_(trained)
+    targets = torch.arange(7) * 3 % 11
+    parts = [hidden, weight] if trained else [hidden]
+    results = []
+    for way in ("weight", "layer"):
+        loss = 5 * cross_entropy(hidden, targets, head_of(weight, way, **scales), 3)
+        results.append([loss, *torch.autograd.grad(loss, parts)])
+    logits = hidden @ weight.T / scales.get("divisor", 1.0)
+    logits = logits if "cap" not in scales else scales["cap"] * torch.tanh(logits / scales["cap"])
+    loss = 5 * torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    for result in results:
+        for own, wanted in zip(result, [loss, *torch.autograd.grad(loss, parts, retain_graph=True)], strict=True):
+            torch.testing.assert_close(own, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_cross_entropy_of_half_precision_is_summed_in_float32(trained: bool) -> None:
+    """Under autocast and with weights in bfloat16 the products are rounded, and nothing else."""
+    hidden, weight = leaves(draw(40, 8, seed=10).float(), draw(300, 8, seed=11).float())
+    weight.requires_grad_(trained)
+    targets = torch.arange(40) * 7 % 300
+    results = []
+    for way in ("weight", "layer"):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = cross_entropy(hidden, targets, head_of(weight, way), 16)
+        assert loss.dtype == torch.float32
+        results.append([loss, *torch.autograd.grad(loss, [hidden, weight] if trained else [hidden])])
+    for own, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-2, atol=1e-2 * float(wanted.detach().abs().max()))
+    half = cross_entropy(hidden.bfloat16(), targets, Head(300, weight.bfloat16()), 16)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, results[1][0], rtol=1e-2, atol=0)
 
 
 def test_cross_entropy_makes_no_logits_without_need() -> None:
-    """In pieces, never more than `chunk` rows pass the head at once."""
+    """In pieces, never more than `rows` targets pass the head at once."""
     widest = []
 
-    def head(rows: Tensor) -> Tensor:
+    def layer(rows: Tensor) -> Tensor:
         widest.append(len(rows))
         return rows
 
+    head = Head(5, layer=layer)
     cross_entropy(draw(10, 5, seed=12).requires_grad_(), torch.zeros(10, dtype=torch.long), head, 4).backward()
     assert max(widest) == 4
+
+
+def peak_of_cross_entropy(targets: int, vocabulary: int, rows: int | None, trained: bool, **scales: float) -> int:
+    """The peak of loss and gradients in bytes, the gradient of the weight left out."""
+    hidden, weight = torch.randn(targets, 8, requires_grad=True), torch.randn(vocabulary, 8, requires_grad=trained)
+    labels = torch.arange(targets) % vocabulary
+    run = lambda: cross_entropy(hidden, labels, Head(vocabulary, weight, **scales), rows).backward()  # noqa: E731
+    return peak_memory(run, torch.device("cpu")) - trained * weight.numel() * 4
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(("scales", "tensors"), [({}, 1), ({"cap": 30.0, "divisor": 2.0}, 2)], ids=str)
+def test_cross_entropy_holds_the_logits_of_a_piece_once(scales: dict, tensors: float, trained: bool) -> None:
+    piece = 16 * 20000 * 4
+    assert tensors * piece <= peak_of_cross_entropy(100, 20000, 16, trained, **scales) <= (tensors + 0.6) * piece
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_batch_of_3072_targets_over_151936_tokens_takes_less_than_a_gibibyte(trained: bool) -> None:
+    assert peak_of_cross_entropy(3072, 151936, None, trained) < 2**30
 
 
 # terms

@@ -408,3 +408,6 @@ def test_an_error_of_a_section_names_the_section_and_not_a_key_that_there_is_not
         load_recipe("debug", ["mixture.teachers=[a,b,c]", "mixture.weights=[0.5,0.5]"])
     with pytest.raises(ConfigError, match=r"training\.hf\.max_steps is set by training\.max_steps"):
         load_recipe("debug", ["training.hf.max_steps=3"])
+    with pytest.raises(ConfigError, match=r"training\.hf\.use_liger_kernel has no effect: the loss has its own head"):
+        load_recipe("debug", ["training.hf.use_liger_kernel=true"])
+    assert load_recipe("debug", ["training.hf.use_liger_kernel=false"]).training.hf == {"use_liger_kernel": False}

@@ -21,6 +21,7 @@ from kava.backbone.tokens import SpecialTokens
 from kava.config import LatentConfig
 from kava.errors import ModelError
 from kava.latents import iterate, make_projection, start, unroll
+from kava.losses import Head
 from kava.shapes import soft_cap
 
 UNIT_LAYER = "unit_layer"  # in the names of weights whose layers are units (`layer_units.py`)
@@ -126,6 +127,13 @@ class Backbone(nn.Module):
             logits = logits / self._value(self.family.divisor)
         return soft_cap(logits, self._value(self.family.logit_cap))
 
+    def output_head(self) -> Head:
+        """The head as cross-entropy takes it. Once for all its pieces: trained rows are written into a copy of the weights."""
+        layer, divisor = self.causal_lm.get_output_embeddings(), self._value(self.family.divisor) or 1.0
+        weight = matrix_of(layer)
+        cap = self._value(self.family.logit_cap)
+        return Head(self.config.vocab_size, weight, layer if weight is None else None, divisor, cap)
+
     def run(
         self,
         embeds: Tensor,
@@ -171,6 +179,16 @@ class Backbone(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by name, as saved in a student's folder."""
         return {plain_name(name): weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+
+def matrix_of(layer: Any) -> Tensor | None:
+    """The weights of a head that multiplies by them and does nothing else; None where it has a bias or adapters of its own,
+    is quantised or sharded."""
+    has_trained_rows = hasattr(layer, "token_adapter")
+    if not has_trained_rows and (type(layer) is not nn.Linear or layer.bias is not None):
+        return None
+    weight = layer.weight
+    return weight if type(weight) in (Tensor, nn.Parameter) else None
 
 
 class LatentModel(Backbone):

@@ -70,6 +70,13 @@ HF_OWNED = {
     "parallelism_config": "torchrun and system.sharding",
 }
 
+# Fields that the library would apply to its own loss or to the outermost module, neither of which trains here.
+HF_IDLE = {
+    "use_liger_kernel": "the loss has its own head, and the student is not the module that the library would patch",
+    "liger_kernel_config": "Liger's kernels are not applied",
+    "label_smoothing_factor": "the loss is not the library's",
+}
+
 
 # fmt: off
 class About(RecipeSection):
@@ -215,6 +222,8 @@ class TrainingConfig(RecipeSection):
         for name in self.hf:
             if name in HF_OWNED:
                 raise ValueError(f"hf.{name} is set by {HF_OWNED[name]}; leave training.hf.{name} out")
+            if name in HF_IDLE and self.hf[name]:
+                raise ValueError(f"hf.{name} has no effect: {HF_IDLE[name]}; leave training.hf.{name} out")
         return self
 
 

@@ -67,7 +67,7 @@ def held_out(
                 meter.advance()
                 if first:
                     aim = student.targets
-                    sums.ce += float(cross_entropy(aim.hidden, aim.tokens, objective.model.head))
+                    sums.ce += float(cross_entropy(aim.hidden, aim.tokens, objective.model.output_head()))
                     sums.tokens += len(aim.tokens)
                 if objective.compare is None or objective.source is None:
                     continue

@@ -45,9 +45,9 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
     view.outputs = PassOutputs(teacher=teacher, student=True, kv=kv, codi=False)
     student, own = view(batch)
     assert student is not None
-    counts = view.counts(batch)
+    counts, head = view.counts(batch), model.output_head()
     read = {"ce_student": student.targets} | ({} if own is None else {"ce_teacher": own.targets})
-    terms = [Term(name, cross_entropy(of.hidden, of.tokens, model.head), counts[name]) for name, of in read.items()]
+    terms = [Term(name, cross_entropy(of.hidden, of.tokens, head), counts[name]) for name, of in read.items()]
     if kv and own is not None:
         target = OwnTeacher(model)(batch, (student, own), TeacherWants(importance=True), Step())
         samples = Samples(batch["example_id"], batch["cot_result"])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kava.backbone.model import plain_name
 from kava.compress import Samples
 from kava.config import ExplicitConfig, LossConfig
-from kava.losses import Term, cross_entropy
+from kava.losses import Head, Term, cross_entropy
 from kava.losses.guard import variance_guard
 from kava.objective.aux_terms import AuxTerm
 from kava.objective.compare import Comparison, KVComparison, Sides
@@ -52,11 +52,12 @@ class Objective(nn.Module):
         """The terms of a micro-batch, and figures for the log. `counts`: what `counts(batch, step)` gave, if it was called."""
         student, own_teacher = views = self.view(batch)
         terms: list[tuple[str, Tensor, float]] = []
+        head = self.model.output_head()
         if student is not None:
             weight = self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
-            terms.append(("ce_student", self._ce(student.targets), weight))
+            terms.append(("ce_student", self._ce(student.targets, head), weight))
         if own_teacher is not None:
-            terms.append(("ce_teacher", self._ce(own_teacher.targets), self.loss.teacher_ce))
+            terms.append(("ce_teacher", self._ce(own_teacher.targets, head), self.loss.teacher_ce))
         if student is not None and self.source is not None:
             target = self.source(batch, views, self.teacher_wants(step), step)
             for name, term in self.aux_terms.items():
@@ -69,8 +70,8 @@ class Objective(nn.Module):
         health = self.view.health(student, self._pair_counts(batch, step)) if student is not None and step.log else {}
         return Result([Term(name, total, counts[name], weight) for name, total, weight in terms], health)
 
-    def _ce(self, targets: Targets) -> Tensor:
-        return cross_entropy(targets.hidden, targets.tokens, self.model.head)
+    def _ce(self, targets: Targets, head: Head) -> Tensor:
+        return cross_entropy(targets.hidden, targets.tokens, head)
 
     def _kv_terms(self, pairs: Iterator[KVComparison], step: Step) -> list[tuple[str, Tensor, float]]:
         """The KV term over all compared layers and kinds, and what is taken from the same comparisons."""

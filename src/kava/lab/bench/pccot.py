@@ -15,6 +15,7 @@ from kava.backbone.masks import causal_mask, positions
 from kava.backbone.teacher_forced import cue_states, teacher_forced_pass
 from kava.compress.importance import masked_softmax
 from kava.lab.bench.reference import eager_attention
+from kava.losses import Head
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step, StudentView, Targets, TeacherView, Views
 from kava.objective.student import LatentSlots
@@ -91,5 +92,5 @@ class PccotTeacher(OwnTeacher):
 class PccotObjective(Objective):
     """The same loss; the logits of all positions are made at once."""
 
-    def _ce(self, targets: Targets) -> Tensor:
+    def _ce(self, targets: Targets, head: Head) -> Tensor:
         return F.cross_entropy(self.model.head(targets.hidden).float(), targets.tokens, reduction="sum")
