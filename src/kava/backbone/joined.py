@@ -12,6 +12,7 @@ from torch import Tensor
 from kava.backbone.masks import positions
 
 PARTS = ("question", "cot", "tail")
+TEXT_MASK = "text_mask"  # in a planned batch: the mask of its joined rows, whose width nobody has to ask the device for
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,12 @@ def join_rows(batch: dict[str, Tensor], parts: tuple[str, ...] = PARTS) -> Rows:
     """The named parts of each row, one behind the other; each may be padded on either side in the batch."""
     ids, mask = (torch.cat([batch[part + of] for part in parts], dim=1) for of in ("", "_mask"))
     lengths = mask.sum(1)
-    width = ids.shape[1] if len(parts) == 1 else int(lengths.max())
+    if len(parts) == 1:
+        width = ids.shape[1]
+    elif parts == PARTS and TEXT_MASK in batch:
+        width = batch[TEXT_MASK].shape[1]
+    else:
+        width = int(lengths.max())
     column = positions(mask)
     joined = ids.new_zeros(len(ids), width + 1)  # the last column takes what is padding
     joined.scatter_(1, column.masked_fill(~mask, width), ids)

@@ -1,6 +1,7 @@
 """What one forward pass of a decoder returns: queries, keys, values and hidden states; and the sizes of a cache."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class Pass:
         return [(k[:, :, columns], v[:, :, columns]) for k, v in zip(self.keys, self.values, strict=True)]
 
 
+@cache
 def keywords_arrive(family: Family) -> bool:
     """False for GPT-2 before transformers 5, which does not pass keywords on to attention."""
     import transformers

@@ -9,6 +9,7 @@ from kava.backbone.kv import Pass
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
 from kava.backbone.teacher_forced import TextPass, cue_states, teacher_forced_pass
+from kava.objective.plan import TAIL_PLACES, TEXT_PLACES, places
 from kava.objective.records import Batch, PassOutputs, StudentView, Targets, TeacherView
 
 
@@ -88,7 +89,7 @@ def read_student(
     wanted[:, :tail] = False
     cue = batch["cue_last"] - batch["tail_mask"].int().argmax(1)  # where it is once padding is at the end
     return StudentView(
-        targets=targets(out.hidden, ids, wanted),
+        targets=targets(out.hidden, ids, wanted, batch.get(TAIL_PLACES), tail),
         keys=[k[:, :, place] for k in out.keys] if wants.kv else [],
         values=[v[:, :, place] for v in out.values] if wants.kv else [],
         cue=cue_states(out, tail + cue) if wants.codi else None,
@@ -100,10 +101,12 @@ def read_student(
 def text_targets(text: TextPass, batch: Batch) -> Targets:
     """Everything after the question."""
     rows = text.rows
-    return targets(text.out.hidden, rows.ids, rows.after(batch["question_mask"].sum(1)))
+    return targets(text.out.hidden, rows.ids, rows.after(batch["question_mask"].sum(1)), batch.get(TEXT_PLACES))
 
 
-def targets(hidden: Tensor, ids: Tensor, wanted: Tensor) -> Targets:
-    """Each token in the columns `wanted` [B, T] with the hidden state of the token before it."""
-    row, column = wanted.nonzero(as_tuple=True)
+def targets(hidden: Tensor, ids: Tensor, wanted: Tensor, known: Tensor | None = None, start: int = 0) -> Targets:
+    """Each token in the columns `wanted` [B, T] with the hidden state of the token before it. `known`: the places of these
+    tokens, counted from column `start`, of a planned batch."""
+    row, column = places(wanted) if known is None else known
+    column = column if known is None else column + start
     return Targets(hidden[row, column - 1], ids[row, column])

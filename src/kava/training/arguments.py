@@ -51,6 +51,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "remove_unused_columns": False,
         "label_names": [],
         "disable_tqdm": True,
+        "logging_nan_inf_filter": False,  # the trainer refuses such a loss; this would read every micro-batch's
         "ddp_find_unused_parameters": False,
         "accelerator_config": {"dispatch_batches": False if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None},
         **training.hf,

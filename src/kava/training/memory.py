@@ -10,6 +10,7 @@ from torch import Tensor
 from kava.config import Recipe
 from kava.data.cut import cut, row_lengths
 from kava.errors import ConfigError, RunError
+from kava.objective.plan import planned
 from kava.training.processes import max_over_processes, whole_batches_key
 
 log = logging.getLogger("kava.train")
@@ -35,7 +36,9 @@ class Pieces:
     def begin(self, batches: Sequence[Batch]) -> None:
         """A new update, of these batches."""
         self.window = []
-        self._cut = {id(batch): self._in_step(cut(batch, self.budget)) for batch in batches}
+        self._cut = {
+            id(batch): self._in_step([planned(piece) for piece in cut(batch, self.budget)]) for batch in batches
+        }
 
     def _in_step(self, pieces: list[Batch]) -> list[Batch]:
         """The pieces, and where another process has more of them its last one again, which then does not count."""

@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from kava.training.memory import IDLE, pieces_of
 from kava.training.processes import main_process_decides, share_out
 from kava.training.restore import RestoringTrainer
 from kava.training.sharding import Sharded, follow_shards, whole_tensor
+from kava.training.unread import Computed, Sums, not_finite, read, wide
 
 with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
     from transformers import PrinterCallback
@@ -37,7 +37,6 @@ with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=
 INCOMING = ".partial-checkpoint"
 
 
-Sums = defaultdict[str, float]
 Aux = dict[str, torch.Tensor]  # what is trained or measured beside the student
 
 
@@ -82,6 +81,7 @@ class KavaTrainer(RestoringTrainer):
         self._counted: dict[int, dict[str, float]] = {}  # counts of each piece of the update, by its id()
         self._known: dict[str, float] | None = None
         self.health: dict[str, float] = {}  # numbers for the next log line
+        self._computed: list[Computed] = []  # pieces of the present update
         self._figures: dict[str, Figure] = {}  # of the present micro-batch
         self._tokens, self._since = 0, time.perf_counter()
         if self.args.world_size > 1:  # else every process would drop out the same places
@@ -91,7 +91,10 @@ class KavaTrainer(RestoringTrainer):
 
     def get_train_dataloader(self) -> Any:
         self._train_batch_size = self.args.per_device_train_batch_size  # transformers before 5 takes the checkpoint's
+        places = self.accelerator.device_placement
+        self.accelerator.device_placement = False  # batches are counted and cut on the CPU; a piece moves by itself
         loader = super().get_train_dataloader()
+        self.accelerator.device_placement = places
         if self.args.world_size > 1:
             self._idle = self.args.process_index >= share_out(loader, self.args.world_size)
             self._updates = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if self._idle else 0
@@ -114,8 +117,9 @@ class KavaTrainer(RestoringTrainer):
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
         self._before = self._sums.copy(), self._counts.copy()
         if self._idle and (update + 1) % self._updates == 0:
-            batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]), device=device)
+            batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]))
         self.pieces.begin(batches)
+        self._computed = []
         counts = Sums(float)
         self._counted = {id(p): self.objective.counts(p, self.step) for batch in batches for p in self.pieces.of(batch)}
         for batch in batches:
@@ -134,10 +138,9 @@ class KavaTrainer(RestoringTrainer):
         with nullcontext() if self.sharded is None else self.accelerator.autocast():
             result: Result = model(inputs, self.step, self._known)
         loss = add(result.terms, num_items_in_batch) * self.args.world_size * counts  # DDP averages over the ranks
-        if not torch.isfinite(loss):
-            self._refuse(result, inputs)
-        for term in result.terms:
-            self._sums[term.name] += counts * float(term.total.detach())
+        self._computed.append(Computed.of(loss, result.terms, inputs["example_id"]))
+        for term in self._computed[-1].terms:
+            self._sums[term.name] = self._sums[term.name] + counts * wide(term.total)  # read when it is logged
             self._counts[term.name] += counts * term.count
         for name, figure in result.health.items() if counts else ():
             self._figures[name] = self._figures[name] + figure if name in self._figures else figure
@@ -152,18 +155,21 @@ class KavaTrainer(RestoringTrainer):
         def undo() -> None:
             model.zero_grad()
             self._sums, self._counts = (sums.copy() for sums in self._before)
-            self._counted, self._figures = {}, {}
+            self._counted, self._figures, self._computed = {}, {}, []
 
         self._figures = {}
         loss = self.pieces.run(inputs, step, undo)
+        if self.accelerator.sync_gradients and (piece := not_finite(self._computed)) is not None:
+            raise self._not_finite(piece)
         self.health |= {name: float(figure) for name, figure in self._figures.items()}
         return loss
 
-    def _refuse(self, result: Result, inputs: Any) -> None:
-        parts = ", ".join(f"{term.name} {float(term.value().detach()):.4g}" for term in result.terms)
+    def _not_finite(self, piece: Computed) -> RunError:
+        """The error to raise before the update is made."""
+        parts = ", ".join(f"{term.name} {float(term.value()):.4g}" for term in piece.terms)
         known = {stable_hash(name): name for name in getattr(self.train_dataset, "ids", ())}
-        ids = ", ".join(str(known.get(i, i)) for i in inputs["example_id"].tolist()[:8])
-        raise RunError(
+        ids = ", ".join(str(known.get(i, i)) for i in piece.example_id.tolist()[:8])
+        return RunError(
             f"the loss is not finite in update {self.state.global_step + 1} ({parts}); example ids of the batch: {ids}",
             "lower training.learning_rate or the alphas; the last checkpoint is untouched (--resume auto)",
         )
@@ -181,6 +187,7 @@ class KavaTrainer(RestoringTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self._sums = read(self._sums)
             self._of_all(self._sums)
             self._of_all(self._counts)
             logs |= {name: self._sums[name] / self._counts[name] for name in self._sums if self._counts[name]}
