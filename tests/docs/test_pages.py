@@ -33,7 +33,7 @@ RUN_FILES = words(
     " best_checkpoint emergency_checkpoint checkpoint.json checkpoint.pt student final_model final_model/student"
     " projector.safetensors student_state_dict.safetensors projector_state_dict.safetensors optimizer_state_dict.pt"
     " train.jsonl validation.jsonl test.jsonl my_compressors.py configs/kava_site.yaml configs/environment_config.yaml"
-    " result.json table.txt LOG-entry.md worker.log"
+    " result.json table.txt LOG-entry.md worker.log kava.json shards"
     " .json .jsonl .yaml"
 )
 # Scripts of the guides: docs/from-the-guides.md says what takes their place.

@@ -2,35 +2,66 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
+from transformers import TrainerCallback
 
 import compare
 import explicit
 import mixtures
 import processes
 import zoo
+from kava.backbone.artifact import load_weights
 from kava.backbone.families import family_of
 from kava.backbone.layer_units import LayerUnit
+from kava.backbone.load import SHIPPED
 from kava.backbone.lora import add_lora
 from kava.backbone.model import LatentModel, plain_name
-from kava.config import LatentConfig, LoraConfig
+from kava.config import LatentConfig, LoraConfig, SystemConfig, load_recipe
+from kava.errors import CheckpointError
 from kava.infer.generate import generate
+from kava.infer.student import Student
 from kava.losses import add
 from kava.objective.objective import Objective
+from kava.objective.targets import MixtureOfTeachers, SeparateTeacher
+from kava.run_files import read_log
+from kava.teachers.base import TeacherWants
+from kava.training import checkpoint
+from kava.training.processes import shard_world
+from kava.training.run import train
+from kava.training.sharded_teacher import ShardedTeacher
 from kava.training.sharding import Sharded, whole_tensor
 
 UPDATES = 5
 Batch = dict[str, Tensor]
+
+
+def sharded(kind: Objective, **more: Any) -> Sharded:
+    """The objective and its live teachers in shards."""
+    system, source = SystemConfig(sharding="fsdp2", **more), kind.source
+
+    def cut(teacher: Any) -> ShardedTeacher:  # a copy: other cases have the same teacher
+        return ShardedTeacher(copy.deepcopy(teacher), torch.device("cpu"), system)
+
+    if isinstance(source, SeparateTeacher):
+        source.teacher = cut(source.teacher)
+    if isinstance(source, MixtureOfTeachers):
+        source.teachers = replace(source.teachers, teachers=tuple(map(cut, source.teachers.teachers)))
+    return Sharded(kind, torch.device("cpu"), system)
 
 
 def adapted() -> LatentModel:
@@ -105,20 +136,117 @@ def assert_equal(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_compute_what_one_computes(count: int, tmp_path: Path) -> None:
-    """And hold no more than their share of the weights and two layers, and answer as one does.
+@pytest.mark.parametrize(("count", "on_a_node"), [(2, 2), (4, 4), (4, 2)])
+def test_several_processes_compute_what_one_computes(
+    count: int, on_a_node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And hold no more than their share of the weights and two layers, and answer as one does; two nodes have a copy each.
 
     The fast suite compares two in `test_processes.py`.
     """
-    assert processes.by_hand(__file__, str(tmp_path), count=count) == [0] * count
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(on_a_node))
+    assert processes.by_hand(__file__, "compute", str(tmp_path), count=count) == [0] * count
     for name in CASES:
         wanted = trained(name, lambda kind: kind, 0, 1)
         for rank in range(count):
             assert_equal(torch.load(tmp_path / f"{name}-{rank}.pt"), wanted)
 
 
+# -- runs that are stopped and go on with other numbers of processes ---------------------------------------------------
+
+TERM = 128 + signal.SIGTERM
+SHORT = (
+    "dataset.generator.train_size=20", "dataset.generator.val_size=4", "training.max_steps=6", "system.device=cpu",
+    "training.optimizer=sgd", "training.learning_rate=0.05", "logging.logging_steps=1", "logging.eval_steps=3",
+    "logging.save_steps=100", "logging.report_to=[]", "evaluation.max_new_tokens=4", "loss.alpha1_codi=1",
+)  # fmt: skip
+LORA = ("lora.enabled=true", "lora.r=3", "lora.dropout=0", "training.gradient_checkpointing=true")
+
+
+class TermAt(TrainerCallback):
+    """Sends this process TERM during an update."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step + 1 == self.step and args.process_index == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def run(folder: Path, size: int, until: int, *settings: str) -> int:
+    """The exit code of a run of the model beside `folder` with this batch size; TERM comes in the update `until`."""
+    system = [f"model.name={folder.parent / 'model'}", f"training.batch_size={size}", "system.sharding=fsdp2"]
+    recipe = load_recipe("debug", [*SHORT, *system, *settings])
+    return train(recipe, folder, resume="auto", quiet=True, callbacks=[TermAt(until)]).exit_code
+
+
+def four_layers(folder: Path) -> Path:
+    """A random model that four processes may shard."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    place = SHIPPED["kava:embedded"]
+    torch.manual_seed(5)
+    config = AutoConfig.from_pretrained(place, n_layer=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(place).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [(), LORA], ids=["full", "lora"])
+def test_four_begin_two_go_on_and_one_ends(settings: tuple[str, ...], tmp_path: Path) -> None:
+    four_layers(tmp_path / "model")
+    assert run(tmp_path / "alone", 8, 0, *settings) == 0
+    folder = tmp_path / "run"
+    assert processes.by_hand(__file__, "run", str(folder), "2", *settings, count=4) == [TERM] * 4
+    assert sorted(path.name for path in (folder / "checkpoint-step2" / "shards").iterdir()) == [
+        ".metadata", *(f"__{rank}_0.distcp" for rank in range(4)),
+    ]  # fmt: skip
+    assert not (folder / "checkpoint-step2" / "trained.safetensors").exists()
+    assert processes.by_hand(__file__, "run", str(folder), "4", *settings, count=2) == [TERM] * 2
+    assert run(folder, 2, 0, *settings) == 0
+    logs = [[line for line in read_log(place) if "loss" in line] for place in (folder, tmp_path / "alone")]
+    assert [line["step"] for line in logs[0]] == [1, 2, 3, 4, 5, 6]
+    for own, alone in zip(*logs, strict=True):
+        assert own["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert own["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+    assert {path.name for path in (folder / "best_checkpoint").iterdir()} == {
+        path.name for path in (tmp_path / "alone" / "best_checkpoint").iterdir()
+    }
+    places = [checkpoint.find(place)[0][-1] for place in (folder, tmp_path / "alone")]
+    assert [place.step for place in places] == [6, 6]
+    last = [load_file(place.path / "trained.safetensors") for place in places]
+    for name, value in last[1].items():
+        torch.testing.assert_close(last[0][name], value, rtol=1e-4, atol=1e-5)
+    refused(folder, settings)
+
+
+def refused(folder: Path, settings: tuple[str, ...]) -> None:
+    """A checkpoint in shards answers as a student does; without a process's file it is named and passed over."""
+    two = folder / "checkpoint-step4"
+    assert Student.from_pretrained(two, device="cpu").answer(["3+4?"], max_new_tokens=3)
+    for name, spoil in (("__1_0.distcp", Path.unlink), (".metadata", lambda path: path.write_bytes(b"torn"))):
+        copy = shutil.copytree(two, folder.parent / f"copy{name}")
+        spoil(copy / "shards" / name)
+        with pytest.raises(
+            CheckpointError, match=rf"shards/{name} is (missing \(a checkpoint of 2|not the file)"
+        ) as error:
+            Student.from_pretrained(copy)
+        assert "\n" not in error.value.message
+        assert checkpoint.problem(copy) or checkpoint.damaged(copy)
+    (copy / "kava.json").write_text((copy / "kava.json").read_text().replace("shards", "shreds"))
+    with pytest.raises(CheckpointError):
+        load_weights(None, copy)  # type: ignore[arg-type]
+
+
 # -- in each process -------------------------------------------------------------------------------------------------
+
+
+def fsdp_weights(root: nn.Module) -> list[list[Any]]:
+    """The records that FSDP keeps of the weights of each unit."""
+    units: list[Any] = [part for part in root.modules() if isinstance(part, FSDPModule)]
+    return [unit._get_fsdp_state()._fsdp_param_group.fsdp_params for unit in units]
 
 
 @contextmanager
@@ -126,8 +254,7 @@ def held(most: list[int], root: nn.Module) -> Iterator[None]:
     """Adds to `most`, whenever weights are gathered, the bytes of all weights that this process holds at that moment."""
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
-    groups = [part._get_fsdp_state()._fsdp_param_group for part in root.modules() if isinstance(part, FSDPModule)]
-    weights = [weight for group in groups for weight in group.fsdp_params]
+    weights = [weight for unit in fsdp_weights(root) for weight in unit]
     before = FSDPParamGroup.wait_for_unshard
 
     def look(group: Any) -> None:
@@ -156,14 +283,47 @@ def check_memory(count: int) -> None:
     kind = compare.objective(model)
     layer, everything = size(lm.model.layers[0]), size(kind)
     rest = everything - 8 * layer
-    sharded, most = Sharded(kind, torch.device("cpu"), by_layer=True), []
+    run, most = sharded(kind), list[int]()
     batch = zoo.batch(explicit.EIGHT)
-    with held(most, sharded):
-        add(sharded(batch).terms).backward()
+    with held(most, run):
+        add(run(batch).terms).backward()
         training, most[:] = max(most), []
-        sharded.run(lambda: generate(model, batch["question"], batch["question_mask"], [51, 52], 1, 3))
+        run.run(lambda: generate(model, batch["question"], batch["question_mask"], [51, 52], 1, 3))
     assert layer < training <= 1.02 * everything / count + 2 * layer + rest, (training, everything, layer, rest)
     assert layer < max(most) <= 1.02 * everything / count + 2 * layer + rest
+
+
+def check_half() -> None:
+    """Layers are gathered in bfloat16 and offloaded; loss and gradients are those of one process but for its rounding."""
+    batch, measured = zoo.batch(explicit.EIGHT), []
+    for shard in (False, True):
+        kind = compare.objective(zoo.latent_model("llama-gqa", dtype=torch.float32))
+        run: Any = sharded(kind, mixed_precision="bf16", cpu_offload=True) if shard else kind
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = add(run(batch).terms)
+        loss.backward()
+        measured.append((float(loss), {name: whole_tensor(weight.grad) for name, weight in kind.trained().items()}))
+    types = {weight.param_dtype for unit in fsdp_weights(run.root.inner.model.decoder.layers) for weight in unit}
+    assert types == {torch.bfloat16}
+    assert run.run(lambda: generate(kind.model, batch["question"], batch["question_mask"], [51, 52], 1, 3))
+    assert measured[1][0] == pytest.approx(measured[0][0], rel=1e-2)
+    for name, value in measured[0][1].items():
+        own = measured[1][1][name]
+        assert own.dtype == torch.float32
+        assert float((own - value).norm() / value.norm()) < 0.1, name
+
+
+def check_foreign(count: int) -> None:
+    """A teacher that is read through its cache, twice."""
+    batch, whole = zoo.batch(explicit.EIGHT), mixtures.teacher("neox")
+    cut = ShardedTeacher(copy.deepcopy(whole), torch.device("cpu"), SystemConfig(sharding="fsdp2", cpu_offload=True))
+    wanted = whole(batch, TeacherWants(rotary=False))
+    for _ in range(2):
+        entries = cut(batch, TeacherWants(rotary=False))
+        torch.testing.assert_close(entries.keys + entries.values, wanted.keys + wanted.values)
+    held_here = sum(weight.to_local().numel() for weight in cut.model.parameters())  # type: ignore[attr-defined]
+    everything = sum(weight.numel() for weight in whole.model.parameters())
+    assert held_here < 1.2 * everything / count
 
 
 def check_answers() -> None:
@@ -171,7 +331,7 @@ def check_answers() -> None:
     batch, answers = zoo.batch(explicit.EIGHT), []
     for shard in (False, True):
         kind = compare.objective(zoo.latent_model("llama-gqa"))
-        run: Any = Sharded(kind, torch.device("cpu"), by_layer=True) if shard else None
+        run: Any = sharded(kind) if shard else None
         asked = [kind.model, batch["question"], batch["question_mask"], [51, 52], 1, 6]
         answers.append([])
         for _ in range(2):
@@ -188,11 +348,15 @@ def check_answers() -> None:
 
 
 if __name__ == "__main__":
-    place, own, everyone = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    place, own, everyone = Path(sys.argv[2]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if sys.argv[1] == "run":
+        sys.exit(run(place, 2, int(sys.argv[3]), *sys.argv[4:]))
     distributed.init_process_group("gloo")
     for case in CASES:
-        made = trained(case, lambda kind: Sharded(kind, torch.device("cpu"), by_layer=True), own, everyone)
+        made = trained(case, sharded, own, everyone)
         torch.save(made, place / f"{case}-{own}.pt")
-    check_memory(everyone)
+    check_memory(shard_world(everyone))
+    check_foreign(shard_world(everyone))
+    check_half()
     check_answers()
     distributed.destroy_process_group()

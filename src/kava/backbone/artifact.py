@@ -23,10 +23,12 @@ from kava.backbone.card import (
     CARD,
     CONFIG,
     RECIPE,
+    SHARDS,
     TORN,
     WEIGHTS,
     check_files,
     check_recipe,
+    check_shards,
     check_tokenizer,
     method_of,
     write_card,
@@ -34,12 +36,15 @@ from kava.backbone.card import (
 from kava.backbone.families import Family, family_of
 from kava.backbone.load import _dtype, _fetch, assemble, build_model, load_tokenizer
 from kava.backbone.model import Backbone, LatentModel
+from kava.backbone.shards import listed, read_shards
 from kava.backbone.tokens import save_tokenizer
 from kava.backbone.unreadable import UNREADABLE
 from kava.config import Recipe, load_recipe, save_recipe
 from kava.config.trust import code_allowed, trusted
 from kava.errors import CheckpointError, CodeRefused, ConfigError, ModelError, first_line
 from kava.files import make_folder, usual_mode
+
+WEIGHT = "weight/"  # before the names of weights in shards/
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,16 @@ class Weights:
 def write_student(
     model: LatentModel, tokenizer: Any, recipe: Recipe, folder: Path, weights: Weights | None = None, **facts: Any
 ) -> None:
-    """Writes a student's folder; `facts` (step, accuracy, ...) go into kava.json. `weights`: in place of the model's."""
+    """Writes a student's folder; `facts` (step, accuracy, ...) go into kava.json. `weights`: in place of the model's.
+
+    With a fact `shards` the trained weights are in shards/ already.
+    """
     make_folder(folder)
     weights = weights or Weights.of(model)
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.trained.items()}, folder / WEIGHTS)
-    usual_mode(folder / WEIGHTS)
+    if facts.get("shards") is None:
+        trained = {name: weight.detach().cpu().contiguous() for name, weight in weights.trained.items()}
+        save_file(trained, folder / WEIGHTS)
+        usual_mode(folder / WEIGHTS)
     model.config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     facts = {
@@ -97,6 +107,7 @@ def load_student(
     """
     folder = Path(folder)
     card = check_files(folder)
+    check_shards(folder, card)
     recipe = trusted(load_recipe(folder / RECIPE), trust_remote_code, stored=str(folder / RECIPE))
     check_recipe(card, recipe, folder)
     if base is not None and not recipe.lora.enabled:
@@ -151,11 +162,7 @@ def _without_weights(folder: Path, recipe: Recipe) -> tuple[Any, Family]:
 @torch.no_grad()
 def load_weights(model: LatentModel, folder: str | Path) -> None:
     """Loads the saved weights; names and shapes must match the trained parameters exactly."""
-    path = Path(folder) / WEIGHTS
-    try:
-        saved = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})", "the folder is torn; use another") from error
+    path, saved = saved_weights(Path(folder))
     trained = model.trained()
     missing, extra = sorted(set(trained) - set(saved)), sorted(set(saved) - set(trained))
     if missing or extra:
@@ -169,6 +176,24 @@ def load_weights(model: LatentModel, folder: str | Path) -> None:
     check_numbers(saved, path)
     for name, weight in trained.items():
         weight.copy_(saved[name])
+
+
+def saved_weights(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Where a folder has its trained weights, and the weights."""
+    if (folder / SHARDS).is_dir():
+        start = len(WEIGHT)
+        saved = {
+            name[start:]: torch.empty(shape, dtype=dtype)
+            for name, (shape, dtype) in listed(folder).items()
+            if name.startswith(WEIGHT)
+        }
+        read_shards(folder, {WEIGHT + name: value for name, value in saved.items()})
+        return folder / SHARDS, saved
+    path = folder / WEIGHTS
+    try:
+        return path, load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})", "the folder is torn; use another") from error
 
 
 def check_numbers(saved: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -13,6 +13,7 @@ from kava.errors import CheckpointError
 from kava.files import write_json
 
 CARD, RECIPE, WEIGHTS, CONFIG = "kava.json", "recipe.yaml", "trained.safetensors", "config.json"
+SHARDS = "shards"  # the folder in place of WEIGHTS and the optimizer's state (`shards.py`)
 FORMAT = 1
 TORN = "the folder is torn or was edited; use another, or train the student again"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -25,7 +26,8 @@ class CardFormat(Record):
 
 
 class StudentCard(CardFormat):
-    """`files`: hashes of the student's own; `training_state`: of what a checkpoint has beside it to go on training.
+    """`files`: hashes of the student's own; `training_state`: of what a checkpoint has beside it to go on training;
+    `shards`: of the files in shards/, where both are in parts.
 
     These, and `sha256` of the card itself, are missing in folders of versions that did not hash them.
     """
@@ -39,6 +41,7 @@ class StudentCard(CardFormat):
     data_sha256: str | None = None
     files: dict[str, str] | None = None
     training_state: dict[str, str] | None = None
+    shards: dict[str, str] | None = None
     sha256: str | None = None
 
 
@@ -100,7 +103,9 @@ def check_files(folder: str | Path, names: Sequence[str] | None = None) -> Stude
 
 def check_checkpoint(folder: str | Path) -> None:
     """Raises where a file of the student or of its training state is not the one that was saved."""
-    _check(Path(folder), check_files(folder).training_state or {})
+    card = check_files(folder)
+    _check(Path(folder), card.training_state or {})
+    check_shards(Path(folder), card)
 
 
 def _check(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -110,6 +115,21 @@ def _check(folder: Path, hashes: Mapping[str, str]) -> None:
             raise CheckpointError(f"{path} is missing", TORN)
         if file_hash(path) != expected:
             raise CheckpointError(f"{path} is not the file that was saved: its sha256 differs", TORN)
+
+
+def missing_shard(folder: Path, card: StudentCard) -> str | None:
+    """The first file in shards/ that the card lists and that is not there, with the number of processes that wrote them."""
+    names = card.shards or {}
+    missing = next((name for name in names if Path(name).name != name or not (folder / SHARDS / name).is_file()), None)
+    processes = len({name.split("_")[2] for name in names if name.startswith("__")})
+    return missing and f"{SHARDS}/{missing} is missing (a checkpoint of {processes} processes, a file of each)"
+
+
+def check_shards(folder: Path, card: StudentCard) -> None:
+    """Refuses a folder whose files in shards/ are not those that were saved."""
+    if missing := missing_shard(folder, card):
+        raise CheckpointError(f"{folder}: {missing}", TORN)
+    _check(folder / SHARDS, card.shards or {})
 
 
 def check_recipe(card: StudentCard, recipe: Recipe, folder: Path) -> None:

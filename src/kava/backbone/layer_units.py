@@ -56,8 +56,8 @@ class LayerUnit(nn.Module):
 
 
 def layers_of(decoder: nn.Module) -> nn.ModuleList:
-    """The list of a decoder's layers."""
-    return next(part for part in decoder.children() if isinstance(part, nn.ModuleList))
+    """The list of a decoder's layers, its longest list."""
+    return max((part for part in decoder.modules() if isinstance(part, nn.ModuleList)), key=len)
 
 
 def into_units(model: Backbone) -> list[LayerUnit]:

@@ -20,5 +20,6 @@ from kava.config.schema import (
     LossConfig,
     ModelConfig,
     Recipe,
+    SystemConfig,
 )
 from kava.config.teaching import ExplicitConfig, MixtureConfig, ProjectorConfig, TeacherConfig, TeacherSpec

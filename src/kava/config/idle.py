@@ -134,6 +134,7 @@ WHOLE_BATCHES = Idle(
     "the loss depends on which examples share a batch, so batches stay whole", "rkv.shuffle", "loss.std_scope",
 )  # fmt: skip
 ALL_WEIGHTS = when("lora.enabled", "every weight is trained", False)
+NOT_SHARDED = when("system.sharding", "weights are not sharded", "none")
 MAX_STEPS = unless("training.max_steps", "training.max_steps decides", None)
 NO_WARMUP = when("training.lr_scheduler", "a constant schedule does not warm up", "constant")
 GREEDY = when("evaluation.temperature", "temperature 0 is greedy", 0)

@@ -231,9 +231,11 @@ class SystemConfig(RecipeSection):
     mixed_precision: Precision = knob("no", "ours", "autocast type")
     num_workers: int = knob(4, "noted", "processes that prepare batches", "the guide", ge=0, le=256)
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "ours", "where to run")
-    sharding: Literal["none", "fsdp2", "fsdp2_whole"] = knob("none", "ours",
-        "several processes: each holds everything (DDP), or a shard of weights, gradients and optimizer, gathered layer "
-        "by layer (fsdp2) or as a whole (fsdp2_whole)")
+    sharding: Literal["auto", "none", "fsdp2", "fsdp2_whole"] = knob("auto", "ours",
+        "several processes: each holds everything (none: DDP), or a shard of weights, gradients and optimizer, gathered "
+        "layer by layer (fsdp2) or as a whole (fsdp2_whole); auto: fsdp2 from 7B on")
+    cpu_offload: Flag = knob(False, "ours", "shards wait in the CPU's memory, where the optimizer works",
+        idle=idle.NOT_SHARDED)
     attention: Literal["branches", "dense"] = knob("branches", "ours",
         "each branch of a pass by itself, causal without a mask, or all columns under one dense mask; same numbers")
     seed: int = knob(42, "noted", "seed of weights, order, dropout and draws", "the guide: 42, 123, 456", ge=0)

@@ -1,5 +1,6 @@
 """The teachers of a mixture: one call returns one record per teacher, at its own tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from kava.teachers.live import ForeignTeacher, LiveTeacher
 from kava.teachers.manifest import Manifest, tokenizer_hash
 from kava.teachers.offloaded import OffloadedTeacher
 from kava.teachers.store import StoredTeacher
+
+Shard = Callable[[LiveTeacher], LiveTeacher]
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,14 @@ class TeacherSet:
         return [teacher(view(batch, i), wants) for i, teacher in enumerate(self.teachers)]
 
 
-def load_teacher_set(recipe: Recipe, student_tokenizer: Any, device: torch.device) -> TeacherSet:
-    """The teachers of mixture.teachers, frozen. Entries of one checkpoint share its weights and its tokenizer."""
-    loader, mixture = _Loader(recipe, device), recipe.mixture
+def load_teacher_set(
+    recipe: Recipe, student_tokenizer: Any, device: torch.device, shard: Shard | None = None
+) -> TeacherSet:
+    """The teachers of mixture.teachers, frozen. Entries of one checkpoint share its weights and its tokenizer.
+
+    `shard` takes a live teacher on the CPU and divides it among the processes; quantised ones stay whole.
+    """
+    loader, mixture = _Loader(recipe, device, shard), recipe.mixture
     teachers, each = zip(*(loader(spec) for spec in mixture.teachers), strict=True)
     names = tuple(spec.label for spec in mixture.teachers)
     if mixture.rope != "auto" and not any(teacher.rotary for teacher in teachers):
@@ -76,8 +84,8 @@ def live(model: Backbone) -> LiveTeacher:
 class _Loader:
     """Loads teachers and tokenizations of mixture.teachers; what entries share is loaded once."""
 
-    def __init__(self, recipe: Recipe, device: torch.device):
-        self.recipe, self.device = recipe, device
+    def __init__(self, recipe: Recipe, device: torch.device, shard: Shard | None = None):
+        self.recipe, self.device, self.shard = recipe, device, shard
         self._encoders: dict[ModelConfig, tuple[Encoder, int]] = {}
         self._teachers: dict[Any, LiveTeacher | OffloadedTeacher] = {}
 
@@ -109,7 +117,8 @@ class _Loader:
     def _live(self, spec: TeacherSpec) -> LiveTeacher | OffloadedTeacher:
         load = partial(load_live, spec, self.recipe)
         if self.recipe.mixture.residence == "together":
-            return load(self.device)
+            sharded = self.shard is not None and spec.quantization == "none"
+            return self.shard(load(torch.device("cpu"))) if sharded and self.shard else load(self.device)
         if spec.quantization != "none":
             raise ConfigError(
                 f"teacher {spec.label} is quantised, and its weights cannot move: mixture.residence is one_at_a_time",

@@ -53,6 +53,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,  # the trainer refuses such a loss; this would read every micro-batch's
         "ddp_find_unused_parameters": False,
+        "ddp_backend": _backend(recipe),
         "accelerator_config": {"dispatch_batches": False if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None},
         **training.hf,
         "logging_dir": str(folder / "logs"),
@@ -83,11 +84,12 @@ def _refuse_other_wrappers(recipe: Recipe) -> None:
                 f"{name} is set: wrapped by accelerate, a layer's keys and values would reach the loss behind its back",
                 "start with torchrun; system.sharding=fsdp2 shards the model layer by layer",
             )
-    if recipe.system.sharding != "none" and recipe.system.mixed_precision == "fp16":
-        raise ConfigError(
-            f"system.sharding={recipe.system.sharding} and system.mixed_precision=fp16 have not been tried together",
-            "set system.mixed_precision=bf16",
-        )
+
+
+def _backend(recipe: Recipe) -> str | None:
+    """Shards on a GPU may have parts on the CPU, which need a way of their own; None: as torch chooses."""
+    sharded = recipe.system.sharding != "none" and pick_device(recipe.system.device).type == "cuda"
+    return "cuda:nccl,cpu:gloo" if sharded else None
 
 
 def _set_up_trackers(recipe: Recipe, folder: Path) -> None:

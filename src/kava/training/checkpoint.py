@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from kava.backbone.card import CARD, RECIPE, WEIGHTS, check_checkpoint
+from kava.backbone.card import CARD, RECIPE, SHARDS, WEIGHTS, check_checkpoint, missing_shard, read_card
 from kava.config import Recipe, differing, load_recipe
 from kava.errors import CheckpointError, first_line
 from kava.files import remove
@@ -20,7 +20,7 @@ from kava.training.aux_state import FILE
 log = logging.getLogger("kava.train")
 STATE = "trainer_state.json"
 PICKLES = ("optimizer.pt", "scheduler.pt")
-NEEDED = (WEIGHTS, CARD, RECIPE, *PICKLES, STATE)
+NEEDED = (CARD, RECIPE, *PICKLES, STATE)
 _NAME = re.compile(r"checkpoint-(ep|step)(\d+)$")
 
 
@@ -35,14 +35,21 @@ class Checkpoint:
 
 def problem(folder: Path) -> str | None:
     """Why a run cannot continue from this checkpoint; None if it can."""
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    in_shards = (folder / SHARDS).is_dir()
+    weights = () if in_shards else (WEIGHTS,)
+    missing = [name for name in (*weights, *NEEDED) if not (folder / name).is_file()]
     if missing or not list(folder.glob("rng_state*.pth")):
         return f"{[*missing, 'rng_state'][0]} is missing"
+    try:
+        if lacking := in_shards and missing_shard(folder, read_card(folder)):
+            return lacking
+    except CheckpointError as error:
+        return error.message
     try:
         step_of(folder)
     except (ValueError, KeyError, TypeError) as error:
         return f"{STATE} is torn ({error})"
-    for name in (WEIGHTS, FILE) if (folder / FILE).exists() else (WEIGHTS,):
+    for name in (*weights, FILE) if (folder / FILE).exists() else weights:
         try:
             with safe_open(folder / name, framework="pt") as file:
                 file.keys()

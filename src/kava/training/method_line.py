@@ -34,6 +34,8 @@ from kava.teachers.live import LiveTeacher
 from kava.training import aux_state
 from kava.training.data import Data, check_positions, fitting
 from kava.training.mixture_setup import MixtureFiles, TeacherSetup
+from kava.training.processes import is_distributed
+from kava.training.sharded_teacher import sharder
 from kava.training.trainer import Validation
 
 log = logging.getLogger("kava.train")
@@ -82,7 +84,7 @@ def latent_line(
     def measure(step: Step) -> Numbers:
         if not data.validation:
             return None
-        sharded = recipe.system.sharding != "none"  # then no process has memory for a second copy of the weights
+        sharded = is_distributed() and recipe.system.sharding != "none"  # then there is no memory for a second copy
         student = Student(model, tokenizer, recipe, exact_adapters=sharded)  # its copy lives as long as the measure
         return score(student, data.validation, mode, stop=stop)
 
@@ -195,6 +197,9 @@ def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher 
         stored = StoredTeacher(recipe.teacher.store)
         stored.check_recipe(recipe)
         return stored
+    shard = None if recipe.teacher.quantization != "none" else sharder(device, recipe.system)
+    if shard is not None:
+        return shard(LiveTeacher(load_teacher(recipe, tokenizer, torch.device("cpu"))))
     return LiveTeacher(load_teacher(recipe, tokenizer, device))
 
 

@@ -26,6 +26,7 @@ from kava.objective.targets import Target
 from kava.teachers.teacher_set import TeacherSet, load_teacher_set
 from kava.training.callbacks import append_json, cut_after, validates
 from kava.training.data import Data
+from kava.training.sharded_teacher import sharder
 
 log = logging.getLogger("kava.train")
 ALIGNMENT, ROUTING, LAYERS, SAMPLES = "alignment.json", "routing.jsonl", "layer_loss.jsonl", "routing_samples.json"
@@ -37,7 +38,7 @@ class TeacherSetup:
 
     def __init__(self, recipe: Recipe, tokenizer: Any, data: Data, device: torch.device):
         self.recipe = recipe
-        self.teachers: TeacherSet = load_teacher_set(recipe, tokenizer, device)
+        self.teachers: TeacherSet = load_teacher_set(recipe, tokenizer, device, sharder(device, recipe.system))
         texts = texts_of([*data.examples, *data.validation])
         self.collate = TeachersCollator(Collator(tokenizer.pad_token_id), self.teachers.tokenizations, texts)
         self.coverage: dict[str, Coverage] = {}

@@ -66,6 +66,12 @@ def max_over_processes(number: int) -> int:
     return int(box)
 
 
+def shard_world(processes: int, environ: Mapping[str, str] = os.environ) -> int:
+    """Processes that divide a sharded model among them: all, or of several nodes those of one, whose links are fast."""
+    on_this_node = int(environ.get("LOCAL_WORLD_SIZE") or processes)
+    return on_this_node if 1 < on_this_node < processes and processes % on_this_node == 0 else processes
+
+
 class BatchLayout(NamedTuple):
     """Examples per process and micro-batch, and micro-batches per update."""
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from kava.backbone.artifact import load_weights
-from kava.backbone.card import check_files
+from kava.backbone.card import SHARDS, check_files
 from kava.data.stream import EncodedStream, Share
 from kava.errors import CheckpointError, first_line
 from kava.objective.objective import Objective
 from kava.training import aux_state
 from kava.training.checkpoint import PICKLES
+from kava.training.sharded_checkpoint import load_moments
 
 with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
     from transformers import Trainer
@@ -69,6 +70,8 @@ class RestoringTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with restoring(Path(checkpoint or "") / " or ".join(PICKLES)):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and (Path(checkpoint) / SHARDS).is_dir():
+                load_moments(self.objective, self.optimizer, Path(checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if self.accelerator.scaler is not None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from kava.training.interrupt import Interrupt
 from kava.training.memory import check_budget
 from kava.training.method_line import Line, explicit_line, latent_line
 from kava.training.processes import batch_layout, check_variables, is_main_process, main_process_decides
+from kava.training.sharding_rules import sharding_of
 from kava.training.trainer import KavaTrainer
 from kava.training.workers import ended_afterwards, more_than_cores
 
@@ -68,6 +70,8 @@ def train(
     silence_libraries()
     check_variables(os.environ)
     args = training_arguments(recipe, run)  # under torchrun the process group is set up here
+    sharding = main_process_decides(partial(sharding_of, recipe, args.world_size))
+    recipe = recipe.changed("system", sharding=sharding)
     with silent(quiet), ExitStack() as stack:
         stack.enter_context(code_allowed())
 
@@ -184,7 +188,7 @@ class _Run:
         trained, processes = objective.trained(), args.world_size
         facts = {
             "data": data.card,
-            "device": device_name(objective.model.device),
+            "device": device_name(args.device),
             "threads": torch.get_num_threads(),
             "trained_names": len(trained),
             "trained_parameters": sum(weight.numel() for weight in trained.values()),

@@ -13,48 +13,56 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from kava.backbone.artifact import Weights, fingerprint
 from kava.backbone.layer_units import into_units, out_of_units
+from kava.config import SystemConfig
 from kava.errors import ConfigError
 from kava.objective.objective import Objective
 from kava.objective.records import Result
-from kava.training.processes import is_main_process
+from kava.training.processes import is_main_process, shard_world
 
 T = TypeVar("T")
 
 
-class _Root(nn.Module):
+class RootUnit(nn.Module):
     """Runs any work inside FSDP's hooks. It returns plain tensors, because FSDP hooks the gradients of its output."""
 
-    def __init__(self, objective: Objective):
+    def __init__(self, inner: nn.Module):
         super().__init__()
-        self.objective = objective
+        self.inner = inner
         self.value: Any = None
 
     def forward(self, work: Callable[[], Any]) -> list[Tensor]:
         self.value = work()
         return [term.total for term in self.value.terms] if isinstance(self.value, Result) else []
 
+    def value_of(self, work: Callable[[], T]) -> T:
+        """What `work` returns, with the weights outside the units gathered."""
+        self(work)
+        value, self.value = self.value, None
+        return value  # type: ignore[no-any-return]
+
 
 class Sharded(nn.Module):
     """The sharded objective; called like the objective."""
 
-    def __init__(self, objective: Objective, device: torch.device, by_layer: bool = False):
+    def __init__(self, objective: Objective, device: torch.device, system: SystemConfig):
         super().__init__()
-        from torch.distributed.fsdp import fully_shard
-
         refuse_types(objective)
+        self.by_layer, self.device_type = system.sharding == "fsdp2", device.type
+        self.in_bf16 = self.by_layer and system.mixed_precision == "bf16"
         self.frozen = fingerprint(objective.model)  # while its weights are whole
-        mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-        units: list[Any] = [*into_units(objective.model)] if by_layer else []
+        how = placement(device, system)
+        units: list[Any] = [*into_units(objective.model)] if self.by_layer else []
         for unit in units:
             _same_everywhere(unit, device)
-            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-        root = _Root(objective)
+            fully_shard(unit, reshard_after_forward=True, mp_policy=_of_layers(system), **how)
+        root = RootUnit(objective)
         _same_everywhere(root, device)
-        self.root: Any = fully_shard(root, mesh=mesh, reshard_after_forward=False)
+        self.root: Any = fully_shard(root, reshard_after_forward=False, **how)
         self.run(lambda: None)  # the first call makes it the root of all units
         for unit in units:  # weights that are first gathered in inference mode could not be trained
             unit.unshard()
@@ -64,7 +72,7 @@ class Sharded(nn.Module):
         )  # nothing writes to it
 
     def forward(self, *inputs: Any) -> Result:
-        return self._run(lambda: self.root.objective(*inputs))
+        return self._run(lambda: self.root.inner(*inputs))
 
     def run(self, work: Callable[[], T]) -> T:
         """The value of `work`, which calls passes of the model and needs no gradients; all processes call it together."""
@@ -74,18 +82,22 @@ class Sharded(nn.Module):
             self.root.reshard()  # no backward pass does it
 
     def _run(self, work: Callable[[], T]) -> T:
-        self.root(work)
-        value, self.root.value = self.root.value, None
-        return value  # type: ignore[no-any-return]
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.in_bf16):
+            return self.root.value_of(work)  # type: ignore[no-any-return]
 
     def gathered(self) -> tuple[Weights, dict[str, Tensor]]:
         """The student's trained weights and the objective's `aux_state`, whole, in the first process; all call it."""
-        objective = self.root.objective
+        objective = self.root.inner
         return Weights(_gathered(objective.model.trained()), self.frozen), _gathered(objective.aux_state())
+
+    def named(self) -> tuple[Weights, dict[str, Tensor]]:
+        """The same with the trained weights as they are, in shards."""
+        objective = self.root.inner
+        return Weights(objective.model.trained(), self.frozen), _gathered(objective.aux_state())
 
     def consolidate(self) -> None:
         """Ends the sharding: the first process then has the objective with all its weights on the CPU."""
-        objective, whole = self.root.objective, {}
+        objective, whole = self.root.inner, {}
         for module in list(objective.modules()):
             for name, weight in module._parameters.items():
                 if weight is not None and id(weight) not in whole:
@@ -94,6 +106,26 @@ class Sharded(nn.Module):
                 if weight is not None:
                     module._parameters[name] = whole[id(weight)]
         out_of_units(objective.model)
+
+
+def placement(device: torch.device, system: SystemConfig) -> dict[str, Any]:
+    """Where shards are, as keywords of fully_shard: on all processes, or of several nodes on those of each node; with
+    system.cpu_offload on the CPU."""
+    processes = distributed.get_world_size()
+    shape, names = (processes,), ("shard",)
+    if (shards := shard_world(processes)) < processes:  # a copy on each node
+        shape, names = (processes // shards, shards), ("replicate", "shard")  # type: ignore[assignment]
+    how: dict[str, Any] = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=names)}
+    if system.cpu_offload:
+        how["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+    return how
+
+
+def _of_layers(system: SystemConfig) -> MixedPrecisionPolicy:
+    """Under autocast layers are gathered in its type; what flows between them, and gradients, stay as they are."""
+    if system.mixed_precision != "bf16":
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def _gathered(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -133,16 +165,16 @@ def whole_tensor(value: Any) -> Any:
 
 def _shard_like(weight: DTensor, value: Any) -> Any:
     """An optimizer's moment sharded as its weight is; anything of another shape unchanged."""
-    if not isinstance(value, Tensor) or value.shape != weight.shape:
+    if not isinstance(value, Tensor) or isinstance(value, DTensor) or value.shape != weight.shape:
         return value
     return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
 
-def follow_shards(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the optimizer save whole tensors and shard what it loads."""
+def follow_shards(optimizer: torch.optim.Optimizer, gather: bool) -> None:
+    """Makes the optimizer save whole moments (without `gather` none), and shard whole ones that it loads."""
 
     def joined(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-        state = saved["state"].items()
+        state = saved["state"].items() if gather else ()
         return saved | {"state": {n: {name: whole_tensor(part) for name, part in parts.items()} for n, parts in state}}
 
     def cut(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kava.backbone.artifact import Weights, write_student
+from kava.backbone.artifact import write_student
 from kava.backbone.card import add_training_state
 from kava.config import Recipe
 from kava.data.example import stable_hash
@@ -27,17 +27,13 @@ from kava.training.folder import BEST
 from kava.training.interrupt import Interrupt
 from kava.training.memory import IDLE, pieces_of
 from kava.training.processes import main_process_decides, share_out
-from kava.training.restore import RestoringTrainer
-from kava.training.sharding import Sharded, follow_shards, whole_tensor
+from kava.training.sharding_trainer import Saved, ShardingTrainer
 from kava.training.unread import Computed, Sums, not_finite, read, wide
 
 with redirect_stdout(sys.stderr):  # stdout is for results, and with WANDB_MODE=offline this import prints
     from transformers import PrinterCallback
 
 INCOMING = ".partial-checkpoint"
-
-
-Aux = dict[str, torch.Tensor]  # what is trained or measured beside the student
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class Validation:
     lower: bool = False
 
 
-class KavaTrainer(RestoringTrainer):
+class KavaTrainer(ShardingTrainer):
     """The model is the objective: one forward gives the terms of a micro-batch. It knows no method."""
 
     loss_is_scaled_for_ga = True  # each term is divided by the count of the whole update window, once
@@ -63,16 +59,15 @@ class KavaTrainer(RestoringTrainer):
         interrupt: Interrupt,
         **trainer: Any,
     ):
+        self.objective, self.recipe, self.tokenizer_to_save = objective, recipe, tokenizer
         super().__init__(model=objective, **trainer)
         self.remove_callback(PrinterCallback)  # our own console says it
         self.model_accepts_loss_kwargs = True  # what transformers before 5.19 reads instead
-        self.objective, self.recipe, self.tokenizer_to_save = objective, recipe, tokenizer
         self.validation, self.interrupt = validation, interrupt
         self.data_sha256: str | None = None  # None: not known, as of a stream
         self.at_epoch_end = False
         self.pieces = pieces_of(recipe, self.args.world_size, self.args.device)
-        self.sharded: Sharded | None = None
-        self._to_save: tuple[Weights | None, Aux | None] = None, None
+        self._to_save = Saved()
         self._updates, self._idle = 0, False  # of an epoch; is its last batch one that does not count?
         self._sums, self._counts = Sums(float), Sums(float)
         self._before = (self._sums, self._counts)  # as they were when the update began
@@ -210,13 +205,14 @@ class KavaTrainer(RestoringTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into a hidden folder; one rename makes it a checkpoint."""
+        step = self.state.global_step
         with progress("saving a checkpoint"):
-            self._to_save = self._gathered()
+            self._to_save = self.checkpointed(Path(self._get_output_dir(trial)) / f"checkpoint-{step}")
             super()._save_checkpoint(model, trial)
-            self._to_save = None, None
+            self._to_save = Saved()
         self.accelerator.wait_for_everyone()  # each process has put the state of its random numbers there
         if self.args.should_save:
-            run, step = Path(self.args.output_dir), self.state.global_step
+            run = Path(self.args.output_dir)
             name = f"ep{round(self.state.epoch or 0)}" if self.at_epoch_end else f"step{step}"
             add_training_state(run / INCOMING / f"checkpoint-{step}")
             replace_folder(run / INCOMING / f"checkpoint-{step}", run / f"checkpoint-{name}")
@@ -228,14 +224,14 @@ class KavaTrainer(RestoringTrainer):
         if self.args.should_save:  # every process is asked
             facts = {"processes": self.args.world_size, "effective_batch_size": self.effective_batch_size}
             facts |= {"data_sha256": self.data_sha256}
-            self._write(Path(output_dir or self.args.output_dir), *self._to_save, **facts)
+            self._write(Path(output_dir or self.args.output_dir), self._to_save, **facts)
 
-    def _write(self, folder: Path, weights: Weights | None, aux: Aux | None, **facts: Any) -> None:
+    def _write(self, folder: Path, saved: Saved, **facts: Any) -> None:
         """The student and what is trained beside it; `facts` go to its card."""
         make_folder(folder)
-        aux_state.save(self.objective, folder, aux)  # first: the student's card has the hash of this file, too
-        facts |= {"step": self.state.global_step}
-        write_student(self.objective.model, self.tokenizer_to_save, self.recipe, folder, weights, **facts)
+        aux_state.save(self.objective, folder, saved.aux)  # first: the student's card has the hash of this file, too
+        facts |= {"step": self.state.global_step} | ({} if saved.shards is None else {"shards": saved.shards})
+        write_student(self.objective.model, self.tokenizer_to_save, self.recipe, folder, saved.weights, **facts)
 
     @property
     def effective_batch_size(self) -> int:
@@ -243,30 +239,8 @@ class KavaTrainer(RestoringTrainer):
         args = self.args
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    # -- shards --------------------------------------------------------------------------------------------------
-
-    def _gathered(self) -> tuple[Weights | None, Aux | None]:
-        """What is written of shards, in the first process (None: of the objective itself); all processes call it."""
-        return (None, None) if self.sharded is None else self.sharded.gathered()
-
-    def consolidate(self) -> None:
-        """After the last update: the first process has the objective with all its weights; all processes call it."""
-        if self.sharded is not None:
-            self.sharded.consolidate()
-
-    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.sharded or super()._wrap_model(model, *args, **kwargs)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.sharded is not None and not self.args.should_save:
-            self.optimizer.state_dict()  # the first process cannot put the shards together alone
-        super()._save_optimizer_and_scheduler(output_dir)
-
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """What is trained beside the student has a learning rate of its own."""
-        sharding = self.recipe.system.sharding
-        if sharding != "none" and self.args.world_size > 1 and self.sharded is None:
-            self.sharded = Sharded(self.objective, self.args.device, sharding == "fsdp2")  # by now it has its weights
         optimizer = super().create_optimizer(*args, **kwargs)
         own = {id(weight) for weight in self.objective.aux_state().values()}
         if own and len(optimizer.param_groups) < 3:  # it may be called twice
@@ -274,10 +248,6 @@ class KavaTrainer(RestoringTrainer):
                 apart = [weight for weight in group["params"] if id(weight) in own]
                 group["params"] = [weight for weight in group["params"] if id(weight) not in own]
                 optimizer.add_param_group(group | {"params": apart, "lr": self.recipe.projector.learning_rate})
-        if self.sharded is not None:
-            follow_shards(optimizer)
-            clip = self.accelerator.clip_grad_norm_
-            self.accelerator.clip_grad_norm_ = lambda *args, **named: whole_tensor(clip(*args, **named))
         return optimizer
 
     # -- validation ----------------------------------------------------------------------------------------------
@@ -304,7 +274,7 @@ class KavaTrainer(RestoringTrainer):
 
     def save_best(self, **facts: Any) -> None:
         """best_checkpoint/; all processes call it."""
-        state = self._gathered()
+        saved = self.gathered()
         if self.args.should_save:
             with progress("saving the best student"), new_folder(Path(self.args.output_dir) / BEST) as partial:
-                self._write(partial, *state, **facts)
+                self._write(partial, saved, **facts)
