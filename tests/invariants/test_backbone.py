@@ -21,7 +21,7 @@ from hub import without_hashes
 from kava.backbone.artifact import CARD, WEIGHTS, load_student, write_student
 from kava.backbone.families import FAMILIES, family_of
 from kava.backbone.kv import unrotate
-from kava.backbone.load import assemble, build_model
+from kava.backbone.load import assemble, build_model, load_teacher
 from kava.backbone.masks import causal_mask, positions
 from kava.backbone.model import LatentModel
 from kava.config import Recipe, load_recipe
@@ -246,6 +246,16 @@ def copy_of(folder: Path, target: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(folder, target))
+
+
+def test_the_recipe_chooses_between_branches_and_one_dense_mask(bases: dict[bool, Path]) -> None:
+    for value, dense in (("branches", False), ("dense", True)):
+        recipe = recipe_for(bases[False], f"system.attention={value}")
+        assert build_model(recipe)[0].dense_attention is dense
+    explicit = load_recipe("explicit_embedded", ["system.attention=dense"])
+    student, tokenizer = build_model(explicit)
+    assert load_teacher(explicit, tokenizer, torch.device("cpu")).dense_attention
+    assert student.dense_attention
 
 
 def test_torn_weights_are_refused(students: dict, tmp_path: Path) -> None:
