@@ -173,5 +173,7 @@ def _extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> _S
 
 def run_after(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor, joined: bool = False) -> Pass:
     """One pass over embeds [B, T, E], none of them padding, with the KV prefix before them."""
-    real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-    return model.run(embeds, positions(real, known.sum(1)), causal_mask(real, known), prefix, joined=joined)
+    real, before = torch.ones_like(embeds[..., 0], dtype=torch.bool), known.sum(1)
+    if embeds.shape[1] == 1:  # a token sees all that is real, and its place is their number
+        return model.run(embeds, before[:, None], torch.cat([known, real], 1)[:, None, None], prefix, joined=joined)
+    return model.run(embeds, positions(real, before), causal_mask(real, known), prefix, joined=joined)

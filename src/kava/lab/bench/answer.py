@@ -113,11 +113,11 @@ def _measured(times: dict[Case, Times], size: int, further: int) -> list[dict[st
         {
             "what": what,
             "batch_size": size,
-            **{way: both[way].facts() for way in WAYS},
-            "ratio": ratio(both["kava"].wall, both["library"].wall),
-            "cpu_ratio": ratio(both["kava"].cpu, both["library"].cpu),
+            **{way: pair[way].facts() for way in WAYS},
+            "ratio": ratio(pair["kava"].wall, pair["library"].wall),
+            "cpu_ratio": ratio(pair["kava"].cpu, pair["library"].cpu),
         }
-        for what, both in (("question", whole), ("token", token))
+        for what, pair in (("question", whole), ("token", token))
     ]
 
 
