@@ -70,10 +70,10 @@ def train(
     silence_libraries()
     check_variables(os.environ)
     args = training_arguments(recipe, run)  # under torchrun the process group is set up here
-    sharding = main_process_decides(partial(sharding_of, recipe, args.world_size))
-    recipe = recipe.changed("system", sharding=sharding)
     with silent(quiet), ExitStack() as stack:
         stack.enter_context(code_allowed())
+        sharding = main_process_decides(partial(sharding_of, recipe, args.world_size))  # may read configs with code
+        recipe = recipe.changed("system", sharding=sharding)
 
         def claim() -> tuple[Path | None, list[str]]:
             stack.enter_context(folder.claimed(run, recipe, resume))
