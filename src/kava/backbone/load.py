@@ -1,6 +1,9 @@
 """Loads models and tokenizers for a recipe; the only place where pretrained weights are read."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +33,7 @@ PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
 SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
 # The tokenizer and family of the shipped checkpoint, smaller and untrained: a student for the explicit line.
 BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head": 4, "n_layer": 2})}
+_SIZES_ONLY: ContextVar[bool] = ContextVar("sizes only", default=False)
 
 
 def load_tokenizer(source: str | Path, model: ModelConfig) -> Any:
@@ -60,14 +64,16 @@ def build_model(recipe: Recipe) -> tuple[LatentModel, Any]:
     tokenizer = load_tokenizer(source, recipe.model)
     config = load_config(recipe.model)
     family = family_of(config, recipe.model.name)
-    if recipe.model.name in BLANK:
+    if _SIZES_ONLY.get():
+        lm = _read_lm(recipe.model, dtype=_dtype(recipe.model.dtype))
+    elif recipe.model.name in BLANK:
         with torch.random.fork_rng():  # weights depend on the seed alone
             torch.manual_seed(recipe.system.seed)
             lm = AutoModelForCausalLM.from_config(
                 config, dtype=_dtype(recipe.model.dtype), trust_remote_code=recipe.model.trust_remote_code
             )
     else:
-        lm = _fetch(AutoModelForCausalLM, source, recipe.model, "weights", dtype=_dtype(recipe.model.dtype))
+        lm = _read_lm(recipe.model, dtype=_dtype(recipe.model.dtype))
     return assemble(lm, family, tokenizer, recipe), tokenizer
 
 
@@ -228,11 +234,32 @@ def _refuse_no_model(name: str, gguf_file: str | None) -> None:
 def _frozen(model: ModelConfig, settings: TeacherConfig | TeacherSpec, device: torch.device, **extra: Any) -> Any:
     """A frozen causal LM on its device, in evaluation mode."""
     extra = {"dtype": _dtype(settings.dtype), **extra}
-    if settings.quantization != "none":
+    if settings.quantization != "none" and not _SIZES_ONLY.get():
         extra["quantization_config"] = quantization_config(settings.quantization, device)
         extra.setdefault("device_map", {"": str(device)})
-    lm = _fetch(AutoModelForCausalLM, locate(model.name, model.gguf_file), model, "weights", **extra)
+    lm = _read_lm(model, **extra)
     return (lm if "device_map" in extra else lm.to(device)).eval().requires_grad_(False)
+
+
+@contextmanager
+def sizes_only() -> Iterator[None]:
+    """Inside it a model is built from its config, on the meta device: it has sizes, and no weights are read."""
+    token = _SIZES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SIZES_ONLY.reset(token)
+
+
+def _read_lm(model: ModelConfig, **extra: Any) -> Any:
+    """A causal LM with its weights, or without them inside `sizes_only`."""
+    if not _SIZES_ONLY.get():
+        return _fetch(AutoModelForCausalLM, locate(model.name, model.gguf_file), model, "weights", **extra)
+    config = load_config(model)
+    stored = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    dtype = stored if extra["dtype"] == "auto" else extra["dtype"]
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
 
 
 def _read_by_attention(lm: Any, family: Family) -> Backbone:

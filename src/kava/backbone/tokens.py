@@ -63,6 +63,8 @@ def make_room(model: Any, special: SpecialTokens) -> None:
         if layer is None:
             raise ModelError("the model has no output embedding, so it is not a causal language model")
         weight = layer.weight
+        if weight.is_meta:  # it has sizes only
+            continue
         others = torch.ones(weight.shape[0], dtype=torch.bool)
         others[special.ids] = False
         known = weight[others.to(weight.device)].float()

@@ -41,6 +41,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("config", "Recipes and data", "list, explain, compare and export recipes"),
     Verb("data", "Recipes and data", "inspect a data set: counts, lengths, hashes"),
     Verb("model", "Recipes and data", "check whether a model works as a student, on a small random copy of it"),
+    Verb("memory", "Recipes and data", "estimate the memory of a run before it is started, without loading weights"),
     Verb("assets", "Recipes and data", "fetch models and data for nodes without a network; check they are complete"),
     Verb("align", "Recipes and data", "match a teacher's tokens and layers to a student's; measure a layer map"),
     Verb("extract", "Recipes and data", "store a teacher's keys and values on disk, for training without the teacher"),
