@@ -297,6 +297,7 @@ def test_accumulation_is_read_in_both_places(write):
         ("training: &a\n  hf: {x: *a}", "my.yaml: line 1: found unconstructable recursive node", None),
         ("training: {? [epochs] : 1}", "line 1: a key is a list or a mapping", None),
         ("training: {epochs: " + "[" * 2000 + "]" * 2000 + "}", "nested too deeply", None),
+        ("training: {hf: {x: " + "[" * 200 + "]" * 200 + "}}", "nested too deeply", None),
         ('model: {name: "a\\0b"}', "model.name = 'a\\x00b' is not valid: it holds the character '\\x00'", None),
         ("training: {epochs: 99999999999999999999}", "is not valid: integers go up to 4294967295", None),
         ("extends: " + "a" * 5000, "unknown recipe", None),

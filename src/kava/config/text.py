@@ -23,6 +23,7 @@ _PLAIN = (
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+DEEPEST = 100  # levels of lists and mappings; pydantic writes 255
 RECIPES = "kava config --list shows recipes"
 
 
@@ -73,12 +74,27 @@ def _texts(data: Any) -> Iterator[str]:
         yield from (text for part in data for text in _texts(part))
 
 
+def _check_depth(data: Any) -> None:
+    level = {id(data): data}
+    for _ in range(DEEPEST):
+        parts = (
+            part
+            for item in level.values()
+            for part in (item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else ())
+        )
+        level = {id(part): part for part in parts}  # an alias repeats the same object
+        if not level:
+            return
+    raise RecursionError
+
+
 def parse_text(text: str, label: str, as_json: bool = False) -> Any:
     """The data in YAML (or JSON) `text`; `label` names it in errors."""
     try:
         data = json.loads(text, object_pairs_hook=_unique) if as_json else yaml.load(text, Loader=_YamlLoader)
         if "\\ud" in text.lower() and any(_SURROGATE.search(part) for part in _texts(data)):
             raise ValueError("half a character (a lone surrogate), which nothing can write")
+        _check_depth(data)
         return data
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
