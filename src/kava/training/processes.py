@@ -148,5 +148,5 @@ def share_out(loader: Any, processes: int) -> int:
         return processes
     shard.batch_sampler = padded = PaddedBatchSampler(shard.batch_sampler, processes)
     shard.sampler = padded.sampler  # accelerate tells it the epoch, also after skipped batches
-    shard.batch_size, shard.drop_last = None, True  # batches may be of any size
+    shard.batch_size, shard.drop_last, shard.even_batches = None, True, False  # batches may be of any size
     return padded.real % processes or processes

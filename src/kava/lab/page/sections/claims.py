@@ -26,7 +26,7 @@ def claims(study: Study) -> PageSection:
     data = read_mapping(path)
     try:
         return PageSection("claims", "Claims", tuple(_parts(study, data)))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path} is no analysis ({type(error).__name__}: {error})", f"make it again: {COMMAND}"
         ) from error
