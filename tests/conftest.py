@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from itertools import groupby
 
 # before anything imports torch or transformers
 for _name, _value in {
@@ -24,15 +25,24 @@ import pytest  # noqa: E402
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """KAVA_TEST_PART=i/n keeps every n-th of the selected tests, beginning with the i-th: n machines share a long run."""
+    """KAVA_TEST_PART=i/n keeps every n-th of the selected tests, beginning with the i-th: n machines share a long run. The
+    tests of a file that is marked in_order, whose later ones need what earlier ones made, stay together."""
     if part := os.environ.get("KAVA_TEST_PART"):
         number, _, count = part.partition("/")
         first, step = int(number) - 1, int(count)
         if not 0 <= first < step:
             raise pytest.UsageError(f"PART={part}: give 1/{step} to {step}/{step}")
-        kept = items[first::step]
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % step != first])
-        items[:] = kept
+        units = [
+            list(unit)
+            for together, tests in groupby(
+                items, lambda item: item.path if item.get_closest_marker("in_order") else None
+            )
+            for unit in ([tests] if together else ([item] for item in tests))
+        ]
+        config.hook.pytest_deselected(
+            items=[item for i, unit in enumerate(units) if i % step != first for item in unit]
+        )
+        items[:] = [item for unit in units[first::step] for item in unit]
 
 
 _connect = socket.socket.connect

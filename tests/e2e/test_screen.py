@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform == "win32", reason="no pty")]
+pytestmark = [pytest.mark.long, pytest.mark.in_order, pytest.mark.skipif(sys.platform == "win32", reason="no pty")]
 COLUMNS = 80
 SILENCE = 5.0  # seconds, on a machine with nothing else to do
 ROOT = Path(__file__).resolve().parents[2]
