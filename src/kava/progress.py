@@ -80,6 +80,7 @@ class Screen:
         self._stream, self.clock = stream, clock
         self._held = self.now_stream  # where the open meters are shown, also while stderr is redirected
         self.visible, self.open = True, list[Meter]()
+        self.begun = set[str]()  # what was announced at once
         self.drawn = ""  # the line that is redrawn
         self.last_line = clock()
         self.lock = threading.RLock()  # the ticker and the work both write
@@ -103,9 +104,9 @@ class Screen:
         with self.lock:
             if not self.open:
                 self._held = self.now_stream
-            nested = any(outer.what == meter.what for outer in self.open)  # the same work is announced once
             self.open.append(meter)
-            if at_once and not nested:
+            if at_once and meter.what not in self.begun:  # the same work is announced once, also in parts
+                self.begun.add(meter.what)
                 self._show(meter, f"{meter.what} ...")
             if self.stop is None:
                 self.stop = threading.Event()

@@ -93,11 +93,11 @@ def test_an_update_without_numbers_holds_what_a_real_one_holds(name: str, base: 
         *(setting.format(base=base) for setting in settings),
     ]
     recipe, rows = load_recipe(config, words), uneven(6)
-    found = estimate(recipe, rows)
-    assert found.total == pytest.approx(held(recipe, rows), rel=0.1)
-    assert found.parts["weights"] > 0
-    assert found.parts["optimizer"] >= 8 * found.trained
-    assert (found.parts["teacher"] > 0) == recipe.explicit.enabled
+    estimated = estimate(recipe, rows)
+    assert estimated.total == pytest.approx(held(recipe, rows), rel=0.1)
+    assert estimated.parts["weights"] > 0
+    assert estimated.parts["optimizer"] >= 8 * estimated.trained
+    assert (estimated.parts["teacher"] > 0) == recipe.explicit.enabled
 
 
 def test_sizes_only_computes_lengths_but_no_numbers() -> None:

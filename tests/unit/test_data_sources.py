@@ -121,6 +121,7 @@ def test_lines_are_not_split_further():
     ("line", "words"),
     [
         ('{"question": "q", "answer": ', r"own\.jsonl line 3 is not valid JSON: .* column \d+"),
+        ('{"question": "q", "answer": 2', r"own\.jsonl line 3 is not valid JSON: Expecting ',' delimiter at column 30"),
         ('["question"]', r"own\.jsonl line 3 holds a list"),
         ('{"question": "q", "steps": []}', r"line 3: field 'answer' or 'target' or 'answer_text' is missing"),
         ('{"steps": [], "answer": "1"}', r"line 3: field 'question' or 'prompt' or 'problem' is missing"),

@@ -131,9 +131,11 @@ def test_the_innermost_is_shown(monkeypatch: pytest.MonkeyPatch, clock: Clock) -
     assert [line.split(":")[0] for line in stream.lines()] == ["train", "validation", "train"]
 
 
-def test_the_same_work_inside_itself_is_announced_once(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_the_same_work_in_parts_is_announced_once(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     opened(monkeypatch, stream := Stream(), clock)
     with progress.progress("loading", at_once=True), progress.progress("loading", at_once=True):
+        pass
+    with progress.progress("loading", at_once=True):
         pass
     assert stream.lines() == ["loading ..."]
 

@@ -146,8 +146,10 @@ class Backbone(nn.Module):
         """Runs embeds [B, T, E] at `positions`, under a bool mask [B, 1, T, P + T] or by branches; gradients reach the
         prefix. all_layers, joined: also give these fields of `Pass`."""
         branches = as_branches(attends)
-        seen = {width: tuple(branch.within(width, embeds.device) for branch in branches) for width in {*self.windows}}
-        call = Call([seen[width] for width in self.windows], prefix, joined={} if joined else None)
+        by_window = {
+            width: tuple(branch.within(width, embeds.device) for branch in branches) for width in {*self.windows}
+        }
+        call = Call([by_window[width] for width in self.windows], prefix, joined={} if joined else None)
         mask = attends if isinstance(attends, Tensor) else embeds.new_ones(1, 1, 1, 1, dtype=torch.bool)  # not read
         slots = [] if keywords_arrive(self.family) else [block.attn for block in self.decoder.h]
         for module in slots:

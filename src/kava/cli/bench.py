@@ -186,8 +186,8 @@ def train(
     if lengths != "uniform" and (question or cot):
         from kava.errors import ConfigError
 
-        given = "--question" if question else "--cot"
-        raise ConfigError(f"{given} has no effect with --lengths {lengths}, whose rows have lengths of their own")
+        flag = "--question" if question else "--cot"
+        raise ConfigError(f"{flag} has no effect with --lengths {lengths}, whose rows have lengths of their own")
     with loading_libraries():
         from kava.lab.bench.train import TrainBenchSizes
         from kava.lab.bench.train import bench as run

@@ -42,7 +42,7 @@ class JsonRows:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     where = f"{self.path} line {number}"
-                    yield where, _object(_json(line, where), where)
+                    yield where, _object(_json(line.rstrip(b"\r\n"), where), where)
 
     def _list(self) -> Iterator[tuple[str, Row]]:
         rows = _json(self.path.read_bytes(), str(self.path))

@@ -103,10 +103,10 @@ def pieces_of(recipe: Recipe, world_size: int, device: torch.device) -> Pieces:
 
 def token_budget(recipe: Recipe, device: torch.device) -> int | None:
     """The most tokens of a piece; None where batches stay whole: as the recipe says, or because the loss needs them so."""
-    asked = recipe.training.tokens_per_piece
-    if asked == "none" or whole_batches_key(recipe) is not None:
+    setting = recipe.training.tokens_per_piece
+    if setting == "none" or whole_batches_key(recipe) is not None:
         return None
-    return auto_budget(device) if asked == "auto" else asked
+    return auto_budget(device) if setting == "auto" else setting
 
 
 def auto_budget(device: torch.device) -> int:
@@ -116,13 +116,13 @@ def auto_budget(device: torch.device) -> int:
 
 def check_budget(recipe: Recipe, train: Any) -> None:
     """Raises where a budget that was set is smaller than the longest training example (unknown of a stream)."""
-    asked = recipe.training.tokens_per_piece
-    if not isinstance(asked, int) or not hasattr(train, "lengths"):
+    setting = recipe.training.tokens_per_piece
+    if not isinstance(setting, int) or not hasattr(train, "lengths"):
         return
     longest = (
         int((train.lengths("question") + train.lengths("cot") + train.lengths("answer")).max()) + len(train.cue) + 1
     )
-    if asked < longest:
-        problem = f"training.tokens_per_piece is {asked}, but the longest training example has {longest} tokens"
-        hint = f"set {longest} or more, or auto; or skip longer examples with dataset.max_length={asked}"
+    if setting < longest:
+        problem = f"training.tokens_per_piece is {setting}, but the longest training example has {longest} tokens"
+        hint = f"set {longest} or more, or auto; or skip longer examples with dataset.max_length={setting}"
         raise ConfigError(problem, hint)

@@ -74,9 +74,11 @@ def estimate(recipe: Recipe, rows: Sequence[Encoded], processes: int = 1) -> Mem
     with mode:
         run_updates(recipe, objective, trained, batch, budget, mode.ledger)
     parts = {kind: mode.ledger.at_peak.get(kind, 0) for kind in KINDS}
-    found = MemoryEstimate(parts, sum(weight.numel() for weight in trained),
+    one_process = MemoryEstimate(parts, sum(weight.numel() for weight in trained),
                            sum(weight.numel() for weight in objective.parameters()), _largest_unit(objective))  # fmt: skip
-    return per_process(recipe, replace(found, parts=parts | _unsimulated(recipe, found, quantised)), processes)
+    return per_process(
+        recipe, replace(one_process, parts=parts | _unsimulated(recipe, one_process, quantised)), processes
+    )
 
 
 def run_updates(
@@ -149,14 +151,14 @@ class StoredSizes:
         return TeacherKV(keys, values, importance, cue)
 
 
-def _unsimulated(recipe: Recipe, found: MemoryEstimate, quantised: float | None) -> dict[str, int]:
+def _unsimulated(recipe: Recipe, one_process: MemoryEstimate, quantised: float | None) -> dict[str, int]:
     """Parts that no update with sizes shows: quantised weights, and optimizers that are not run."""
     parts: dict[str, int] = {}
     if quantised is not None:
-        parts["teacher"] = int(found.parts["teacher"] * quantised / 2)
+        parts["teacher"] = int(one_process.parts["teacher"] * quantised / 2)
     name = recipe.training.optimizer
     if name not in ADAMW:
-        parts["optimizer"] = int(STATE_BYTES.get(name, 8.0) * found.trained)
+        parts["optimizer"] = int(STATE_BYTES.get(name, 8.0) * one_process.trained)
     return parts
 
 
@@ -172,18 +174,18 @@ def _bytes(module: nn.Module) -> int:
     return sum(weight.numel() * weight.element_size() for weight in module.parameters())
 
 
-def per_process(recipe: Recipe, found: MemoryEstimate, processes: int) -> MemoryEstimate:
+def per_process(recipe: Recipe, one_process: MemoryEstimate, processes: int) -> MemoryEstimate:
     """What one of several processes holds: all of it and the buckets of its gradients, or a shard and two units."""
     if processes == 1:
-        return found
-    parts, sharding = dict(found.parts), sharding_of(recipe, processes)
+        return one_process
+    parts, sharding = dict(one_process.parts), sharding_of(recipe, processes)
     if sharding == "none":
         parts["gradients"] *= 2
     else:
         whole = sharding == "fsdp2_whole"
         parts["weights"] = (
-            parts["weights"] if whole else min(parts["weights"], parts["weights"] // processes + 2 * found.unit)
+            parts["weights"] if whole else min(parts["weights"], parts["weights"] // processes + 2 * one_process.unit)
         )
         for kind in ("gradients", "optimizer"):
             parts[kind] //= processes
-    return replace(found, parts=parts)
+    return replace(one_process, parts=parts)

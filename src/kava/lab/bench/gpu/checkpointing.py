@@ -25,8 +25,8 @@ def run(setup: KitSetup) -> KitFinding:
     run_once = partial(measured_loss, objective, batch)
     wanted, whole = run_once(), peak_memory(run_once, setup.device)
     model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    found, recomputed = run_once(), peak_memory(run_once, setup.device)
-    gaps = found.term_gap(wanted), found.gradient_gap(wanted)
+    recomputed_loss, recomputed = run_once(), peak_memory(run_once, setup.device)
+    gaps = recomputed_loss.term_gap(wanted), recomputed_loss.gradient_gap(wanted)
     if not max(gaps) <= LIMIT:
         raise KitFailure(f"terms off by {gaps[0]:.0e}, gradient by {gaps[1]:.0e}; at most {LIMIT:g} is rounding")
     assert whole is not None

@@ -30,10 +30,10 @@ def run(setup: KitSetup) -> KitFinding:
         for name, each in (("plain", model), ("compiled", compiled))
     }
     began = time.perf_counter()
-    found = ways["compiled"]()
+    compiled_loss = ways["compiled"]()
     seconds = time.perf_counter() - began
     wanted = ways["plain"]()
-    gaps = found.term_gap(wanted), found.gradient_gap(wanted)
+    gaps = compiled_loss.term_gap(wanted), compiled_loss.gradient_gap(wanted)
     if not max(gaps) <= LIMIT:
         raise KitFailure(f"terms off by {gaps[0]:.0e}, gradient by {gaps[1]:.0e}; at most {LIMIT:g} is rounding")
     times = take_turns(ways, 3, setup.device)

@@ -20,10 +20,10 @@ UPDATES = 3
 def run(setup: KitSetup) -> KitFinding:
     """The embedded recipe twice, the second time on a card with less memory than its batch needs."""
     wanted, peak = _run(setup, "whole", None)
-    found, _ = _run(setup, "starved", SmallCard(setup.device, int(SHARE * peak)))
+    losses, _ = _run(setup, "starved", SmallCard(setup.device, int(SHARE * peak)))
     if "out of memory" not in (setup.scratch / "starved" / "train.log").read_text(encoding="utf-8"):
         raise KitFailure(f"nothing ran out of memory, although {SHARE:.0%} of it was left")
-    gap = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(found, wanted, strict=True))
+    gap = max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(losses, wanted, strict=True))
     if not gap <= LIMIT:
         raise KitFailure(f"the losses of the updates differ by {gap:.0e} from those of whole batches")
     room = f"{SHARE:.0%} of {peak / 2**20:.4g} MiB" if peak else "an imitation of too little memory"

@@ -23,15 +23,15 @@ def run(setup: KitSetup, precision: str) -> KitFinding:
         wanted = measured_loss(objective_of(original), uneven_batch(cpu, shape.vocabulary))
         copied, batch = copy.deepcopy(original).to(setup.device), uneven_batch(setup.device, shape.vocabulary)
         autocast = setup.half if precision == "half" else None
-        seen = {
+        on_device = {
             name: measured_loss(objective_of(copied, packed), batch, autocast)
             for name, packed in (("packed", True), ("unpacked", False))
         }
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     most_of_terms, most_of_gradient = LIMITS[precision]
-    terms = {name: loss.term_gap(wanted) for name, loss in seen.items()}
-    gradients = {name: loss.gradient_gap(wanted) for name, loss in seen.items()}
+    terms = {name: loss.term_gap(wanted) for name, loss in on_device.items()}
+    gradients = {name: loss.gradient_gap(wanted) for name, loss in on_device.items()}
     text = f"terms off by {max(terms.values()):.0e}, gradient by {max(gradients.values()):.0e} (packed and unpacked)"
     if not (max(terms.values()) <= most_of_terms and max(gradients.values()) <= most_of_gradient):
         raise KitFailure(f"{text}; at most {most_of_terms:g} and {most_of_gradient:g} are rounding")
