@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,10 +27,9 @@ from compare import (
     take,
 )
 from kava.backbone.kv import keywords_arrive
-from kava.backbone.load import assemble
 from kava.backbone.model import LatentModel
+from kava.backbone.recompute import recompute_layers
 from kava.compress import COMPRESSORS, make_compressor
-from kava.config import load_recipe
 from kava.data.cut import cut
 from kava.errors import ModelError
 from kava.losses import add
@@ -214,7 +214,9 @@ def test_checkpointing_changes_nothing(family: str, packed: bool) -> None:
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     wanted = measure(objective(model, packed), batch)
-    model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a library's notice of a method that will go would be on the user's screen
+        recompute_layers(model.causal_lm, model.family)
     model.train()
     calls: list[int] = []
     layers(model)[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -225,11 +227,10 @@ def test_checkpointing_changes_nothing(family: str, packed: bool) -> None:
 
 
 def test_checkpointing_is_refused_where_keywords_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kava.backbone.load.keywords_arrive", lambda family: False)
+    monkeypatch.setattr("kava.backbone.recompute.keywords_arrive", lambda family: False)
     model = zoo.latent_model("gpt2")
-    recipe = load_recipe("debug", ["training.gradient_checkpointing=true"])
     with pytest.raises(ModelError, match="gradient_checkpointing cannot be used with gpt2"):
-        assemble(model.causal_lm, model.family, None, recipe)
+        recompute_layers(model.causal_lm, model.family)
 
 
 def layers(model: LatentModel) -> list[torch.nn.Module]:

@@ -32,6 +32,7 @@ from kava.backbone.layer_units import LayerUnit
 from kava.backbone.load import SHIPPED
 from kava.backbone.lora import add_lora
 from kava.backbone.model import LatentModel, plain_name
+from kava.backbone.recompute import recompute_layers
 from kava.config import LatentConfig, LoraConfig, SystemConfig, load_recipe
 from kava.errors import CheckpointError
 from kava.infer.generate import generate
@@ -68,8 +69,8 @@ def sharded(kind: Objective, **more: Any) -> Sharded:
 def adapted() -> LatentModel:
     """Latents with LoRA and gradient checkpointing, the embedding tied to the head."""
     lm = zoo.causal_lm("llama-mha")
-    lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     family = family_of(lm.config, "llama-mha")
+    recompute_layers(lm, family)
     torch.manual_seed(2)
     lora = add_lora(lm, family, zoo.SPECIAL, LoraConfig(r=3, dropout=0))
     for name, weight in lora.named_parameters():

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
+from kava.compress import make_compressor
+from kava.compress.crop import Crop
 from kava.config import load_recipe
 from kava.data.collate import Collator
 from kava.data.cut import cut, row_lengths, take
@@ -94,6 +96,23 @@ def test_the_budget_is_that_of_the_recipe_and_the_device() -> None:
     assert (budget(), budget(device="cuda")) == (AUTO["cpu"], OTHERWISE)
     assert (budget("training.tokens_per_piece=77"), budget("training.tokens_per_piece=none")) == (77, None)
     assert budget("rkv.shuffle=examples") is budget("loss.std_scope=batch") is None
+
+
+class OfAnotherSample(Crop):
+    """A compressor of a user's whose choice depends on which samples share the batch."""
+
+    crosses_samples = True
+
+
+def test_batches_stay_whole_for_a_compressor_that_crosses_samples() -> None:
+    method = "test_cut:OfAnotherSample"
+    for shuffle in ("none", "time"):
+        recipe = load_recipe(
+            "debug", [f"rkv.method={method}", f"rkv.shuffle={shuffle}", "training.on_oom=reduce_batch"]
+        )
+        assert token_budget(recipe, CPU) is None
+        assert pieces_of(recipe, 1, CPU).why_not == f"rkv.method={method} needs its batches whole"
+        assert make_compressor(method, shuffle).crosses_samples
 
 
 def test_processes_with_shards_have_as_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

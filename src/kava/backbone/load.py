@@ -16,11 +16,11 @@ from kava.backbone.cached import TOKENIZERS, cached, cached_gguf_problem, own_co
 from kava.backbone.families import Family, family_of, known
 from kava.backbone.foreign import Foreign, stretch
 from kava.backbone.gguf import reader, refuse_gguf
-from kava.backbone.kv import keywords_arrive
 from kava.backbone.lora import add_lora
 from kava.backbone.model import Backbone, LatentModel
 from kava.backbone.model_sizes import check_sizes
 from kava.backbone.quantize import quantization_config
+from kava.backbone.recompute import recompute_layers
 from kava.backbone.tokens import add_special_tokens, make_room, names_own_class
 from kava.backbone.unreadable import UNREADABLE, naming_files, reason
 from kava.config import LatentConfig, ModelConfig, Recipe, TeacherConfig, TeacherSpec
@@ -111,12 +111,6 @@ def num_layers(model: ModelConfig) -> int:
 
 def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentModel:
     """Adds special tokens, LoRA and the projection to a causal LM."""
-    if recipe.training.gradient_checkpointing and not keywords_arrive(family):
-        raise ModelError(
-            f"training.gradient_checkpointing cannot be used with {family.name} on this transformers (before 5): a "
-            "recomputed layer would not see its key/value prefix",
-            "update transformers, or set training.gradient_checkpointing=false",
-        )
     lm.set_attn_implementation(NAME)
     special, latent, use_projection = None, recipe.latent, recipe.loss.use_projection
     if recipe.explicit.enabled:
@@ -126,7 +120,7 @@ def assemble(lm: Any, family: Family, tokenizer: Any, recipe: Recipe) -> LatentM
         make_room(lm, special)
     lm.config.use_cache = False
     if recipe.training.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_layers(lm, family)
     backbone = add_lora(lm, family, special, recipe.lora) if recipe.lora.enabled else lm
     model = LatentModel(backbone, family, special, latent, use_projection)
     model.dense_attention = recipe.system.attention == "dense"

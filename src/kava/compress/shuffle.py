@@ -34,6 +34,10 @@ class ShuffleTime(_Wrapper):
     """The seeds' E5: one permutation of the kept entries per sample, other than the identity, the same for all
     layers, heads, K and V. Fewer than two entries stay as they are."""
 
+    @property
+    def crosses_samples(self) -> bool:  # type: ignore[override]
+        return self.inner.crosses_samples
+
     def compress(self, cot: Cot) -> Compressed:
         if cot.samples is None:
             raise ValueError("ShuffleTime needs samples=Samples(...) to know what to draw from")

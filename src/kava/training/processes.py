@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import distributed
 
+from kava.compress import make_compressor
 from kava.config import Recipe
 from kava.errors import CheckpointError, ConfigError, KavaError
 
@@ -87,6 +88,8 @@ def whole_batches_key(recipe: Recipe) -> str | None:
     """The setting for which the loss depends on which examples share a micro-batch; None if it does not."""
     if recipe.rkv.shuffle == "examples":
         return "rkv.shuffle=examples"
+    if make_compressor(recipe.rkv.method).crosses_samples:
+        return f"rkv.method={recipe.rkv.method}"
     return "loss.std_scope=batch" if recipe.loss.std_scope == "batch" else None
 
 

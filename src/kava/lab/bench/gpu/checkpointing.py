@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from kava.backbone.kv import keywords_arrive
+from kava.backbone.recompute import recompute_layers
 from kava.config import LatentConfig
 from kava.lab.bench.gpu.items import KitFailure, KitFinding, KitSetup
 from kava.lab.bench.gpu.students import MEDIUM, TOY, measured_loss, objective_of, uneven_batch
@@ -24,7 +25,7 @@ def run(setup: KitSetup) -> KitFinding:
     batch, objective = uneven_batch(setup.device, shape.vocabulary), objective_of(model)
     run_once = partial(measured_loss, objective, batch)
     wanted, whole = run_once(), peak_memory(run_once, setup.device)
-    model.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    recompute_layers(model.causal_lm, model.family)
     recomputed_loss, recomputed = run_once(), peak_memory(run_once, setup.device)
     gaps = recomputed_loss.term_gap(wanted), recomputed_loss.gradient_gap(wanted)
     if not max(gaps) <= LIMIT:
