@@ -137,6 +137,14 @@ class StepCount(Record):
     total: Positive
 
 
+class ItemsRight(Record):
+    """How many items are right with one of n answers chosen."""
+
+    n: Positive
+    correct: Count
+    total: Positive
+
+
 class ResultFields(Record):
     """results_<set>.yaml."""
 
@@ -166,6 +174,10 @@ class ResultFields(Record):
     step: Count | None = None
     max_new_tokens: Count | None = None
     temperature: Finite | None = None
+    samples: Positive | None = None
+    pass_at_k: dict[int | Annotated[str, Field(pattern=r"^\d+$")], Finite] | None = None
+    maj_at_n: ItemsRight | None = None
+    best_at_n: ItemsRight | None = None
     versions: dict[str, str | None] | None = None
 
 

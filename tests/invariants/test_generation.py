@@ -12,7 +12,8 @@ import zoo
 from compare import plain_attention, samples
 from kava.backbone.model import LatentModel
 from kava.infer.checks import MODES
-from kava.infer.generate import Generation, Sampling, generate
+from kava.infer.generate import Generation, generate
+from kava.infer.sampling import Sampling
 
 CUE = [51, 52, 53]
 LIMIT = 9
@@ -178,7 +179,7 @@ def test_sampling_is_seeded_and_top_p_keeps_the_likeliest() -> None:
     model, batch = model_of("llama-gqa"), zoo.batch(QUESTIONS)
 
     def draw(**settings: float) -> list[list[int]]:
-        sampling = Sampling(**settings, generator=torch.Generator().manual_seed(3))  # type: ignore[arg-type]
+        sampling = Sampling(**settings, seed=3)  # type: ignore[arg-type]
         out = generate(model, batch["question"], batch["question_mask"], CUE, 0, LIMIT, "latent", sampling)
         return [answer.tokens for answer in out]
 
@@ -186,8 +187,8 @@ def test_sampling_is_seeded_and_top_p_keeps_the_likeliest() -> None:
     assert draw(temperature=1.5, top_p=1e-6) == draw(temperature=0.0)
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     for top_p, allowed in ((0.4, {0}), (0.7, {0, 1}), (1.0, {0, 1, 2})):
-        sampling = Sampling(temperature=1.0, top_p=top_p, generator=torch.Generator().manual_seed(0))
-        assert {int(sampling.choose(logits)) for _ in range(60)} == allowed
+        torch.manual_seed(0)
+        assert {int(Sampling(temperature=1.0, top_p=top_p).choose(logits)) for _ in range(60)} == allowed
 
 
 def test_the_question_is_read_once_and_nothing_else_than_latents_and_cue_after_it() -> None:

@@ -23,7 +23,7 @@ from kava.evaluation.overrides import EvalOverrides
 from kava.infer import student as student_module
 from kava.infer.batch import RULE
 from kava.infer.chat import Chat
-from kava.infer.generate import Sampling
+from kava.infer.sampling import Sampling
 from kava.infer.student import Student
 
 UNCHANGED_BUT_ONE_LATENT = EvalOverrides(num_tokens=1)
@@ -265,8 +265,8 @@ def test_a_repeated_question_is_answered_once_where_nothing_is_drawn(student):
 
 def test_a_repeated_question_is_read_once_where_answers_are_drawn(student):
     def draw():
-        sampling = Sampling(1.0, generator=torch.Generator().manual_seed(1))
-        return [answer.text for answer in student.answer(QUESTIONS[:2] * 3, "latent", 6, 4, sampling)]
+        torch.manual_seed(1)
+        return [answer.text for answer in student.answer(QUESTIONS[:2] * 3, "latent", 6, 4, Sampling(1.0))]
 
     passes = rows_of_each_pass(student.model, draw)
     thinking = 1 + student.model.rounds

@@ -23,7 +23,7 @@ from kava.cli.main import main
 from kava.config import Recipe, explain
 from kava.data.example import Example, content_hash
 from kava.errors import CheckpointError, ConfigError, DataError, KavaError, RunError
-from kava.infer.generate import Sampling
+from kava.infer.sampling import Sampling
 from kava.training.distill import for_machine
 
 QUICK = {

@@ -12,7 +12,7 @@ from kava import evaluate
 from kava.cli.main import main
 from kava.errors import ConfigError, DataError
 from kava.infer.chat import Chat
-from kava.infer.generate import Sampling
+from kava.infer.sampling import Sampling
 from kava.infer.student import Student
 
 LONG = "1+1+" * 400 + "1?"

@@ -40,6 +40,12 @@ def evaluate(
     cue: Annotated[
         Literal["given", "generated"] | None, typer.Option(help="give the cue, or let the model write it")
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="draw so many answers to each item: pass@k, majority vote")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="of drawn answers; default: the recipe's")] = None,
+    top_p: Annotated[float | None, typer.Option(help="draw among the likeliest tokens of this share")] = None,
+    sampling_seed: Annotated[int | None, typer.Option(min=0, help="of the draws; default: the recipe's seed")] = None,
     losses: Annotated[
         bool, typer.Option("--losses", help="also the held-out loss terms, and the distance to what compressors keep")
     ] = False,
@@ -60,8 +66,9 @@ def evaluate(
 ) -> int:
     """Accuracy and forward passes of a trained student on test sets.
 
-    Writes results_<set>[.<mode>].yaml and predictions_<set>[.<mode>].jsonl; .ablate_<kind>, .M<n>, .T<n> and .cue_<how>
-    are added where the student is changed. Accuracies are fractions of all items; correct is the number right after
+    Writes results_<set>[.<mode>].yaml and predictions_<set>[.<mode>].jsonl; .ablate_<kind>, .M<n>, .T<n>, .cue_<how>,
+    .samples<n>, .temp<t>, .topp<p> and .seed<n> are added where the student is changed. With --samples an item is right if
+    the number that most of its answers have is. Accuracies are fractions of all items; correct is the number right after
     the cue; a set that cannot be loaded is an error before anything is generated.
     """
     options = {name: value for name, value in locals().items() if name not in ("checkpoint", "quick_test")}

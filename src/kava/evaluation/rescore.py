@@ -12,7 +12,7 @@ from kava.config.typed_file import Count, Finite, Record, checked, read_dict
 from kava.data.rows import JsonRows
 from kava.errors import DataError
 from kava.evaluation.result_files import RESULTS, Files
-from kava.evaluation.score import summary, verdict
+from kava.evaluation.score import judge_again, summary
 from kava.run_files import Positive, ResultFields
 
 AGAIN = "the file is torn; evaluate again"
@@ -26,9 +26,21 @@ class ScoredResults(ResultFields):
     cue: Literal["given", "generated"]
 
 
+class RawSample(Record):
+    """The fields of one of several answers that scoring again needs."""
+
+    text: str
+    forward_passes: Count
+    executed_calls: Count
+    generated_tokens: Count
+    truncated: bool
+    log_probability: Finite
+
+
 class RawPrediction(Record):
     """The fields of a line of predictions that scoring again needs."""
 
+    samples: list[RawSample] | None = None
     gold: str
     text: str
     num_steps: Count
@@ -59,7 +71,7 @@ def rescore(path: Path) -> Rescored:
     old = [dict(row) for where, row in JsonRows(path) if checked(row, RawPrediction, where, "evaluate again")]
     if len(old) != results["total"]:
         raise DataError(f"{path} has {len(old)} lines, {place.name} counts {results['total']} items", "evaluate again")
-    new = [row | verdict(row["text"], row["gold"], results["cue"]) for row in old]
+    new = [judge_again(row, results["cue"]) for row in old]
     changed = sum(a.get("correct") != b["correct"] for a, b in zip(old, new, strict=True))
     return Rescored(Files(place, path), results | summary(new) | {"rescored": True}, new, results["accuracy"], changed)
 

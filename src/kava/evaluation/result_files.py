@@ -93,5 +93,13 @@ def line(results: dict[str, Any]) -> str:
         f"cut off {100 * results['truncated']:.1f} %, {too_long}{results['avg_forward_passes']:.2f}{spread_text} forward passes, "
         f"{results['wall_time_s']:.1f} s"
     )
+    several = ""
+    if "pass_at_k" in results:
+        count, passes = results["samples"], results["pass_at_k"]
+        several = (
+            f"{count} answers each at temperature {results['temperature']:g}: pass@1 {100 * passes[1]:.1f} %, "
+            f"pass@{count} {100 * passes[count]:.1f} %, majority {results['maj_at_n']['correct']}/{results['total']}, "
+            f"likeliest {results['best_at_n']['correct']}/{results['total']}"
+        )
     losses = ", ".join(f"{name} {value:.4f}" for name, value in results.get("losses", {}).items())
-    return "\n  ".join([text, *filter(None, [losses, results.get("note")])])
+    return "\n  ".join([text, *filter(None, [several, losses, results.get("note")])])

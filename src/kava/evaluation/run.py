@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kava.backbone.card import read_card
 from kava.backbone.silence_libraries import silence_libraries
 from kava.errors import ConfigError, DataError
@@ -57,6 +55,10 @@ def evaluate(
     num_tokens: int | None = None,
     num_iterations: int | None = None,
     cue: str | None = None,
+    samples: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    sampling_seed: int | None = None,
     losses: bool = False,
     missing: bool = False,
     overwrite: bool = False,
@@ -79,6 +81,8 @@ def evaluate(
     limit       so many items, always the same; num_steps: problems of exactly this length (built-in sets)
     ablate      zero, mean, swap or noise in place of the latents
     num_tokens, num_iterations, cue    another M, T or cue than the recipe's
+    samples     so many drawn answers to each item: pass@k, majority vote, likeliest of n
+    temperature, top_p, sampling_seed    of drawn answers; None: the recipe's temperature, top_p and seed
     losses      also the held-out loss terms
     missing     leave out sets that have results of this very checkpoint
     overwrite   replace the file `output` even if kava did not write it
@@ -106,7 +110,9 @@ def evaluate(
     if losses and (ablate is not None or how == "direct"):
         what = "--ablate" if ablate is not None else "mode direct"
         raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
-    overrides = EvalOverrides(ablate, num_tokens, num_iterations, cue).checked(recipe, how)
+    overrides = EvalOverrides(
+        ablate, num_tokens, num_iterations, cue, samples, temperature, top_p, sampling_seed
+    ).checked(recipe, how)
     silence_libraries()
     eval_sets = [load_eval_set(recipe, name, limit, num_steps, rows) for name, rows in sets.items()]
     for items in eval_sets:
@@ -166,12 +172,13 @@ def evaluate_set(
     with overrides.applied(student) as recipe:
         limit = max_new_tokens or recipe.evaluation.max_new_tokens
         size = batch_size or recipe.evaluation.batch_size
-        generator = torch.Generator(student.model.device).manual_seed(recipe.system.seed)
-        sampling = sampling_of(recipe, generator=generator)
+        seed = recipe.system.seed if overrides.sampling_seed is None else overrides.sampling_seed
+        sampling = sampling_of(recipe, seed=seed)
         began = time.perf_counter()
         predictions = predict(
-            student, items.examples, mode, size, limit, progress=progress, sampling=sampling, ablate=overrides.ablate
-        )
+            student, items.examples, mode, size, limit, progress=progress, sampling=sampling, ablate=overrides.ablate,
+            samples=overrides.samples,
+        )  # fmt: skip
         assert predictions is not None  # only `stop` gives None
         seconds = time.perf_counter() - began
         loss_fields = held_out_losses(student, items, size, progress) if losses else {}
@@ -195,6 +202,7 @@ def evaluate_set(
         "batch_size": size,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        **({"sampling_seed": seed} if sampling.temperature > 0 else {}),
         "device": device_name(student.model.device),
         "versions": versions(),
     }

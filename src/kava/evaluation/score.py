@@ -13,10 +13,11 @@ from kava.config import Recipe
 from kava.data.encode import CUE
 from kava.data.example import Example
 from kava.errors import DataError
+from kava.evaluation.samples import combined, sampled_summary
 from kava.progress import progress as progress_of
 
 if TYPE_CHECKING:  # `kava rescore` runs without torch
-    from kava.infer.generate import Sampling
+    from kava.infer.sampling import Sampling
     from kava.infer.student import Answer, Student
 
 METRIC = "strict: the number right behind the cue equals the gold number"
@@ -58,6 +59,20 @@ def judge(example: Example, answer: "Answer | None", mode: str, cue: str = "give
     }
 
 
+def judge_samples(example: Example, drawn: "Sequence[Answer]", mode: str, cue: str = "given") -> dict[str, Any]:
+    """The line of an item with several answers: the voted one's, with all of them in `samples`."""
+    rows = [judge(example, answer, mode, cue) | {"log_probability": answer.log_probability} for answer in drawn]
+    return combined(rows)
+
+
+def judge_again(row: dict[str, Any], cue: str) -> dict[str, Any]:
+    """A saved line with the verdict of today's reader of answers."""
+    if not row.get("samples"):
+        return row | verdict(row["text"], row["gold"], cue)
+    facts = {name: value for name, value in row.items() if name != "samples"}
+    return combined([facts | sample | verdict(sample["text"], row["gold"], cue) for sample in row["samples"]])
+
+
 def too_long(
     student: "Student", examples: Sequence[Example], mode: str, max_new_tokens: int | None = None
 ) -> dict[int, str]:
@@ -90,9 +105,11 @@ def predict(
     progress: bool = False,
     sampling: "Sampling | None" = None,
     ablate: str | None = None,
+    samples: int | None = None,
 ) -> list[dict[str, Any]] | None:
     """A judged prediction per example, in order; None if `stop` became true. Without `sampling` as the recipe says.
 
+    With `samples` each is made from so many answers (see `samples.py`).
     With `ablate` the latents of the whole set are computed first, because the replacements are made from them.
     """
     size = batch_size or student.recipe.evaluation.batch_size
@@ -115,8 +132,15 @@ def predict(
             chosen = order[start : start + size]
             questions = [examples[i].question for i in chosen]
             rows = None if latents is None else latents[chosen]
-            batch = student.answer(questions, mode, size, max_new_tokens, sampling, rows)
-            judged = (judge(examples[i], answer, mode, cue) for i, answer in zip(chosen, batch, strict=True))
+            how = (mode, size, max_new_tokens, sampling, rows)
+            if samples is None:
+                batch = student.answer(questions, *how)
+                judged = [judge(examples[i], answer, mode, cue) for i, answer in zip(chosen, batch, strict=True)]
+            else:
+                drawn = student.answer(questions, *how, samples=samples)
+                judged = [
+                    judge_samples(examples[i], several, mode, cue) for i, several in zip(chosen, drawn, strict=True)
+                ]
             predictions.update(zip(chosen, judged, strict=True))
             meter.advance(len(chosen))
     return [predictions[i] for i in range(len(examples))]
@@ -138,6 +162,7 @@ def summary(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "total": total,
         "unit": "fraction",
         "metric": METRIC,
+        **sampled_summary(predictions),
         "strict_accuracy": correct / total,
         "flexible_accuracy": sum(item["correct_flexible"] for item in predictions) / total,
         "no_answer": sum(item["value"] is None for item in predictions) / total,

@@ -10,48 +10,21 @@ from kava.backbone.attention import KV
 from kava.backbone.kv import Pass
 from kava.backbone.masks import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
-from kava.errors import ConfigError
 from kava.infer.checks import MODES
+from kava.infer.sampling import Sampling
 
 
 @dataclass
 class Generation:
     """tokens without eos; forward_passes = 1 + T + generated tokens with eos (the method's rule); executed = model calls
-    made, one fewer because the last round and the cue share a call."""
+    made, one fewer because the last round and the cue share a call; log_probability: of a drawn answer with its eos, at
+    temperature 1."""
 
     tokens: list[int] = field(default_factory=list)
     forward_passes: int = 0
     executed: int = 0
     truncated: bool = True
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    generator: torch.Generator | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "top_p"):
-            if not isinstance(value := getattr(self, name), int | float) or isinstance(value, bool):
-                raise ConfigError(f"{name} = {value!r} is not valid", "give a number")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature = {self.temperature!r} is not valid", "give a finite number from 0 on")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p = {self.top_p!r} is not valid", "give a number above 0, at most 1")
-
-    def choose(self, logits: Tensor) -> Tensor:
-        """logits [B, V] -> token ids [B]."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
-        if self.top_p < 1:
-            ordered, index = probabilities.sort(-1, descending=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
-            probabilities = torch.zeros_like(probabilities).scatter(-1, index, ordered)
-        return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)
+    log_probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,22 +55,31 @@ def generate(
     sampling: Sampling | None = None,
     latents: Tensor | None = None,
     rows: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[Generation]:
     """One Generation per row of question [B, Q] (any padding side). `lead` is given before the first generated token.
 
     latent: [Q, <bot>, latents, <eot>, lead]; direct: the same without latents; cot: [Q, lead]. `latents` [B, M, E]
     replace those the model would think; the counters still include the passes of thinking. `rows`: one Generation for
     each of these rows, which may repeat: a question is read and thought about once, however often it is answered.
+    `numbers`: which sample of its question each of them is (default: the first), for seeded draws.
     """
     sampling = sampling or Sampling()
-    state = _prefill(model, question, mask, lead, mode, latents)
-    state = state if rows is None else state.of(list(rows))
+    rows = list(range(len(question)) if rows is None else rows)
+    draws = None
+    if sampling.temperature > 0:
+        ids = [question[row][mask[row]].tolist() for row in rows]
+        draws = sampling.draws(ids, numbers or [0] * len(rows), max_new_tokens)
+    state = _prefill(model, question, mask, lead, mode, latents).of(rows)
     rounds = model.rounds if mode == "latent" else 0
     out = [Generation() for _ in state.hidden]
     alive = list(range(len(out)))  # the place in `out` of each row of the state
     for step in range(max_new_tokens):
-        token = sampling.choose(model.head(state.hidden))
+        logits = model.head(state.hidden)
+        token = sampling.choose(logits, None if draws is None else draws[alive, step])
         values = token.tolist()
+        if draws is not None:
+            _add_log_probabilities([out[row] for row in alive], logits, token)
         for row, value in zip(alive, values, strict=True):
             generation = out[row]
             generation.forward_passes, generation.executed = 1 + rounds + step + 1, 1 + rounds + step
@@ -111,6 +93,13 @@ def generate(
             alive, token, state = [alive[i] for i in going], token[going], state.of(going)
         state = _extend(model, model.embed(token[:, None]), state.prefix, state.known)
     return out
+
+
+def _add_log_probabilities(generations: Sequence[Generation], logits: Tensor, tokens: Tensor) -> None:
+    """Adds the log-probability of each row's new token."""
+    known = torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, None]).squeeze(-1).tolist()
+    for generation, value in zip(generations, known, strict=True):
+        generation.log_probability = (generation.log_probability or 0.0) + value
 
 
 @torch.inference_mode()

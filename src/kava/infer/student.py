@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ from kava.data.collate import Collator
 from kava.data.encode import CUE, Encoder
 from kava.errors import ConfigError, DataError
 from kava.infer.checks import MODES, check_choice, check_count, check_questions, own_mode, stored_recipe
-from kava.infer.generate import Generation, Sampling, generate, think
+from kava.infer.generate import Generation, generate, think
+from kava.infer.sampling import Sampling
 from kava.progress import progress as progress_of
 from kava.progress import track
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` as generated (after the cue, if that is given); `value` is the number in it, None without one."""
+    """`text` as generated (after the cue, if that is given); `value` is the number in it, None without one.
+    `log_probability` of the generated tokens, if they were drawn."""
 
     text: str
     value: str | None
@@ -33,6 +35,7 @@ class Answer:
     truncated: bool
     executed: int
     num_tokens: int
+    log_probability: float | None = None
 
 
 class Student:
@@ -80,6 +83,33 @@ class Student:
             model, tokenizer, recipe = load_student(path, base, trust_remote_code)
             return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path), exact_adapters)
 
+    @overload
+    def answer(
+        self,
+        questions: Sequence[str],
+        mode: str | None = ...,
+        batch_size: int | None = ...,
+        max_new_tokens: int | None = ...,
+        sampling: Sampling | None = ...,
+        latents: Tensor | None = ...,
+        progress: bool = ...,
+        samples: None = ...,
+    ) -> list[Answer]: ...
+
+    @overload
+    def answer(
+        self,
+        questions: Sequence[str],
+        mode: str | None = ...,
+        batch_size: int | None = ...,
+        max_new_tokens: int | None = ...,
+        sampling: Sampling | None = ...,
+        latents: Tensor | None = ...,
+        progress: bool = ...,
+        *,
+        samples: int,
+    ) -> list[list[Answer]]: ...
+
     def answer(
         self,
         questions: Sequence[str],
@@ -89,39 +119,50 @@ class Student:
         sampling: Sampling | None = None,
         latents: Tensor | None = None,
         progress: bool = False,
-    ) -> list[Answer]:
-        """One Answer per question, in order. The batch size changes nothing but the time.
+        samples: int | None = None,
+    ) -> list[Answer] | list[list[Answer]]:
+        """One Answer per question, in order; with `samples` a list of so many. The batch size changes nothing but the time.
 
         mode      latent, cot or direct; None: as the student was trained
-        sampling  None: the recipe's temperature and top_p
+        sampling  None: the recipe's temperature and top_p; with a seed a question's n-th sample is always the same
         latents   [n, M, E], a row per question, in place of those that `think` gives
         """
         check_questions(questions)
         check_choice("mode", mode, MODES)
         check_count("max_new_tokens", max_new_tokens)
+        check_count("samples", samples)
         if latents is not None:
             self._check_latents(latents, len(questions))
         if sampling is not None and not isinstance(sampling, Sampling):
-            raise ConfigError(f"sampling is a {type(sampling).__name__}", "give Sampling(temperature, top_p)")
+            raise ConfigError(f"sampling is a {type(sampling).__name__}", "give Sampling(temperature, top_p, seed)")
         mode, sampling = mode or own_mode(self.recipe), sampling or sampling_of(self.recipe)
+        count = samples or 1
+        if count > 1 and sampling.temperature == 0:
+            problem = f"{count} samples at temperature 0 are {count} times the same answer"
+            raise ConfigError(problem, "give a temperature above 0, such as 0.7")
         for i, problem in self.too_long(questions, mode, max_new_tokens).items():
             raise DataError(f"question {i + 1}: {problem}", "ask a shorter question, or lower max_new_tokens")
         limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self.lead(mode)
         encoded, model = self.encode(questions), self._answering()
-        source = list(range(len(encoded)))  # whose answer each question gets
-        if sampling.temperature == 0 and latents is None:
+        source = list(range(len(encoded)))  # whose answers each question gets
+        if latents is None and (sampling.temperature == 0 or sampling.seed is not None):
             first: dict[tuple[int, ...], int] = {}
             source = [first.setdefault(tuple(row), i) for i, row in enumerate(encoded)]
-        answers: dict[int, Answer] = {}
-        for places in track(self._batches(encoded, set(source), batch_size), "answers", unit="batches", show=progress):
+        answers: dict[tuple[int, int], Answer] = {}  # by question and number of the sample
+        batches = self._batches(encoded, set(source), batch_size, count)
+        for batch in track(batches, "answers", unit="batches", show=progress):
+            places, numbers = [place for place, _ in batch], [number for _, number in batch]
             replaced = None if latents is None else latents[places].to(model.device)
             rows = [encoded[i] for i in places]
             distinct = rows if latents is not None else [list(row) for row in dict.fromkeys(map(tuple, rows))]
             copies = None if latents is not None else [distinct.index(row) for row in rows]
             ids, mask = self._padded(distinct)
-            made = generate(model, ids, mask, lead, self._encoder.eos, limit, mode, sampling, replaced, copies)
-            answers.update(zip(places, (self._read(generation, mode) for generation in made), strict=True))
-        return [answers[i] for i in source]
+            eos = self._encoder.eos
+            made = generate(model, ids, mask, lead, eos, limit, mode, sampling, replaced, copies, numbers)
+            answers.update(zip(batch, (self._read(generation, mode) for generation in made), strict=True))
+        if samples is None:
+            return [answers[i, 0] for i in source]
+        return [[answers[i, number] for number in range(count)] for i in source]
 
     def think(self, questions: Sequence[str], batch_size: int | None = None, progress: bool = False) -> Tensor:
         """The latents of each question, [n, M, E] float32 on the CPU: input embeddings of their last pass."""
@@ -131,7 +172,8 @@ class Student:
         latents = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
         encoded, model = self.encode(questions), self._answering()
         batches = self._batches(encoded, range(len(encoded)), batch_size)
-        for rows in track(batches, "latents", unit="batches", show=progress):
+        for batch in track(batches, "latents", unit="batches", show=progress):
+            rows = [place for place, _ in batch]
             latents[rows] = think(model, *self._padded([encoded[i] for i in rows])).float().cpu()
         return latents
 
@@ -162,10 +204,13 @@ class Student:
             rows = (~torch.isfinite(latents).flatten(1).all(1)).nonzero().flatten().tolist()
             raise DataError(f"latents of question {rows[0] + 1} are not finite")
 
-    def _batches(self, encoded: Sequence[list[int]], places: Iterable[int], batch_size: int | None) -> list[list[int]]:
-        """The places of each batch's questions."""
+    def _batches(
+        self, encoded: Sequence[list[int]], places: Iterable[int], batch_size: int | None, samples: int = 1
+    ) -> list[list[tuple[int, int]]]:
+        """The places of each batch's questions, each with the number of a sample."""
         check_count("batch_size", batch_size)
-        size, order = batch_size or self.recipe.evaluation.batch_size, self._sorted(encoded, places)
+        size = batch_size or self.recipe.evaluation.batch_size
+        order = [(place, number) for place in self._sorted(encoded, places) for number in range(samples)]
         return [order[start : start + size] for start in range(0, len(order), size)]
 
     @staticmethod
@@ -208,13 +253,14 @@ class Student:
         text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
         value = answers.flexible(f"{CUE} {text}" if self.lead(mode) else text)
         passes, truncated = generation.forward_passes, generation.truncated
-        return Answer(text, value, passes, truncated, generation.executed, len(generation.tokens) + (not truncated))
+        count = len(generation.tokens) + (not truncated)
+        return Answer(text, value, passes, truncated, generation.executed, count, generation.log_probability)
 
 
-def sampling_of(recipe: Recipe, temperature: float | None = None, generator: torch.Generator | None = None) -> Sampling:
+def sampling_of(recipe: Recipe, temperature: float | None = None, seed: int | None = None) -> Sampling:
     """The recipe's temperature and top_p, or another temperature."""
     settings = recipe.evaluation
-    return Sampling(settings.temperature if temperature is None else temperature, settings.top_p, generator)
+    return Sampling(settings.temperature if temperature is None else temperature, settings.top_p, seed)
 
 
 def pick_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ GROUPS = {
 PER_GROUP = 7  # the number of colours that can be told apart
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "<", ">", "h", "8", "d", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
-_CHANGE = re.compile(r"([MT])(\d+)|(cue)_(\w+)")
+_CHANGE = re.compile(r"(M|T|samples|temp|topp|seed)(\d[\de-]*)|(cue)_(\w+)")
 COUNTED = ("finished", "evaluated")  # an interrupted run had fewer updates than the others
 
 
@@ -174,7 +174,7 @@ def label_of(result: RunResult) -> str:
 
 
 def plain(run: Run) -> list[RunResult]:
-    """Results of the unchanged checkpoint: latents intact, M and T as trained."""
+    """Results of the unchanged checkpoint: latents intact, M, T, cue and sampling as trained."""
     return [r for r in run.results if r.ablate is None and not split_part(r.part)[1]]
 
 

@@ -13,7 +13,7 @@ from kava.data.example import Example
 from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.score import cue_of, judge, summary
 from kava.infer.checks import untrained
-from kava.infer.generate import Sampling
+from kava.infer.sampling import Sampling
 from kava.infer.student import Answer, Student
 from kava.lab.bench.timing import MEMORY, NO_MEMORY, hardware, peak_memory, ratio, take_turns
 
