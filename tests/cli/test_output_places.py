@@ -26,6 +26,8 @@ VERBS = {  # BAD is a place that cannot be written
     "submit log": ["submit", "train", "--config", "debug", "--log", "BAD/kava", "--scheduler", "local"],
     "task": ["task", "--status", "BAD", "--", "true"],
     "infer": ["infer", "--checkpoint", "student", "--questions", "1+1?", "--output_file", "BAD"],
+    "export": ["export", "student", "BAD"],
+    "export embeds": ["export", "student", "--embeds", "BAD", "--questions", "1+1?"],
     "report": ["report", "runs", "--output", "BAD.html", "--figures", "BAD"],
     "rescore": ["rescore", "predictions_s.jsonl", "--output_dir", "BAD"],
     "train": ["train", "--config", "debug", "--output_dir", "BAD"],

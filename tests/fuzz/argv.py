@@ -31,6 +31,7 @@ USAGES = {
     "train": Usage(("--config", "debug"), cheap=False),
     "distill": Usage(("--config", "explicit_embedded"), cheap=False),
     "infer": Usage((*STUDENT, "--questions", "1+1?"), ("latent_student", "base")),
+    "export": Usage(("latent_student", "--embeds", "new", "--questions", "1+1?"), ("latent_student", "base")),
     "evaluate": Usage((*STUDENT, "--limit", "1", "--output", "new"), ("latent_student", "base")),
     "rescore": Usage((PREDICTIONS,), ("results",)),
     "selection": Usage((*STUDENT, "--examples", "1"), ("latent_student", "base")),
@@ -180,7 +181,7 @@ def unknown_flags(draw: st.DrawFn) -> Case:
     usage = USAGES[verb]
     if flag in ("--", "-1") and not usage.cheap:
         flag, wrong = "--nothing_of_this_name", "an unknown flag"
-    if verb == "infer":  # the list of questions takes a word such as -1 or -x
+    if verb in ("infer", "export"):  # the list of questions takes a word such as -1 or -x
         return _case(verb, (flag, *usage.words), wrong if flag.startswith("--") else "")
     return _case(verb, (*usage.words, flag), wrong)
 
@@ -207,7 +208,7 @@ def odd_words(draw: st.DrawFn) -> Case:
     takes_words = verb in ("rescore", "report", "jobs", "show", "runs", "data check")
     if place == "instead" and takes_words:
         return _case(verb, (word, *usage.words[1:]), "")
-    if takes_words or verb == "infer" or verb == "aggregate":  # their lists take it
+    if takes_words or verb in ("infer", "export") or verb == "aggregate":  # their lists take it
         return _case(verb, (*usage.words, word), "")
     return _case(verb, (*usage.words, word), f"{word[:30]!a} has no place here")
 

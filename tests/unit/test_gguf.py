@@ -11,8 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import zoo_tokenizers
 from gguf_files import NAMES, write_gguf
 from kava.backbone import gguf as reading
-from kava.backbone.artifact import load_student, save_plain, write_student
+from kava.backbone.artifact import load_student, write_student
 from kava.backbone.load import build_model, foreign_model, load_config, load_plain, load_tokenizer, spec_of
+from kava.backbone.plain import save_plain
 from kava.cli.main import main
 from kava.config import ModelConfig, Recipe, TeacherSpec, load_recipe
 from kava.data.hub import File, model_files

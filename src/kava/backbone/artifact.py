@@ -85,19 +85,6 @@ def write_student(
     write_card(folder, facts)
 
 
-def save_plain(model: LatentModel, tokenizer: Any, folder: Path) -> None:
-    """Saves the student for AutoModelForCausalLM.from_pretrained(folder), adapters merged. Merges in place."""
-    lm = model.backbone
-    if hasattr(lm, "merge_and_unload"):
-        lm = lm.merge_and_unload()
-    lm.config.use_cache = True
-    lm.save_pretrained(folder)
-    lm.config.use_cache = False
-    for file in folder.glob("*.safetensors"):
-        usual_mode(file)
-    save_tokenizer(tokenizer, folder)
-
-
 def load_student(
     folder: str | Path, base: str | None = None, trust_remote_code: bool = False
 ) -> tuple[LatentModel, Any, Recipe]:
@@ -122,7 +109,7 @@ def load_student(
             check_tokenizer(folder)
             own = recipe.changed("model", gguf_file=None)  # the folder holds all that was read from the file
             tokenizer = load_tokenizer(folder, own.model)
-            model = assemble(*_without_weights(folder, own), tokenizer, own)
+            model = assemble(*without_trained_weights(folder, own), tokenizer, own)
     if sorted(card.trained) != sorted(model.trained()):
         raise CheckpointError(f"{folder / CARD}: trained does not name the weights that {RECIPE} trains", TORN)
     load_weights(model, folder)
@@ -145,7 +132,7 @@ def _with_base(folder: Path, recipe: Recipe) -> tuple[LatentModel, Any]:
         raise ModelError(problem, "name the folder where it is now: --base FOLDER (in Python: base=)") from error
 
 
-def _without_weights(folder: Path, recipe: Recipe) -> tuple[Any, Family]:
+def without_trained_weights(folder: Path, recipe: Recipe) -> tuple[Any, Family]:
     """The model that config.json describes, before its weights are read."""
     try:
         config = _fetch(AutoConfig, folder, recipe.model, CONFIG)

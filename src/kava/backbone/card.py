@@ -14,6 +14,7 @@ from kava.files import write_json
 
 CARD, RECIPE, WEIGHTS, CONFIG = "kava.json", "recipe.yaml", "trained.safetensors", "config.json"
 SHARDS = "shards"  # the folder in place of WEIGHTS and the optimizer's state (`shards.py`)
+EXPORT = "kava_export.json"  # the card of an exported folder (`kava.export.card`)
 FORMAT = 1
 TORN = "the folder is torn or was edited; use another, or train the student again"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -71,8 +72,9 @@ def read_card(folder: str | Path) -> StudentCard:
     """kava.json of a student's folder."""
     path = Path(folder) / CARD
     if not path.is_file():
+        exported = "; kava export made it for other programs" if (path.parent / EXPORT).is_file() else ""
         raise CheckpointError(
-            f"{folder} is not a student's folder: it has no {CARD}", "give a run's best_checkpoint folder"
+            f"{folder} is not a student's folder: it has no {CARD}{exported}", "give a run's best_checkpoint folder"
         )
     facts = read_dict(path, CardFormat, TORN, CheckpointError)
     if facts["format"] != FORMAT:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.backbone.card import RECIPE, check_files
+from kava.backbone.card import EXPORT, RECIPE, check_files
 from kava.characters import check_characters
 from kava.config import Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
@@ -46,7 +46,10 @@ def _no_student(folder: Path) -> CheckpointError:
     if (folder / "config.json").is_file():
         what += "; it is a model of transformers"
         hint = f"train a student from it: kava train --config ... model.name={folder}"
-    if (folder / "adapter_config.json").is_file():
+    if (folder / EXPORT).is_file():
+        what = "has no kava.json; it is a student that kava export made for other programs"
+        hint = "give the checkpoint that it was made of, such as RUN/best_checkpoint; docs/export.md says how to ask it"
+    elif (folder / "adapter_config.json").is_file():
         what = "has no kava.json; it is an adapter of peft"
     elif not any(folder.iterdir()):
         what = "is empty"

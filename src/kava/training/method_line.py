@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from kava.align.layers import unused
-from kava.backbone.artifact import load_weights, save_plain
+from kava.backbone.artifact import load_weights
 from kava.backbone.card import RECIPE, check_files
 from kava.backbone.load import load_teacher
 from kava.backbone.model import LatentModel
+from kava.backbone.plain import save_plain
 from kava.config import Recipe, load_recipe
 from kava.data.collate import Collator
 from kava.data.encode import Encoded, Encoder, encode_batches
