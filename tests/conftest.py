@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from itertools import groupby
 
 # before anything imports torch or transformers
@@ -53,6 +54,16 @@ def _only_local(self: socket.socket, address: object) -> None:
     if host not in ("localhost", "127.0.0.1", "::1"):
         raise AssertionError(f"a test tried to reach {host}")
     _connect(self, address)
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a test or a library sets in the environment ends with the test: accelerate leaves ACCELERATE_USE_FSDP there."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

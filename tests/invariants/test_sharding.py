@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +126,12 @@ def trained(name: str, shard: Callable[[Objective], Any], rank: int, count: int)
     return {"losses": losses, "gradients": gradients, "weights": final}
 
 
-@cache
-def trained_alone(name: str) -> dict[str, Any]:
-    """The five updates in one process; made once, since a case may train what it shares with the next time it is made."""
-    return trained(name, lambda kind: kind, 0, 1)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process, a new one as the several are, has written the five updates of each case."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert processes.by_hand(__file__, "alone", str(folder), count=1) == [0]
+    return folder
 
 
 def assert_equal(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def assert_equal(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(("count", "on_a_node"), [(2, 2), (4, 4), (4, 2)])
 def test_several_processes_compute_what_one_computes(
-    count: int, on_a_node: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, on_a_node: int, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And hold no more than their share of the weights and two layers, and answer as one does; two nodes have a copy each.
 
@@ -156,7 +157,7 @@ def test_several_processes_compute_what_one_computes(
     assert processes.by_hand(__file__, "compute", str(tmp_path), count=count) == [0] * count
     for name in CASES:
         for rank in range(count):
-            assert_equal(torch.load(tmp_path / f"{name}-{rank}.pt"), trained_alone(name))
+            assert_equal(torch.load(tmp_path / f"{name}-{rank}.pt"), torch.load(alone / f"{name}.pt"))
 
 
 # -- runs that are stopped and go on with other numbers of processes ---------------------------------------------------
@@ -358,6 +359,10 @@ if __name__ == "__main__":
     place, own, everyone = Path(sys.argv[2]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if sys.argv[1] == "run":
         sys.exit(run(place, 2, int(sys.argv[3]), *sys.argv[4:]))
+    if sys.argv[1] == "alone":
+        for case in CASES:
+            torch.save(trained(case, lambda kind: kind, 0, 1), place / f"{case}.pt")
+        sys.exit(0)
     distributed.init_process_group("gloo")
     for case in CASES:
         made = trained(case, sharded, own, everyone)

@@ -94,7 +94,7 @@ def test_an_update_without_numbers_holds_what_a_real_one_holds(name: str, base: 
     ]
     recipe, rows = load_recipe(config, words), uneven(6)
     estimated = estimate(recipe, rows)
-    assert estimated.total == pytest.approx(held(recipe, rows), rel=0.1)
+    assert estimated.total == pytest.approx(held(recipe, rows), rel=0.15)
     assert estimated.parts["weights"] > 0
     assert estimated.parts["optimizer"] >= 8 * estimated.trained
     assert (estimated.parts["teacher"] > 0) == recipe.explicit.enabled
@@ -200,4 +200,4 @@ def test_processes_hold_what_was_estimated(name: str, large: Path) -> None:
     recipe = memory.recipe(load_recipe(config, settings))
     tokenizer = load_tokenizer(locate(recipe.model.name, None), recipe.model)
     rows = list(load_data(recipe, tokenizer, memory).train)
-    assert estimate(recipe, rows).total == pytest.approx(int(done.stdout), rel=0.15)
+    assert estimate(recipe, rows).total == pytest.approx(int(done.stdout.splitlines()[-1]), rel=0.15)

@@ -170,9 +170,58 @@ def test_missing_file_and_unknown_kind(tmp_path):
         load_examples(section(tmp_path / "none.jsonl"), "train")
     with pytest.raises(DataError, match="does not exist"):
         load_file(tmp_path / "none.jsonl")
-    (tmp_path / "own.txt").write_text("x")
-    with pytest.raises(DataError, match=r"'\.txt' are not read"):
-        load_examples(section(tmp_path / "own.txt"), "train")
+    (tmp_path / "own.dat").write_text("x")
+    with pytest.raises(DataError, match=r"'\.dat' are not read"):
+        load_examples(section(tmp_path / "own.dat"), "train")
+
+
+# --- GSM8k-AUG's own text files -----------------------------------------------------------------------------------
+
+AUG_LINES = (
+    "A book costs $2. How much do 3 cost, plus 4?||<<2*3=6>> <<6+4=10>> #### 10\n"
+    "\n"
+    "What is 1,200?||#### 1,200\r\n"
+    "Ann has 2 hens. Each lays 3 eggs a day.  How many?||Two hens lay 2*3=6 eggs. So 6. #### 6"
+)
+
+
+def test_text_files_of_gsm8k_aug_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "datasets" / "gsm8k-aug"
+    folder.mkdir(parents=True)
+    for name in ("train", "valid"):
+        (folder / f"{name}.txt").write_bytes(b"\xef\xbb\xbf" + AUG_LINES.encode())
+    (folder / "LICENSE").write_text("MIT")
+    for name, split in ((folder / "valid.txt", "train"), ("gsm8k-aug", "train"), ("gsm8k-aug", "validation")):
+        read = load_examples(section(name, val_size=0), split)
+        assert [(row.steps, row.answer) for row in read][:2] == [(("<<2*3=6>>", "<<6+4=10>>"), "10"), ((), "1200")]
+        assert read[0].question == "A book costs $2. How much do 3 cost, plus 4?"
+    sentences_too = load_file(folder / "valid.txt", "natural_language")
+    assert sentences_too[2].steps == ("Two hens lay 2*3=6 eggs.", "So 6.")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"How many? <<1+1=2>> #### 2", r"line 2 has no '\|\|'"),
+        (b"How many?||<<1+1=2>> 2", "line 2 has no '####'"),
+        (b"How many?||<<1+1=2>>||<<2+1=3>> #### 3", r"line 2 has '\|\|' twice"),
+        (b"How many?||<<1+1=2>> #### ", "line 2: field 'answer' is empty"),
+        (b"||<<1+1=2>> #### 2", "line 2: field 'question' is empty"),
+        (b"\xff||<<1+1=2>> #### 2", r"line 2 is not UTF-8 text \(byte 0\)"),
+    ],
+)
+def test_a_bad_line_of_a_text_file_is_named(tmp_path, line, words):
+    path = tmp_path / "train.txt"
+    path.write_bytes(b"How much is 1 + 1?||<<1+1=2>> #### 2\n" + line + b"\n")
+    with pytest.raises(DataError, match=words):
+        load_examples(section(path), "train")
+
+
+def test_rows_come_first_where_a_folder_has_text_files_too(tmp_path):
+    write(tmp_path / "train.jsonl", rows(3))
+    (tmp_path / "train.txt").write_text("notes of the user")
+    assert len(load_examples(section(tmp_path, val_size=0), "train")) == 3
 
 
 # --- places -------------------------------------------------------------------------------------------------------

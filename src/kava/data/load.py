@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kava.data.example import Example, stable_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
-from kava.data.places import JSON_SUFFIXES, Opened, is_place, open_set
+from kava.data.places import FILE_SUFFIXES, Opened, file_rows, is_place, open_set
 from kava.data.row_checks import REMEMBERED_OF_STREAM, RowChecks, shared
-from kava.data.rows import JsonRows, Rows, TableRows
+from kava.data.rows import Rows, TableRows
 from kava.data.shuffle_buffer import shuffled
 from kava.data.sources import OWN, Source
 from kava.errors import DataError
@@ -52,12 +52,12 @@ def load_examples(
 
 
 def load_file(path: str | Path, cot_type: str = "equation") -> list[Example]:
-    """Every row of one .jsonl or .json file, as for evaluation on the user's file."""
+    """Every row of one .jsonl, .json or .txt file, as for evaluation on the user's file."""
     path = Path(os.path.expanduser(path))
-    if not is_place(path, str(path)) or not path.is_file() or path.suffix not in JSON_SUFFIXES:
-        what = "is not a .jsonl or .json file" if path.exists() else "does not exist"
+    if not is_place(path, str(path)) or not path.is_file() or path.suffix not in FILE_SUFFIXES:
+        what = "is not a .jsonl, .json or .txt file" if path.exists() else "does not exist"
         raise DataError(f"{path} {what}", "give a file with one JSON object per line")
-    return _not_empty(_read(JsonRows(path), OWN, cot_type, path.stem), str(path), "whole")
+    return _not_empty(_read(file_rows(path), OWN, cot_type, path.stem), str(path), "whole")
 
 
 def load_rows(rows: Any, name: str, cot_type: str = "equation") -> list[Example]:

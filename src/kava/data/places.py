@@ -17,6 +17,7 @@ from kava.data.generator import BUILT_IN
 from kava.data.hub import Repo, snapshot
 from kava.data.rows import JsonRows, Rows, TableRows
 from kava.data.sources import OWN, SOURCES, Source, known_source
+from kava.data.text_rows import TextRows
 from kava.errors import DataError, first_line
 from kava.files import looks_like_path
 from kava.progress import progress
@@ -28,6 +29,8 @@ GIVE = "give a known name, a hub name, a file or a folder"
 
 DATASETS = Path("datasets")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIX = ".txt"
+FILE_SUFFIXES = (*JSON_SUFFIXES, TEXT_SUFFIX)  # of one file that is a data set
 ROW_FILES = (*JSON_SUFFIXES, ".parquet", ".arrow", ".csv")
 SPLIT_WORDS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
@@ -71,6 +74,11 @@ def open_set(name: str, config: str | None = None, streaming: bool = False) -> O
         f"data set {name!r} was not found; looked at: {', '.join(searched)}",
         f"give a path to a .jsonl file or a folder, or a hub id with its owner; {nearest(name, known)}",
     )
+
+
+def file_rows(path: Path) -> Rows:
+    """The rows of one file of FILE_SUFFIXES."""
+    return TextRows(path) if path.suffix == TEXT_SUFFIX else JsonRows(path)
 
 
 def local_places(name: str, source: Source) -> list[Path]:
@@ -121,21 +129,21 @@ def data_repo(name: str, config: str | None) -> tuple[Repo, str | None] | None:
 
 
 def _looks_like_path(name: str) -> bool:
-    return looks_like_path(name) or Path(name).suffix in JSON_SUFFIXES
+    return looks_like_path(name) or Path(name).suffix in FILE_SUFFIXES
 
 
 def _open_local(place: Path, source: Source, config: str | None, streaming: bool, label: str | None = None) -> Opened:
     if place.is_file():
-        if place.suffix not in JSON_SUFFIXES:
+        if place.suffix not in FILE_SUFFIXES:
             raise DataError(f"{place}: files of the kind {place.suffix!r} are not read", "use .jsonl, or a folder")
-        return Opened(source, str(place), {}, JsonRows(place))
+        return Opened(source, str(place), {}, file_rows(place))
     label = label or str(place)
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         return _opened(_load(label, "load_from_disk", str(place)), source, str(place), label)
     inner = place / (config or source.config or "main")
     folders = [inner, place] if inner.is_dir() else [place]
     for folder in folders:
-        splits = _split_files(folder)
+        splits = _split_files(folder, JSON_SUFFIXES) or _split_files(folder, (TEXT_SUFFIX,))
         if splits:
             return Opened(source, str(folder), splits)
         single = [f for f in sorted(folder.iterdir()) if f.suffix in JSON_SUFFIXES and "dataset_info" not in f.name]
@@ -147,16 +155,16 @@ def _open_local(place: Path, source: Source, config: str | None, streaming: bool
     return _opened(table, source, str(folders[0]), label)
 
 
-def _split_files(folder: Path) -> dict[str, Rows]:
+def _split_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Rows]:
     """train.jsonl, validation.jsonl (valid, val, dev), test.jsonl; something_train.jsonl is a train file, too."""
     splits: dict[str, Rows] = {}
     for file in sorted(folder.iterdir()):
         word = re.split(r"[_\-.]", file.stem)[-1].lower()
-        if file.is_file() and file.suffix in JSON_SUFFIXES and word in SPLIT_WORDS:
+        if file.is_file() and file.suffix in suffixes and word in SPLIT_WORDS:
             split = SPLIT_WORDS[word]
             if split in splits:
                 raise DataError(f"{folder} has two {split} files, one of them {file.name}", "keep one of them there")
-            splits[split] = JsonRows(file)
+            splits[split] = file_rows(file)
     return splits
 
 

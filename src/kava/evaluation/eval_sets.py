@@ -12,7 +12,7 @@ from kava.config import DatasetConfig, GeneratorConfig, Recipe
 from kava.data.example import Example, content_hash
 from kava.data.generator import BUILT_IN, FORMS, Generator
 from kava.data.load import load_examples, load_file, load_rows
-from kava.data.places import JSON_SUFFIXES
+from kava.data.places import FILE_SUFFIXES
 from kava.data.sources import known_source
 from kava.errors import ConfigError, DataError
 
@@ -66,13 +66,13 @@ def short_name(name: str) -> str:
     source = known_source(name) or known_source(Path(name).name)
     if source is not None:
         return source.name
-    return Path(name).stem if Path(name).suffix in JSON_SUFFIXES else Path(name).name
+    return Path(name).stem if Path(name).suffix in FILE_SUFFIXES else Path(name).name
 
 
 def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     own = recipe.dataset
     check_characters(name, "the name of the data set")
-    if Path(name).suffix in JSON_SUFFIXES:
+    if Path(name).suffix in FILE_SUFFIXES:
         return load_file(name, own.cot_type)
     config = own.config if name == own.name else None
     generator = own.generator if name in BUILT_IN else GeneratorConfig()
