@@ -198,7 +198,7 @@ def run(folder: Path, shape: str, *settings: str, **starved: Any) -> tuple[dict[
     """Weights, log and trainer after three updates of two times four examples."""
     settings = (
         "training.gradient_accumulation_steps=2", "training.max_steps=3", "training.learning_rate=0.01",
-        "training.on_oom=reduce_batch", "system.device=cpu", "logging.report_to=[]",
+        "training.on_oom=reduce_batch", "system.device=cpu", "system.sharding=none", "logging.report_to=[]",
         *(["projector.dropout=0"] if "down" in shape else []),
         *(() if any(one.startswith("training.batch_size") for one in settings) else ("training.batch_size=4",)),
         *(() if any(one.startswith("logging.") for one in settings) else ("logging.logging_steps=1",)),

@@ -46,7 +46,7 @@ def one_update(
     settings = [
         f"training.batch_size={samples}", f"training.gradient_accumulation_steps={steps}", "training.max_steps=1",
         "training.gradient_clipping=0", "system.device=cpu", "logging.report_to=[]", "logging.logging_steps=1",
-        f"training.tokens_per_piece={budget}",
+        f"training.tokens_per_piece={budget}", "system.sharding=none",
     ]  # fmt: skip
     recipe, batch = load_recipe("debug", settings), zoo.batch(EIGHT)
     kind = objective(zoo.latent_model("llama-gqa"), packed)
