@@ -10,6 +10,7 @@ from torch import Tensor
 from kava.align import rope
 from kava.backbone.attention import KV
 from kava.backbone.families import Family
+from kava.backbone.joined import at
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,17 @@ def join(*parts: KV) -> KV:
         (torch.cat([k for k, _ in layer], dim=2), torch.cat([v for _, v in layer], dim=2))
         for layer in zip(*parts, strict=True)
     ]
+
+
+def right_aligned(prefix: KV, known: Tensor, width: int) -> tuple[KV, Tensor]:
+    """The prefix and its mask [B, P] in `width` columns: the real ones at the end in their order, padding before them."""
+    behind = known.flip(1).cumsum(1).flip(1)  # real columns from this one on
+    place = torch.where(known, width - behind, width)  # the last column takes what is padding
+    source = torch.zeros(len(known), width + 1, dtype=torch.long, device=known.device)
+    columns = torch.arange(known.shape[1], device=known.device).expand_as(known)
+    source = source.scatter(1, place, columns)[:, :width]
+    aligned = torch.arange(width, device=known.device) >= width - known.sum(1)[:, None]
+    return [(at(k, source), at(v, source)) for k, v in prefix], aligned
 
 
 def unrotate(keys: Tensor, decoder: Any, positions: Tensor) -> Tensor:

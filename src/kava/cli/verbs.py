@@ -25,6 +25,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("distill", "Train and use", "train a student on a separate teacher, with settings that fit this machine"),
     Verb("infer", "Train and use", "ask a trained student questions, one at a time or from a file"),
     Verb("export", "Train and use", "write a student for other programs: transformers alone, prompt embeddings"),
+    Verb("serve", "Train and use", "answer over HTTP as OpenAI's API does: batches that questions join, streaming"),
     Verb("show", "Measure", "one run: its state, learning curve, results and next commands"),
     Verb("runs", "Measure", "every run under a folder: recipe, seed, state, update, loss, best validation"),
     Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),

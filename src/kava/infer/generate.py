@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kava.backbone.attention import KV
-from kava.backbone.kv import Pass
+from kava.backbone.kv import Pass, right_aligned
 from kava.backbone.masks import causal_mask, pick, positions, previous
 from kava.backbone.model import LatentModel
 from kava.infer.checks import MODES
@@ -28,19 +28,36 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class _State:
+class DecodingState:
     """The last hidden state [B, E] of each row, the KV cache before it, and the cache's mask."""
 
     hidden: Tensor
     prefix: KV
     known: Tensor
 
-    def of(self, rows: list[int]) -> "_State":
+    def of(self, rows: list[int]) -> "DecodingState":
         """The state of some rows, in this order; a row may be named several times."""
         if rows == list(range(len(self.hidden))):
             return self
         index = torch.tensor(rows, device=self.hidden.device)
-        return _State(self.hidden[index], [(k[index], v[index]) for k, v in self.prefix], self.known[index])
+        return DecodingState(self.hidden[index], [(k[index], v[index]) for k, v in self.prefix], self.known[index])
+
+    def trimmed(self) -> "DecodingState":
+        """The same without the first columns, as far as they are padding in every row."""
+        first = int(self.known.any(0).int().argmax())
+        if first == 0:
+            return self
+        prefix = [(k[:, :, first:], v[:, :, first:]) for k, v in self.prefix]
+        return DecodingState(self.hidden, prefix, self.known[:, first:])
+
+    @classmethod
+    def stacked(cls, states: Sequence["DecodingState"]) -> "DecodingState":
+        """The rows of all states, one behind the other: each row's real columns at the end, padding before them."""
+        width = max(int(state.known.sum(1).max()) for state in states)
+        parts = [right_aligned(state.prefix, state.known, width) for state in states]
+        layers = zip(*(prefix for prefix, _ in parts), strict=True)
+        prefix = [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]
+        return cls(torch.cat([state.hidden for state in states]), prefix, torch.cat([known for _, known in parts]))
 
 
 @torch.inference_mode()
@@ -70,7 +87,7 @@ def generate(
     if sampling.temperature > 0:
         ids = [question[row][mask[row]].tolist() for row in rows]
         draws = sampling.draws(ids, numbers or [0] * len(rows), max_new_tokens)
-    state = _prefill(model, question, mask, lead, mode, latents).of(rows)
+    state = prefill(model, question, mask, lead, mode, latents).of(rows)
     rounds = model.rounds if mode == "latent" else 0
     out = [Generation() for _ in state.hidden]
     alive = list(range(len(out)))  # the place in `out` of each row of the state
@@ -91,7 +108,7 @@ def generate(
             break
         if len(going) < len(values):
             alive, token, state = [alive[i] for i in going], token[going], state.of(going)
-        state = _extend(model, model.embed(token[:, None]), state.prefix, state.known)
+        state = extend(model, model.embed(token[:, None]), state.prefix, state.known)
     return out
 
 
@@ -108,9 +125,9 @@ def think(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
     return think_with_prefix(model, question, mask)[0]
 
 
-def _prefill(
+def prefill(
     model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str, latents: Tensor | None
-) -> _State:
+) -> DecodingState:
     """The state before the first generated token."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}, known: {MODES}")
@@ -124,16 +141,16 @@ def _prefill(
         slots = model.slots(rows)[:, :1] if mode == "direct" else model.slots(rows)
         return _read(model, question, mask, torch.cat([slots, after], 1))
     latents, prefix, known = think_with_prefix(model, question, mask, latents)
-    return _extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)
+    return extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)
 
 
-def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> _State:
+def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> DecodingState:
     """One pass over [Q, after]."""
     ids = torch.cat([question, after], dim=1)
     known = torch.cat([mask, torch.ones_like(after, dtype=torch.bool)], dim=1)
     out = model.run(model.embed(ids), positions(known), causal_mask(known))
     last = previous(torch.nn.functional.pad(known, (0, 1)))[:, -1]
-    return _State(pick(out.hidden, last), out.kv(slice(None)), known)
+    return DecodingState(pick(out.hidden, last), out.kv(slice(None)), known)
 
 
 def think_with_prefix(
@@ -152,12 +169,12 @@ def think_with_prefix(
     return latents.to(first.hidden), prefix, known
 
 
-def _extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> _State:
+def extend(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor) -> DecodingState:
     """The state after embeds [B, T, E]."""
     out = run_after(model, embeds, prefix, known, joined=True)
     assert out.joined is not None
     real = torch.ones_like(embeds[..., 0], dtype=torch.bool)
-    return _State(out.hidden[:, -1], out.joined, torch.cat([known, real], 1))
+    return DecodingState(out.hidden[:, -1], out.joined, torch.cat([known, real], 1))
 
 
 def run_after(model: LatentModel, embeds: Tensor, prefix: KV, known: Tensor, joined: bool = False) -> Pass:

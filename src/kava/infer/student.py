@@ -143,7 +143,7 @@ class Student:
         for i, problem in self.too_long(questions, mode, max_new_tokens).items():
             raise DataError(f"question {i + 1}: {problem}", "ask a shorter question, or lower max_new_tokens")
         limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self.lead(mode)
-        encoded, model = self.encode(questions), self._answering()
+        encoded, model = self.encode(questions), self.answering()
         source = list(range(len(encoded)))  # whose answers each question gets
         if latents is None and (sampling.temperature == 0 or sampling.seed is not None):
             first: dict[tuple[int, ...], int] = {}
@@ -156,10 +156,10 @@ class Student:
             rows = [encoded[i] for i in places]
             distinct = rows if latents is not None else [list(row) for row in dict.fromkeys(map(tuple, rows))]
             copies = None if latents is not None else [distinct.index(row) for row in rows]
-            ids, mask = self._padded(distinct)
-            eos = self._encoder.eos
+            ids, mask = self.padded(distinct)
+            eos = self.eos
             made = generate(model, ids, mask, lead, eos, limit, mode, sampling, replaced, copies, numbers)
-            answers.update(zip(batch, (self._read(generation, mode) for generation in made), strict=True))
+            answers.update(zip(batch, (self.read(generation, mode) for generation in made), strict=True))
         if samples is None:
             return [answers[i, 0] for i in source]
         return [[answers[i, number] for number in range(count)] for i in source]
@@ -170,11 +170,11 @@ class Student:
         if not self.model.feeds_back:
             raise ConfigError("this student thinks no latents: T or M is 0")
         latents = torch.empty(len(questions), self.model.latent.num_tokens, self.model.config.hidden_size)
-        encoded, model = self.encode(questions), self._answering()
+        encoded, model = self.encode(questions), self.answering()
         batches = self._batches(encoded, range(len(encoded)), batch_size)
         for batch in track(batches, "latents", unit="batches", show=progress):
             rows = [place for place, _ in batch]
-            latents[rows] = think(model, *self._padded([encoded[i] for i in rows])).float().cpu()
+            latents[rows] = think(model, *self.padded([encoded[i] for i in rows])).float().cpu()
         return latents
 
     def by_length(self, questions: Sequence[str]) -> list[int]:
@@ -182,7 +182,7 @@ class Student:
         encoded = self.encode(questions)
         return self._sorted(encoded, range(len(encoded)))
 
-    def _answering(self) -> LatentModel:
+    def answering(self) -> LatentModel:
         """The model with its adapters folded in, as of now; the model itself where they have to be exact."""
         self.model.eval()
         if self.exact_adapters or not has_adapters(self.model):
@@ -224,8 +224,8 @@ class Student:
         most = self.model.max_positions
         if most is None:
             return {}
-        limit, lead = max_new_tokens or self.recipe.evaluation.max_new_tokens, self.lead(mode or own_mode(self.recipe))
-        more = 2 + self.model.latent.num_tokens + len(lead) + limit
+        limit = max_new_tokens or self.recipe.evaluation.max_new_tokens
+        more = self.columns_after(mode or own_mode(self.recipe), limit, self.model.latent.num_tokens)
         return {
             i: f"{len(row)} tokens and {more} more for thought and answer do not fit into the model's {most} positions: "
             f"{questions[i][:60]!r}"
@@ -233,15 +233,24 @@ class Student:
             if len(row) + more > most
         }
 
+    def columns_after(self, mode: str, max_new_tokens: int, num_latents: int) -> int:
+        """Positions that thought and answer take at most, after the question."""
+        return 2 + num_latents + len(self.lead(mode)) + max_new_tokens
+
     def encode(self, questions: Sequence[str]) -> list[list[int]]:
         """The ids of each question, as the student reads it."""
         return self._encoder.questions(questions)
 
     def _encoded(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids and mask [B, Q]."""
-        return self._padded(self.encode(questions))
+        return self.padded(self.encode(questions))
 
-    def _padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    @property
+    def eos(self) -> int:
+        return self._encoder.eos
+
+    def padded(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """ids and mask [B, Q] of encoded questions, on the model's device."""
         ids, mask = Collator(self.tokenizer.pad_token_id).pad(rows)
         return ids.to(self.model.device), mask.to(self.model.device)
 
@@ -249,7 +258,8 @@ class Student:
         """The cue's tokens if it is given; a written chain of thought always writes its own."""
         return self._encoder.cue if mode != "cot" and self.recipe.evaluation.cue == "given" else []
 
-    def _read(self, generation: Generation, mode: str) -> Answer:
+    def read(self, generation: Generation, mode: str) -> Answer:
+        """The Answer that a generation in this mode is."""
         text = self.tokenizer.decode(generation.tokens, skip_special_tokens=True).strip()
         value = answers.flexible(f"{CUE} {text}" if self.lead(mode) else text)
         passes, truncated = generation.forward_passes, generation.truncated
