@@ -23,6 +23,7 @@ from kava.backbone.families import family_of
 from kava.backbone.load import assemble, build_model
 from kava.cli.main import main
 from kava.config import load_recipe
+from kava.export import head
 from kava.export.card import check_export
 from kava.export.folder import export_folder
 from kava.infer.student import Student
@@ -245,6 +246,14 @@ def test_a_deleted_tensor_is_named(exported: Path, checkpoint: Path, tmp_path: P
                 alone(broken, rows)
             with pytest.raises(Exception, match="sha256"):
                 check_export(broken)
+
+
+def test_kava_never_runs_the_folders_code(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harmful = tmp_path / "generate.py"
+    harmful.write_text("raise SystemExit('this code was run')")
+    monkeypatch.setattr(head, "SOURCE", harmful)
+    assert export_folder(checkpoint, tmp_path / "out", questions=QUESTIONS).equal == 5
+    assert (tmp_path / "out" / "custom_generate" / "generate.py").read_text() == harmful.read_text()
 
 
 def test_the_card_names_every_file_and_nothing_of_this_machine(exported: Path, checkpoint: Path) -> None:

@@ -12,11 +12,12 @@ from kava import __version__
 from kava.backbone.artifact import load_student
 from kava.backbone.card import CARD, file_hash, method_of
 from kava.backbone.plain import check_plain, plain_bytes, save_plain, stored_names
+from kava.backbone.silence_libraries import silence_libraries
 from kava.config import Recipe
 from kava.config.trust import code_allowed
 from kava.errors import ConfigError, RunError
 from kava.export.card import is_unchanged_export, write_export_card
-from kava.export.head import generation_settings, prompt_tokenizer, write_head
+from kava.export.head import generation_settings, prompt_tokenizer, write_head, write_source
 from kava.export.parity import answers_of, exported_answers
 from kava.files import new_folder
 from kava.infer.checks import own_mode, stored_recipe
@@ -82,6 +83,7 @@ def export_folder(
         raise ConfigError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
     check_target(folder)
     _check_room(folder, sum(planned_sizes(checkpoint, recipe, dtype, trust_remote_code).values()))
+    silence_libraries()
     model, tokenizer, recipe = load_student(checkpoint, base, trust_remote_code)
     student = Student(model, tokenizer, recipe, checkpoint)
     limit = recipe.evaluation.max_new_tokens
@@ -95,6 +97,7 @@ def export_folder(
         tensors = check_plain(model.causal_lm, partial)
         write_head(student, partial, stored_names(partial))
         answers = exported_answers(partial, student, questions, limit) if questions else []
+        write_source(partial)
         equal = sum(answer == told for answer, told in zip(answers, wanted, strict=True))
         written = str(next(model.causal_lm.parameters()).dtype).removeprefix("torch.")
         facts = {

@@ -35,8 +35,10 @@ def generate(model, input_ids=None, attention_mask=None, inputs=None, mode=None,
     for name in ("custom_generate", "trust_remote_code"):  # what led here
         arguments.pop(name, None)
     ids = inputs if input_ids is None else input_ids
-    if ids is None or arguments.get("inputs_embeds") is not None:
-        raise ValueError("give the question as input_ids: its latents are thought from it")
+    if arguments.get("inputs_embeds") is not None:  # a finished prompt
+        return GenerationMixin.generate(model, ids, attention_mask=attention_mask, **arguments)
+    if ids is None:
+        raise ValueError("give the question as input_ids")
     if attention_mask is None and (ids == model.generation_config.pad_token_id).any():
         raise ValueError("input_ids hold the padding token: give the attention_mask, too")
     mask = torch.ones_like(ids) if attention_mask is None else attention_mask.to(ids)
@@ -75,13 +77,14 @@ def prompt_embeddings(model, ids, mask, mode=None):
 def think(model, head, question, mask, tokens):
     """e_1 .. e_M, [B, M, E]: the latents' input embeddings in their last pass."""
     cache, latents = DynamicCache(), head.num_latents
+    decoder = next(part for part in (model.get_decoder(), model.base_model) if part is not model)  # varies by family
 
     def run(embeds):
         """Hidden states of `embeds` after what the cache holds; they are added to it."""
         columns = cache.get_seq_length() + embeds.shape[1]
         real = nn.functional.pad(mask, (0, columns - mask.shape[1]), value=1)
         positions = (real.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
-        return model.get_decoder()(
+        return decoder(
             inputs_embeds=embeds, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
 

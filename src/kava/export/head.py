@@ -56,14 +56,18 @@ def projection_weights(model: LatentModel) -> dict[str, Tensor]:
 
 
 def write_head(student: Student, folder: Path, weights: dict[str, list[str]]) -> None:
-    """Writes custom_generate/: generate.py, the settings and the projection. `weights`: the model's names by file."""
+    """Writes into custom_generate/ the settings and the projection. `weights`: the model's names by file."""
     target = folder / FOLDER
     make_folder(target)
-    write_text(target / SOURCE.name, SOURCE.read_text(encoding="utf-8"))
     if projection := projection_weights(student.model):
         save_file(projection, target / WEIGHTS)
         usual_mode(target / WEIGHTS)
     write_json(target / SETTINGS, head_settings(student) | {"weights": weights})
+
+
+def write_source(folder: Path) -> None:
+    """Writes custom_generate/generate.py. transformers 4.57 runs it wherever it loads the folder, so it comes last."""
+    write_text(folder / FOLDER / SOURCE.name, SOURCE.read_text(encoding="utf-8"))
 
 
 def prompt_tokenizer(tokenizer: Any, recipe: Recipe) -> Any:
