@@ -35,6 +35,7 @@ VERBS = {  # BAD is a place that cannot be written
     "extract": ["extract", "--config", "explicit_embedded", "--output_dir", "BAD"],
     "evaluate": ["evaluate", "--checkpoint", "student", "--output", "BAD/results.yaml"],
     "selection": ["selection", "--checkpoint", "student", "--output", "BAD.json"],
+    "lens": ["lens", "student", "--questions", "1+1?", "--output", "BAD.json"],
     "bench": ["bench", "latent", "--checkpoint", "student", "--output", "BAD.json"],
     "align": ["align", "precompute", "--student_model", "x", "--teacher_model", "y", "--dataset_name", "chains",
               "--output", "BAD"],

@@ -35,6 +35,7 @@ USAGES = {
     "evaluate": Usage((*STUDENT, "--limit", "1", "--output", "new"), ("latent_student", "base")),
     "rescore": Usage((PREDICTIONS,), ("results",)),
     "selection": Usage((*STUDENT, "--examples", "1"), ("latent_student", "base")),
+    "lens": Usage(("latent_student", "--questions", "1+1?"), ("latent_student", "base")),
     "bench decode": Usage(("--checkpoint", "latent_student"), ("latent_student", "base"), cheap=False),
     "smoke": Usage((), cheap=False),
     "env": Usage((), cheap=False),
@@ -181,7 +182,7 @@ def unknown_flags(draw: st.DrawFn) -> Case:
     usage = USAGES[verb]
     if flag in ("--", "-1") and not usage.cheap:
         flag, wrong = "--nothing_of_this_name", "an unknown flag"
-    if verb in ("infer", "export"):  # the list of questions takes a word such as -1 or -x
+    if verb in ("infer", "export", "lens"):  # the list of questions takes a word such as -1 or -x
         return _case(verb, (flag, *usage.words), wrong if flag.startswith("--") else "")
     return _case(verb, (*usage.words, flag), wrong)
 
@@ -208,7 +209,7 @@ def odd_words(draw: st.DrawFn) -> Case:
     takes_words = verb in ("rescore", "report", "jobs", "show", "runs", "data check")
     if place == "instead" and takes_words:
         return _case(verb, (word, *usage.words[1:]), "")
-    if takes_words or verb in ("infer", "export") or verb == "aggregate":  # their lists take it
+    if takes_words or verb in ("infer", "export", "lens") or verb == "aggregate":  # their lists take it
         return _case(verb, (*usage.words, word), "")
     return _case(verb, (*usage.words, word), f"{word[:30]!a} has no place here")
 

@@ -20,7 +20,7 @@ LEVEL = {
     **dict.fromkeys(("latents", "compress", "losses", "align", "fuse"), 1.0),
     **dict.fromkeys(("backbone", "data"), 2.0),
     **{"teachers": 3.0, "objective": 3.5},
-    **{"infer": 4.0, "evaluation": 4.3, "training": 4.6, "export": 4.7, "serve": 4.8, "api": 4.9},
+    **{"infer": 4.0, "evaluation": 4.3, "lens": 4.5, "training": 4.6, "export": 4.7, "serve": 4.8, "api": 4.9},
     **{"machine": 5.0, "cluster": 5.0, "lab": 5.5},
     **{"cli": 6.0, "__main__": 7.0},
 }

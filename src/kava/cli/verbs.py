@@ -31,6 +31,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),
     Verb("rescore", "Measure", "score saved predictions again, without the model"),
     Verb("selection", "Measure", "show which tokens of the chain of thought each compressor keeps"),
+    Verb("lens", "Measure", "look into a student's latents: nearest tokens, attention, what each is worth"),
     Verb("bench", "Measure", "measure speed, after checking that the fast and the plain way agree"),
     Verb("smoke", "Measure", "self-test: try every component once"),
     Verb("env", "Measure", "check this machine: device, paths, packages; recommend settings"),

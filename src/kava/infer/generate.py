@@ -1,6 +1,6 @@
 """Batched generation: think in latents, then decode with a full KV cache. The teacher is not used."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -154,18 +154,33 @@ def _read(model: LatentModel, question: Tensor, mask: Tensor, after: Tensor) -> 
 
 
 def think_with_prefix(
-    model: LatentModel, question: Tensor, mask: Tensor, latents: Tensor | None = None
+    model: LatentModel,
+    question: Tensor,
+    mask: Tensor,
+    latents: Tensor | None = None,
+    watch: Callable[[Tensor | None, Tensor], None] = lambda embeds, hidden: None,
 ) -> tuple[Tensor, KV, Tensor]:
     """Pass 0 and all rounds but the last: the latents [B, M, E] (or those given) as input embeddings of their last pass,
-    and the KV of [Q, <bot>] with its mask."""
+    and the KV of [Q, <bot>] with its mask.
+
+    `watch` is called after every pass: (None, hidden [B, 1 + M, E] at <bot> and the slots), then for each round its inputs
+    and its hidden states.
+    """
     slots = model.slots(len(question))
     ids = torch.cat([question, slots], dim=1)
     real = torch.cat([mask, torch.ones_like(slots, dtype=torch.bool)], dim=1)
     first = model.run(model.embed(ids), positions(real), causal_mask(real))
     bot = question.shape[1]
     prefix, known = first.kv(slice(0, bot + 1)), real[:, : bot + 1]
+    watch(None, first.hidden[:, bot:])
+
+    def run(embeds: Tensor) -> Tensor:
+        hidden = run_after(model, embeds, prefix, known).hidden
+        watch(embeds, hidden)
+        return hidden
+
     if latents is None:
-        latents = model.think(first.hidden[:, bot:], lambda embeds: run_after(model, embeds, prefix, known).hidden)
+        latents = model.think(first.hidden[:, bot:], run)
     return latents.to(first.hidden), prefix, known
 
 
