@@ -92,14 +92,14 @@ def until_end(row: list[int], end: int) -> list[int]:
 
 def student_tokens(student: Student, monkeypatch: pytest.MonkeyPatch, **options: object) -> list[list[int]]:
     """The ids of Student.answer, which gives their text."""
-    read, told = student._read, {}
+    read, told = student.read, {}
 
     def spy(generation, *rest):
         answer = read(generation, *rest)
         told[id(answer)] = list(generation.tokens)
         return answer
 
-    monkeypatch.setattr(student, "_read", spy)
+    monkeypatch.setattr(student, "read", spy)
     answers = student.answer(QUESTIONS, **options)
     return [told[id(answer)] for answer in answers]
 
