@@ -21,6 +21,13 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
+def merge(model: LatentModel) -> Any:
+    """The causal LM of the student after its adapters were merged into the weights, in place."""
+    if hasattr(model.backbone, "merge_and_unload"):
+        model.backbone = model.backbone.merge_and_unload()
+    return model.backbone
+
+
 def save_plain(
     model: LatentModel, tokenizer: Any, folder: Path, dtype: torch.dtype | None = None, **generation: Any
 ) -> None:
@@ -28,9 +35,7 @@ def save_plain(
 
     `generation`: the fields of generation_config.json, in place of all that the base model has.
     """
-    lm = model.backbone
-    if hasattr(lm, "merge_and_unload"):
-        lm = model.backbone = lm.merge_and_unload()
+    lm = merge(model)
     if dtype is not None:
         lm.to(dtype)
     if generation:

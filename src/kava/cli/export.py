@@ -28,6 +28,9 @@ def export(
     embeds: Annotated[
         Path | None, typer.Option(help="write the prompt embeddings of questions to this .safetensors file")
     ] = None,
+    gguf: Annotated[
+        Path | None, typer.Option(help="write a .gguf file for llama.cpp, and an .npz file of the same name")
+    ] = None,
     questions: Annotated[
         list[str] | None, typer.Option(help='questions for --embeds or --check: "q1" "q2" ...')
     ] = None,
@@ -40,12 +43,12 @@ def export(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> int:
-    """Write a student as an ordinary model of its family, or its questions as prompt embeddings.
+    """Write a student as an ordinary model of its family, its questions as prompt embeddings, or a file for llama.cpp.
 
     DIR: adapters folded in, tokenizer, generation settings and a small latent head; transformers alone answers with it,
     through the generate.py inside. Every weight is read back and compared. docs/export.md says how each engine uses it.
     """
-    _check_flags(folder, dtype, check, embeds, questions, input_file, dry_run)
+    _check_flags(folder, dtype, check, embeds, gguf, questions, input_file, dry_run)
     prompts = read_questions(input_file) if input_file is not None else [text.strip() for text in questions or ()]
     check_questions(prompts)
     recipe = stored_recipe(checkpoint)
@@ -54,6 +57,8 @@ def export(
 
         sources = [*([input_file] if input_file else []), *student_files(checkpoint)]
         check_outputs([Output("--embeds", embeds, embeds_of_ours)], sources, overwrite)
+    if gguf is not None:
+        _check_gguf(checkpoint, gguf, dtype, overwrite)
     with loading_libraries():
         from kava.export.folder import check_target, export_folder, planned_sizes
 
@@ -79,18 +84,26 @@ def export(
         lengths = _write_embeds(checkpoint, embeds, prompts, base, trust_remote_code)
         document |= {"embeds": str(embeds), "lengths": lengths}
         lines.append(f"wrote {embeds}: {len(lengths)} prompts of {min(lengths)} to {max(lengths)} embeddings")
+    if gguf is not None:
+        files = _write_gguf(checkpoint, gguf, dtype, base, trust_remote_code)
+        document |= {"gguf": files}
+        lines.append(f"wrote {' and '.join(files)}")
     show_result(document, "\n".join(lines), quiet)
     return 0 if passed else 1
 
 
 def _check_flags(
-    folder: Path | None, dtype: str | None, check: int, embeds: Path | None, questions: list[str] | None,
+    folder: Path | None, dtype: str | None, check: int, embeds: Path | None, gguf: Path | None, questions: list[str] | None,
     source: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
-    if folder is None and embeds is None:
-        raise ConfigError("nothing to write", "name a folder: kava export CHECKPOINT DIR, or --embeds FILE")
+    if folder is None and embeds is None and gguf is None:
+        raise ConfigError("nothing to write", "name a folder: kava export CHECKPOINT DIR, or --embeds or --gguf FILE")
     if folder is None:
-        for flag, value in {"--dtype": dtype, "--check": check or None, "--dry_run": dry_run or None}.items():
+        for flag, value in {
+            "--dtype": None if gguf else dtype,
+            "--check": check or None,
+            "--dry_run": dry_run or None,
+        }.items():
             if value is not None:
                 raise ConfigError(f"{flag} has no effect without DIR", "name the folder to export to, or leave it out")
     if questions is not None and source is not None:
@@ -125,3 +138,24 @@ def _write_embeds(
     rows = prompt_embeds(student, prompts)
     write_embeds(path, rows)
     return [len(row) for row in rows]
+
+
+def _check_gguf(checkpoint: Path, path: Path, dtype: str | None, overwrite: bool) -> None:
+    """Refuses, before weights are read, what cannot be written or has no place."""
+    if path.suffix != ".gguf":
+        raise ConfigError(f"--gguf {path} does not end in .gguf", "name it so: the file beside it ends in .npz")
+    from kava.export.gguf_file import check_gguf, gguf_of_ours, head_of_ours
+
+    check_gguf(dtype)
+    outputs = [Output("--gguf", path, gguf_of_ours), Output("--gguf", path.with_suffix(".npz"), head_of_ours)]
+    check_outputs(outputs, student_files(checkpoint), overwrite)
+
+
+def _write_gguf(
+    checkpoint: Path, path: Path, dtype: str | None, base: str | None, trust_remote_code: bool
+) -> list[str]:
+    from kava.export.gguf_file import write_gguf
+    from kava.infer.student import Student
+
+    student = Student.from_pretrained(checkpoint, "cpu", base, trust_remote_code)
+    return [str(file) for file in write_gguf(student, path, dtype)]
