@@ -8,7 +8,7 @@ const kavaLens = (() => {
     return node;
   };
   const under = (parent, ...nodes) => { parent.append(...nodes); return parent; };
-  const fixed = (value, digits) => value === null || value === undefined ? "\u2013" : value.toFixed(digits);
+  const fixed = (value, digits) => value === null || value === undefined ? "\u2013" : value.toFixed(digits).replace(/^-(0\.0*)$/, "$1");
   const latent = (i) => "z" + (i + 1);
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const visible = (token) => token.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5") || "\u2205";
@@ -48,10 +48,10 @@ const kavaLens = (() => {
       summary ? (one.accuracy === null ? "\u2013" : fixed(100 * one.accuracy, 1) + " %") : (one.answer === null ? "" : one.answer),
     ]);
     return table("What the answer loses",
-      ["replaced by", "latent", "own answer loses", "gold answer loses", "same answer", summary ? "correct" : "answer then"], rows);
+      ["by", "latent", "own loses", "gold loses", "same answer", summary ? "correct" : "answer then"], rows);
   }
   function attention(view) {
-    const box = make("div"), pick = make("select"), labelled = make("label", "tokens ");
+    const box = make("div"), pick = make("select"), labelled = make("label", "weights ");
     [["mean over heads", view.mean], ["largest of the heads", view.most]].forEach(([name], i) => {
       const option = make("option", name); option.value = i; pick.append(option);
     });
