@@ -159,6 +159,42 @@ def answer(
 
 
 @app.command()
+def serve(
+    checkpoint: Checkpoint,
+    clients: Annotated[int, typer.Option(min=1, max=1000, help="connections that ask at the same time")] = 200,
+    requests: Annotated[int, typer.Option(min=1, help="requests of a round, shared by the clients")] = 400,
+    questions: Annotated[int, typer.Option(min=1, help="different ones, of the test set")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=1024, help="longest answer")] = 32,
+    max_batch: Annotated[int, typer.Option(min=2, max=4096, help="answers made at once by the batching server")] = 64,
+    repeats: Repeats = 1,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> int:
+    """A student's server under load, batching on against off: requests a second, p50 and p95 of the time of one.
+
+    Every answer is compared with the library's; if one differs, no times are given and the exit code is 1.
+    """
+    from kava.cli.serve import check_packages
+    from kava.infer.checks import stored_recipe, student_files
+
+    check_packages()
+    recipe = stored_recipe(checkpoint)
+    prepare(0, output, overwrite, student_files(checkpoint))
+    with loading_libraries():
+        from kava.evaluation.eval_sets import load_eval_set
+        from kava.infer.student import Student
+        from kava.lab.bench.serve import bench as run
+        from kava.lab.bench.serve import serve_text
+
+    items = load_eval_set(recipe, recipe.evaluation.datasets[0], questions).examples
+    student = Student.from_pretrained(checkpoint)
+    texts = [item.question for item in items]
+    result = run(checkpoint, student, texts, requests, clients, max_new_tokens, max_batch, repeats, progress=not quiet)
+    return show_or_fail(result, serve_text, "the answers differ", quiet, output)
+
+
+@app.command()
 def train(
     layers: Layers = 6,
     width: Width = 512,

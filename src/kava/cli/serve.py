@@ -14,6 +14,12 @@ from kava.progress import loading_libraries
 PACKAGES = ("fastapi", "uvicorn")
 
 
+def check_packages() -> None:
+    """Raises unless the packages of the server are installed."""
+    if lacking := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"kava serve needs {' and '.join(lacking)}", "pip install 'kava[serve]'")
+
+
 def serve(
     checkpoint: Annotated[Path, typer.Argument(help="folder of a student, such as a run's best_checkpoint")],
     host: Annotated[str, typer.Option(help="address to bind to; one that others can reach needs a key")] = "127.0.0.1",
@@ -48,8 +54,7 @@ def serve(
     """
     from kava.infer.checks import stored_recipe
 
-    if lacking := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"kava serve needs {' and '.join(lacking)}", "pip install 'kava[serve]'")
+    check_packages()
     stored_recipe(checkpoint)
     with loading_libraries():
         import torch
