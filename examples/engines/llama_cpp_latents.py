@@ -32,6 +32,7 @@ class Thinker:
         options = llama.llama_context_default_params()
         options.n_ctx = options.n_batch = options.n_ubatch = columns
         options.embeddings = True
+        options.flash_attn_type = 0  # off: it rounds, and a near tie turns
         if not f16_cache:
             options.type_k = options.type_v = 0  # F32
         self.context = llama.llama_init_from_model(self.model, options)
