@@ -31,6 +31,7 @@ USAGES = {
     "train": Usage(("--config", "debug"), cheap=False),
     "distill": Usage(("--config", "explicit_embedded"), cheap=False),
     "infer": Usage((*STUDENT, "--questions", "1+1?"), ("latent_student", "base")),
+    "push": Usage(("latent_student", "ann/student", "--dry_run"), ("latent_student", "base")),
     "export": Usage(("latent_student", "--embeds", "new", "--questions", "1+1?"), ("latent_student", "base")),
     "evaluate": Usage((*STUDENT, "--limit", "1", "--output", "new"), ("latent_student", "base")),
     "rescore": Usage((PREDICTIONS,), ("results",)),

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, ExactAdapters, MaxNewTokens, Quiet, TrustRemoteCode
+from kava.cli.student import (
+    Base,
+    BatchSize,
+    Checkpoint,
+    Device,
+    ExactAdapters,
+    MaxNewTokens,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+)
 from kava.console import fitted, visible
 from kava.progress import loading_libraries
 
@@ -59,6 +69,7 @@ def evaluate(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     exact_adapters: ExactAdapters = False,
     overwrite: Overwrite = False,

@@ -6,16 +6,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, Quiet, TrustRemoteCode
+from kava.cli.student import Base, Quiet, Revision, TrustRemoteCode
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import read_questions
+from kava.infer.checkpoint import checkpoint_folder
 from kava.infer.checks import check_questions, stored_recipe, student_files
 from kava.outputs import Output, check_outputs
 from kava.progress import loading_libraries
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="folder of a student, such as a run's best_checkpoint")],
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a student, or owner/name on the hub")],
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="the new folder, for transformers alone")
     ] = None,
@@ -39,6 +40,7 @@ def export(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry_run", help="sizes only; writes nothing")] = False,
     base: Base = None,
+    revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -51,6 +53,7 @@ def export(
     _check_flags(folder, dtype, check, embeds, gguf, questions, input_file, dry_run)
     prompts = read_questions(input_file) if input_file is not None else [text.strip() for text in questions or ()]
     check_questions(prompts)
+    checkpoint = checkpoint_folder(checkpoint, revision)
     recipe = stored_recipe(checkpoint)
     if embeds is not None:
         from kava.export.embeds import embeds_of_ours

@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Checkpoint, Device, ExactAdapters, MaxNewTokens, TrustRemoteCode
+from kava.cli.student import Base, BatchSize, Checkpoint, Device, ExactAdapters, MaxNewTokens, Revision, TrustRemoteCode
 from kava.config import BUILTIN_DATASETS, KEYS
 from kava.console import tell
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, answers_of_ours, blocks, problem_row, read_questions, write_answers
+from kava.infer.checkpoint import checkpoint_folder
 from kava.infer.checks import check_config, own_mode, stored_recipe, student_files, untrained
 from kava.outputs import Output, check_outputs
 from kava.progress import loading_libraries
@@ -40,6 +41,7 @@ def infer(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     exact_adapters: ExactAdapters = False,
     overwrite: Overwrite = False,
@@ -52,6 +54,7 @@ def infer(
     """
     batch = mode == "batch" or (mode is None and (questions is not None or input_file is not None))
     _check_inputs(batch, questions, input_file, output_file, quiet)
+    checkpoint = checkpoint_folder(checkpoint, revision, not quiet)
     if output_file is not None:
         sources = [*([input_file] if input_file else []), *student_files(checkpoint)]
         check_outputs([Output("--output_file", output_file, answers_of_ours)], sources, overwrite)

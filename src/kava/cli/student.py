@@ -7,8 +7,11 @@ import typer
 
 Checkpoint = Annotated[
     Path,
-    typer.Option("--checkpoint", "--checkpoint_dir", help="folder of a student, such as a run's best_checkpoint"),
+    typer.Option(
+        "--checkpoint", "--checkpoint_dir", help="folder of a student, such as a run's best_checkpoint, or owner/name"
+    ),
 ]
+Revision = Annotated[str | None, typer.Option(help="of a student on the hub: branch, tag or commit; default: main")]
 MaxNewTokens = Annotated[int | None, typer.Option(min=1, help="longest answer in tokens; default: the recipe's")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="questions at once; changes only the time")]
 Device = Annotated[str, typer.Option(help="device: auto, cpu, cuda, cuda:1, mps")]

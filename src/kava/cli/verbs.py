@@ -26,6 +26,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("infer", "Train and use", "ask a trained student questions, one at a time or from a file"),
     Verb("export", "Train and use", "write a student for other programs: transformers alone, prompt embeddings"),
     Verb("serve", "Train and use", "answer over HTTP as OpenAI's API does: batches that questions join, streaming"),
+    Verb("push", "Train and use", "upload a student to the hub, with a model card made from its results"),
     Verb("show", "Measure", "one run: its state, learning curve, results and next commands"),
     Verb("runs", "Measure", "every run under a folder: recipe, seed, state, update, loss, best validation"),
     Verb("evaluate", "Measure", "accuracy and forward passes of a trained student on a data set"),

@@ -157,16 +157,21 @@ def model_repo(name: str, revision: str | None) -> Repo | None:
 # -- from the hub ------------------------------------------------------------------------------------------------------
 
 
-def plan(repo: Repo, part: str | None = None) -> DownloadPlan:
+def plan(
+    repo: Repo, part: str | None = None, chosen: Callable[[Sequence[File]], list[File]] | None = None
+) -> DownloadPlan:
     """The download plan of a repository, from the hub. `part`: of a dataset only this folder, if it exists; of a model
-    the .gguf file that holds its weights."""
+    the .gguf file that holds its weights. `chosen` picks the files of something else than a model or a dataset."""
     from huggingface_hub import HfApi
 
     with _hub_errors(repo):
         ask = HfApi().model_info if repo.kind == "model" else HfApi().dataset_info
         info = ask(repo.name, revision=repo.revision, files_metadata=True)
     every = [File(entry.rfilename, entry.size or 0) for entry in info.siblings or []]
-    files = model_files(every, part) if repo.kind == "model" else data_files(every, part)
+    if chosen is not None:
+        files = chosen(every)
+    else:
+        files = model_files(every, part) if repo.kind == "model" else data_files(every, part)
     if not files:
         if part is not None:
             names = ", ".join(file.name for file in every if file.name.endswith(".gguf")) or "none"

@@ -16,6 +16,7 @@ from kava.evaluation.overrides import UNCHANGED, EvalOverrides
 from kava.evaluation.result_files import Files, check_writable, files_for, up_to_date, write
 from kava.evaluation.score import cue_of, predict, summary
 from kava.files import is_stream
+from kava.infer.checkpoint import checkpoint_folder, on_hub
 from kava.infer.checks import MODES, check_choice, check_count, own_mode, stored_recipe, student_files, untrained
 from kava.infer.student import Student, device_name, sampling_of
 from kava.outputs import as_path
@@ -68,12 +69,13 @@ def evaluate(
     base: str | None = None,
     trust_remote_code: bool = False,
     exact_adapters: bool = False,
+    revision: str | None = None,
     quiet: bool = False,
     report: Callable[[EvalResult], object] | None = None,
 ) -> list[EvalResult]:
     """Accuracy and forward passes on each set; writes the same files as `kava evaluate`.
 
-    student     a student's folder, such as a run's best_checkpoint, or a Student
+    student     a student's folder, such as a run's best_checkpoint, owner/name on the hub (at `revision`), or a Student
     datasets    a name or path, a list of them, rows [{"question": ..., "answer": ...}, ...], or {name: rows}; None: the
                 sets of the student's recipe
     output      a .yaml or .json file, or a folder; None: beside best_checkpoint
@@ -96,7 +98,8 @@ def evaluate(
             raise ConfigError(message, "give it to Student.from_pretrained")
         recipe, checkpoint = student.recipe, student.folder
     else:
-        recipe, checkpoint = stored_recipe(student), Path(student)
+        checkpoint = checkpoint_folder(student, revision, not quiet)
+        recipe = stored_recipe(checkpoint)
     check_choice("mode", mode, MODES)
     counts = {"limit": limit, "num_steps": num_steps, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
     for name, value in counts.items():
@@ -107,6 +110,8 @@ def evaluate(
         raise ConfigError(f"--output {output} is one file, there are {len(sets)} sets", "give --output a folder")
     if checkpoint is None and output is None:
         raise ConfigError("this student was not loaded from a folder, so results have no place", "give output=FOLDER")
+    if checkpoint is not None and output is None and on_hub(checkpoint):
+        raise ConfigError("results of a student of the hub have no run's folder to go to", "give --output FOLDER")
     if losses and (ablate is not None or how == "direct"):
         what = "--ablate" if ablate is not None else "mode direct"
         raise ConfigError(f"--losses has no effect with {what}", "they are measured with the student's own latents")
@@ -125,7 +130,7 @@ def evaluate(
         facts = {"step": read_card(checkpoint).step, "mode": how}
         pairs = [pair for pair in pairs if not up_to_date(pair[1], facts | {"data_sha256": pair[0].sha256}, losses)]
     if pairs and not isinstance(student, Student):
-        student = Student.from_pretrained(student, device, base, trust_remote_code, exact_adapters)
+        student = Student.from_pretrained(checkpoint or student, device, base, trust_remote_code, exact_adapters)
     results = []
     for items, paths in pairs:
         assert isinstance(student, Student)

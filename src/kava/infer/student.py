@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -17,11 +17,15 @@ from kava.config import Recipe
 from kava.data.collate import Collator
 from kava.data.encode import CUE, Encoder
 from kava.errors import ConfigError, DataError
+from kava.infer.checkpoint import checkpoint_folder
 from kava.infer.checks import MODES, check_choice, check_count, check_questions, own_mode, stored_recipe
 from kava.infer.generate import Generation, generate, think
 from kava.infer.sampling import Sampling
 from kava.progress import progress as progress_of
 from kava.progress import track
+
+if TYPE_CHECKING:
+    from kava.share.push import Pushed
 
 
 @dataclass(frozen=True)
@@ -67,21 +71,33 @@ class Student:
         base: str | None = None,
         trust_remote_code: bool = False,
         exact_adapters: bool = False,
+        revision: str | None = None,
     ) -> "Student":
-        """Loads a student's folder; `base` overrides where a LoRA student's base model is found.
+        """Loads a student's folder, or owner/name from the hub at `revision`; `base` overrides where a LoRA student's base
+        model is found.
 
         `trust_remote_code` lets code run that came with the student or its base; files of the folder cannot.
         `exact_adapters`: LoRA adapters are not folded into the weights.
         """
-        stored = stored_recipe(path)  # its errors say what the folder is instead
+        folder = checkpoint_folder(path, revision)
+        stored = stored_recipe(folder)  # its errors say what the folder is instead
         if exact_adapters and not stored.lora.enabled:
             raise ConfigError(
                 f"--exact_adapters has no effect: {path} has no adapters (lora.enabled is false)", "leave it out"
             )
         silence_libraries()
         with progress_of(f"loading the student {Path(path).name}"):
-            model, tokenizer, recipe = load_student(path, base, trust_remote_code)
-            return cls(model.to(pick_device(device)), tokenizer, recipe, Path(path), exact_adapters)
+            model, tokenizer, recipe = load_student(folder, base, trust_remote_code)
+            return cls(model.to(pick_device(device)), tokenizer, recipe, folder, exact_adapters)
+
+    def push_to_hub(self, repo: str, **options: Any) -> "Pushed":
+        """Uploads the folder that this student was loaded from, with its model card, to owner/name on the hub, in one
+        commit; `options` are those of `kava.share.push.push`: private, merged, revision, licence, ..."""
+        from kava.share.push import push
+
+        if self.folder is None:
+            raise ConfigError("this student was not loaded from a folder", "load it: Student.from_pretrained(FOLDER)")
+        return push(self.folder, repo, **options)
 
     @overload
     def answer(

@@ -1,0 +1,1 @@
+"""A student on the hub: its model card and its upload."""
