@@ -108,6 +108,7 @@ class StoredRecipe(Record):
 
 class DataFacts(Record):
     sha256: str | None = None
+    examples: Count | None = None
 
 
 class RunMeta(Record):
@@ -127,6 +128,7 @@ class RunMeta(Record):
     device: str | None = None
     threads: Count | None = None
     trained_parameters: Count | None = None
+    all_parameters: Count | None = None
     effective_batch_size: Count | None = None
 
 

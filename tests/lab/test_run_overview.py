@@ -90,7 +90,8 @@ def test_a_broken_run_is_a_row_that_says_why(
 
 
 def test_odd_values_are_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path / "run", run="x", data=[], seconds="long", command="kava train", device=3)
+    odd = {"data": [], "seconds": "long", "command": "kava train", "device": 3}
+    run = make_run(tmp_path / "run", run="x", trained_parameters=3, all_parameters=[1], **odd)
     lines = [{"step": "three", "loss": 1.0}, {"step": 4, "loss": None}, {"step": 5, "loss": math.nan}, {"loss": "x"}]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (run / "results_chains.yaml").write_text("accuracy: x\n", encoding="utf-8")

@@ -276,6 +276,7 @@ def bad_inputs(here, tmp_path):
     mine.parent.mkdir()
     mine.write_text('{"question": "3?", "answer": "3"}\n')
     yield ["nosuchset"], "was not found"
+    yield ["\x1b[2J"], "was not found"
     yield ["gsm8k", "nosuchset"], "was not found"
     yield [tmp_path / "none.jsonl"], "does not exist"
     yield [words], "is no number"

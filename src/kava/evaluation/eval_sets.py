@@ -77,7 +77,8 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
     config = own.config if name == own.name else None
     generator = own.generator if name in BUILT_IN else GeneratorConfig()
     cot_type = cot_type_of(name, own.cot_type)
-    dataset = DatasetConfig(name=name, config=config, cot_type=cot_type, seed=own.seed, generator=generator)
+    wanted = {"name": name, "config": config, "cot_type": cot_type, "seed": own.seed, "generator": generator}
+    dataset = DatasetConfig().model_copy(update=wanted)  # whatever the name is, it is looked for
     return list(load_examples(dataset, "test"))
 
 

@@ -165,7 +165,8 @@ def _store(store: str, spec: TeacherSpec | None) -> str:
         name, revision = spec.model or manifest.teacher["name"], spec.revision or manifest.teacher["revision"]
         gguf_file = spec.gguf_file or manifest.teacher.get("gguf_file")
         trust = spec.trust_remote_code
-        model = ModelConfig(name=name, revision=revision, gguf_file=gguf_file, trust_remote_code=trust)
+        wanted = {"name": name, "revision": revision, "gguf_file": gguf_file, "trust_remote_code": trust}
+        model = ModelConfig().model_copy(update=wanted)
         try:
             _model(model, weights=False)
         except KavaError as error:

@@ -128,7 +128,8 @@ def _head(state: RunState) -> str:
     rows["recipe"] += f", {state.line} line" if state.line else ""
     if state.model:
         trained, every = meta.get("trained_parameters"), meta.get("all_parameters")
-        counts = f", {trained:,} of {every:,} parameters trained" if isinstance(trained, int) and every else ""
+        known = isinstance(trained, int) and isinstance(every, int)
+        counts = f", {trained:,} of {every:,} parameters trained" if known else ""
         rows["model"] = f"{state.model}{counts}" + (f", on {meta['device']}" if meta.get("device") else "")
     if state.data:
         card = meta.get("data") if isinstance(meta.get("data"), dict) else {}
