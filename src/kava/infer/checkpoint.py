@@ -26,6 +26,8 @@ def checkpoint_folder(name: str | Path, revision: str | None = None, progress: b
 
     Without a network (HF_HUB_OFFLINE) the copy that the cache has. Its hashes are checked where it is loaded.
     """
+    if not isinstance(name, str | Path):
+        raise CheckpointError(f"a {type(name).__name__} is no student's folder", "give its path")
     if not is_hub_name(name):
         if revision is not None:
             raise ConfigError(

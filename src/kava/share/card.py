@@ -106,7 +106,9 @@ def _introduction(facts: StudentFacts, form: Form) -> str:
         f"A student of `{facts.base}`{revision} that {what} (KaVa, {PAPER}). Made with kava {facts.card.kava_version}, recipe "
         f"`{recipe.about.name}`.",
     ]
-    if not facts.base_on_hub:
+    if facts.base.startswith("kava:"):
+        lines += ["", f"The base model `{facts.base}` is a part of kava."]
+    elif not facts.base_on_hub:
         lines += ["", f"The base model was a folder called `{facts.base}` on the machine of the training run."]
     return "\n".join(lines)
 
