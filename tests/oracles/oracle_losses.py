@@ -57,6 +57,46 @@ def kv_loss(student: list, teacher: list, kept: list, kind: str, std: bool, scop
     return total, gradient
 
 
+def moments_by_dim(batches: list) -> tuple[list, list]:
+    """(mean[h][d], std[h][d]) of the kept entries of (entries[b][h][m][d], kept[b][h][m]); std over n, not n - 1."""
+    pools: dict = {}
+    for entries, kept in batches:
+        for b, heads in enumerate(entries):
+            for h, slots in enumerate(heads):
+                for m, row in enumerate(slots):
+                    for d, x in enumerate(row):
+                        if kept[b][h][m]:
+                            pools.setdefault(h, {}).setdefault(d, []).append(x)
+    mean = [[math.fsum(pool) / len(pool) for pool in dims.values()] for dims in pools.values()]
+    std = [
+        [math.sqrt(math.fsum((x - mean[h][d]) ** 2 for x in pool) / len(pool)) for d, pool in dims.items()]
+        for h, dims in pools.items()
+    ]
+    return mean, std
+
+
+def kv_loss_by_dim(student: list, teacher: list, kept: list, kind: str, moments: tuple) -> tuple[float, list]:
+    """(sum, gradient[b][h][m][d]); the distance of (s - mean) / std to (t - mean) / std, 0 where std is 0."""
+    mean, std = moments
+    total, gradient = 0.0, []
+    for b, heads in enumerate(student):
+        grad_b = []
+        for h, slots in enumerate(heads):
+            grad_h = []
+            for m, row in enumerate(slots):
+                slopes = [0.0] * len(row)
+                for d, x in enumerate(row):
+                    if kept[b][h][m] and std[h][d] > 0:
+                        own, other = ((y - mean[h][d]) / std[h][d] for y in (x, teacher[b][h][m][d]))
+                        value, slope = distance(own - other, kind)
+                        slopes[d] = slope / std[h][d]
+                        total += value
+                grad_h.append(slopes)
+            grad_b.append(grad_h)
+        gradient.append(grad_b)
+    return total, gradient
+
+
 def codi_loss(student: list, teacher: list, kind: str, layerwise: bool, scope: str) -> tuple[float, list]:
     """(sum, gradient[b][l][e]) over samples, layers and width."""
     batch, layers = len(teacher), len(teacher[0])

@@ -28,8 +28,10 @@ from kava.backbone.artifact import WEIGHTS, load_student
 from kava.config import Recipe, load_recipe
 from kava.errors import CheckpointError, ConfigError, DataError, RunError
 from kava.files import sole_owner
+from kava.objective.dim_scale import DimScale
 from kava.training import folder as folder_module
 from kava.training import method_line as lines_module
+from kava.training.aux_state import FILE as AUX
 from kava.training.callbacks import cut_after
 from kava.training.checkpoint import find
 from kava.training.folder import TrainResult, update
@@ -208,6 +210,38 @@ def test_a_named_torn_checkpoint_is_refused(base: Path, undisturbed: Path, tmp_p
     tear(folder / LAST, "optimizer.pt")
     with pytest.raises(CheckpointError, match=r"optimizer\.pt is torn"):
         train(recipe_for(base), folder, resume=str(folder / LAST), quiet=True)
+
+
+def test_a_continued_run_has_the_moments_of_its_checkpoint(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """loss.kv_scale dim: bit for bit, also where a calibration now would measure others; a new stage measures its own."""
+    recipe = recipe_for(base, "loss.kv_scale=dim", "training.max_steps=4", "logging.eval_steps=2")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(recipe, whole, quiet=True)
+    assert (
+        "loss.kv_scale: 48 dimensions measured on " in (whole / "train.log").read_text()
+    )  # parts 2, layers 2, heads 2, D 6
+    moments = load_file(whole / "checkpoint-step4" / AUX)
+    assert {name for name in moments if torch.isfinite(moments[name]).all()} == {"kv_scale.mean", "kv_scale.inverse"}
+    shutil.rmtree(half_done(whole, cut) / "checkpoint-step4")
+
+    def wrong(scale: DimScale, measured: Any) -> int:
+        scale.mean.fill_(3.0)
+        scale.inverse.fill_(7.0)
+        return 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DimScale, "set", wrong)
+        train(recipe, cut, resume="auto", quiet=True)
+    for name in (WEIGHTS, AUX):
+        assert (cut / "checkpoint-step4" / name).read_bytes() == (whole / "checkpoint-step4" / name).read_bytes()
+    next_stage = recipe.changed("training", start_from=str(whole / "best_checkpoint"), max_steps=1)
+    train(next_stage, tmp_path / "next", quiet=True)
+    new = load_file(tmp_path / "next" / "checkpoint-step1" / AUX)
+    assert new.keys() == moments.keys()
+    assert not torch.equal(new["kv_scale.mean"], moments["kv_scale.mean"])
+    assert load_student(whole / "best_checkpoint")[2] == recipe
 
 
 later = pytest.mark.long

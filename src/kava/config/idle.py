@@ -47,18 +47,24 @@ CE_OFF = when("loss.student_ce", "that term is off", 0)
 NO_TEACHER_TERM = every("no term needs a teacher", KV_OFF, CODI_OFF, CKA_OFF)
 
 
-def _no_std(recipe: Recipe) -> bool:
-    """Neither CODI nor a KV term of elementwise distances is there to be divided by a standard deviation."""
-    loss = recipe.loss
-    return loss.alpha1_codi == 0 and (loss.alpha2_kv == 0 or loss.kv_loss_type not in DISTANCES)
+def _by_number(recipe: Recipe) -> bool:
+    """There is a KV term, and it compares number by number, which a standard deviation can divide."""
+    return recipe.loss.alpha2_kv > 0 and recipe.loss.kv_loss_type in DISTANCES
 
 
-NO_STD = Idle(
-    _no_std, "nothing is divided by a standard deviation", "loss.alpha1_codi", "loss.alpha2_kv", "loss.kv_loss_type"
-)
+NO_STD = Idle(  # neither the CODI term nor the KV term asks layerwise_std
+    lambda r: r.loss.alpha1_codi == 0 and not (_by_number(r) and r.loss.kv_scale is None),
+    "nothing is divided by a standard deviation that it decides on",
+    "loss.alpha1_codi", "loss.alpha2_kv", "loss.kv_loss_type", "loss.kv_scale",
+)  # fmt: skip
 NO_STD_SCOPE = Idle(  # the scope of the KV term matters only where each layer has its own std
-    lambda r: _no_std(r) or (r.loss.alpha1_codi == 0 and not r.loss.layerwise_std),
-    NO_STD.reason, "loss.alpha1_codi", "loss.alpha2_kv", "loss.layerwise_std", "loss.kv_loss_type",
+    lambda r: r.loss.alpha1_codi == 0 and not (_by_number(r) and r.loss.scale_of_kv == "layer"),
+    "nothing is divided by a standard deviation of a sample or batch",
+    "loss.alpha1_codi", "loss.alpha2_kv", "loss.layerwise_std", "loss.kv_loss_type", "loss.kv_scale",
+)  # fmt: skip
+NO_NUMBERS = Idle(
+    lambda r: r.loss.kv_scale in ("layer", "none") and not _by_number(r) and ":" not in r.loss.kv_loss_type,
+    "directions are not divided by a standard deviation", "loss.kv_loss_type",
 )  # fmt: skip
 
 # latents and compressors

@@ -159,6 +159,10 @@ class LossConfig(RecipeSection):
         "parents' code smooth_l1, the paper l1", idle=idle.CODI_OFF)
     layerwise_std: Flag = knob(True, "known", "divide by the teacher's standard deviation of each layer",
         idle=(idle.CODES, idle.NO_STD))
+    kv_scale: Literal["layer", "dim", "none"] | None = knob(None, "ours",
+        "what keys and values are divided by: layer (one std each), dim (both sides minus the mean over the std of each "
+        "dimension, from calibration), none; null = as layerwise_std says",
+        idle=(idle.CODES, idle.KV_OFF, idle.NO_NUMBERS))
     std_scope: Literal["sample", "batch"] = knob("sample", "ours",
         "std per sample (any batch gives the same loss) or, as in the parents' code, per batch",
         idle=(idle.CODES, idle.NO_STD_SCOPE))
@@ -167,6 +171,11 @@ class LossConfig(RecipeSection):
     student_ce: float = knob(1.0, "known", "weight of the student's cross-entropy", "parents' code", ge=0)
     teacher_ce: float = knob(1.0, "known", "weight of the teacher's cross-entropy", "parents' code", ge=0,
         idle=idle.EXPLICIT)
+
+    @property
+    def scale_of_kv(self) -> Literal["layer", "dim", "none"]:
+        """What the key/value term is divided by."""
+        return self.kv_scale or ("layer" if self.layerwise_std else "none")
 
 
 class RkvConfig(RecipeSection):

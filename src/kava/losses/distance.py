@@ -31,6 +31,14 @@ def masked_std(teacher: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where((count > 1) & (std > 0), std, 1.0)
 
 
+def standardized(entries: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
+    """(x - mean) / std of each dimension, in float32 or better; `inverse` is 1 / std, or 0 to leave a dimension out.
+
+    With the moments of the target on both sides, neither a constant in a dimension nor its unit changes a distance.
+    """
+    return (at_least_float32(entries) - mean) * inverse
+
+
 def scaled(student: Tensor, teacher: Tensor, kind: str, std: Tensor | None, detach: bool = True) -> Tensor:
     """distance / std, and mse / std^2: the loss is divided, not its argument  [known: parents' code]"""
     loss = distance(student, teacher, kind, detach)

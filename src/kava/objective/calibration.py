@@ -120,6 +120,32 @@ def _match_heads(source: MixtureOfTeachers, model: Backbone, batches: Iterable[B
 
 
 @torch.no_grad()
+def measure_scale(objective: Objective, batches: Iterable[Batch]) -> int:
+    """loss.kv_scale dim: takes the moments of the targets that the recipe keeps; how many of each head there were.
+
+    Last of all, when the targets are those of the first update; in evaluation mode.
+    """
+    compare, source, scale = objective.compare, objective.source, objective.kv_scale
+    if compare is None or source is None or scale is None:
+        return 0
+    was_training = objective.training
+    objective.eval()
+    measured: dict[Place, list[Moments]] = {}
+    for batch in batches:
+        if compare.needs_partners and len(batch["example_id"]) < 2:
+            continue
+        student, _ = views = objective.view(batch)
+        assert student is not None
+        target = source(batch, views, objective.teacher_wants(), Step())
+        for pair in compare(Sides(batch, student, target, objective.samples(batch))):
+            heads = measured.setdefault((pair.kind, pair.layer), [Moments() for _ in range(pair.target.shape[1])])
+            for head, moments in enumerate(heads):
+                moments.add(pair.target[:, head][pair.kept[:, head]])
+    objective.train(was_training)
+    return scale.set(measured)
+
+
+@torch.no_grad()
 def find_prototypes(objective: Objective, batches: Iterable[Batch]) -> None:
     """Fusion by similarity: makes each teacher's prototypes from its values of many questions, in the student's shape."""
     source = objective.mixture

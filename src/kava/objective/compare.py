@@ -53,6 +53,7 @@ class Comparison(nn.Module):
     kinds: tuple[str, ...] = ("k", "v")
     layers: Sequence[int] = ()  # student layers that are compared one by one
     sizes: list[tuple[int, int]]  # heads and numbers in an entry, of every compared layer
+    needs_partners = False  # the targets are those of another example in the batch
     guarded = False  # a trained projection of the target is kept from collapsing
     target_is_trained = False
     guard_weight = 0.0
@@ -90,6 +91,7 @@ class BySlot(Comparison):
     def __init__(self, compressor: Compressor, student: KVShape, keep: int):
         super().__init__()
         self.compressor, self.keep, self.layers = compressor, keep, range(student.num_layers)
+        self.needs_partners = compressor.crosses_samples
         self.sizes = [(student.num_heads, student.head_size)] * student.num_layers
 
     @property

@@ -80,4 +80,5 @@ DISTANCES: dict[str, type[Distance]] = {
 def make_distance(loss: LossConfig) -> Distance:
     """The distance that a recipe names, of keys and values."""
     kind = lookup(DISTANCES, loss.kv_loss_type, "distance")
+    loss = loss.model_copy(update={"layerwise_std": loss.scale_of_kv == "layer"})
     return kind(**{field.name: getattr(loss, field.name) for field in fields(kind) if hasattr(loss, field.name)})

@@ -7,6 +7,7 @@ from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
 from kava.objective.aux_terms import CodiTerm, cka_layers, make_aux_terms
 from kava.objective.compare import Aggregated, BySlot, Codes, Comparison, PerLayer
+from kava.objective.dim_scale import DimScale
 from kava.objective.distances import OfCodes, make_distance
 from kava.objective.objective import Objective
 from kava.objective.pairing import Pairing
@@ -58,7 +59,8 @@ def latent_objective(
     compare = BySlot(compressor, shape, model.latent.num_tokens) if view.outputs.kv else None
     terms = {"codi": CodiTerm(loss, shape, shape)} if view.outputs.codi else {}
     wanted = source if compare is not None or terms else None
-    objective = Objective(view, loss, wanted, compare, make_distance(loss), terms, seed=seed)
+    scale = _kv_scale(loss, compare)
+    objective = Objective(view, loss, wanted, compare, make_distance(loss), terms, seed=seed, kv_scale=scale)
     if not view.outputs.student:  # torch's own word: DDP would wait for a gradient that never comes
         names = [name for name, _ in objective.named_parameters() if name.startswith("model.project.")]
         objective._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
@@ -74,7 +76,14 @@ def _text_objective(recipe: Recipe, model: LatentModel, source: TargetSource | N
     distance = OfCodes(recipe.mixture.z_loss) if isinstance(compare, Codes) else make_distance(recipe.loss)
     terms = make_aux_terms(recipe, shape, source.shape, model.scale, model.cap, mixture)
     view, warmup = TextColumns(model, cue=recipe.loss.alpha1_codi > 0), recipe.mixture.layer_warmup if mixture else 0.0
-    return Objective(view, recipe.loss, source, compare, distance, terms, explicit, warmup, recipe.system.seed)
+    scale, seed = _kv_scale(recipe.loss, compare), recipe.system.seed
+    return Objective(view, recipe.loss, source, compare, distance, terms, explicit, warmup, seed, scale)
+
+
+def _kv_scale(loss: LossConfig, compare: Comparison | None) -> DimScale | None:
+    """The scale of each dimension, where a recipe asks for it; trained codes have scales of their own."""
+    wanted = loss.scale_of_kv == "dim" and compare is not None and not isinstance(compare, Codes)
+    return DimScale(compare) if wanted else None  # type: ignore[arg-type]
 
 
 def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource) -> Comparison:

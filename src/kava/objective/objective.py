@@ -12,6 +12,7 @@ from kava.losses import Head, Term, cross_entropy
 from kava.losses.guard import variance_guard
 from kava.objective.aux_terms import AuxTerm
 from kava.objective.compare import Comparison, KVComparison, Sides
+from kava.objective.dim_scale import DimScale
 from kava.objective.distances import ByDirection, ByNumber, Distance
 from kava.objective.ramps import layer_weights, ramp_value
 from kava.objective.records import Batch, Result, Step, Targets
@@ -38,12 +39,13 @@ class Objective(nn.Module):
         explicit: ExplicitConfig | None = None,
         layer_warmup: float = 0.0,
         seed: int = 0,
+        kv_scale: DimScale | None = None,
     ):
-        """source None: cross-entropy alone. compare None: no KV term."""
+        """source None: cross-entropy alone. compare None: no KV term. kv_scale: of each dimension, in the KV term."""
         super().__init__()
         self.model, self.view, self.loss, self.seed = view.model, view, loss, seed
         self.source: TargetSource | None = source
-        self.compare, self.distance = compare, distance
+        self.compare, self.distance, self.kv_scale = compare, distance, kv_scale
         self.aux_terms: Mapping[str, AuxTerm] = nn.ModuleDict(aux_terms)  # type: ignore[assignment,arg-type]
         self.explicit, self.layer_warmup = explicit or ExplicitConfig(), layer_warmup
         self.to(self.model.device)
@@ -80,10 +82,11 @@ class Objective(nn.Module):
         of_layer, of_kind, detach = self._layer_weights(step), self._kind_weights(), not self.target_is_trained
         for pair in pairs:
             weight = of_layer[pair.layer] * of_kind[pair.kind]
-            distance = self.distance(pair, detach)
+            scaled = pair if self.kv_scale is None else self.kv_scale(pair)
+            distance = self.distance(scaled, detach)
             kv = kv + weight * distance
             if self.explicit.beta_cos > 0:
-                cosine = cosine + weight * COSINE(pair, detach)
+                cosine = cosine + weight * COSINE(scaled, detach)
             if self.compare.guarded:
                 guard = guard + variance_guard(pair.target[:, 0], pair.kept[:, 0], self.compare.reference_of(pair))
             if step.log and self.mixture is not None:

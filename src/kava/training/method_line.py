@@ -25,7 +25,7 @@ from kava.evaluation.held_out import held_out
 from kava.evaluation.score import score, too_long
 from kava.files import new_folder
 from kava.infer.student import Student
-from kava.objective.calibration import calibrate, find_prototypes
+from kava.objective.calibration import calibrate, find_prototypes, measure_scale
 from kava.objective.make import make_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Step
@@ -76,6 +76,7 @@ def latent_line(
     else:
         objective = make_objective(recipe, model)
     _start_from(recipe, objective)
+    _measure_scale(recipe, objective, data, collate, device)
     mode = "latent" if recipe.loss.student_ce > 0 else "cot"
     if problems := too_long(Student(model, tokenizer, recipe), data.validation, mode):
         i, problem = next(iter(problems.items()))
@@ -120,8 +121,9 @@ def explicit_line(
     _start_from(recipe, objective)
     finish = partial(_save_final, objective, tokenizer)
     measured = partial(held_out, objective, collate=collate, batch_size=recipe.evaluation.batch_size, stop=stop)
+    find_prototypes(objective, _first_batches(recipe, data, collate, device, recipe.mixture.prototype_examples))
+    _measure_scale(recipe, objective, data, collate, device)
     if setup is not None:
-        find_prototypes(objective, _first_batches(recipe, data, collate, device, recipe.mixture.prototype_examples))
         files, trained_on = MixtureFiles(objective, setup), list(islice(iter(data.train), min(len(encoded), GAP)))
         validation = Validation(_mixture_measure(files, measured, encoded, trained_on), "ce", lower=True)
         return Line(objective, validation, collate, (files,), finish)
@@ -169,7 +171,8 @@ def _warned(numbers: Numbers) -> Numbers:
 
 
 def _start_from(recipe: Recipe, objective: Objective) -> None:
-    """training.start_from: loads the student and its adapters from another run; router and prototypes start anew."""
+    """training.start_from: loads the student and its adapters from another run; router, prototypes and the scale of each
+    dimension start anew."""
     if recipe.training.start_from is None:
         return
     folder = Path(recipe.training.start_from)
@@ -182,7 +185,7 @@ def _start_from(recipe: Recipe, objective: Objective) -> None:
         )
     load_weights(objective.model, folder)
     if before or not now:
-        aux_state.load(objective, folder, fresh=("source.mixture.fusion.",))
+        aux_state.load(objective, folder, fresh=("source.mixture.fusion.", "kv_scale."))
     else:
         log.info("%s had no teachers: the adapters start anew", folder)
     log.info("starting from %s", folder)
@@ -202,6 +205,16 @@ def teacher_of(recipe: Recipe, tokenizer: Any, device: torch.device) -> Teacher 
     if shard is not None:
         return shard(LiveTeacher(load_teacher(recipe, tokenizer, torch.device("cpu"))))
     return LiveTeacher(load_teacher(recipe, tokenizer, device))
+
+
+def _measure_scale(recipe: Recipe, objective: Objective, data: Data, collate: Collate, device: torch.device) -> None:
+    if objective.kv_scale is None:
+        return
+    objective.to(device)
+    entries = measure_scale(objective, _first_batches(recipe, data, collate, device))
+    dimensions, left_out = objective.kv_scale.inverse.numel(), int((objective.kv_scale.inverse == 0).sum())
+    what = "loss.kv_scale: %d dimensions measured on %d kept entries; %d in which no target varies are left out"
+    log.info(what, dimensions, entries, left_out)
 
 
 def _first_batches(

@@ -72,7 +72,7 @@ def _distances(recipe: Recipe, kinds: tuple[str, ...]) -> list[SuiteMember]:
 def _switches(recipe: Recipe) -> list[SuiteMember]:
     """Projection, last step and standard deviation, each the other way round."""
     latent, loss, last = recipe.latent, recipe.loss, recipe.dataset.drop_last_step
-    spread = bool(loss.alpha2_kv or loss.alpha1_codi)  # of the teacher, which distances are divided by
+    spread = bool(loss.alpha1_codi or (loss.alpha2_kv and loss.kv_scale is None))  # the teacher's divides something
     changes: list[SuiteMember] = []
     for applies, key, current, on, off in (
         (latent.num_tokens and latent.num_iterations, "loss.use_projection", loss.use_projection,
