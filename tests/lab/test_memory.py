@@ -18,10 +18,13 @@ from compare import tiny_base
 from kava.backbone.load import build_model, load_teacher, load_tokenizer, locate
 from kava.cli.main import main
 from kava.config import Recipe, load_recipe
+from kava.data.collate import Collator
+from kava.data.cut import cut
 from kava.data.encode import Encoded
 from kava.lab.bench.timing import peak_memory
-from kava.lab.memory.estimate import MemoryEstimate, estimate, per_process, run_updates
-from kava.lab.memory.sizes_only import MemoryLedger, SizesOnly
+from kava.lab.memory.estimate import AUTOCAST, UNLOGGED, MemoryEstimate, estimate, per_process
+from kava.lab.memory.sizes_only import SizesOnly
+from kava.losses import add
 from kava.objective.make import make_objective
 from kava.teachers.live import LiveTeacher
 from kava.training.data import MemoryData, load_data
@@ -56,16 +59,23 @@ def held(recipe: Recipe, rows: list[Encoded]) -> int:
     modules = [objective] if teacher is None else [objective, teacher.model]
     weights = {id(weight): weight for module in modules for weight in (*module.parameters(), *module.buffers())}
     trained = [weight for weight in objective.parameters() if weight.requires_grad]
-    batch = measured_batch(rows)
-    peak = peak_memory(lambda: run_updates(recipe, objective, trained, batch, BUDGET, MemoryLedger()), CPU)
+    batch, autocast = Collator(0)(rows), AUTOCAST.get(recipe.system.mixed_precision)
+    counts = objective.counts(batch, UNLOGGED)
+
+    def updates() -> None:
+        optimizer = torch.optim.AdamW(trained, foreach=False)
+        for _ in range(2):
+            for piece in cut(batch, BUDGET) * recipe.training.gradient_accumulation_steps:
+                with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                    loss = add(objective(piece, UNLOGGED).terms, counts)
+                loss.backward()
+                del loss
+            optimizer.step()
+            objective.zero_grad(set_to_none=True)
+
+    peak = peak_memory(updates, CPU)
     assert peak is not None
     return peak + sum(weight.numel() * weight.element_size() for weight in weights.values())
-
-
-def measured_batch(rows: list[Encoded]) -> dict[str, torch.Tensor]:
-    from kava.data.collate import Collator
-
-    return Collator(0)(rows)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""The memory of a training run on one of its processes, from one update whose tensors have sizes only.
+"""The memory of a training run on one of its processes, from an update whose tensors have sizes only.
 
 The update is the code's own: the same passes, pieces of the cross-entropy, checkpointing, autocast and optimizer. So the
-estimate follows what they do, without a formula for any of them.
+estimate follows what they do, without a formula for any of them. Pieces of a batch come one after the other and are
+about equally large, so the largest one stands for all.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from kava.backbone.kv import KVShape
 from kava.backbone.load import build_model, load_teacher, sizes_only
 from kava.config import Recipe
 from kava.data.collate import Collator
-from kava.data.cut import cut
+from kava.data.cut import cut, row_lengths
 from kava.data.encode import Encoded
 from kava.errors import ConfigError
 from kava.infer.student import pick_device
@@ -55,7 +56,7 @@ class MemoryEstimate:
 
 
 def estimate(recipe: Recipe, rows: Sequence[Encoded], processes: int = 1) -> MemoryEstimate:
-    """The peak of two updates on a batch of these rows: in the second one the optimizer's state is there."""
+    """The peak of an update on a batch of these rows, the optimizer's state being there."""
     with sizes_only():
         model, _ = build_model(recipe)
         teacher, quantised = _teacher(recipe)
@@ -72,7 +73,7 @@ def estimate(recipe: Recipe, rows: Sequence[Encoded], processes: int = 1) -> Mem
     mode.ledger.restart()
     objective.train()
     with mode:
-        run_updates(recipe, objective, trained, batch, budget, mode.ledger)
+        run_update(recipe, objective, trained, batch, budget, mode.ledger)
     parts = {kind: mode.ledger.at_peak.get(kind, 0) for kind in KINDS}
     one_process = MemoryEstimate(parts, sum(weight.numel() for weight in trained),
                            sum(weight.numel() for weight in objective.parameters()), _largest_unit(objective))  # fmt: skip
@@ -81,7 +82,7 @@ def estimate(recipe: Recipe, rows: Sequence[Encoded], processes: int = 1) -> Mem
     )
 
 
-def run_updates(
+def run_update(
     recipe: Recipe,
     objective: Objective,
     trained: list[nn.Parameter],
@@ -89,20 +90,30 @@ def run_updates(
     budget: int | None,
     ledger: MemoryLedger,
 ) -> None:
-    """Two updates as the trainer makes them, the batch in pieces of at most `budget` tokens."""
+    """An update as the trainer makes it, not the first, with the largest piece of the batch in place of all of them.
+
+    It runs twice where an update has several pieces: the first one's gradients are held while the second is computed.
+    """
     counts = objective.counts(batch, UNLOGGED)
     optimizer = torch.optim.AdamW(trained, foreach=False) if recipe.training.optimizer in ADAMW else None
-    autocast = AUTOCAST.get(recipe.system.mixed_precision)
-    for _ in range(2):
-        for piece in cut(batch, budget) * min(2, recipe.training.gradient_accumulation_steps):
-            with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                loss = add(objective(piece, UNLOGGED).terms, counts)
-            loss.backward()
-            del loss
-        if optimizer is not None:
-            with ledger.new_ones_are("optimizer"):
-                optimizer.step()
+    if optimizer is not None:
+        with ledger.new_ones_are("optimizer"):
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
+            optimizer.step()
         objective.zero_grad(set_to_none=True)
+    pieces = cut(batch, budget)
+    largest = max(pieces, key=lambda piece: sum(row_lengths(piece)))
+    autocast = AUTOCAST.get(recipe.system.mixed_precision)
+    for _ in range(min(2, len(pieces) * recipe.training.gradient_accumulation_steps)):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = add(objective(largest, UNLOGGED).terms, counts)
+        loss.backward()
+        del loss
+    if optimizer is not None:
+        with ledger.new_ones_are("optimizer"):
+            optimizer.step()
+    objective.zero_grad(set_to_none=True)
 
 
 def device_of(recipe: Recipe, processes: int) -> torch.device:
