@@ -40,7 +40,7 @@ from kava.data.collate import Collator
 from kava.data.encode import Encoded
 from kava.errors import CheckpointError, RunError
 from kava.evaluation.held_out import held_out
-from kava.objective.calibration import calibrate
+from kava.objective.calibration import calibrate, measure_scale
 from kava.objective.make import make_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Step
@@ -89,13 +89,25 @@ def test_held_out_numbers_are_those_of_the_examples_alone(shape: str) -> None:
     assert kind.training
     assert kind.model.backbone.training
     cosines = {"cossim", "cossim_centred", "cossim_mean_predictor", "spread"}
-    differences = {"kv", "kv_mean_predictor", "kv_unexplained"}
+    differences = {"kv", "kv_mean_predictor", "kv_unexplained", "kv_unexplained_by_dim"}
     assert first.keys() == {"ce", "ppl", *cosines, *differences} | ({"target_variation"} if "down" in shape else set())
     assert shown(kind) == first
     late = Step(update=10_000, epoch=3)  # neither draws nor weights matter
     for batch_size, side in ((1, "right"), (3, "left")):
         for name, value in shown(kind, batch_size, side, step=late).items():
             assert value == pytest.approx(first[name], rel=1e-9, abs=1e-9), (name, batch_size, side)
+
+
+def test_held_out_examples_are_measured_on_the_scale_of_the_run_too() -> None:
+    """loss.kv_scale dim: squared differences over all columns, mean over parts and layers; nothing without it."""
+    rows = encoded()
+    kind = make("head", "loss.kv_scale=dim")
+    measure_scale(kind, [zoo.batch(EIGHT, seed=4)])
+    batch = Collator(7)(rows)
+    pairs = [kind.kv_scale(pair) for pair in comparisons(kind, batch, *views(kind, batch))]
+    apart = torch.stack([(pair.student - pair.target)[pair.kept].square().mean() for pair in pairs]).mean()
+    assert shown(kind)["kv_scaled"] == pytest.approx(float(apart.detach()), rel=1e-9)
+    assert shown(kind).keys() - shown(make("head")).keys() == {"kv_scaled"}
 
 
 def test_held_out_without_a_teacher_or_a_chain_of_thought() -> None:

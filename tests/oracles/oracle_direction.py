@@ -80,6 +80,7 @@ def pairs(student: list, teacher: list, kept: list) -> list[tuple[list[float], l
 def held_out(student: list, target: list, kept: list) -> dict[str, float]:
     """The meter's numbers over [b][h][m][d], each head with a mean of its own."""
     raw, centred, constant, around, square, apart, size = [], [], [], [], [], [], 0
+    of_dims = []
     for h in range(len(kept[0])):
         own = [
             (student[b][h][m], target[b][h][m])
@@ -88,6 +89,9 @@ def held_out(student: list, target: list, kept: list) -> dict[str, float]:
             if kept[b][h][m]
         ]
         mean = [math.fsum(column) / len(own) for column in zip(*(t for _, t in own), strict=True)]
+        for d, centre in enumerate(mean):
+            spread = math.fsum((t[d] - centre) ** 2 for _, t in own)
+            of_dims += [math.fsum((s[d] - t[d]) ** 2 for s, t in own) / spread] if spread else []
         for s, t in own:
             s_less = [x - y for x, y in zip(s, mean, strict=True)]
             t_less = [x - y for x, y in zip(t, mean, strict=True)]
@@ -103,6 +107,7 @@ def held_out(student: list, target: list, kept: list) -> dict[str, float]:
         "difference": math.fsum(apart) / size,
         "mean_predictor": math.fsum(around) / size,
         "unexplained": math.fsum(apart) / math.fsum(around),
+        "unexplained_by_dim": math.fsum(of_dims) / len(of_dims),
         "cossim": math.fsum(raw) / len(raw),
         "cossim_centred": math.fsum(centred) / len(raw),
         "cossim_mean_predictor": math.fsum(constant) / len(raw),

@@ -524,6 +524,7 @@ def alike(compared: Compared, lengths: list[int]) -> dict[str, float]:
     """Of `lengths` columns per sample, each paired with itself: how near student and target are, raw and centred."""
     found: dict[str, list[float]] = {}
     names = {"difference": "kv", "mean_predictor": "kv_mean_predictor", "unexplained": "kv_unexplained"}
+    names["unexplained_by_dim"] = "kv_unexplained_by_dim"
     for part, place in dict.fromkeys(key[:2] for key in compared):
         rows = [compared[part, place, b] for b in range(len(lengths))]
         heads = max(len(row) // max(length, 1) for row, length in zip(rows, lengths, strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,12 @@ from kava.objective.targets import Target
 from kava.progress import progress
 from kava.shapes import at_least_float32
 
+Key = TypeVar("Key")
+
 # number of a CosineMeter -> its name here
 REPORTED = {name: name for name in ("cossim", "cossim_centred", "cossim_mean_predictor", "spread")}
 REPORTED |= {"difference": "kv", "mean_predictor": "kv_mean_predictor", "unexplained": "kv_unexplained"}
+REPORTED |= {"unexplained_by_dim": "kv_unexplained_by_dim"}
 
 
 @torch.no_grad()
@@ -42,6 +46,8 @@ def held_out(
         spread                       0 where targets have collapsed into one vector
         kv, kv_mean_predictor        mean squared difference to the target, and what giving its mean would cost
         kv_unexplained               their ratio
+        kv_unexplained_by_dim        the mean of this ratio of each dimension: the same measure for every loss.kv_scale
+        kv_scaled                    with loss.kv_scale dim: mean squared difference on the scale of the run
         kv_<teacher>                 of a mixture: the same difference to each teacher alone
         target_variation             of trained projections: how much they vary within a sample, over how much the
                                      student's entries did before training; 0 where they have collapsed
@@ -87,6 +93,7 @@ class _Sums:
         self.ce, self.tokens = 0.0, 0
         self.meters: dict[tuple[str, int], CosineMeter] = {}  # by kind and layer
         self.variation, self.several = 0.0, 0
+        self.scaled: dict[tuple[str, int], list[float]] = {}  # squared differences, elements
         self.alone: dict[str, list[float]] = {}  # teacher -> squared differences, elements
         self.suffix = ""
 
@@ -104,6 +111,8 @@ class _Sums:
         for pair in pairs(target):
             meter = self.meters.setdefault((pair.kind, pair.layer), CosineMeter())
             (meter.add_mean if first else meter.add)(pair.student, pair.target, pair.kept)
+            if first and objective.kv_scale is not None:
+                _add(self.scaled, (pair.kind, pair.layer), objective.kv_scale(pair))
             if first and projected:
                 mask = pair.kept[:, 0]
                 self.variation += float(variation_of(pair.target[:, 0], mask, compare.reference_of(pair)))
@@ -115,11 +124,8 @@ class _Sums:
         self.variation += variation
         self.several += several
         for name, kv, present in zip(mixture.names, blend.each, blend.present, strict=True):
-            sums = self.alone.setdefault(name, [0.0, 0.0])
             for pair in pairs(Target(kv, present)):
-                apart = at_least_float32(pair.student - pair.target).square().sum(-1).masked_fill(~pair.kept, 0.0)
-                sums[0] += float(apart.sum())
-                sums[1] += float(pair.kept.sum()) * pair.student.shape[-1]
+                _add(self.alone, name, pair)
 
     def record(self) -> dict[str, float]:
         ce = self.ce / self.tokens
@@ -129,4 +135,14 @@ class _Sums:
         for name, reported in REPORTED.items():
             if known := [number for value in values if (number := value[name]) is not None]:
                 numbers[reported + self.suffix] = fmean(known)
+        if scaled := [total / count for total, count in self.scaled.values() if count]:
+            numbers["kv_scaled" + self.suffix] = fmean(scaled)
         return numbers | {f"kv_{name}": total / count for name, (total, count) in self.alone.items() if count}
+
+
+def _add(sums: dict[Key, list[float]], key: Key, pair: KVComparison) -> None:
+    """Adds squared differences and elements to those of the key."""
+    sums.setdefault(key, [0.0, 0.0])
+    apart = at_least_float32(pair.student - pair.target).square().sum(-1).masked_fill(~pair.kept, 0.0)
+    sums[key][0] += float(apart.sum())
+    sums[key][1] += float(pair.kept.sum()) * pair.student.shape[-1]

@@ -15,6 +15,7 @@ class CosineMeter:
     def __init__(self) -> None:
         self.totals: list[Tensor] = []  # [H, D] sums over entries, of student and target
         self.count: Tensor | None = None  # [H] entries in each sum
+        self.by_dim: list[Tensor] = []  # [H, D] squared differences, of target to student and to its mean
         self.entries = self.elements = 0
         self.sums: dict[str, float] = {}
 
@@ -50,6 +51,10 @@ class CosineMeter:
         }
         for name, each in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(each.masked_fill(~mask, 0.0).sum())
+        squares = [
+            (target - other).square().masked_fill(~mask[..., None], 0.0).sum((0, 2)) for other in (student, common)
+        ]
+        self.by_dim = [old + new for old, new in zip(self.by_dim, squares, strict=True)] if self.by_dim else squares
         self.entries += int(mask.sum())
         self.elements += int(mask.sum()) * target.shape[-1]
 
@@ -62,16 +67,20 @@ class CosineMeter:
         difference             mean squared difference of an element
         mean_predictor         the same of m and t: the error of always predicting m
         unexplained            their ratio: 0 for a perfect student, 1 for one no better than m
+        unexplained_by_dim     the mean of each dimension's own ratio, so that no dimension counts for its size
         spread                 sqrt(sum |t - m|^2 / sum |t|^2): 0 if the targets have collapsed into one vector
         student_spread         the same of the student, around its own mean
         """
         names = ("cossim", "cossim_centred", "cossim_mean_predictor")
         if not self.entries:
-            return dict.fromkeys((*names, "difference", "mean_predictor", "unexplained", "spread", "student_spread"))
+            others = ("difference", "mean_predictor", "unexplained", "unexplained_by_dim", "spread", "student_spread")
+            return dict.fromkeys((*names, *others))
         value: dict[str, float | None] = {name: self.sums[name] / self.entries for name in names}
         difference, spread = self.sums["difference"], self.sums["target_spread"]
         value |= {"difference": difference / self.elements, "mean_predictor": spread / self.elements}
         value["unexplained"] = difference / spread if spread else None
+        apart, around = (part[self.by_dim[1] > 0] for part in self.by_dim)
+        value["unexplained_by_dim"] = float((apart / around).mean()) if len(around) else None
         for name, side in (("spread", "target"), ("student_spread", "student")):
             square = self.sums[f"{side}_square"]
             value[name] = (self.sums[f"{side}_spread"] / square) ** 0.5 if square else 0.0

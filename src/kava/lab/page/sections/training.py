@@ -28,6 +28,7 @@ HELD_OUT = {
     "eval_cossim": "CosSim of keys and values (eval_cossim)",
     "eval_cossim_centred": "CosSim, the targets' mean subtracted (eval_cossim_centred)",
     "eval_kv_unexplained": "KV distance / that of a constant (eval_kv_unexplained)",
+    "eval_kv_unexplained_by_dim": "the same, every dimension counting alike (eval_kv_unexplained_by_dim)",
     "eval_gap_ce": "cross-entropy held out / trained - 1 (eval_gap_ce)",
     "eval_gap_kv": "KV distance held out / trained - 1 (eval_gap_kv)",
     "eval_target_variation": "variation of projected targets (eval_target_variation)",
