@@ -21,7 +21,7 @@ LEVEL = {
     **dict.fromkeys(("backbone", "data"), 2.0),
     **{"teachers": 3.0, "objective": 3.5},
     **{"infer": 4.0, "evaluation": 4.3, "lens": 4.5, "training": 4.6, "export": 4.7, "serve": 4.8},
-    **{"share": 4.85, "api": 4.9},
+    **{"share": 4.85, "harness": 4.87, "api": 4.9},
     **{"machine": 5.0, "cluster": 5.0, "lab": 5.5},
     **{"cli": 6.0, "__main__": 7.0},
 }

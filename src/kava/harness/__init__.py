@@ -1,0 +1,1 @@
+"""A student as a model of lm-evaluation-harness: `python -m kava.harness --model kava ...`."""
