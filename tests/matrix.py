@@ -36,6 +36,8 @@ SETTINGS: dict[str, Callable[[], Compressor]] = {
     "rkv-lambda0": lambda: RKV(lambda_=0.0),
     "rkv-lambda1": lambda: RKV(lambda_=1.0),
     "rkv_original-half": lambda: RKVOriginal(lambda_=0.5),
+    "rkv-centred": lambda: RKV(centred=True),
+    "rkv_original-centred": lambda: RKVOriginal(centred=True),
     "crop-first": lambda: Crop(side="first"),
 }
 PLAIN = {**COMPRESSORS, **SETTINGS}

@@ -63,6 +63,22 @@ def redundancy(keys: list, mask: list) -> list:
     return out
 
 
+def centred(keys: list, mask: list) -> list:
+    """keys[b][h][n][d] less the mean over the real columns; padding as it is."""
+    out = []
+    for b, columns in enumerate(real(row) for row in mask):
+        heads = []
+        for head in keys[b]:
+            mean = (
+                [math.fsum(head[n][d] for n in columns) / len(columns) for d in range(len(head[0]))] if columns else []
+            )
+            heads.append([
+                [x - m for x, m in zip(key, mean, strict=True)] if n in columns else key for n, key in enumerate(head)
+            ])  # fmt: skip
+        out.append(heads)
+    return out
+
+
 def spread(numbers: list[float], columns: list[int], width: int) -> list[float]:
     """The numbers at their columns, 0 elsewhere."""
     row = [0.0] * width

@@ -85,7 +85,9 @@ def test_importance_takes_the_largest_logit_of_a_group_before_the_softmax() -> N
 @everywhere
 def test_redundancy(heads: str, dtype: torch.dtype) -> None:
     for case in cases(heads, dtype):
-        close(redundancy(case.keys, case.mask), slow.redundancy(lists(case.keys), lists(case.mask)), TOLERANCE[dtype])
+        keys, mask = lists(case.keys), lists(case.mask)
+        close(redundancy(case.keys, case.mask), slow.redundancy(keys, mask), TOLERANCE[dtype])
+        close(redundancy(case.keys, case.mask, True), slow.redundancy(slow.centred(keys, mask), mask), TOLERANCE[dtype])
 
 
 def test_redundancy_is_high_for_the_entry_unlike_the_others() -> None:
@@ -93,9 +95,28 @@ def test_redundancy_is_high_for_the_entry_unlike_the_others() -> None:
     assert redundancy(keys, torch.ones(1, 4, dtype=torch.bool)).argmax() == 3
 
 
+def test_a_constant_of_keys_hides_what_is_unlike_the_others_unless_they_are_centred() -> None:
+    """Five keys alike and one unlike them, around a constant of the size that pretrained models have, in float32."""
+    keys = torch.tensor([[3.0, 0.0]] * 3 + [[-3.0, 0.5]] + [[3.0, 0.0]] * 2)[None, None]
+    keys = torch.cat([keys, torch.full((1, 1, 6, 2), 600.0)], -1)
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    raw, centred = redundancy(keys, mask)[0, 0], redundancy(keys, mask, centred=True)[0, 0]
+    assert raw.max() - raw.min() < 1e-4
+    assert centred.argmax() == 3
+    assert centred[3] > 2 * centred[0]
+    torch.testing.assert_close(redundancy(keys[..., :2], mask, centred=True)[0, 0], centred, rtol=1e-3, atol=1e-4)
+
+
 # scores and what they keep
 
+
+def of_centred(oracle: Callable[..., list]) -> Callable[..., list]:
+    return lambda keys, mask, *rest: oracle(slow.centred(keys, mask), mask, *rest)
+
+
 SCORED = {
+    "rkv-centred": (RKV(centred=True), of_centred(slow.rkv), 0.1),
+    "rkv_original-centred": (RKVOriginal(0.5, centred=True), of_centred(slow.rkv_original), 0.5),
     "rkv": (RKV(), slow.rkv, 0.1),  # the defaults are the paper's and R-KV's
     "rkv_original": (RKVOriginal(), slow.rkv_original, 0.07),
     **{f"rkv-{x}": (RKV(lambda_=x), slow.rkv, x) for x in (0.0, 1.0)},

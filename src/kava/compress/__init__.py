@@ -14,6 +14,7 @@ from kava.compress.rkv_original import RKVOriginal
 from kava.compress.shuffle import ShuffleExamples, ShuffleTime
 from kava.compress.steps import Steps
 from kava.compress.uniform import Uniform
+from kava.config import RkvConfig
 from kava.errors import ConfigError
 from kava.registry import lookup
 
@@ -39,4 +40,18 @@ def make_compressor(method: str, shuffle: str = "none", **settings: object) -> C
     return compressor if shuffle == "none" else SHUFFLES[shuffle](inner=compressor)
 
 
-__all__ = ["COMPRESSORS", "Compressed", "Compressor", "Samples", "importance", "make_compressor", "redundancy"]
+def compressor_of(rkv: RkvConfig, method: str | None = None, shuffle: str = "none") -> Compressor:
+    """The compressor of a recipe, or another one with the recipe's settings."""
+    return make_compressor(method or rkv.method, shuffle, lambda_=rkv.lambda_, side=rkv.crop_keep, centred=rkv.centred)
+
+
+__all__ = [
+    "COMPRESSORS",
+    "Compressed",
+    "Compressor",
+    "Samples",
+    "compressor_of",
+    "importance",
+    "make_compressor",
+    "redundancy",
+]

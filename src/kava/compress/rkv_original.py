@@ -18,11 +18,13 @@ class RKVOriginal(Compressor):
 
     C is the cosine matrix of the keys, its diagonal 0; in each row i the last column with cos > 0.5 is set to 0, so
     that of several alike keys the newest is not punished. This one does build the N x N matrix, as R-KV does.
+    `centred`: C of the keys without their mean over the chain of thought  [ours]
     """
 
     lambda_: float = 0.07
     threshold: float = 0.5
     window: int = 7
+    centred: bool = False
 
     needs_importance: ClassVar[bool] = True
 
@@ -35,7 +37,7 @@ class RKVOriginal(Compressor):
         return self.lambda_ * smooth - (1 - self.lambda_) * alike
 
     def _mean_cosine(self, keys: Tensor, mask: Tensor) -> Tensor:
-        unit = unit_keys(keys, mask)
+        unit = unit_keys(keys, mask, self.centred)
         cosine = unit @ unit.transpose(-1, -2)
         cosine.diagonal(dim1=-2, dim2=-1).zero_()
         column = torch.arange(cosine.shape[-1], device=cosine.device)

@@ -20,6 +20,7 @@ from kava.config.schema import (
     LossConfig,
     ModelConfig,
     Recipe,
+    RkvConfig,
     SystemConfig,
 )
 from kava.config.teaching import ExplicitConfig, MixtureConfig, ProjectorConfig, TeacherConfig, TeacherSpec

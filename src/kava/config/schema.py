@@ -181,6 +181,8 @@ class LossConfig(RecipeSection):
 class RkvConfig(RecipeSection):
     lambda_: float = knob(0.1, "known", "weight of importance; redundancy has 1 - lambda", alias="lambda", ge=0, le=1,
         idle=idle.NO_SCORE)
+    centred: Flag = knob(False, "ours", "redundancy of keys without their mean over the chain of thought",
+        idle=idle.NO_SCORE)
     method: Method = knob("rkv", "known", "which entries of the chain of thought are kept", "the paper")
     shuffle: Shuffle = knob("none", "ours", "control: permute targets in time, or take a batch partner's")
     crop_keep: Literal["last", "first"] = knob("last", "open", "crop: which end is kept", "sources disagree",

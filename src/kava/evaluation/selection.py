@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kava.compress import Compressor, Samples, make_compressor
+from kava.compress import Compressor, Samples, compressor_of
 from kava.compress.full import Full
 from kava.config import Recipe
 from kava.data.collate import Collator
@@ -24,11 +24,10 @@ from kava.teachers.base import TeacherWants
 
 
 def compressors_of(recipe: Recipe, names: Sequence[str]) -> dict[str, Compressor]:
-    """By name, with the recipe's own lambda and crop side."""
+    """By name, with the recipe's own settings."""
     if recipe.latent.num_tokens == 0:
         raise ConfigError("this student has no latents (M = 0): a compressor has nothing to fill")
-    rkv = recipe.rkv
-    return {name: make_compressor(name, lambda_=rkv.lambda_, side=rkv.crop_keep) for name in dict.fromkeys(names)}
+    return {name: compressor_of(recipe.rkv, name) for name in dict.fromkeys(names)}
 
 
 def selection_document(

@@ -2,7 +2,7 @@
 
 from kava.backbone.families import rotated_alike
 from kava.backbone.model import LatentModel
-from kava.compress import Compressor, make_compressor
+from kava.compress import Compressor, compressor_of
 from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
 from kava.objective.aux_terms import CodiTerm, cka_layers, make_aux_terms
@@ -38,7 +38,7 @@ def make_objective(recipe: Recipe, model: LatentModel, teacher: Teacher | Teache
         raise ConfigError(
             f"rkv.rotary is before, but the layers of {family.name} rotate keys differently", "leave rkv.rotary out"
         )
-    compressor = make_compressor(rkv.method, rkv.shuffle, lambda_=rkv.lambda_, side=rkv.crop_keep)
+    compressor = compressor_of(rkv, shuffle=rkv.shuffle)
     packed, seed = recipe.training.packed, recipe.system.seed
     return latent_objective(model, recipe.loss, compressor, packed, rkv.rotary, seed, source)
 
@@ -88,7 +88,7 @@ def _kv_scale(loss: LossConfig, compare: Comparison | None) -> DimScale | None:
 
 def _column_comparison(recipe: Recipe, model: LatentModel, source: TargetSource) -> Comparison:
     explicit, shape, rkv = recipe.explicit, model.kv_shape, recipe.rkv
-    compressor = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
+    compressor = compressor_of(rkv)
     pairing = Pairing(compressor, None if rkv.method == "full" else explicit.target_len, rkv.shuffle)
     if recipe.mixture.space == "z" and isinstance(source, MixtureOfTeachers):
         compare: Comparison = Codes(recipe, shape, source.mixture, pairing)

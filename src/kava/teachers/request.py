@@ -6,7 +6,7 @@ from typing import Any
 
 from kava.backbone.load import foreign_model, spec_of, stored_dtype, without_weights
 from kava.backbone.model import Backbone
-from kava.compress import Compressor, make_compressor
+from kava.compress import compressor_of
 from kava.config import BUILTIN_DATASETS, Recipe, TeacherSpec
 from kava.config.fields import METHOD_ALIASES
 from kava.data.encode import EncodedSet, Encoder, encode_split
@@ -68,7 +68,7 @@ class Request:
             raise ConfigError(f"unknown split {unknown[0]!r}", f"--splits takes {' '.join(SPLITS)}")
         target_len = None if method == RAW else self.target_len or recipe.explicit.target_len
         splits = tuple(name for name in SPLITS if name in self.splits)
-        importance = self.with_importance or (method != RAW and _compressor(method, recipe).needs_importance)
+        importance = self.with_importance or (method != RAW and compressor_of(recipe.rkv, method).needs_importance)
         return replace(self, method=method, target_len=target_len, with_importance=importance, splits=splits)
 
     def _check_spec(self, method: str) -> None:
@@ -98,7 +98,7 @@ class Request:
             return []
         importance = explicit.attention_weighted or explicit.gamma_kl > 0 or loss.kv_loss_type == "structural"
         if recipe.rkv.method != "full":
-            importance = importance or _compressor(recipe.rkv.method, recipe).needs_importance
+            importance = importance or compressor_of(recipe.rkv).needs_importance
         flags = ["--with_importance"] if importance and loss.alpha2_kv > 0 and not self.with_importance else []
         if recipe.mixture.on:
             similar = recipe.mixture.fusion == "similarity" and not self.with_question
@@ -164,7 +164,7 @@ def planned(request: Request, recipe: Recipe, num_examples: int) -> Manifest:
 
 def manifest_of(request: Request, recipe: Recipe, model: Backbone, num_examples: int, dtype: str) -> Manifest:
     """The manifest of a checked request; `dtype` is that of a request without one."""
-    compressor: Any = None if request.method == RAW else _compressor(request.method, recipe)
+    compressor: Any = None if request.method == RAW else compressor_of(recipe.rkv, request.method)
     copied = (
         "method", "target_len", "with_importance", "with_cue", "with_question", "examples_per_shard"
     )  # fmt: skip
@@ -172,7 +172,3 @@ def manifest_of(request: Request, recipe: Recipe, model: Backbone, num_examples:
         teacher={}, tokenizer="", data={}, shape=model.kv_shape, dtype=request.dtype or dtype, num_examples=num_examples,
         settings={} if compressor is None else asdict(compressor), **{name: getattr(request, name) for name in copied},
     )  # fmt: skip
-
-
-def _compressor(method: str, recipe: Recipe) -> Compressor:
-    return make_compressor(method, lambda_=recipe.rkv.lambda_, side=recipe.rkv.crop_keep)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kava.align.rope import Rotary
 from kava.backbone.masks import positions
-from kava.compress import make_compressor
+from kava.compress import compressor_of
 from kava.config import Recipe
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.files import write_json
@@ -123,7 +123,7 @@ class StoredTeacher:
                 hint,
             )
         used = stored.compressor
-        needed = make_compressor(rkv.method, lambda_=rkv.lambda_, side=rkv.crop_keep)
+        needed = compressor_of(rkv)
         if used != needed or stored.target_len != explicit.target_len:
             raise ConfigError(
                 f"the teacher store {self.folder} holds {stored.target_len} columns chosen by {used}, the recipe asks "
