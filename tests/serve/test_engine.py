@@ -9,6 +9,7 @@ import pytest
 import torch
 from served import QUESTIONS, lively_student
 
+from kava.infer.generate import think
 from kava.infer.sampling import Sampling
 from kava.infer.student import Answer, Student
 from kava.serve.ask import Ask, Update
@@ -39,8 +40,9 @@ def drawn_asks(
         sampling = Sampling(temperature, chance.choice([1.0, 0.9]) if temperature else 1.0, chance.randrange(5))
         ids = tuple(student.encode([chance.choice(QUESTIONS)])[0])
         ask = Ask(
-            ids, mode, latent_of(student, **own), chance.choice([1, 4, 12]), sampling, lambda _: None, stream=stream
-        )
+            ids, mode, latent_of(student, **own), chance.choice([1, 4, 12]), sampling, lambda _: None, stream=stream,
+            zeroed=chance.choice([(), (), (0,), tuple(range(own["num_tokens"]))]) if own else (),
+        )  # fmt: skip
         updates[ask] = []
         ask.receive = updates[ask].append
         asks.append(ask)
@@ -52,7 +54,11 @@ def alone(student: Student, ask: Ask) -> Answer:
     question = next(text for text in QUESTIONS if tuple(student.encode([text])[0]) == ask.ids)
     trained, student.model.latent = student.model.latent, ask.latent
     try:
-        answer = student.answer([question], ask.mode, 1, ask.limit, ask.sampling)[0]
+        latents = None
+        if ask.zeroed:
+            latents = think(student.answering(), *student.padded([list(ask.ids)])).clone()
+            latents[:, list(ask.zeroed)] = 0
+        answer = student.answer([question], ask.mode, 1, ask.limit, ask.sampling, latents)[0]
     finally:
         student.model.latent = trained
     return replace(answer, log_probability=None)
@@ -96,7 +102,10 @@ def test_stop_texts_cut_the_answer_and_end_its_work(student):
     stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
     for stream in (False, True):
         updates: list[Update] = []
-        cut = Ask(ask.ids, ask.mode, ask.latent, 12, ask.sampling, updates.append, stop=("never", stop), stream=stream)
+        cut = Ask(
+            ask.ids, ask.mode, ask.latent, 12, ask.sampling, updates.append, stop=("never", stop), stream=stream,
+            zeroed=ask.zeroed,
+        )  # fmt: skip
         run(Engine(student), [cut])
         answer = updates[-1].answer
         assert answer.text == whole[: whole.index(stop)].strip()

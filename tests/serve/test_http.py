@@ -7,9 +7,11 @@ import json
 import logging
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install 'kava[serve]'")
 
+from asgi import CHAT, call, leaves, run_app, stays
 from served import QUESTIONS, lively_student
 from starlette.testclient import TestClient
 
@@ -19,7 +21,7 @@ from kava.serve.limits import ServeLimits
 from kava.serve.log import JsonLines
 from kava.serve.service import Service
 
-CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
+PLAIN = "/v1/completions"
 LIMITS = ServeLimits(max_batch=4, max_queue=8, max_input_tokens=60, max_new_tokens=40, max_body_bytes=4096)
 
 
@@ -66,6 +68,20 @@ def test_m_and_t_are_the_requests(client):
     assert passes == [2, 5]
 
 
+def test_ablated_latents_are_evaluates(client, student):
+    question = QUESTIONS[-1]
+    thought = student.think([question])
+    first, every = thought.clone(), torch.zeros_like(thought)
+    first[:, 0] = 0
+    for latents, fields in ((every, {}), (first, {"ablate_slots": [0, 0]})):
+        own = student.answer([question], max_new_tokens=9, latents=latents)[0]
+        reply = client.post(CHAT, json=chat(question, ablate="zero", **fields)).json()
+        assert reply["choices"][0]["message"]["content"] == own.text
+        assert reply["usage"]["forward_passes"] == own.forward_passes
+    refused = client.post(CHAT, json=chat(question, ablate="swap")).json()["error"]
+    assert refused["message"] == "ablate: swap is made of the latents of several questions; a question alone has zero"
+
+
 def test_several_prompts_and_seeded_choices(client, student):
     sampling = Sampling(0.9, 0.8, 7)
     own = student.answer(QUESTIONS[:2], max_new_tokens=9, sampling=sampling, samples=3)
@@ -88,12 +104,18 @@ def test_streams(client, student):
     assert chunks[-1]["choices"][0]["finish_reason"] == ("length" if own.truncated else "stop")
     assert usage["choices"] == []
     assert usage["usage"]["forward_passes"] == own.forward_passes
+    body["stream_options"]["continuous_usage_stats"] = True
+    growing = [chunk["usage"]["forward_passes"] for chunk in events(client.post(CHAT, json=body))]
+    assert growing == sorted(growing)
+    assert growing[0] < growing[-1] == own.forward_passes
     plain = events(client.post(PLAIN, json={"prompt": question, "max_tokens": 9, "stream": True}))
     assert "".join(chunk["choices"][0]["text"] for chunk in plain) == own.text
 
 
 def test_models_and_states(client):
-    assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
+    model = client.get("/v1/models").json()["data"][0]
+    assert model["id"] == "tiny"
+    assert (model["kava"]["num_tokens"], model["kava"]["reasoning"]) == (3, "latent")
     assert client.get("/v1/models/tiny").status_code == 200
     assert client.get("/v1/models/other").status_code == 404
     assert client.get("/health").json() == client.get("/ready").json() == {"status": "ok"}
@@ -130,6 +152,14 @@ ERRORS = [
     (CHAT, {"stop": ""}, 400, "stop"),
     (CHAT, {"num_tokens": 3, "reasoning": "cot"}, 400, "num_tokens"),
     (CHAT, {"num_iterations": -1}, 400, "num_iterations"),
+    (CHAT, {"ablate": "one"}, 400, "ablate"),
+    (CHAT, {"ablate": "mean"}, 400, "ablate"),
+    (CHAT, {"ablate": "zero", "reasoning": "cot"}, 400, "ablate"),
+    (CHAT, {"ablate": "zero", "num_iterations": 0}, 400, "ablate"),
+    (CHAT, {"ablate": "zero", "ablate_slots": []}, 400, "ablate_slots"),
+    (CHAT, {"ablate": "zero", "ablate_slots": [-1]}, 400, "ablate_slots"),
+    (CHAT, {"ablate": "zero", "ablate_slots": [99]}, 400, "ablate_slots"),
+    (CHAT, {"ablate_slots": [0]}, 400, "ablate_slots"),
     (CHAT, {"stream_options": {"include_usage": True}}, 400, "stream_options"),
     (PLAIN, {"prompt": [1, 2]}, 400, "prompt"),
     (PLAIN, {"prompt": []}, 400, "prompt"),
@@ -199,51 +229,11 @@ def test_names_and_keys(student):
         assert "access-control-allow-origin" not in client.options(CHAT, headers={**key, "Origin": "http://a"}).headers
 
 
-async def _call(app, body: bytes, receive_more, path: str = CHAT) -> list:
-    """The messages that the app sends to a client whose further behaviour is `receive_more`."""
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "scheme": "http",
-             "headers": headers, "server": ("localhost", 80), "client": ("127.0.0.1", 1), "http_version": "1.1",
-             "asgi": {"version": "3.0", "spec_version": "2.3"}}  # fmt: skip
-    first, sent = [{"type": "http.request", "body": body, "more_body": False}], []
-
-    async def receive():
-        return first.pop() if body and first else await receive_more()
-
-    async def send(message):
-        sent.append(message)
-        await asyncio.sleep(0)
-
-    await app(scope, receive, send)
-    return sent
-
-
-async def _leaves():
-    return {"type": "http.disconnect"}
-
-
-async def _stays():
-    await asyncio.Event().wait()
-
-
-def run_app(service: Service, work):
-    """`work(app)` while the service's engine works."""
-
-    async def all_of_it():
-        service.start()
-        try:
-            return await work(create_app(service))
-        finally:
-            service.stop()
-
-    return asyncio.run(all_of_it())
-
-
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_leaves_is_not_answered_any_more(student, stream):
+def test_wholeaves_is_not_answered_any_more(student, stream):
     service = Service(student, "tiny", LIMITS)
     body = json.dumps(chat("3+4?", stream=stream, max_tokens=40)).encode()
-    sent = run_app(service, lambda app: _call(app, body, _leaves))
+    sent = run_app(service, lambda app: call(app, body, leaves))
     assert not any(b"[DONE]" in message.get("body", b"") for message in sent)
     assert not service._open
     assert 'status="499"' in service.metrics.text()
@@ -252,7 +242,7 @@ def test_who_leaves_is_not_answered_any_more(student, stream):
 def test_too_many_at_once_are_told_when_to_come_again(student):
     service = Service(student, "tiny", ServeLimits(max_batch=1, max_queue=2))
     body = json.dumps(chat("3+4?")).encode()
-    sent = run_app(service, lambda app: asyncio.gather(*(_call(app, body, _stays) for _ in range(9))))
+    sent = run_app(service, lambda app: asyncio.gather(*(call(app, body, stays) for _ in range(9))))
     starts = [next(message for message in messages if "status" in message) for messages in sent]
     assert sorted(start["status"] for start in starts) == [200] * 3 + [429] * 6
     refused = next(start for start in starts if start["status"] == 429)
@@ -262,7 +252,7 @@ def test_too_many_at_once_are_told_when_to_come_again(student):
 def test_time_limits(student):
     service = Service(student, "tiny", ServeLimits(body_timeout=0.01, request_timeout=0.0))
     body = json.dumps(chat("3+4?", max_tokens=500)).encode()
-    sent = run_app(service, lambda app: asyncio.gather(_call(app, body, _stays), _call(app, b"", _stays)))
+    sent = run_app(service, lambda app: asyncio.gather(call(app, body, stays), call(app, b"", stays)))
     assert [messages[0]["status"] for messages in sent] == [504, 408]
     assert not service._open
 
@@ -270,7 +260,7 @@ def test_time_limits(student):
 def test_a_server_that_ends_takes_nothing_new(student):
     service = Service(student, "tiny", LIMITS)
     service.draining = True
-    sent = run_app(service, lambda app: _call(app, b"{}", _stays))
+    sent = run_app(service, lambda app: call(app, b"{}", stays))
     assert sent[0]["status"] == 503
 
 
@@ -279,7 +269,7 @@ def test_an_engine_that_dies_fails_what_is_open(student, monkeypatch):
     monkeypatch.setattr(service.engine, "_join", lambda _: 1 / 0)
     monkeypatch.setattr("threading.excepthook", lambda _: None)
     body = json.dumps(chat("3+4?")).encode()
-    sent = run_app(service, lambda app: _call(app, body, _stays))
+    sent = run_app(service, lambda app: call(app, body, stays))
     assert sent[0]["status"] == 503
     assert not service.alive
 

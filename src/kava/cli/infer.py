@@ -9,12 +9,12 @@ import typer
 
 from kava.cli.common import Overwrite, show_result
 from kava.cli.student import Base, BatchSize, Checkpoint, Device, ExactAdapters, MaxNewTokens, Revision, TrustRemoteCode
-from kava.config import BUILTIN_DATASETS, KEYS
+from kava.config import KEYS
 from kava.console import tell
 from kava.errors import ConfigError, DataError
 from kava.infer.batch import answer_row, answers_of_ours, blocks, problem_row, read_questions, write_answers
 from kava.infer.checkpoint import checkpoint_folder
-from kava.infer.checks import check_config, own_mode, stored_recipe, student_files, untrained
+from kava.infer.checks import arithmetic, check_config, own_mode, stored_recipe, student_files, untrained
 from kava.outputs import Output, check_outputs
 from kava.progress import loading_libraries
 
@@ -74,9 +74,8 @@ def infer(
     if note:
         tell(f"note: {how} answers: {note}")
     student = Student.from_pretrained(checkpoint, device, base, trust_remote_code, exact_adapters)
-    if recipe.dataset.name in BUILTIN_DATASETS and not quiet:
-        modulus = recipe.dataset.generator.modulus
-        tell(f"note: this student learnt arithmetic modulo {modulus}: 3+4 is {7 % modulus}")
+    if not quiet and (note := arithmetic(recipe)):
+        tell(f"note: {note}")
     if not batch:
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")  # bytes that the terminal's encoding does not have

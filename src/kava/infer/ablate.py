@@ -35,6 +35,14 @@ ABLATIONS: dict[str, Callable[[Tensor, Sequence[str]], Tensor]] = {
 }
 
 
+def zeroed(latents: Tensor, slots: Sequence[Sequence[int]]) -> Tensor:
+    """The latents [B, M, E] with zeros at these slots of each row."""
+    latents = latents.clone()
+    for row, places in zip(latents, slots, strict=True):
+        row[list(places)] = 0
+    return latents
+
+
 def ablated(name: str, latents: Tensor, ids: Sequence[str]) -> Tensor:
     """The latents in place of `latents` [n, M, E]; all but zeros are made of several items."""
     if name != "zero" and len(ids) < 2:

@@ -126,12 +126,18 @@ def think(model: LatentModel, question: Tensor, mask: Tensor) -> Tensor:
 
 
 def prefill(
-    model: LatentModel, question: Tensor, mask: Tensor, lead: list[int], mode: str, latents: Tensor | None
+    model: LatentModel,
+    question: Tensor,
+    mask: Tensor,
+    lead: list[int],
+    mode: str,
+    latents: Tensor | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> DecodingState:
-    """The state before the first generated token."""
+    """The state before the first generated token. `latents` replace those thought; `change` is applied to the latents."""
     if mode not in MODES:
         raise ValueError(f"mode {mode!r}, known: {MODES}")
-    if latents is not None and not (mode == "latent" and model.feeds_back):
+    if not (latents is None and change is None) and not (mode == "latent" and model.feeds_back):
         raise ValueError("there are no latents to replace")
     rows = len(question)
     if mode == "cot":
@@ -141,6 +147,8 @@ def prefill(
         slots = model.slots(rows)[:, :1] if mode == "direct" else model.slots(rows)
         return _read(model, question, mask, torch.cat([slots, after], 1))
     latents, prefix, known = think_with_prefix(model, question, mask, latents)
+    if change is not None:
+        latents = change(latents)
     return extend(model, torch.cat([latents, model.embed(after)], dim=1), prefix, known)
 
 

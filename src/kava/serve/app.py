@@ -12,10 +12,16 @@ import kava
 from kava.serve.api_error import ApiError, ClientGone
 from kava.serve.completions import completions_router
 from kava.serve.guard import Guard
+from kava.serve.lens import lens_router
 from kava.serve.service import Service
 from kava.serve.status import status_router
 
-ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (completions_router, status_router)
+ROUTERS: tuple[Callable[[Service], APIRouter], ...] = (
+    completions_router,
+    lens_router,
+    playground_router,
+    status_router,
+)
 
 
 def create_app(

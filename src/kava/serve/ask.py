@@ -18,6 +18,8 @@ class Update:
 
     ask: "Ask"
     text: str = ""
+    tokens: int = 0
+    """Chosen so far, eos among them."""
     answer: Answer | None = None
     finish_reason: str | None = None
     error: str | None = None
@@ -34,6 +36,7 @@ class Ask:
 
     number   which sample of the question this is, for seeded draws
     stop     texts before which the answer ends
+    zeroed   latents that are replaced by zeros once they are thought
     receive  called with each `Update`; without `stream` only with the final one
     """
 
@@ -46,6 +49,7 @@ class Ask:
     number: int = 0
     stop: tuple[str, ...] = ()
     stream: bool = False
+    zeroed: tuple[int, ...] = ()
     cancelled: bool = False
     generation: Generation = field(default_factory=Generation)
     rounds: int = 0

@@ -56,7 +56,8 @@ def completions_router(service: Service) -> APIRouter:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    return {"id": service.model_name, "object": "model", "created": service.created, "owned_by": "kava"}
+    model = {"id": service.model_name, "object": "model", "created": service.created, "owned_by": "kava"}
+    return {**model, "kava": service.facts}
 
 
 async def _respond(
@@ -80,6 +81,7 @@ class Reply:
         self.updates = service.answers(asks)
         self._service, self._began = service, time.monotonic()
         self._answers: dict[Ask, Answer] = {}
+        self._made: dict[Ask, int] = {}  # tokens of each answer so far
         kind = ("chatcmpl-", "chat.completion") if chat else ("cmpl-", "text_completion")
         self._head = {"id": kind[0] + secrets.token_hex(12), "object": kind[1], "created": int(time.time())}
         self._head["model"] = service.model_name
@@ -119,17 +121,16 @@ class Reply:
             yield {**self._chunk_head(), "choices": [], "usage": self.usage()}
 
     def usage(self) -> dict[str, int]:
-        """Tokens of the questions, each once, and of the answers with their ends; passes by the method's rule."""
-        answers = self._answers.values()
+        """Tokens of the questions, each once, and of the answers with their ends; passes by the method's rule; so far."""
         question = sum(len(ask.ids) for ask in self.asks if ask.number == 0)
-        made = sum(answer.num_tokens for answer in answers)
+        made = sum(self._made.values())
         return {
             "prompt_tokens": question,
             "completion_tokens": made,
             "total_tokens": question + made,
             "latents": sum(ask.latent.num_tokens for ask in self.asks if ask.mode == "latent"),
-            "forward_passes": sum(answer.forward_passes for answer in answers),
-            "executed_calls": sum(answer.executed for answer in answers),
+            "forward_passes": sum(1 + ask.rounds + count for ask, count in self._made.items()),
+            "executed_calls": sum(ask.rounds + count for ask, count in self._made.items()),
         }
 
     def _note(self, update: Update) -> None:
@@ -140,6 +141,7 @@ class Reply:
             self._service.metrics.observe("kava_first_token_seconds", seconds)
         if update.error is not None:
             raise ApiError(503, update.error)
+        self._made[update.ask] = update.tokens
         if update.answer is not None:
             self._answers[update.ask] = update.answer
         if len(self._answers) == len(self.asks):
@@ -156,7 +158,9 @@ class Reply:
             content = {"delta": delta if first or update.text else {}}
         reason = update.finish_reason
         choice = {"index": self.asks.index(update.ask), **content, "logprobs": None, "finish_reason": reason}
-        return {**self._chunk_head(), "choices": [choice]}
+        options = self.body.stream_options
+        usage = {"usage": self.usage()} if options is not None and options.continuous_usage_stats else {}
+        return {**self._chunk_head(), "choices": [choice], **usage}
 
 
 class EventStream(Response):

@@ -7,12 +7,17 @@ that of `Student.answer`, whatever shares the batch. No thread is made here; `wo
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from kava.backbone.model import LatentModel
+from kava.config import LatentConfig
+from kava.infer.ablate import zeroed
 from kava.infer.generate import DecodingState, extend, prefill
 from kava.infer.sampling import Sampling
 from kava.infer.student import Student
@@ -37,6 +42,15 @@ class Engine:
     @property
     def idle(self) -> bool:
         return not self.waiting and not self.active
+
+    @contextmanager
+    def thinking(self, latent: LatentConfig) -> Iterator[LatentModel]:
+        """The model, with this M and T for now; between two steps only."""
+        trained, self._model.latent = self._model.latent, latent
+        try:
+            yield self._model
+        finally:
+            self._model.latent = trained
 
     @torch.inference_mode()
     def step(self) -> list[Update]:
@@ -82,17 +96,15 @@ class Engine:
 
     def _join(self, asks: list[Ask]) -> None:
         """Reads and thinks about the questions, equal ones once, and puts their rows behind those under way."""
-        model, student, (mode, latent) = self._model, self.student, asks[0].batch_key
-        distinct = list(dict.fromkeys(ask.ids for ask in asks))
-        trained, model.latent = model.latent, latent
-        try:
-            ids, mask = student.padded([list(row) for row in distinct])
-            state = prefill(model, ids, mask, student.lead(mode), mode, None)
+        student, (mode, latent) = self.student, asks[0].batch_key
+        places = {key: i for i, key in enumerate(dict.fromkeys((ask.ids, ask.zeroed) for ask in asks))}
+        slots = [zeros for _, zeros in places]
+        with self.thinking(latent) as model:
+            ids, mask = student.padded([list(row) for row, _ in places])
+            change = partial(zeroed, slots=slots) if any(slots) else None
+            state = prefill(model, ids, mask, student.lead(mode), mode, change=change)
             rounds = model.rounds if mode == "latent" else 0
-        finally:
-            model.latent = trained
-        places = {row: i for i, row in enumerate(distinct)}
-        state = state.of([places[ask.ids] for ask in asks])
+        state = state.of([places[ask.ids, ask.zeroed] for ask in asks])
         parts = [state] if self._state is None else [self._state, state]
         self._state = DecodingState.stacked(parts)
         self.active += asks
@@ -143,13 +155,13 @@ class Engine:
         stopped = text.stopped if text is not None else None
         ended = stopped is not None or not made.truncated
         if not ended and ask.chosen < ask.limit:
-            return Update(ask, new) if ask.stream and new else None
+            return Update(ask, new, ask.chosen) if ask.stream and new else None
         answer = self.student.read(made, ask.mode)
         if stopped is not None:
             answer = replace(answer, text=stopped, truncated=False, num_tokens=ask.chosen)
         if ask.stream and text is not None:
             new += text.rest(answer.text)
-        return Update(ask, new if ask.stream else "", answer, "stop" if ended else "length")
+        return Update(ask, new if ask.stream else "", ask.chosen, answer, "stop" if ended else "length")
 
     def _keep(self, rows: list[int]) -> None:
         """Lets the other rows go, and columns that are padding in all that stay."""

@@ -17,7 +17,7 @@ from kava.serve.log import log
 from kava.serve.service import Service
 
 PUBLIC = frozenset({"/", "/health", "/ready"})  # need no key
-KNOWN = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/openapi.json", *PUBLIC)
+KNOWN = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/lens", "/metrics", "/openapi.json", *PUBLIC)
 PRIVATE = ("question", "answer")  # in the log only if wanted
 
 

@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Zero = Annotated[float, Field(ge=0, le=0)]
 NoItems = Annotated[list[Any], Field(max_length=0)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _of_one_question(kind: Any) -> Any:
+    """Refuses the ablations of `kava evaluate` that are made of a whole set of questions."""
+    if kind in ("mean", "swap", "noise"):
+        raise ValueError(f"{kind} is made of the latents of several questions; a question alone has zero")
+    return kind
+
+
+Ablation = Annotated[Literal["zero"], BeforeValidator(_of_one_question)]
 
 
 class _Closed(BaseModel):
@@ -15,6 +25,7 @@ class _Closed(BaseModel):
 
 class StreamOptions(_Closed):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
@@ -43,6 +54,8 @@ class AnswerRequest(_Closed):
     reasoning       latent: think in latents; cot: write the steps; direct: neither. Default: as the student was trained
     num_tokens      M, the number of latents; default: the student's
     num_iterations  T, Jacobi iterations; default: the student's
+    ablate          zero: zeros in place of what was thought, as `kava evaluate --ablate zero`
+    ablate_slots    only in these latents, counted from 0; default: in all
     temperature     0: the likeliest token. Default: the recipe's, which is 0 unless it says otherwise
     """
 
@@ -50,6 +63,8 @@ class AnswerRequest(_Closed):
     reasoning: Literal["latent", "cot", "direct"] | None = None
     num_tokens: int | None = Field(None, ge=0, le=4096)
     num_iterations: int | None = Field(None, ge=0, le=4096)
+    ablate: Ablation | None = None
+    ablate_slots: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=4096)] | None = None
     max_tokens: int | None = Field(None, ge=1)
     n: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
@@ -95,3 +110,13 @@ class CompletionRequest(AnswerRequest):
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class LensRequest(_Closed):
+    """`question`, looked into with M and T as an answer to it has them; each latent costs passes, so they are fewer."""
+
+    question: str
+    model: str | None = None
+    num_tokens: int | None = Field(None, ge=0, le=64)
+    num_iterations: int | None = Field(None, ge=0, le=64)
+    top: int = Field(5, ge=1, le=20)

@@ -5,8 +5,10 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Any
 
-from kava.config import LatentConfig
+from kava.config import LatentConfig, Recipe
 from kava.errors import KavaError, ModelError
 from kava.evaluation.overrides import EvalOverrides, overridden
 from kava.infer.checks import check_questions, own_mode
@@ -15,10 +17,12 @@ from kava.infer.student import Student
 from kava.serve.api_error import ApiError
 from kava.serve.ask import Ask, Update
 from kava.serve.engine import Engine
+from kava.serve.facts import facts_of
 from kava.serve.limits import ServeLimits
+from kava.serve.look_between_steps import look_between_steps
 from kava.serve.metrics import Metrics
-from kava.serve.schema import AnswerRequest
-from kava.serve.worker import Worker
+from kava.serve.schema import AnswerRequest, LensRequest
+from kava.serve.worker import Worker, WorkerEnded
 
 ENGINE_DIED = "the engine has stopped; the server has to be started again"
 
@@ -28,12 +32,13 @@ class Service:
 
     def __init__(self, student: Student, model_name: str, limits: ServeLimits | None = None):
         self.student, self.model_name, self.limits = student, model_name, limits or ServeLimits()
-        self.created = int(time.time())
+        self.created, self.facts = int(time.time()), facts_of(student.recipe)
         self.draining = False
         self.metrics = Metrics()
         student.encode(["1"])  # sets the tokenizer up for texts; from then on two threads may read it
         self.engine = Engine(student, self.limits.max_batch)
         self._open: dict[Ask, float] = {}  # asks that are not answered yet -> when they were submitted
+        self._lenses = 0  # under way or waiting
         self._seconds = 1.0  # that an answer took lately
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker = Worker(self.engine, self._from_thread, self._thread_died)
@@ -67,12 +72,13 @@ class Service:
             raise ApiError(400, "n: at temperature 0 all answers are the same; give a temperature above 0", "n")
         top_p = settings.top_p if request.top_p is None else request.top_p
         seed = secrets.randbits(62) if request.seed is None else request.seed
-        sampling, latent = Sampling(temperature, top_p, seed), self._latent(request, mode)
+        sampling, latent = Sampling(temperature, top_p, seed), self._recipe(request, mode, request.ablate).latent
+        zeroed = self._zeroed(request, latent)
         limit = limit or min(settings.max_new_tokens, self.limits.max_new_tokens)
         if limit > self.limits.max_new_tokens:
             raise ApiError(400, f"max_tokens: {limit}; at most {self.limits.max_new_tokens}", "max_tokens")
         return [
-            Ask(ids, mode, latent, limit, sampling, _nowhere, number, request.stops, bool(request.stream))
+            Ask(ids, mode, latent, limit, sampling, _nowhere, number, request.stops, bool(request.stream), zeroed)
             for ids in self._encoded(questions, mode, limit, latent.num_tokens)
             for number in range(count)
         ]
@@ -110,19 +116,53 @@ class Service:
             message = f"{len(self._open)} answers are under way or waiting, which is all this server takes; try later"
             raise ApiError(429, message, headers={"Retry-After": str(wait)})
 
-    def _latent(self, request: AnswerRequest, mode: str) -> LatentConfig:
-        """M and T of this request."""
+    async def lens(self, request: LensRequest) -> dict[str, Any]:
+        """The lens on one question, from the engine's thread between two tokens of the answers under way."""
+        self._check_model(request.model)
+        recipe = self._recipe(request, "latent")
+        limit = min(recipe.evaluation.max_new_tokens, self.limits.max_new_tokens)
+        self._encoded([request.question], "latent", limit, recipe.latent.num_tokens)
+        if self._lenses >= self.limits.max_lenses:
+            self.metrics.count("kava_refused_total")
+            message = f"{self._lenses} looks into latents are under way or waiting; try later"
+            raise ApiError(429, message, headers={"Retry-After": "2"})
+        self._lenses += 1
+        try:
+            work = partial(look_between_steps, self.engine, recipe, request.question, request.top, limit)
+            return await asyncio.wrap_future(self._worker.call(work))
+        except KavaError as error:
+            raise ApiError(400, error.message) from error
+        except WorkerEnded as error:
+            raise ApiError(503, ENGINE_DIED) from error
+        finally:
+            self._lenses -= 1
+
+    def _recipe(self, request: AnswerRequest | LensRequest, mode: str, ablate: str | None = None) -> Recipe:
+        """The student's recipe with M and T of this request."""
         recipe = self.student.recipe
-        overrides = EvalOverrides(num_tokens=request.num_tokens, num_iterations=request.num_iterations)
+        overrides = EvalOverrides(ablate, request.num_tokens, request.num_iterations)
         try:
             if mode != "cot":
                 _ = self.student.model.special
-            return overridden(recipe, overrides.checked(recipe, mode)).latent
+            return overridden(recipe, overrides.checked(recipe, mode))
         except ModelError as error:
             raise ApiError(400, f"reasoning {mode}: {error.message}; give reasoning cot", "reasoning") from error
         except KavaError as error:
-            param = "num_tokens" if "num_tokens" in error.message else "num_iterations"
+            names = ("num_tokens", "num_iterations", "ablate")
+            param = next((name for name in names if name in error.message), "reasoning")
             raise ApiError(400, error.message.removeprefix("--"), param) from error
+
+    def _zeroed(self, request: AnswerRequest, latent: LatentConfig) -> tuple[int, ...]:
+        """The latents that this request replaces by zeros."""
+        slots = request.ablate_slots
+        if request.ablate is None:
+            if slots is not None:
+                raise ApiError(400, "ablate_slots has no effect without ablate", "ablate_slots")
+            return ()
+        if slots is not None and max(slots) >= latent.num_tokens:
+            message = f"ablate_slots: {max(slots)}; there are {latent.num_tokens} latents, counted from 0"
+            raise ApiError(400, message, "ablate_slots")
+        return tuple(range(latent.num_tokens) if slots is None else sorted(set(slots)))
 
     def _encoded(self, questions: Sequence[str], mode: str, limit: int, num_latents: int) -> list[tuple[int, ...]]:
         try:
