@@ -42,13 +42,14 @@ const kavaLens = (() => {
   };
 
   function effects(list, summary) {
+    const gold = list.some((one) => one.gold_loss !== null);
     const rows = list.map((one) => [
-      one.kind, one.slot === null ? "all" : latent(one.slot), fixed(one.own_loss, 3), fixed(one.gold_loss, 3),
+      one.kind, one.slot === null ? "all" : latent(one.slot), fixed(one.own_loss, 3), ...(gold ? [fixed(one.gold_loss, 3)] : []),
       summary ? fixed(100 * one.kept, 1) + " %" : one.kept ? "yes" : "no",
       summary ? (one.accuracy === null ? "\u2013" : fixed(100 * one.accuracy, 1) + " %") : (one.answer === null ? "" : one.answer),
     ]);
     return table("What the answer loses",
-      ["by", "latent", "own loses", "gold loses", "same answer", summary ? "correct" : "answer then"], rows);
+      ["by", "latent", "own loses", ...(gold ? ["gold loses"] : []), "same answer", summary ? "correct" : "answer then"], rows);
   }
   function attention(view) {
     const box = make("div"), pick = make("select"), labelled = make("label", "weights ");

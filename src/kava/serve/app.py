@@ -13,6 +13,7 @@ from kava.serve.api_error import ApiError, ClientGone
 from kava.serve.completions import completions_router
 from kava.serve.guard import Guard
 from kava.serve.lens import lens_router
+from kava.serve.playground import playground_router
 from kava.serve.service import Service
 from kava.serve.status import status_router
 
