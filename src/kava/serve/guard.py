@@ -19,6 +19,7 @@ from kava.serve.service import Service
 PUBLIC = frozenset({"/", "/health", "/ready"})  # need no key
 KNOWN = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/lens", "/metrics", "/openapi.json", *PUBLIC)
 PRIVATE = ("question", "answer")  # in the log only if wanted
+MOST_DISCARDED = 32 * 2**20  # bytes of a body that is too large
 
 
 class Guard:
@@ -93,7 +94,9 @@ class Guard:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "send the body as JSON: Content-Type: application/json")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length[:20]) > self._service.limits.max_body_bytes:
+        waits = "expect" in headers  # for leave to send its body
+        most = self._service.limits.max_body_bytes if waits else MOST_DISCARDED
+        if length.isdigit() and int(length[:20]) > most:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
@@ -101,17 +104,20 @@ class Guard:
         return ApiError(413, f"the body has more than {most} bytes", headers={"Connection": "close"})
 
     async def _body(self, receive: Receive) -> bytes:
-        parts, size = [], 0
-        while True:
+        """The request's body. One that is too large is read to its end and thrown away, since a client that is still
+        sending sees a closed connection instead of the answer."""
+        parts, size, more = [], 0, True
+        while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self._service.limits.max_body_bytes:
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self._service.limits.max_body_bytes:
+                parts.append(part)
+            elif not more or size > MOST_DISCARDED:
                 raise self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(parts)
+        return b"".join(parts)
 
     def _record(self, scope: Scope, sent: "_Sent", seconds: float, notes: dict[str, Any]) -> None:
         path = scope["path"] if scope["path"] in KNOWN else "other"

@@ -47,6 +47,10 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        for sock in sockets or ():
+            host, port = sock.getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            log("listening", url=url, model=self._service.model_name)
 
     def _begin_to_drain(self) -> None:
         self._drain = asyncio.get_running_loop().create_task(self._drained())
@@ -152,6 +156,4 @@ def serve(
         guard, http=HeaderTimeout, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=10, timeout_graceful_shutdown=5, backlog=2048,
     )  # fmt: skip
-    host, port = sock.getsockname()[:2]
-    log("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", model=service.model_name)
     DrainingServer(config, service, guard, drain_seconds).run(sockets=[sock])

@@ -20,8 +20,10 @@ PATH = "/v1/completions"
 
 
 @contextmanager
-def server(checkpoint: Path, max_batch: int, clients: int, words: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
-    """The address of a server of its own process, ended afterwards."""
+def server(
+    checkpoint: Path, max_batch: int, clients: int, words: Sequence[str] = ()
+) -> Iterator[tuple[tuple[str, int], "subprocess.Popen[bytes]"]]:
+    """The address of a server and its process, which is ended afterwards."""
     command = [sys.executable, "-m", "kava", "serve", str(checkpoint), "--port", "0", "--max_batch", str(max_batch)]
     command += ["--max_queue", str(2 * clients), "--request_timeout", "3600", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
@@ -34,7 +36,7 @@ def server(checkpoint: Path, max_batch: int, clients: int, words: Sequence[str] 
                 raise RunError(f"the server did not start (exit code {process.wait()})", " ".join(command))
             host, _, port = json.loads(line)["url"].removeprefix("http://").rpartition(":")
             drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # its log
-            yield host, int(port)
+            yield (host, int(port)), process
             process.terminate()
             process.wait()
             drain.wait()
@@ -88,7 +90,7 @@ def bench(
     own = [answer.text for answer in student.answer(questions, max_new_tokens=max_new_tokens, sampling=Sampling())]
     differences: list[str] = []
     runs: dict[int, list[tuple[float, list[float]]]] = {max_batch: [], 1: []}
-    with server(checkpoint, max_batch, clients) as batched, server(checkpoint, 1, clients) as single:
+    with server(checkpoint, max_batch, clients) as (batched, _), server(checkpoint, 1, clients) as (single, _):
         for turn in range(repeats + 1):  # the first is not counted
             for size, address in ((max_batch, batched), (1, single)):
                 with progress_of(f"{requests} requests, {clients} clients, batch {size}", show=progress):
