@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import kava
 from hub import tiny_student, without_hashes
 from kava import Student
-from kava.backbone.load import load_tokenizer
+from kava.backbone.load import build_model, load_foreign, load_plain, load_tokenizer
+from kava.backbone.plain import load_exported
 from kava.cli.main import main
-from kava.config import ModelConfig, Recipe, load_recipe
-from kava.config.trust import allow_code, requests, trusted
+from kava.config import ModelConfig, Recipe, TeacherSpec, load_recipe
+from kava.config.trust import allow_code, code_allowed, requests, trusted
 from kava.errors import CodeRefused, ConfigError, ModelError
 from kava.teachers.store import StoredTeacher
 
@@ -27,9 +30,14 @@ from transformers import PreTrainedTokenizerFast
 class EvilTok(PreTrainedTokenizerFast):
     pass
 """
+GENERATE = """from pathlib import Path
+Path({mark!r}).write_text("ran")
+def generate(model, *arguments, **options):
+    return None
+"""
 SMALL = ["training.max_steps=1", "dataset.generator.train_size=8", "training.batch_size=2", "system.num_workers=0",
          "training.gradient_accumulation_steps=1", "dataset.generator.val_size=2",
-         "evaluation.max_new_tokens=2"]  # fmt: skip
+         "evaluation.max_new_tokens=2", "logging.report_to=[]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,12 @@ def with_own_tokenizer(folder: Path, mark: Path) -> None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.update(auto_map={"AutoTokenizer": [None, "evil.EvilTok"]}, tokenizer_class="EvilTok")
     path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def with_own_generation(folder: Path, mark: Path) -> None:
+    """Code in the place where an exported student has its generate.py."""
+    (folder / "custom_generate").mkdir(exist_ok=True)
+    (folder / "custom_generate" / "generate.py").write_text(GENERATE.format(mark=str(mark)), encoding="utf-8")
 
 
 def edit(folder: Path, before: str, after: str) -> None:
@@ -213,3 +227,32 @@ def test_allowing_ends_with_the_command_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cli, "_dispatch", lambda words: allow_code() or 0)
     assert main(["anything"]) == 0
     assert not trust._allowed.get()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_generate_py_is_never_run(tmp_path: Path, mark: Path, allowed: bool) -> None:
+    """transformers 4.57 runs it on loading a local folder whatever the caller says, 5 where code is allowed."""
+    base = Path(shutil.copytree(Path(__file__).parents[1] / "fixtures" / "base", tmp_path / "base"))
+    with_own_generation(base, mark)
+    recipe = load_recipe("debug").changed("model", name=str(base), trust_remote_code=allowed)
+    with code_allowed(allowed):
+        models = [
+            load_plain(recipe.model, torch.float32),
+            load_exported(base),
+            load_foreign(TeacherSpec(model=str(base), trust_remote_code=allowed), recipe.model, torch.device("cpu")),
+            build_model(recipe)[0].backbone,
+        ]
+    assert not mark.exists()
+    assert not any("generate" in vars(module) for model in models for module in model.modules())
+    AutoModelForCausalLM.from_pretrained(base, trust_remote_code=True)  # the library's own users have it as ever
+    assert mark.exists()
+
+
+def test_an_exported_student_is_a_base_like_any_other(plain: Path, tmp_path: Path, mark: Path) -> None:
+    base, run = tmp_path / "exported", tmp_path / "run"
+    assert main(["export", str(plain), str(base), "--quiet"]) == 0
+    with_own_generation(base, mark)
+    words = ["train", "--config", "debug", f"model.name={base}", *SMALL, "--output_dir", str(run), "--quiet"]
+    assert main(words) == 0
+    assert main(["infer", "--checkpoint", str(run / "best_checkpoint"), "--questions", "3+4?", "--quiet"]) == 0
+    assert not mark.exists()

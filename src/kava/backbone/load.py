@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbone.attention import NAME
 from kava.backbone.cached import TOKENIZERS, cached, cached_gguf_problem, own_copy
+from kava.backbone.custom_generate import never_run
 from kava.backbone.families import Family, family_of, known
 from kava.backbone.foreign import Foreign, stretch
 from kava.backbone.gguf import reader, refuse_gguf
@@ -302,6 +303,7 @@ def _fetch(kind: Any, source: str | Path, model: ModelConfig, what: str, **extra
                 f"loading the {what} of {Path(model.name).name}" + ("" if folder or Path(source).is_dir() else " (hub)")
             ),
             naming_files(folder or source),
+            never_run(),
         ):
             return read(folder or source, revision=revision, trust_remote_code=model.trust_remote_code, **extra)
     except UNREADABLE as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from kava.backbone.artifact import without_trained_weights
+from kava.backbone.custom_generate import never_run
 from kava.backbone.model import LatentModel
 from kava.backbone.tokens import save_tokenizer
 from kava.config import Recipe
@@ -100,9 +101,10 @@ def _stored(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
 
 def load_exported(folder: Path) -> Any:
     """The model that transformers alone makes of a folder; every weight must be in it. None of the folder's code runs."""
-    lm, info = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, trust_remote_code=False, dtype="auto"
-    )
+    with never_run():
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, trust_remote_code=False, dtype="auto"
+        )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, _named(info, kind))):
             raise RunError(f"{folder.name}: transformers says {kind} {', '.join(names[:3])}", "report it")
