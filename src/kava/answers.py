@@ -7,7 +7,8 @@ Both give the number in plain form: no currency, no thousands separators ("-$1,2
 
 What the documents leave open, decided here (ours): a clock time or ratio (12:30) is no number; a minus after a number,
 a bracket or a letter is an operator or a hyphen ("4-2" ends in 2, "GPT-2" in 2); a sign separated from its number by a
-space counts only at the beginning or after = : ( ("= - 3"); at the start of a line it is a bullet.
+space counts only at the beginning or after = : ( ("= - 3"); at the start of a line it is a bullet; four or more single
+digits with a space between each are one number ("5 5 6 0", iCoT's products), which equals only the same digits.
 """
 
 import re
@@ -15,7 +16,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 _NUMBER = re.compile(
-    r"(?P<clock>\d+(?::\d+)+)"
+    r"(?P<spaced>(?<![\w.,:/+-])(?<!\d )\d(?: \d){3,}(?!\w)(?! ?[.,:/]?\d))"
+    r"|(?P<clock>\d+(?::\d+)+)"
     r"|(?:(?P<sign>[-+])(?P<gap>\s?))?(?:[$\u00a3\u20ac]\s?)?(?P<inner>[-+])?"
     r"(?P<body>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)(?P<exp>[eE][-+]?\d{1,3}(?!\d))?"
     r"(?:\s?/\s?(?P<den>\d+(?:\.\d+)?))?(?P<pct>\s?(?:%|percent\b))?"
@@ -56,10 +58,10 @@ def flexible(text: str) -> str | None:
 
 def number(text: str | None) -> Fraction | None:
     """The value of the first number in a text: 1,234  -3  $5.00  3/4  50 %  1e3; None where there is none."""
-    word = next((word for _, word in _numbers(_plain(text or ""))), None)
+    word = _first(text)
     if word is None or len(word) > _MAX_DIGITS:
         return None
-    top, _, bottom = word.rstrip("%").partition("/")
+    top, _, bottom = word.replace(" ", "").rstrip("%").partition("/")
     if bottom and not Fraction(bottom):
         return None
     value = Fraction(top) / Fraction(bottom or 1)
@@ -74,10 +76,18 @@ def equal(answer: str | None, gold: str | None) -> bool:
     left, right = number(answer), number(gold)
     if left is None or right is None:
         return False
+    words = _first(answer) or "", _first(gold) or ""
+    if any(" " in word for word in words):  # spaced digits, where a zero at the front is a digit like any other
+        return words[0] == words[1]
     left_percent, right_percent = (str(text).rstrip().endswith(("%", "percent")) for text in (answer, gold))
     if left_percent != right_percent:
         return _near(left, right) or _near(left * (100 if left_percent else 1), right * (100 if right_percent else 1))
     return _near(left, right)
+
+
+def _first(text: str | None) -> str | None:
+    """The first number in a text, in plain form."""
+    return next((word for _, word in _numbers(_plain(text or ""))), None)
 
 
 def _near(left: Fraction, right: Fraction) -> bool:
@@ -95,6 +105,9 @@ def _numbers(text: str) -> Iterator[tuple[int, str]]:
     """Start position and plain form of each number."""
     for match in _NUMBER.finditer(text):
         if match["clock"]:
+            continue
+        if match["spaced"]:
+            yield match.start(), match["spaced"]
             continue
         minus = match["inner"] == "-" or (match["sign"] == "-" and _is_sign(text[: match.start()], match["gap"]))
         body = match["body"].replace(",", "") + (match["exp"] or "")

@@ -135,7 +135,8 @@ def test_six_recipes_say_what_the_table_says(name: str):
 def test_these_recipes_are_shipped():
     several = {"multi_teacher", "multi_teacher_embedded", *(f"phase{n}" for n in range(1, 6))}
     one = {"embedded", "debug", "adaptive", "explicit_hpc", "explicit_embedded"}
-    assert set(list_recipes()) == {*SIX, *one, *several}
+    tasks = {"long_chains", "reachability", "multiplication"}
+    assert set(list_recipes()) == {*SIX, *one, *several, *tasks}
 
 
 @pytest.mark.parametrize("name", ["_base", *list_recipes()])
@@ -375,10 +376,10 @@ def test_what_a_recipe_chose_may_lose_its_effect_later(write):
 
 def test_names_agree_with_the_rooms_that_own_them():
     from kava.compress import COMPRESSORS
-    from kava.data.generator import FORMS
+    from kava.data.tasks import TASKS
 
     assert set(METHODS) == set(COMPRESSORS)
-    assert set(BUILTIN_DATASETS) == set(FORMS)
+    assert set(BUILTIN_DATASETS) == set(TASKS)
     assert GeneratorConfig() == Recipe().dataset.generator
 
 

@@ -6,10 +6,12 @@ import typer
 
 from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
 from kava.cli.student import Quiet, TrustRemoteCode
-from kava.config import DatasetConfig
+from kava.config import DatasetConfig, list_recipes
 from kava.data.generator import BUILT_IN
 from kava.data.load import SPLITS, load_examples, warn_shared
 from kava.data.places import open_set
+from kava.data.sources import SOURCES
+from kava.data.tasks import TASKS
 from kava.errors import DataError
 from kava.progress import loading_libraries
 from kava.text_table import table
@@ -21,6 +23,29 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.callback()
 def data() -> None:
     """Look at a data set: counts, lengths, hashes, and where it comes from."""
+
+
+@app.command("list")
+def list_sets(quiet: Quiet = False) -> int:
+    """Every data set known by name: whether it is generated or where it is on the hub, and what its steps are.
+
+    kava data check NAME prints the card of each.
+    """
+    sets: list[dict[str, str]] = [
+        {"name": name, "steps": task.cot_type, "from": "generated", "recipe": _usual_recipe(name)}
+        for name, task in TASKS.items()
+    ]
+    sets += [
+        {
+            "name": source.name,
+            "steps": source.cot_type or "both or none",
+            "from": f"hub: {source.hub_id}",
+            "recipe": "-",
+        }
+        for source in SOURCES
+    ]
+    show_result(sets, table([[*each.values()] for each in sets], ["name", "steps", "from", "recipe"]), quiet)
+    return 0
 
 
 @app.command("check", context_settings=OVERRIDES)
@@ -46,7 +71,7 @@ def check(
         from kava.evaluation.eval_sets import cot_type_of
 
     silence_libraries()
-    recipe = parse_recipe_args(config or ("embedded" if name in BUILT_IN else "llama1b_aug"), ctx)
+    recipe = parse_recipe_args(config or _usual_recipe(name), ctx)
     cot_type = cot_type_of(name, recipe.dataset.cot_type)
     dataset = recipe.dataset.model_copy(update={"name": name, "cot_type": cot_type, "streaming": False})
     splits = _splits(dataset) if split == "all" else [split]
@@ -77,6 +102,12 @@ def check(
     text = "\n".join([f"{name} ({dataset.cot_type})", "", _table(cards), *(["", about.strip()] if about else [])])
     show_result({"name": name, "cot_type": dataset.cot_type, "splits": cards, "card": about}, text, quiet)
     return 0
+
+
+def _usual_recipe(name: str) -> str:
+    """The recipe whose settings a data set is read with where none is named."""
+    own = name.removesuffix("_nl")
+    return "llama1b_aug" if name not in BUILT_IN else own if own in list_recipes() else "embedded"
 
 
 def _splits(dataset: DatasetConfig) -> list[str]:

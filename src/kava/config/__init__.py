@@ -8,7 +8,7 @@ A recipe file holds only what differs from its parent (`extends:`); a file witho
 
 # ruff: noqa: F401 (imported from here by all other rooms)
 from kava.config.compare import differing
-from kava.config.fields import BUILTIN_DATASETS, METHODS, PROMPTS, TAGS
+from kava.config.fields import BUILTIN_DATASETS, METHODS, MODULAR, PROMPTS, TAGS
 from kava.config.keys import KEYS, show
 from kava.config.load import RecipeRow, explain, list_recipes, load_recipe, parse_overrides, recipe_path, save_recipe
 from kava.config.schema import (

@@ -22,7 +22,9 @@ from pydantic import (
 from kava.registry import names_a_class
 
 TAGS = ("known", "noted", "open", "ours")
-BUILTIN_DATASETS = ("chains", "chains_nl", "variables", "variables_nl")
+MODULAR = ("chains", "chains_nl", "variables", "variables_nl")
+LONG_CHAINS = ("long_chains", "long_chains_nl")
+BUILTIN_DATASETS = (*MODULAR, *LONG_CHAINS, "reachability", "multiplication")
 METHODS = ("rkv", "rkv_original", "full", "crop", "random", "uniform", "steps")
 METHOD_ALIASES = {"r-kv": "rkv", "right_crop": "crop", "right": "crop"}
 TABLE_ROW = "Table 6, row "

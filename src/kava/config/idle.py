@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from kava.config.fields import BUILTIN_DATASETS, DISTANCES, METHODS, Idle
+from kava.config.fields import BUILTIN_DATASETS, DISTANCES, LONG_CHAINS, METHODS, MODULAR, Idle
 
 Recipe = Any  # schema.Recipe, whose settings carry these rules
 
@@ -133,6 +133,10 @@ NO_CODES = when("mixture.space", "keys and values are compared, not codes", "kv"
 NOT_BUILT_IN = unless(
     "dataset.name", f"only the built-in data sets ({', '.join(BUILTIN_DATASETS)}) are generated", *BUILTIN_DATASETS
 )
+NOT_MODULAR = unless("dataset.name", f"only {', '.join(MODULAR)} have a modulus", *MODULAR)
+NO_DIGITS = unless("dataset.name", "only long chains and multiplication have it", *LONG_CHAINS, "multiplication")
+NO_GRAPH = unless("dataset.name", "only reachability has a graph", "reachability")
+AS_MANY_AS_DIGITS = when("dataset.name", "there are as many steps as dataset.generator.digits", "multiplication")
 NO_STREAM = when("dataset.streaming", "only a stream is shuffled in a buffer", False)
 BUILT_IN = when("dataset.name", "a built-in data set is generated (see dataset.generator)", *BUILTIN_DATASETS)
 WHOLE_BATCHES = Idle(

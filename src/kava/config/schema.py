@@ -103,9 +103,12 @@ class GeneratorConfig(RecipeSection):
     train_size: int = knob(20000, "ours", "training problems", ge=1)
     val_size: int = knob(500, "ours", "validation problems", ge=0)
     test_size: int = knob(2000, "ours", "test problems", ge=1)
-    min_steps: int = knob(1, "ours", "fewest steps of a problem", ge=1)
-    max_steps: int = knob(3, "ours", "most steps of a problem", ge=1)
-    modulus: int = knob(5, "ours", "the arithmetic is modulo this number", ge=2)
+    min_steps: int = knob(1, "ours", "fewest steps of a problem", idle=idle.AS_MANY_AS_DIGITS, ge=1)
+    max_steps: int = knob(3, "ours", "most steps of a problem", idle=idle.AS_MANY_AS_DIGITS, ge=1)
+    modulus: int = knob(5, "ours", "the arithmetic is modulo this number", idle=idle.NOT_MODULAR, ge=2)
+    digits: int = knob(2, "ours", "long chains: digits of every number and result; multiplication: of the factors",
+        idle=idle.NO_DIGITS, ge=1, le=9)
+    nodes: int = knob(20, "ours", "reachability: nodes of both trees together", idle=idle.NO_GRAPH, ge=4, le=90)
 
     @model_validator(mode="after")
     def _ordered(self) -> "GeneratorConfig":
@@ -115,7 +118,7 @@ class GeneratorConfig(RecipeSection):
 
 
 class DatasetConfig(RecipeSection):
-    name: str = knob("chains", "ours", "hub name, local file or folder, or a built-in set (chains, variables, *_nl)")
+    name: str = knob("chains", "ours", "hub name, local file or folder, or a built-in set (`kava data list`)")
     config: str | None = knob(None, "ours", "the hub data set's configuration, e.g. main", idle=idle.BUILT_IN)
     cot_type: Literal["equation", "natural_language"] = knob("equation", "known", "form of the chain of thought",
         "the AUG and AUG-NL data sets")

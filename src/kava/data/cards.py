@@ -6,8 +6,8 @@ from typing import Any
 
 from kava.data.encode import Encoded, EncodedSet
 from kava.data.example import Example, content_hash
-from kava.data.generator import BUILT_IN
 from kava.data.sources import known_source
+from kava.data.tasks import TASKS
 from kava.errors import DataError
 
 
@@ -54,9 +54,9 @@ def in_words(card: Mapping[str, Any]) -> str:
 def shipped_card(name: str) -> str:
     """The Markdown card that the package ships for a built-in dataset or a known source."""
     source = known_source(name)
-    stem = "built-in" if source is None else source.name
-    if source is None and name not in BUILT_IN:
+    if source is None and name not in TASKS:
         raise DataError(f"there is no card for the data set {name!r}")
+    stem = TASKS[name].card if source is None else source.name
     return resources.files("kava.data").joinpath(f"cards/{stem}.md").read_text(encoding="utf-8")
 
 

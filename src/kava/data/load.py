@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kava.data.example import Example, stable_hash
-from kava.data.generator import BUILT_IN, FORMS, Generator
+from kava.data.generator import BUILT_IN, Generator
 from kava.data.places import FILE_SUFFIXES, Opened, file_rows, is_place, open_set
 from kava.data.row_checks import REMEMBERED_OF_STREAM, RowChecks, shared
 from kava.data.rows import Rows, TableRows
 from kava.data.shuffle_buffer import shuffled
 from kava.data.sources import OWN, Source
+from kava.data.tasks import TASKS
 from kava.errors import DataError
 from kava.progress import track
 
@@ -43,7 +44,7 @@ def load_examples(
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}", f"one of: {', '.join(SPLITS)}")
     if rows is None and dataset.name in BUILT_IN:
-        _check_cot_type(dataset, FORMS[dataset.name][2])
+        _check_cot_type(dataset, TASKS[dataset.name].cot_type)
         examples = Generator(dataset.name, dataset.generator, dataset.seed).split(split)
         return _subset(_not_empty(examples, dataset.name, split), dataset, split)
     opened = rows or open_set(dataset.name, dataset.config, dataset.streaming)

@@ -10,10 +10,11 @@ from kava import answers
 from kava.characters import check_characters
 from kava.config import DatasetConfig, GeneratorConfig, Recipe
 from kava.data.example import Example, content_hash
-from kava.data.generator import BUILT_IN, FORMS, Generator
+from kava.data.generator import BUILT_IN, Generator
 from kava.data.load import load_examples, load_file, load_rows
 from kava.data.places import FILE_SUFFIXES
 from kava.data.sources import known_source
+from kava.data.tasks import TASKS
 from kava.errors import ConfigError, DataError
 
 CotType = Literal["equation", "natural_language"]
@@ -85,6 +86,6 @@ def _examples(recipe: Recipe, name: str) -> Sequence[Example]:
 def cot_type_of(name: str, default: CotType) -> CotType:
     """The kind of steps the set has; `default` where it has both."""
     if name in BUILT_IN:
-        return cast(CotType, FORMS[name][2])
+        return cast(CotType, TASKS[name].cot_type)
     source = known_source(name) or known_source(Path(name).name)
     return cast(CotType, source.cot_type) if source is not None and source.cot_type is not None else default

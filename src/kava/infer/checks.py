@@ -6,7 +6,7 @@ from typing import Any
 
 from kava.backbone.card import EXPORT, RECIPE, check_files
 from kava.characters import check_characters
-from kava.config import BUILTIN_DATASETS, Recipe, explain, load_recipe, show
+from kava.config import MODULAR, Recipe, explain, load_recipe, show
 from kava.errors import CheckpointError, ConfigError, DataError
 from kava.registry import nearest
 
@@ -109,7 +109,7 @@ def own_mode(recipe: Recipe) -> str:
 
 def arithmetic(recipe: Recipe) -> str | None:
     """The arithmetic of a student of built-in problems, which is not everyday's. None for others."""
-    if recipe.dataset.name not in BUILTIN_DATASETS:
+    if recipe.dataset.name not in MODULAR:
         return None
     modulus = recipe.dataset.generator.modulus
     return f"this student learnt arithmetic modulo {modulus}: 3+4 is {7 % modulus}"

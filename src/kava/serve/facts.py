@@ -1,11 +1,9 @@
 """What a client may want to know of the student before it asks: in /v1/models, under "kava"."""
 
-import random
-from itertools import islice
 from typing import Any
 
 from kava.config import BUILTIN_DATASETS, Recipe
-from kava.data.generator import FORMS, OPERATIONS, problem_number, split_of
+from kava.data.generator import Generator
 from kava.infer.checks import MODES, arithmetic, own_mode, untrained
 
 WORD_PROBLEMS = (
@@ -32,9 +30,4 @@ def _examples(recipe: Recipe) -> list[str]:
     """Three questions; of a built-in set, the longest problems, of the split that it is not trained on."""
     if recipe.dataset.name not in BUILTIN_DATASETS:
         return list(WORD_PROBLEMS)
-    question, settings = FORMS[recipe.dataset.name][0], recipe.dataset.generator
-    modulus, steps = settings.modulus, settings.max_steps
-    chance, count = random.Random(0), modulus * (len(OPERATIONS) * modulus) ** steps
-    problems = (problem_number(modulus, steps, chance.randrange(count)) for _ in range(1000))
-    unseen = islice((problem for problem in problems if split_of(problem) == "test"), len(WORD_PROBLEMS))
-    return list(dict.fromkeys(question(problem) for problem in unseen))
+    return Generator(recipe.dataset.name, recipe.dataset.generator).questions(len(WORD_PROBLEMS))

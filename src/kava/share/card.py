@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from kava.config import BUILTIN_DATASETS
+from kava.config import BUILTIN_DATASETS, MODULAR, Recipe
+from kava.data.generator import Generator
 from kava.infer.checks import own_mode, untrained
 from kava.share.facts import CardScore, StudentFacts
 
@@ -114,11 +115,7 @@ def _introduction(facts: StudentFacts, form: Form) -> str:
 
 
 def _use(facts: StudentFacts, form: Form) -> str:
-    question = (
-        "3+4*2-1?"
-        if facts.recipe.dataset.name in BUILTIN_DATASETS
-        else "Ann has 3 bags of 4 apples and eats 2. How many are left?"
-    )
+    question = _example_question(facts.recipe)
     with_kava = [
         "With kava:",
         "",
@@ -290,6 +287,15 @@ def _last(name: str) -> str:
     return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
 
 
+def _example_question(recipe: Recipe) -> str:
+    dataset = recipe.dataset
+    if dataset.name in MODULAR:
+        return "3+4*2-1?"
+    if dataset.name in BUILTIN_DATASETS:
+        return Generator(dataset.name, dataset.generator).questions(1)[0]
+    return "Ann has 3 bags of 4 apples and eats 2. How many are left?"
+
+
 def _code(text: str | None) -> str | None:
     return None if text is None else f"`{text}`"
 
@@ -302,7 +308,7 @@ def _limits(facts: StudentFacts) -> str:
         f"- Answers were measured up to {recipe.evaluation.max_new_tokens} tokens; a longer one is cut off.",
         "- One question at a time: earlier questions and answers are not part of its prompt.",
     ]
-    if recipe.dataset.name in BUILTIN_DATASETS:
+    if recipe.dataset.name in MODULAR:
         lines.append(f"- The data are arithmetic modulo {recipe.dataset.generator.modulus}: it is a toy.")
     if facts.card.method == "latent":
         lines.append("- The latents are no text: nothing here says what they mean.")

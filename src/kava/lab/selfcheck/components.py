@@ -11,7 +11,8 @@ from typing import Any
 from kava.config import GeneratorConfig, LatentConfig, ModelConfig, list_recipes, load_recipe, save_recipe
 from kava.data.collate import Collator
 from kava.data.encode import QUESTION_END, Encoder
-from kava.data.generator import BUILT_IN, FORMS, Generator
+from kava.data.generator import BUILT_IN, Generator
+from kava.data.tasks import TASKS
 from kava.lab.selfcheck.context import SelfCheckContext, Skipped, by_name, closeness, expect
 from kava.provenance import versions
 
@@ -57,7 +58,7 @@ def check_data(_: SelfCheckContext) -> str:
         splits = [generator.split(split) for split in ("train", "validation", "test")]
         questions = [{example.question for example in split} for split in splits]
         expect(len(set.union(*questions)) == sum(map(len, questions)), f"{name}: splits share questions")
-        encoder = Encoder(tokenizer, drop_last_step=False, cot_type=FORMS[name][2])
+        encoder = Encoder(tokenizer, drop_last_step=False, cot_type=TASKS[name].cot_type)
         batch = Collator(tokenizer.pad_token_id)([encoder(example) for example in splits[2]])
         for row, mask, example in zip(batch["question"], batch["question_mask"], splits[2], strict=True):
             text = tokenizer.decode(row[mask])
