@@ -86,6 +86,10 @@ def _sample(example_id: int, length: int, heads: int, per_group: int) -> tuple[T
     queries = torch.randn(heads * per_group, answers, WIDTH, generator=draw, dtype=torch.float64) * 2
     keys = torch.randn(heads, length, WIDTH, generator=draw, dtype=torch.float64) + 0.5  # some alike: cos > 0.5
     values = torch.randn(heads, length, WIDTH, generator=draw, dtype=torch.float64)
+    if heads == 1:  # mqa: keys around a constant, as in Qwen2.5, where queries hardly look
+        keys[..., -1] += 100 * (1 + example_id % 3)
+        keys[..., :-1] *= 10
+        queries = queries * torch.tensor([0.1] * (WIDTH - 1) + [0.002], dtype=torch.float64)
     result = torch.rand(length, generator=draw) < 0.6
     result[:1] = True
     return queries, keys, values, result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -70,6 +71,24 @@ def checkpoint_config(name: str) -> Any:
     return AutoConfig.for_model(own.pop("model_type", name), **({} if name == "gpt2" else _checkpoint) | own)
 
 
+KEY_CONSTANTS = (800.0, 120.0, 14.0)  # norms by layer, as in Qwen2.5; what varies around them has about 20
+KEY_SPREAD = 6.0
+
+
+@torch.no_grad()
+def plant_key_constants(model: Any) -> None:
+    """Gives keys a large constant, as pretrained Qwen2 models have it: in the pair of dimensions that the rotary embedding
+    turns least, where queries hardly look. Attention stays what it was, but for rounding and that glance."""
+    size = model.config.hidden_size // model.config.num_attention_heads
+    slow = [size // 2 - 1, size - 1]
+    for layer, norm in zip(model.model.layers, itertools.cycle(KEY_CONSTANTS)):
+        attention = layer.self_attn
+        attention.k_proj.weight.mul_(KEY_SPREAD)
+        for part in (attention.q_proj.weight, attention.q_proj.bias):
+            part.div_(KEY_SPREAD).unflatten(0, (-1, size))[:, slow] *= 0.02
+        attention.k_proj.bias.unflatten(0, (-1, size))[:, slow] += norm * 0.5**0.5
+
+
 def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **own: object):
     """A random causal LM of the family (`own`: other sizes), dropout off unless trained with it, attention through kava."""
     torch.manual_seed(seed)
@@ -77,6 +96,8 @@ def causal_lm(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **
     for weight in model.parameters():  # larger than the usual start, so that attention is far from even
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.3)
+    if family == "qwen2":
+        plant_key_constants(model)
     model.set_attn_implementation(NAME)
     model = model.to(dtype).eval()
     return exact(model) if dtype == torch.float64 else model

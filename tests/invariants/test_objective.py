@@ -64,8 +64,8 @@ def model_of(family: str, dtype: torch.dtype = torch.float64, **latent: object) 
     model = zoo.latent_model(family, dtype=dtype, **latent)
     if dtype == torch.float32:  # tamer weights: the usual ones of the zoo amplify rounding a hundredfold
         with torch.no_grad():
-            for weight in model.backbone.parameters():
-                weight.mul_(0.6 if weight.ndim > 1 else 1)
+            for name, weight in model.backbone.named_parameters():
+                weight.mul_(0.6 if weight.ndim > 1 else 0.2 if constant(name) else 1)
     return model
 
 

@@ -17,7 +17,7 @@ import mixtures
 import zoo
 from compare import objective as latent_objective
 from compare import take
-from kava.compress import make_compressor
+from kava.compress import make_compressor, redundancy
 from kava.compress.shuffle import ShuffleExamples
 from kava.config import load_recipe
 from kava.errors import ConfigError, DataError
@@ -169,6 +169,27 @@ def test_a_dimension_without_variation_is_left_out(dtype: torch.dtype) -> None:
     places = [(part, layer) for part in "kv" for layer in range(3)]
     kind.kv_scale.set({place: [moments, moments] for place in places})
     assert (kind.kv_scale.inverse[0, 1, :, 0] > 0).tolist() == [[True, False, False, True, True, True]] * 2
+
+
+def test_constants_of_keys_as_pretrained_models_have_them() -> None:
+    """The zoo's qwen2: norms of Qwen2.5, first layers nearly constant; raw redundancy is flat there, and centred is not."""
+    model = zoo.latent_model("qwen2")
+    kind, batch = latent_objective(model, kv_loss_type="mse", kv_scale="dim"), zoo.batch(((5, 20, 2), (6, 20, 3)))
+    with torch.no_grad():
+        _, own = kind.view(batch)
+    assert own is not None
+    norms = []
+    for key in own.keys:
+        apart = key - key.mean((0, 2), keepdim=True)
+        norms.append([float(part.norm(dim=-1).mean()) for part in (key, apart)])
+    assert [100 < norm < 1000 for norm, _ in norms] == [True, True, False]
+    assert all(10 < around < 40 for _, around in norms)
+    raw, centred = (redundancy(own.keys[0], batch["cot_mask"], centred) for centred in (False, True))
+    assert float(raw.max() / raw.min()) < 1.01 < 1.1 < float(centred.max() / centred.min())
+    measure_scale(kind, [batch])
+    for pair in compared(kind, batch):
+        scaled = kind.kv_scale(pair).target.transpose(1, 2)[pair.kept.transpose(1, 2)]
+        torch.testing.assert_close(scaled.std(0, unbiased=False), torch.ones_like(scaled[0]), rtol=0, atol=1e-5)
 
 
 def test_layer_and_none_are_the_parents_two() -> None:
