@@ -97,6 +97,31 @@ def test_a_round_trip_gives_the_same_answers(student, online, capsys):
     assert Path("here/results_chains.limit3.yaml").is_file()
 
 
+def test_serve_and_lens_take_a_name_of_the_hub(student, online, capsys, monkeypatch):
+    pytest.importorskip("fastapi", reason="needs the server: pip install 'kava[serve]'")
+    from kava.serve import server
+
+    started = []
+    monkeypatch.setattr(server, "serve", lambda service, sock, *rest: started.append(service))
+    push(student, REPO, revision="v2", progress=False)
+    assert main(["serve", REPO, "--revision", "v2", "--port", "0", "--device", "cpu"]) == 0
+    assert main(["serve", str(student), "--port", "0", "--device", "cpu"]) == 0
+    assert [service.model_name for service in started] == [REPO, "best_checkpoint"]
+    assert online.root not in started[0].student.folder.parents
+    capsys.readouterr()
+    reports = []
+    for words in ([REPO, "--revision", "v2"], [str(student)]):
+        assert main(["lens", *words, "--questions", *QUESTIONS, "--quiet"]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["questions"] == reports[1]["questions"]
+    for verb in ("serve", "lens"):
+        more = ["--questions", "1?"] if verb == "lens" else []
+        assert main([verb, "bob/none", *more]) == 2
+        assert "as a student of the hub" in capsys.readouterr().err
+        assert main([verb, str(student), "--revision", "v2", *more]) == 2
+        assert "has no effect on the folder" in capsys.readouterr().err
+
+
 def test_offline_the_caches_copy_is_used(student, online, monkeypatch, capsys):
     import huggingface_hub
 
@@ -274,6 +299,14 @@ def test_the_merged_form(student, online, capsys):
     assert hashlib.sha256(uploaded["custom_generate/generate.py"]).hexdigest() in uploaded["README.md"].decode()
     with pytest.raises(CheckpointError, match="merged folder and no student"):
         Student.from_pretrained(REPO)
+    assert main([*words, "--dtype", "bfloat16"]) == 0
+    smaller = content(online)
+    assert json.loads(smaller["kava_export.json"])["dtype"] == "bfloat16"
+    assert len(smaller["model.safetensors"]) < 0.6 * len(uploaded["model.safetensors"])
+    assert "stored in float32" in uploaded["README.md"].decode()
+    assert "stored in bfloat16" in smaller["README.md"].decode()
+    capsys.readouterr()
+    assert "dtype cannot be heeded" in refused(capsys, student, REPO, "--dtype", "bfloat16")
 
 
 @pytest.mark.long

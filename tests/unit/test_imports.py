@@ -26,7 +26,7 @@ LEVEL = {
     **{"cli": 6.0, "__main__": 7.0},
 }
 # imported in one method that stands for the room, when it is called
-ON_CALL = {"infer/student.py": "kava.share.push."}  # Student.push_to_hub
+ON_CALL = {"infer/student.py": ("kava.share.push.", "kava.lens.")}  # Student.push_to_hub, Student.lens
 INSIDE_THE_WALL = {"lab", "cluster", "machine", "cli", "__main__"}  # nothing of the method imports these
 LEVEL_0_ONLY = {"latents", "compress", "losses", "align", "fuse", "cluster", "machine"}
 TABLES_AND_PAGES = (

@@ -190,6 +190,7 @@ def test_the_batch_changes_nothing(student, report):
 
 
 def test_a_single_question_has_zero_only(student):
+    assert student.lens(["3+4?"], top=2).to_dict() == lens.look(student, ["3+4?"], top=2).to_dict()
     alone = lens.look(student, [EXAMPLES[3].question])
     assert {effect.kind for effect in alone.effects} == {"zero"}
     assert "several questions" in alone.notes[0]

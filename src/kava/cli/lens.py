@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from kava.cli.common import Overwrite, show_result
-from kava.cli.student import Base, BatchSize, Device, ExactAdapters, MaxNewTokens, Quiet, TrustRemoteCode
+from kava.cli.student import Base, BatchSize, Device, ExactAdapters, MaxNewTokens, Quiet, Revision, TrustRemoteCode
 from kava.errors import ConfigError, DataError
 from kava.files import is_stream, write_json, write_text
 from kava.infer.batch import JSON_LINES, read_questions
+from kava.infer.checkpoint import checkpoint_folder
 from kava.infer.checks import stored_recipe, student_files
 from kava.outputs import Output, check_outputs, has_keys
 from kava.progress import loading_libraries
@@ -19,7 +20,7 @@ PAGES = (".html", ".htm")
 
 def lens(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="folder of a student, such as best_checkpoint")
+        Path, typer.Argument(metavar="CHECKPOINT", help="folder of a student, or owner/name on the hub")
     ],
     questions: Annotated[
         list[str] | None,
@@ -35,6 +36,7 @@ def lens(
     batch_size: BatchSize = None,
     device: Device = "auto",
     base: Base = None,
+    revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     exact_adapters: ExactAdapters = False,
     overwrite: Overwrite = False,
@@ -46,13 +48,14 @@ def lens(
     latent by layer; each latent's keys and values beside the chain of thought, where questions come with steps; what the
     answers lose when a latent is replaced by zero, the mean, another question's or noise. Answers are greedy.
     """
-    recipe = stored_recipe(checkpoint)
     if (questions is None) == (dataset is None):
         wrong = "there are no questions" if questions is None else "--questions and --dataset exclude each other"
         raise ConfigError(wrong, 'give --questions "..." "...", --questions FILE or --dataset NAME')
     source = _file(questions or [])
     if limit is not None and dataset is None and (source is None or source.suffix not in JSON_LINES):
         raise ConfigError("--limit has no effect on these questions", "it goes with --dataset and with a .jsonl file")
+    checkpoint = checkpoint_folder(checkpoint, revision, not quiet)
+    recipe = stored_recipe(checkpoint)
     if output is not None:
         _check_output(output, [*([source] if source else []), *student_files(checkpoint)], overwrite)
 

@@ -1,7 +1,7 @@
 """kava push: upload a student to the hub."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ def push(
         str | None, typer.Option("--licence", "--license", help="of the weights, as the hub names it: apache-2.0")
     ] = None,
     merged: Annotated[bool, typer.Option("--merged", help="what kava export makes, for transformers alone")] = False,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="of the weights of the --merged form; default: as they are"),
+    ] = None,
     base: Base = None,
     trust_remote_code: TrustRemoteCode = False,
     overwrite: Annotated[
@@ -39,7 +43,7 @@ def push(
     from kava.share.push import push as upload
 
     result = upload(
-        checkpoint, repo, private=not public, revision=revision, licence=licence, merged=merged, base=base,
+        checkpoint, repo, private=not public, revision=revision, licence=licence, merged=merged, dtype=dtype, base=base,
         trust_remote_code=trust_remote_code, overwrite=overwrite, dry_run=dry_run,
         progress=not quiet,
     )  # fmt: skip

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from kava.cli.student import Base, Device, ExactAdapters, TrustRemoteCode
+from kava.cli.student import Base, Device, ExactAdapters, Revision, TrustRemoteCode
 from kava.errors import ConfigError
+from kava.infer.checkpoint import checkpoint_folder
+from kava.infer.checks import stored_recipe
 from kava.progress import loading_libraries
 
 PACKAGES = ("fastapi", "uvicorn")
@@ -21,7 +23,7 @@ def check_packages() -> None:
 
 
 def serve(
-    checkpoint: Annotated[Path, typer.Argument(help="folder of a student, such as a run's best_checkpoint")],
+    checkpoint: Annotated[Path, typer.Argument(help="folder of a student, or owner/name on the hub")],
     host: Annotated[str, typer.Option(help="address to bind to; one that others can reach needs a key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one, which the log names")] = 8000,
     api_key_file: Annotated[
@@ -31,7 +33,7 @@ def serve(
         list[str] | None, typer.Option(help="names under which clients call it: n1 n2 ... (addresses always may)")
     ] = None,
     model_name: Annotated[
-        str | None, typer.Option(help="what requests call the model; default: the folder's name")
+        str | None, typer.Option(help="what requests call the model; default: the folder's name, or owner/name")
     ] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=4096, help="answers made at once; 1 = no batching")] = 64,
     max_queue: Annotated[int, typer.Option(min=0, max=100_000, help="answers that wait; then 429")] = 256,
@@ -44,6 +46,7 @@ def serve(
     threads: Annotated[int, typer.Option(min=0, max=1024, help="torch threads; 0 = torch's default")] = 0,
     device: Device = "auto",
     base: Base = None,
+    revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     exact_adapters: ExactAdapters = False,
 ) -> int:
@@ -52,10 +55,9 @@ def serve(
     Questions that arrive together are answered together. SIGTERM and Ctrl-C let accepted requests finish. The log is
     JSON lines on stderr, without questions and answers.
     """
-    from kava.infer.checks import stored_recipe
-
     check_packages()
-    stored_recipe(checkpoint)
+    folder = checkpoint_folder(checkpoint, revision)
+    stored_recipe(folder)
     with loading_libraries():
         import torch
 
@@ -70,11 +72,11 @@ def serve(
     with open_socket(address, key) as sock:
         if threads:
             torch.set_num_threads(threads)
-        student = Student.from_pretrained(checkpoint, device, base, trust_remote_code, exact_adapters)
+        student = Student.from_pretrained(folder, device, base, trust_remote_code, exact_adapters)
         limits = ServeLimits(
             max_batch, max_queue, max_input_tokens=max_input_tokens, max_new_tokens=max_new_tokens,
             body_timeout=body_timeout, request_timeout=request_timeout,
         )  # fmt: skip
-        name = model_name or checkpoint.absolute().name
+        name = model_name or (checkpoint.absolute().name if folder == checkpoint else checkpoint.as_posix())
         run(Service(student, name, limits), sock, address, key, log_prompts, drain_seconds)
     return 0

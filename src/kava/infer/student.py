@@ -25,6 +25,7 @@ from kava.progress import progress as progress_of
 from kava.progress import track
 
 if TYPE_CHECKING:
+    from kava.lens.records import LensReport
     from kava.share.push import Pushed
 
 
@@ -98,6 +99,12 @@ class Student:
         if self.folder is None:
             raise ConfigError("this student was not loaded from a folder", "load it: Student.from_pretrained(FOLDER)")
         return push(self.folder, repo, **options)
+
+    def lens(self, questions: Sequence[Any], **options: Any) -> "LensReport":
+        """What the latents of each question hold; `options` are those of `kava.lens.look.look`: top, batch_size, ..."""
+        from kava.lens.look import look
+
+        return look(self, questions, **options)
 
     @overload
     def answer(

@@ -20,11 +20,12 @@ HASHED = 16  # digits of a hash that a line gives; files have it whole
 
 @dataclass(frozen=True)
 class Form:
-    """What is uploaded. `generate_sha256`: of the file that answers in transformers alone, in a merged folder."""
+    """What is uploaded. Of a merged folder: sha256 of the file that answers in transformers alone; the weights' dtype."""
 
     repo: str
     merged: bool = False
     generate_sha256: str | None = None
+    dtype: str | None = None
 
 
 def model_card(facts: StudentFacts, form: Form, licence: str | None = None) -> str:
@@ -149,6 +150,8 @@ def _use(facts: StudentFacts, form: Form) -> str:
     ]  # fmt: skip
     if form.generate_sha256 is not None:
         lines += ["", f"sha256 of `custom_generate/generate.py`: `{form.generate_sha256}`"]
+    if form.dtype is not None:
+        lines += ["", f"The weights are stored in {form.dtype}; scores are those of the student's own weights."]
     return "\n".join(lines)
 
 

@@ -65,6 +65,7 @@ def push(
     revision: str | None = None,
     licence: str | None = None,
     merged: bool = False,
+    dtype: str | None = None,
     base: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
@@ -78,6 +79,7 @@ def push(
     licence     an identifier of the hub, such as apache-2.0; None: the card says that it was not stated
     merged      upload the folder that `kava export` makes, which transformers alone answers with, in place of the student's
                 own; `base` and `trust_remote_code` are for loading the student, as in Student.from_pretrained
+    dtype       of the merged weights: float32, bfloat16 or float16; None: as they are
     overwrite   go on where the repository has files that kava did not upload
     dry_run     make the card and list the files; nothing is asked of the hub
     """
@@ -86,19 +88,19 @@ def push(
     facts = student_facts(folder)
     how = (repo, private, revision, overwrite, dry_run, progress)
     if not merged:
-        if base is not None or trust_remote_code:
-            raise ConfigError(
-                "base and trust_remote_code have no effect: the student is uploaded as it is", "leave them out"
-            )
+        given = {"base": base is not None, "dtype": dtype is not None, "trust_remote_code": trust_remote_code}
+        if idle := [name for name, is_given in given.items() if is_given]:
+            problem = f"{' and '.join(idle)} cannot be heeded: the student is uploaded as it is"
+            raise ConfigError(problem, "leave out, or add --merged (in Python merged=True)")
         return send(Upload(student_upload(folder, facts.card), model_card(facts, Form(repo), licence)), *how)
     from kava.export.folder import export_folder
 
     with TemporaryDirectory() as place:
         whole = Path(place) / "merged"
-        export_folder(folder, whole, base=base, trust_remote_code=trust_remote_code)
+        made = export_folder(folder, whole, dtype, base=base, trust_remote_code=trust_remote_code)
         names = {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
         generate = file_hash(whole / "custom_generate" / "generate.py")
-        return send(Upload(names, model_card(facts, Form(repo, True, generate), licence)), *how)
+        return send(Upload(names, model_card(facts, Form(repo, True, generate, made.dtype), licence)), *how)
 
 
 def check_name(repo: str) -> None:
