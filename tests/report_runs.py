@@ -45,7 +45,14 @@ def log(member: str, seed: int) -> list[dict[str, Any]]:
     for step in (10, 20, 30, 40):
         line = {"step": step, "ce_student": 1 / step + seed / 100, "latent_norm": 5.0 + seed, "latent_cosine": -0.25}
         if member in ("E4_rkv", "steps"):
-            line |= {"kv": 2.0 / step, "kept_share": 0.75}
+            line |= {"kv": 2.0 / step, "kept_share": 0.75, "kv_share_k": 0.8, "kv_share_v": 0.2}
+            shares = {
+                "k_0": 0.5 - step / 1000,
+                "k_1": 0.3 + step / 1000,
+                "v_0": 0.1 + seed / 100,
+                "v_1": 0.1 - seed / 100,
+            }
+            line |= {f"kv_share_{place}": share for place, share in shares.items()}
         lines += [line, {"step": step, "eval_accuracy": step / 100}]
     return lines
 

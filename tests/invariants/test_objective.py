@@ -202,6 +202,28 @@ def test_one_mode_alone_is_not_run_for_nothing(packed: bool) -> None:
         assert_same(found, ({name: wanted[0][name]}, {name: wanted[1][name]}), 1e-9)
 
 
+def test_the_shares_of_keys_values_and_layers_are_those_of_the_kv_term() -> None:
+    """In updates that are logged; a piece of the batch at a time they add up to those of the whole."""
+    kind, batch = objective(model_of("qwen2"), kv_loss_type="mse", layerwise_std=False), zoo.batch(UNEVEN)
+    with torch.no_grad():
+        whole = kind(batch)
+        student, own = kind.view(batch)
+        target = kind.source(batch, (student, own), kind.teacher_wants(), Step())
+        pairs = list(kind.compare(Sides(batch, student, target, kind.samples(batch))))
+        wanted = {f"kv_share_{pair.kind}_{pair.layer}": float(kind.distance(pair)) for pair in pairs}
+        pieces = [kind(take(batch, rows)) for rows in ([0, 2], [1], [3])]
+        assert not any("share_k" in name for name in kind(batch, Step(log=False)).health)
+    total = sum(wanted.values())
+    found = {name: figure for name, figure in whole.health.items() if name.startswith("kv_share_")}
+    assert found.keys() == {"kv_share_k", "kv_share_v", *wanted}
+    for name, value in wanted.items():
+        assert float(found[name]) == pytest.approx(value / total, rel=1e-9)
+    assert float(found["kv_share_k"]) + float(found["kv_share_v"]) == pytest.approx(1, abs=1e-9)
+    assert float(found["kv_share_k"]) > 0.9  # keys of this size are the loss, as they are in pretrained models
+    for name, figure in found.items():
+        assert float(sum((p.health[name] for p in pieces[1:]), pieces[0].health[name])) == pytest.approx(float(figure))
+
+
 # -- gradients -------------------------------------------------------------------------------------------------------
 
 

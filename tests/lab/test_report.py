@@ -211,6 +211,17 @@ def test_first_and_last_values_of_the_curves(made: Made):
     assert "cut short are in no mean" in made.page.text
 
 
+def test_what_the_kv_loss_is_made_of(made: Made):
+    """Means over the seeds that ended; members without a KV term are not there."""
+    rows = made.page.table("Share of every layer's keys and values in the KV loss over training")
+    assert {row[0] for row in rows} == {"E4_rkv", "steps"}
+    of_rkv = {(row[1], row[2]): row[3:] for row in rows if row[0] == "E4_rkv"}
+    assert of_rkv["keys", "all"] == ["0.8", "0.8", "0.8"]
+    assert of_rkv["keys", "0"] == ["0.49", "0.46", "0.475"]
+    assert of_rkv["values", "1"] == ["0.08", "0.08", "0.08"]
+    assert len(of_rkv) == 6
+
+
 def test_kept_tokens(made: Made):
     rows = made.page.table("Kept tokens, example one")
     assert [row[:3] + row[4:] for row in rows[:4]] == [

@@ -118,7 +118,8 @@ def test_log_lines_hold_every_term_and_the_health_of_the_latents(undisturbed: Pa
     assert [line["step"] for line in training] == list(range(1, 10))
     keys = {
         "ce_student", "ce_teacher", "codi", "kv", "grad_norm", "grad_projection", "grad_embedding", "grad_backbone",
-        "latent_norm", "latent_cosine", "jacobi_residual", "kept_share", "tokens_per_second", "learning_rate", "epoch",
+        "latent_norm", "latent_cosine", "jacobi_residual", "kept_share", "kv_share_k", "kv_share_v_1",
+        "tokens_per_second", "learning_rate", "epoch",
     }  # fmt: skip
     for line in training:
         assert keys <= line.keys(), keys - line.keys()

@@ -14,6 +14,7 @@ from kava.objective.aux_terms import AuxTerm
 from kava.objective.compare import Comparison, KVComparison, Sides
 from kava.objective.dim_scale import DimScale
 from kava.objective.distances import ByDirection, ByNumber, Distance
+from kava.objective.kv_shares import Place, kv_shares
 from kava.objective.ramps import layer_weights, ramp_value
 from kava.objective.records import Batch, Result, Step, Targets
 from kava.objective.student import View
@@ -54,6 +55,7 @@ class Objective(nn.Module):
         """The terms of a micro-batch, and figures for the log. `counts`: what `counts(batch, step)` gave, if it was called."""
         student, own_teacher = views = self.view(batch)
         terms: list[tuple[str, Tensor, float]] = []
+        kv_parts: dict[Place, Tensor] = {}
         head = self.model.output_head()
         if student is not None:
             weight = self.loss.student_ce * ramp_value(step.progress, self.explicit.ce_ramp)
@@ -66,17 +68,21 @@ class Objective(nn.Module):
                 terms.append((name, term(batch, student, target), term.weight(step)))
             if self.compare is not None:
                 sides = Sides(batch, student, target, self.samples(batch, step), self._weighted(step))
-                terms += self._kv_terms(self.compare(sides), step)
+                terms += self._kv_terms(self.compare(sides), step, kv_parts)
             terms += self.source.terms(target, step)
         counts = self.counts(batch, step) if counts is None else counts
         health = self.view.health(student, self._pair_counts(batch, step)) if student is not None and step.log else {}
+        health |= kv_shares(kv_parts)
         return Result([Term(name, total, counts[name], weight) for name, total, weight in terms], health)
 
     def _ce(self, targets: Targets, head: Head) -> Tensor:
         return cross_entropy(targets.hidden, targets.tokens, head)
 
-    def _kv_terms(self, pairs: Iterator[KVComparison], step: Step) -> list[tuple[str, Tensor, float]]:
-        """The KV term over all compared layers and kinds, and what is taken from the same comparisons."""
+    def _kv_terms(
+        self, pairs: Iterator[KVComparison], step: Step, parts: dict[Place, Tensor]
+    ) -> list[tuple[str, Tensor, float]]:
+        """The KV term over all compared layers and kinds, and what is taken from the same comparisons; where figures are
+        wanted, `parts` gets each one's sum."""
         assert self.compare is not None
         kv = cosine = guard = torch.zeros((), device=self.model.device)
         of_layer, of_kind, detach = self._layer_weights(step), self._kind_weights(), not self.target_is_trained
@@ -85,6 +91,8 @@ class Objective(nn.Module):
             scaled = pair if self.kv_scale is None else self.kv_scale(pair)
             distance = self.distance(scaled, detach)
             kv = kv + weight * distance
+            if step.log:
+                parts[pair.kind, pair.layer] = weight * distance.detach()
             if self.explicit.beta_cos > 0:
                 cosine = cosine + weight * COSINE(scaled, detach)
             if self.compare.guarded:

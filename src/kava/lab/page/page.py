@@ -11,6 +11,7 @@ from kava.lab.page.sections.accuracy import EVALUATE, accuracy, accuracy_by_step
 from kava.lab.page.sections.claims import claims
 from kava.lab.page.sections.examples import examples
 from kava.lab.page.sections.held_out import held_out
+from kava.lab.page.sections.kv_parts import kv_parts
 from kava.lab.page.sections.passes import passes
 from kava.lab.page.sections.selection import selection
 from kava.lab.page.sections.settings import settings
@@ -35,6 +36,7 @@ def sections(study: Study) -> list[PageSection]:
             Missing(no_passes, EVALUATE),
         ),
         losses(study),
+        kv_parts(study),
         teachers(study),
         *of_latents,
         section_by_set(study, "held-out", "Held-out losses", held_out, Missing("No results hold losses.", command)),
