@@ -51,57 +51,63 @@ const kavaLens = (() => {
     return table("What the answer loses",
       ["by", "latent", "own loses", ...(gold ? ["gold loses"] : []), "same answer", summary ? "correct" : "answer then"], rows);
   }
+  /* A choice of `names`, and below it what `draw` makes of the number chosen. */
+  function picker(label, names, first, draw) {
+    const pick = make("select"), room = make("div");
+    names.forEach((name, i) => { const option = make("option", name); option.value = i; pick.append(option); });
+    pick.value = first;
+    const redraw = () => room.replaceChildren(draw(Number(pick.value)));
+    pick.addEventListener("change", redraw);
+    redraw();
+    return under(make("div"), under(make("label", label + " "), pick), room);
+  }
+  /* All of `parts` at once, or one of them; at first all, unless that is more than `most` rows. */
+  function allOrOne(label, parts, rows, most, draw) {
+    const names = ["all", ...parts.map(String)];
+    return picker(label, names, rows <= most ? 0 : parts.length, (i) => draw(i ? [i - 1] : parts.map((_, part) => part)));
+  }
+
   function attention(view) {
-    const box = make("div"), pick = make("select"), labelled = make("label", "weights ");
-    [["mean over heads", view.mean], ["largest of the heads", view.most]].forEach(([name], i) => {
-      const option = make("option", name); option.value = i; pick.append(option);
-    });
-    const room = make("div");
-    const draw = () => {
-      const grid = [view.mean, view.most][Number(pick.value)], high = Math.max(...grid.flat(2));
-      const rows = [];
-      grid.forEach((tokens, layer) => tokens.forEach((weights, t) => rows.push(
-        [String(layer), make("td", visible(view.tokens[t]) + (t >= view.cue ? " \u2192" : "")),
-          ...weights.map((weight) => shade(weight, 0, high, 2))])));
-      room.replaceChildren(table("Attention to the latents", ["layer", "token", ...grid[0][0].map((_, i) => latent(i))], rows));
+    const weights = (grid) => {
+      const high = Math.max(...grid.flat(2));
+      const rows = (layer) => grid[layer].map((row, t) => [String(layer),
+        make("td", visible(view.tokens[t]) + (t >= view.cue ? " \u2192" : ""), "token"),
+        ...row.map((weight) => shade(weight, 0, high, 2))]);
+      return allOrOne("layer", grid.map((_, layer) => layer), grid.length * view.tokens.length, 60, (layers) =>
+        table("Attention to the latents", ["layer", "token", ...grid[0][0].map((_, i) => latent(i))], layers.flatMap(rows)));
     };
-    pick.addEventListener("change", draw);
-    draw();
-    return under(box, make("p", "Rows are the tokens that read; an arrow marks those that predict the answer.", "muted"),
-      under(labelled, pick), room);
+    return under(make("div"), make("p", "Rows are the tokens that read; an arrow marks those that predict the answer.", "muted"),
+      picker("weights", ["mean over heads", "largest of the heads"], 0, (i) => weights(i ? view.most : view.mean)));
   }
   function chain(view) {
-    const box = make("div"), pick = make("select"), labelled = make("label", "cosine of "), room = make("div");
-    view.keys.forEach((_, layer) => ["keys", "values"].forEach((part) => {
-      const option = make("option", part + " of layer " + layer); option.value = part + " " + layer; pick.append(option);
-    }));
-    const all = make("option", "keys and values, all layers"); all.value = "all"; pick.prepend(all); pick.value = "all";
     const average = view.best_step.map((_, i) => view.tokens.map((_, n) =>
       mean(view.keys.map((layer, l) => (layer[i][n] + view.values[l][i][n]) / 2))));
-    const draw = () => {
-      const [part, layer] = pick.value.split(" "), grid = part === "all" ? average : view[part][Number(layer)];
+    const parts = [["keys and values, all layers", average], ...view.keys.flatMap((keys, layer) =>
+      [["keys of layer " + layer, keys], ["values of layer " + layer, view.values[layer]]])];
+    const draw = ([, grid]) => {
       const low = Math.min(...grid.flat()), high = Math.max(...grid.flat());
       const rows = grid.map((row, i) => [latent(i), ...row.map((value, n) => {
         const cell = shade(value, low, high, 2, view.step_of_token[n] === view.diagonal[i]);
         cell.title = view.steps[view.step_of_token[n]];
         return cell;
       })]);
-      room.replaceChildren(table("Cosine to the chain of thought", ["", ...view.tokens.map(visible)], rows));
+      return table("Cosine to the chain of thought", ["", ...view.tokens.map(visible)], rows);
     };
-    pick.addEventListener("change", draw);
-    draw();
     const best = view.best_step.map((step, i) => [latent(i), make("td", view.steps[step]), fixed(view.by_step[i][step], 3),
       view.diagonal[i] === null ? "\u2013" : view.diagonal[i] === step ? "yes" : "no"]);
-    return under(box, make("p", "Framed: the step on the diagonal of each latent.", "muted"), under(labelled, pick), room,
+    return under(make("div"), make("p", "Framed: the step on the diagonal of each latent.", "muted"),
+      picker("cosine of", parts.map(([name]) => name), 0, (i) => draw(parts[i])),
       table("Nearest step", ["latent", "nearest step", "cosine", "on the diagonal"], best));
   }
   function rounds(list) {
-    const rows = [];
-    list.forEach((round) => round.says.forEach((says, i) => rows.push(
-      [String(round.number), make("td", latent(i)), nears(says), round.reads ? nears(round.reads[i]) : make("td", "\u2013")])));
-    const grid = table("Nearest tokens", ["round", "latent", "says (head, probability)", "reads (embedding, cosine)"], rows);
-    grid.querySelectorAll("thead th").forEach((cell) => { cell.className = ""; });
-    return grid;
+    const rows = (place) => list[place].says.map((says, i) => [String(list[place].number), make("td", latent(i)), nears(says),
+      list[place].reads ? nears(list[place].reads[i]) : make("td", "\u2013")]);
+    return allOrOne("round", list.map((round) => round.number), list.length * list[0].says.length, 30, (places) => {
+      const grid = table("Nearest tokens", ["round", "latent", "says (head, probability)", "reads (embedding, cosine)"],
+        places.flatMap(rows));
+      grid.querySelectorAll("thead th").forEach((cell) => { cell.className = ""; });
+      return grid;
+    });
   }
 
   function question(view) {
@@ -132,14 +138,8 @@ const kavaLens = (() => {
       + report.diagonal.latents + " latents are nearest to the step on their diagonal; "
       + fixed(100 * report.diagonal.chance, 1) + " % with the latents of each question in random order (p = "
       + report.diagonal.p.toPrecision(2) + ")."));
-    const pick = make("select"), labelled = make("label", "question "), room = make("div");
-    report.questions.forEach((view, i) => {
-      const option = make("option", (i + 1) + ". " + view.question.slice(0, 80)); option.value = i; pick.append(option);
-    });
-    const draw = () => room.replaceChildren(question(report.questions[Number(pick.value)]));
-    pick.addEventListener("change", draw);
-    root.append(make("h2", "Question by question"), under(labelled, pick), room);
-    draw();
+    root.append(make("h2", "Question by question"), picker("question",
+      report.questions.map((view, i) => (i + 1) + ". " + view.question.slice(0, 80)), 0, (i) => question(report.questions[i])));
   }
   return { page, question, make, under, fixed };
 })();
