@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from asgi import CHAT, call, leaves, run_app, stays
 from served import QUESTIONS, lively_student
 from starlette.testclient import TestClient
 
+from kava.config import load_recipe
+from kava.data.generator import Problem, split_of
 from kava.infer.sampling import Sampling
 from kava.serve.app import create_app
+from kava.serve.facts import facts_of
 from kava.serve.limits import ServeLimits
 from kava.serve.log import JsonLines
 from kava.serve.service import Service
@@ -286,3 +290,14 @@ def test_the_log_has_no_questions_unless_wanted(student, caplog, log_prompts):
     assert lines[-1]["status"] == 200
     assert lines[-1]["forward_passes"] > 0
     assert ("9*9*9?" in json.dumps(lines)) == log_prompts
+
+
+@pytest.mark.parametrize(("name", "mode", "latents"), [("embedded", "latent", 3), ("explicit_embedded", "cot", 0)])
+def test_what_v1_models_says_of_a_student(name, mode, latents):
+    facts = facts_of(load_recipe(name))
+    assert (facts["reasoning"], facts["num_tokens"]) == (mode, latents)
+    assert ("latent" in facts["untrained"]) == (mode == "cot")
+    chains = [re.findall(r"\d|[-+*]", question) for question in facts["examples"]]
+    assert len(chains) == 3
+    assert all(split_of(Problem(int(a), tuple(zip(rest[::2], map(int, rest[1::2]), strict=True)), 5)) == "test"
+               for a, *rest in chains)  # fmt: skip

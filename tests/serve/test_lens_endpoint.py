@@ -5,6 +5,7 @@ import json
 import threading
 
 import pytest
+import torch
 
 pytest.importorskip("fastapi", reason="the server's packages are not installed: pip install 'kava[serve]'")
 
@@ -75,7 +76,7 @@ def test_one_too_many_is_told_to_come_again_and_a_bug_ends_nothing_else(student,
         raise ZeroDivisionError
 
     monkeypatch.setattr("kava.serve.service.look_between_steps", slow)
-    service, body = Service(student, "tiny", LIMITS), json.dumps({"question": QUESTION}).encode()
+    service, body = Service(student, "tiny", LIMITS), _body()
 
     async def work(app):
         first = asyncio.create_task(call(app, body, stays, "/lens"))
@@ -100,7 +101,7 @@ def test_who_leaves_before_it_begins_costs_nothing(student, monkeypatch):
 
     async def work(app):
         blocking = service._worker.call(lambda: gate.wait(10))
-        waiting = asyncio.create_task(call(app, json.dumps({"question": QUESTION}).encode(), _leaves_soon, "/lens"))
+        waiting = asyncio.create_task(call(app, _body(), _leaves_soon, "/lens"))
         await waiting
         gate.set()
         await asyncio.wrap_future(blocking)
@@ -109,6 +110,21 @@ def test_who_leaves_before_it_begins_costs_nothing(student, monkeypatch):
     run_app(service, work)
     assert looks == []
     assert service._lenses == 0
+
+
+def test_no_memory_is_said(student, monkeypatch):
+    monkeypatch.setattr("kava.serve.service.look_between_steps", lambda *_: _raise(torch.OutOfMemoryError("no memory")))
+    sent = run_app(Service(student, "tiny", LIMITS), lambda app: call(app, _body(), stays, "/lens"))
+    assert sent[0]["status"] == 503
+    assert b"memory" in sent[1]["body"]
+
+
+def _raise(error):
+    raise error
+
+
+def _body():
+    return json.dumps({"question": QUESTION}).encode()
 
 
 async def _leaves_soon():

@@ -138,7 +138,7 @@ def test_a_question_from_the_keyboard_to_the_lens(student, chromium, tmp_path, w
         wait_for_answers(page)
         zeros = torch.zeros(1, trained.num_tokens, student.model.config.hidden_size)
         check_side(page, "in-latents", answer(student, "latent", zeros))
-        assert "z1, z2, z3 set to zero" in page.text("#in-latents .note")
+        assert "z1 to z3 set to zero" in page.text("#in-latents .note")
 
         page.click("#lens summary")
         page.wait("document.querySelectorAll('#lens-room table').length === 3")
@@ -163,7 +163,7 @@ def test_escape_stops_both_and_an_example_asks_again(student, chromium, monkeypa
         page.wait("document.querySelectorAll('.answer[aria-busy=true]').length === 2")
         page.press("Escape")
         wait_for_answers(page)
-        assert [page.text(f"#{side} .answer") for side in ("in-latents", "in-words")] == ["stopped"] * 2
+        assert [page.text(f"#{side} .problem") for side in ("in-latents", "in-words")] == ["Stopped."] * 2
         gate.set()
         page.click("#examples button")
         page.wait("document.getElementById('status').textContent.startsWith('Latents took')")
@@ -186,6 +186,6 @@ def test_a_key_is_typed_in_and_kept_nowhere(student, chromium):
         page.write("?" * 5000)
         page.press("Enter")
         wait_for_answers(page)
-        assert "at most 2048" in page.text("#in-latents .answer.problem")
+        assert "at most 2048" in page.text("#in-latents .problem")
         kept = "JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
         assert "secret-key" not in page.value(kept)

@@ -17,7 +17,7 @@ def facts_of(recipe: Recipe) -> dict[str, Any]:
     """M, T, the mode it was trained for, why other modes say little, and questions of the kind that it knows."""
     return {
         "reasoning": own_mode(recipe),
-        "num_tokens": recipe.latent.num_tokens,
+        "num_tokens": 0 if recipe.explicit.enabled else recipe.latent.num_tokens,
         "num_iterations": recipe.latent.num_iterations,
         "method": recipe.latent.method,
         "untrained": {mode: note for mode in MODES if (note := untrained(recipe, mode)) is not None},

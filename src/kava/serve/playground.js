@@ -5,6 +5,7 @@
   const student = { name: "", facts: null };
   let key = ""; // in memory only
   let running = null; // the AbortController of the question under way
+  let looking = null; // and of the look into the latents
   let last = null; // the question asked last, with its M and T
 
   /* The server */
@@ -48,12 +49,12 @@
 
   function makeSide(root) {
     const part = (name) => root.querySelector("." + name);
-    const side = { usage: null, rounds: 0, began: 0 };
+    const side = { usage: null, began: 0 };
     side.note = (text) => { part("note").textContent = text; };
-    side.start = (rounds) => {
-      Object.assign(side, { usage: null, rounds, began: performance.now() });
+    side.start = () => {
+      Object.assign(side, { usage: null, began: performance.now() });
       part("answer").textContent = "";
-      part("answer").className = "answer";
+      part("problem").textContent = "";
       part("answer").setAttribute("aria-busy", "true");
       ["count", "time", "tokens"].forEach((name) => { part(name).textContent = "\u2013"; });
       drawPasses();
@@ -70,20 +71,18 @@
       side.tick();
       drawPasses();
     };
-    side.end = (message) => {
+    side.end = (problem) => {
       side.tick();
       part("answer").setAttribute("aria-busy", "false");
-      if (!message) return;
-      part("answer").textContent = message;
-      part("answer").classList.add("problem");
+      part("problem").textContent = problem;
     };
     side.draw = (scale) => {
-      const counts = side.usage ? { reads: 1, thinks: side.rounds, writes: side.usage.completion_tokens } : {};
-      ["reads", "thinks", "writes"].forEach((name) => {
-        part("passes").querySelector("." + name).style.width = (100 * (counts[name] ?? 0)) / scale + "%";
+      const { forward_passes: passes, completion_tokens: writes } = side.usage ?? { forward_passes: 0, completion_tokens: 0 };
+      const reads = Math.min(1, passes), thinks = passes - reads - writes;
+      Object.entries({ reads, thinks, writes }).forEach(([name, count]) => {
+        part("passes").querySelector("." + name).style.width = (100 * count) / scale + "%";
       });
-      part("passes").setAttribute("aria-label", side.usage
-        ? "1 pass reads, " + side.rounds + " think, " + counts.writes + " write" : "no passes yet");
+      part("passes").setAttribute("aria-label", reads + " pass reads, " + thinks + " think, " + writes + " write");
     };
     return side;
   }
@@ -101,9 +100,9 @@
       const options = { include_usage: true, continuous_usage_stats: true };
       const response = await call("/v1/chat/completions", { ...body, stream: true, stream_options: options }, signal);
       for await (const { choices, usage } of events(response)) side.add(choices[0]?.delta.content ?? "", usage);
-      side.end();
+      side.end("");
     } catch (error) {
-      side.end(error.name === "AbortError" ? "stopped" : error.message);
+      side.end(error.name === "AbortError" ? "Stopped." : error.message);
     }
   }
 
@@ -132,12 +131,10 @@
     running?.abort();
     const own = (running = new AbortController());
     const bodies = requests(question);
-    const rounds = student.facts.method === "sequential" ? Number(knobs.latents.value) : Number(knobs.rounds.value);
     element("stop").hidden = false;
     report("Asking \u2026");
     notes();
-    sides.latents.start(rounds);
-    sides.words.start(0);
+    Object.values(sides).forEach((side) => side.start());
     const ticking = setInterval(() => Object.values(sides).forEach((side) => side.tick()), 50);
     await Promise.all(Object.keys(sides).map((name) => stream(sides[name], bodies[name], own.signal)));
     clearInterval(ticking);
@@ -146,6 +143,11 @@
     element("stop").hidden = true;
     report(own.signal.aborted ? "Stopped." : verdict());
     if (element("lens").open && !own.signal.aborted) look();
+  }
+
+  function stop() {
+    running?.abort();
+    looking?.abort();
   }
 
   function verdict() {
@@ -162,23 +164,35 @@
   /* The controls */
 
   function notes() {
-    const slots = zeroedSlots(), untrained = student.facts.untrained;
-    const own = "thinks in " + knobs.latents.value + " vectors, then writes the answer alone";
-    const zeroed = slots.length ? "; " + slotNames(slots) + " set to zero before it answers" : "";
-    sides.latents.note(untrained.latent ?? own + zeroed);
+    const slots = zeroedSlots(), { untrained, num_tokens: trained } = student.facts;
+    const zeroed = slots.length ? " (" + slotNames(slots) + " set to zero)" : "";
+    const how = thinks() ? "thinks in " : "fills ", what = thinks() ? " vectors" : " pause tokens";
+    const before = trained ? how + knobs.latents.value + what + zeroed + ", then " : "";
+    sides.latents.note(untrained.latent ?? before + "writes the answer alone");
     sides.words.note(untrained.cot ?? "writes every step, then the answer");
   }
 
-  const slotNames = (slots) => slots.map((slot) => "z" + (slot + 1)).join(", ");
+  /* Without latents, or with pause tokens (T = 0), nothing is thought that could be set to zero. */
+  function thinks() {
+    const { num_tokens: latents, method } = student.facts;
+    return latents > 0 && (method === "sequential" || Number(knobs.rounds.value) > 0);
+  }
+
+  function slotNames(slots) {
+    const names = [slots[0], slots.at(-1)].map((slot) => "z" + (slot + 1));
+    return slots.length === 1 ? names[0] : names.join(slots.length === 2 ? ", " : " to ");
+  }
 
   function showKnobs() {
-    const latents = Number(knobs.latents.value), idle = !student.facts.num_tokens || Number(knobs.rounds.value) === 0;
+    const latents = Number(knobs.latents.value);
     knobs.zeroed.max = latents;
-    knobs.zeroed.disabled = idle && student.facts.method !== "sequential";
+    knobs.zeroed.disabled = !thinks();
     element("rounds-value").textContent = knobs.rounds.disabled ? "\u2013" : knobs.rounds.value;
     element("latents-value").textContent = knobs.latents.disabled ? "\u2013" : knobs.latents.value;
     const slots = zeroedSlots();
-    element("zeroed-value").textContent = !slots.length ? "none" : slots.length === latents ? "all" : slotNames(slots);
+    const names = !slots.length ? "none" : slots.length === latents ? "all" : slotNames(slots);
+    element("zeroed-value").textContent = names;
+    knobs.zeroed.setAttribute("aria-valuetext", names);
   }
 
   function setKnobs(facts) {
@@ -200,24 +214,24 @@
       button.addEventListener("click", () => { element("question").value = question; ask(); });
       return button;
     }));
-    element("question").placeholder = questions[0] ?? "";
+    element("question").placeholder = questions.length ? "such as " + questions[0] : "";
   }
 
   /* The lens */
 
   async function look() {
     const status = element("lens-status"), room = element("lens-room");
+    looking?.abort();
+    const { signal } = (looking = new AbortController());
     room.replaceChildren();
-    if (!last) return void (status.textContent = "Ask a question first.");
-    const question = last;
-    status.textContent = "Looking \u2026";
+    status.textContent = last ? "Looking \u2026" : "Ask a question first.";
+    if (!last) return;
     try {
-      const seen = await (await call("/lens", question)).json();
-      if (question !== last) return;
+      const seen = await (await call("/lens", last, signal)).json();
       status.textContent = ["The thought as it was, before anything is set to zero", ...seen.notes].join("; ") + ".";
       room.replaceChildren(kavaLens.question(seen.questions[0]));
     } catch (error) {
-      status.textContent = error.message;
+      if (looking.signal === signal) status.textContent = error.name === "AbortError" ? "Stopped." : error.message;
     }
   }
 
@@ -227,7 +241,7 @@
     try {
       const { data: [model] } = await (await call("/v1/models")).json();
       Object.assign(student, { name: model.id, facts: model.kava });
-      open(model.kava);
+      show(model.kava);
     } catch (error) {
       element("unlock").hidden = error.status !== 401;
       element("student").textContent = error.status === 401 && !key ? "A key is needed." : error.message;
@@ -235,8 +249,9 @@
     }
   }
 
-  function open(facts) {
-    const shape = facts.num_tokens ? facts.num_tokens + " latents, " + facts.num_iterations + " rounds" : "no latents";
+  function show(facts) {
+    const how = facts.method === "sequential" ? "one after the other" : facts.num_iterations + " rounds";
+    const shape = facts.num_tokens ? facts.num_tokens + " latents, " + how : "no latents";
     element("student").replaceChildren(kavaLens.make("code", student.name), " " + shape);
     element("about").textContent = facts.notes.map((note) => note[0].toUpperCase() + note.slice(1) + ".").join(" ");
     element("unlock").hidden = true;
@@ -258,8 +273,8 @@
     event.preventDefault();
     ask();
   });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
-  element("stop").addEventListener("click", () => running?.abort());
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
+  element("stop").addEventListener("click", stop);
   element("lens").addEventListener("toggle", (event) => { if (event.target.open) look(); });
   Object.values(knobs).forEach((knob) => knob.addEventListener("input", showKnobs));
   connect();

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from kava.config import LatentConfig, Recipe
 from kava.errors import KavaError, ModelError
 from kava.evaluation.overrides import EvalOverrides, overridden
@@ -16,7 +18,7 @@ from kava.infer.sampling import Sampling
 from kava.infer.student import Student
 from kava.serve.api_error import ApiError
 from kava.serve.ask import Ask, Update
-from kava.serve.engine import Engine
+from kava.serve.engine import NO_MEMORY, Engine
 from kava.serve.facts import facts_of
 from kava.serve.limits import ServeLimits
 from kava.serve.look_between_steps import look_between_steps
@@ -134,6 +136,8 @@ class Service:
             raise ApiError(400, error.message) from error
         except WorkerEnded as error:
             raise ApiError(503, ENGINE_DIED) from error
+        except torch.OutOfMemoryError as error:
+            raise ApiError(503, NO_MEMORY) from error
         finally:
             self._lenses -= 1
 
