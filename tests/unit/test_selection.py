@@ -21,8 +21,10 @@ from kava.evaluation.eval_sets import EvalSet
 from kava.evaluation.losses import COMPRESSORS, held_out_losses
 from kava.evaluation.selection import choose, compressors_of, selection_document, shares
 from kava.infer.student import Student
+from kava.objective.compare import Sides
 from kava.objective.make import latent_objective
 from kava.objective.records import Step
+from kava.teachers.base import TeacherWants
 
 KEEP = 3
 EXAMPLES = [
@@ -191,6 +193,31 @@ def batch_of(student, examples):
     return Collator(student.tokenizer.pad_token_id)(encoder.encode_batch(examples))
 
 
+def unexplained_by_dim(student, asked):
+    """(latent - entry)^2 over (entry - mean)^2 of every dimension, the entries of all items side by side."""
+    found = {}
+    for name in COMPRESSORS:
+        loss = LossConfig(alpha1_codi=0)
+        objective = latent_objective(student.model, loss, make_compressor(name))
+        sides = {}
+        for example in (example for example in asked.examples if len(example.steps) > 1):
+            batch = batch_of(student, [example])
+            with torch.no_grad():
+                views = objective.view(batch)
+                target = objective.source(batch, views, TeacherWants(importance=True), Step())
+                for pair in objective.compare(Sides(batch, views[0], target, objective.samples(batch))):
+                    for head in range(pair.kept.shape[1]):
+                        kept = pair.kept[0, head]
+                        one = pair.student[0, head][kept].double(), pair.target[0, head][kept].double()
+                        sides.setdefault((pair.kind, pair.layer, head), []).append(one)
+        shares = []
+        for parts in sides.values():
+            own, other = (torch.cat(part) for part in zip(*parts, strict=True))
+            shares.append(((own - other).square().sum(0) / (other - other.mean(0)).square().sum(0)).mean())
+        found[f"kv_by_dim_{name}"] = float(torch.stack(shares).mean())
+    return found
+
+
 def test_losses_are_the_trainings_own(student):
     """Each term from an objective of its own, one item at a time; sums over counts."""
     asked = EvalSet("s", EXAMPLES[:6], 6)
@@ -206,12 +233,16 @@ def test_losses_are_the_trainings_own(student):
                     key = f"kv_{name}" if term.name == "kv" else term.name
                     total[key] = total.get(key, 0) + float(term.total)
                     count[key] = count.get(key, 0) + term.count
-    for name, value in found["losses"].items():
+    by_dim = {name: value for name, value in found["losses"].items() if name.startswith("kv_by_dim_")}
+    assert by_dim == pytest.approx(unexplained_by_dim(student, asked), rel=1e-5)
+    terms = {name: value for name, value in found["losses"].items() if name not in by_dim}
+    for name, value in terms.items():
         wanted = math.exp(found["losses"]["ce_student"]) if name == "ppl" else total[name] / count[name]
         assert value == pytest.approx(wanted, rel=1e-5), name
-    assert set(found["losses"]) == {"ce_student", "ce_teacher", "ppl", *(f"kv_{name}" for name in COMPRESSORS)}
+    assert set(terms) == {"ce_student", "ce_teacher", "ppl", *(f"kv_{name}" for name in COMPRESSORS)}
     with_cot = sum(len(e.steps) > 1 for e in asked.examples)
-    items = {"ce_student": 6, "ce_teacher": with_cot, **{f"kv_{name}": with_cot for name in COMPRESSORS}}
+    places = (f"{prefix}{name}" for prefix in ("kv_", "kv_by_dim_") for name in COMPRESSORS)
+    items = {"ce_student": 6, "ce_teacher": with_cot, **dict.fromkeys(places, with_cot)}
     assert found["losses_items"] == items
 
 

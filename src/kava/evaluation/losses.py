@@ -2,6 +2,7 @@
 
     ce_student, ce_teacher   sum over targets / number of targets, as in training;  ppl = exp(ce_student)
     kv_<compressor>          (latent - entry)^2 / the teacher's variance per sample and layer, mean over all compared
+    kv_by_dim_<compressor>   (latent - entry)^2 / (entry - mean)^2, sums over sums in each dimension, mean over all of them
 
 Entries are what the compressor keeps of the teacher's cache, keys as cached; the best constant number is about 1 away
 from them. As many are kept as the student has latents, so compare students of one M.
@@ -10,6 +11,7 @@ from them. As many are kept as the student has latents, so compare students of o
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from kava.evaluation.eval_sets import EvalSet, cot_type_of
 from kava.evaluation.held_out import held_out
 from kava.infer.student import Student
 from kava.losses import Term, cross_entropy
+from kava.losses.unexplained import UnexplainedByDim
 from kava.objective.compare import BySlot, Sides
 from kava.objective.distances import ByNumber
 from kava.objective.make import make_objective
@@ -38,8 +41,14 @@ LOSS = LossConfig(alpha1_codi=0)
 DISTANCE = ByNumber("mse", layerwise_std=True, std_scope="sample")
 
 
-def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term]:
-    """CE of the student; with `teacher` also CE of the teacher mode and the KV distance to every compressor's targets."""
+Meters = dict[str, dict[tuple[str, int], UnexplainedByDim]]  # by compressor, then by part and layer
+
+
+def measured_terms(model: LatentModel, batch: Batch, teacher: bool, meters: Meters | None = None) -> list[Term]:
+    """CE of the student; with `teacher` also CE of the teacher mode and the KV distance to every compressor's targets.
+
+    What is compared is added to `meters`.
+    """
     kv = teacher and model.latent.num_tokens > 0
     view = LatentSlots(model, LOSS, packed=False)
     view.outputs = PassOutputs(teacher=teacher, student=True, kv=kv, codi=False)
@@ -53,7 +62,12 @@ def measured_terms(model: LatentModel, batch: Batch, teacher: bool) -> list[Term
         samples = Samples(batch["example_id"], batch["cot_result"])
         for name in COMPRESSORS:
             compare = BySlot(make_compressor(name), model.kv_shape, model.latent.num_tokens)
-            total = torch.stack([DISTANCE(pair) / 2 for pair in compare(Sides(batch, student, target, samples))]).sum()
+            compared = list(compare(Sides(batch, student, target, samples)))
+            total = torch.stack([DISTANCE(pair) / 2 for pair in compared]).sum()
+            if meters is not None:
+                for pair in compared:
+                    meter = meters.setdefault(name, {}).setdefault((pair.kind, pair.layer), UnexplainedByDim())
+                    meter.add(pair.student, pair.target, pair.kept)
             pairs = compare.pair_counts(target.mask, samples)
             count = sum(DISTANCE.count(pairs, *size) for size in compare.sizes)
             terms.append(Term(f"kv_{name}", total, count))
@@ -84,13 +98,17 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
         return {"losses": {"ce_student": numbers["ce"], "ppl": numbers["ppl"]}, "losses_items": items, **left_out}
     total: defaultdict[str, float] = defaultdict(float)
     count: defaultdict[str, float] = defaultdict(float)
+    meters: Meters = {}
     for batch, teacher in track(_batches(encoded, batch_size), "held-out losses", unit="batches", show=progress):
         rows = {name: value.to(model.device) for name, value in collate(batch).items()}
-        for term in measured_terms(model, rows, teacher):
+        for term in measured_terms(model, rows, teacher, meters):
             total[term.name] += float(term.total)
             count[term.name] += term.count
     losses = {name: total[name] / count[name] for name in total if count[name]}
-    items["kv_steps"] = sum(any(e.result) for e in encoded)
+    for name, of_name in meters.items():
+        if shares := [share for meter in of_name.values() if (share := meter.value()) is not None]:
+            losses[f"kv_by_dim_{name}"] = fmean(shares)
+    items["kv_steps"] = items["kv_by_dim_steps"] = sum(any(e.result) for e in encoded)
     with_cot = sum(bool(e.cot) for e in encoded)
     losses_items = {name: items.get(name, with_cot) for name in losses}
     return {"losses": {**losses, "ppl": math.exp(losses["ce_student"])}, "losses_items": losses_items, **left_out}

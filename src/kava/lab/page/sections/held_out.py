@@ -12,7 +12,7 @@ from kava.lab.analysis.study import Study, StudyMember, value
 from kava.lab.page.blocks import Block, Paragraph, Table, rows_by_group, titled
 from kava.lab.page.formats import DASH, counted, join, listed, styled
 
-KV = "kv_"
+KV, BY_DIM = "kv_", "kv_by_dim_"
 PPL = "ppl"  # exp(ce_student): left out
 Losses = dict[str, list[float]]  # name -> a value per seed
 
@@ -36,7 +36,7 @@ def _losses(study: Study, member: StudyMember, label: str) -> Losses:
 
 def _table(study: Study, label: str, losses: dict[str, Losses]) -> Table:
     names = list(dict.fromkeys(name for of_member in losses.values() for name in of_member))
-    names.sort(key=lambda name: name.startswith(KV))
+    names.sort(key=lambda name: (name.startswith(KV), name.startswith(BY_DIM)))
     means = {name: [fmean(of_member[name]) for of_member in losses.values() if name in of_member] for name in names}
 
     def row(member: StudyMember) -> Sequence[Any]:
@@ -73,7 +73,8 @@ def _about(study: Study, label: str, losses: dict[str, Losses]) -> Paragraph:
     words = [
         "Means over seeds (sample standard deviation). kv_ columns: mean squared distance of the latents' keys and values "
         "to what the compressor keeps of the teacher's cache, divided by the teacher's variance; about 1 for the best "
-        "constant. Darker is nearer, column by column; bold is the compressor that the member was trained on."
+        "constant; kv_by_dim_: the same of each dimension by itself, mean of all, so that large constants in some keys do not "
+        "count. Darker is nearer, column by column; bold is the compressor that the member was trained on."
     ]
     members = [member for member in study.members if losses[member.label]]
     with_latents = [member for member in members if any(name.startswith(KV) for name in losses[member.label])]
