@@ -3,7 +3,9 @@
 
 SHELL := bash
 PYTHON = "$$(bash setup.sh --python)"
-TEST_ENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Bytecode is kept also where the environment says otherwise (images often do): without it every process compiles the
+# tests and the library again, ten seconds each time.
+TEST_ENV = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 OLDEST = .venv-oldest
 JOBS = 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items=[item for i, unit in enumerate(units) if i % step != first for item in unit]
         )
         items[:] = [item for unit in units[first::step] for item in unit]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: left out of every later garbage collection, of which trainings ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 _connect = socket.socket.connect

@@ -6,6 +6,7 @@ import ast
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,11 @@ CONTENT_FREE = frozenset(
     ["found", "one", "asked", "given", "shown", "seen", "looked", "mine", "theirs", "there", "both"]
 )
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+@cache  # parsed once, by the process that runs these tests alone
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def room_of(path: Path) -> str:
@@ -60,7 +65,7 @@ def room_of(path: Path) -> str:
 
 def imports(path: Path, inside_functions: bool = True) -> Iterator[str]:
     """Every module a file imports; those of `if TYPE_CHECKING` included."""
-    nodes = ast.walk(TREES[path]) if inside_functions else _module_level(TREES[path])
+    nodes = ast.walk(tree(path)) if inside_functions else _module_level(tree(path))
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -134,7 +139,7 @@ def _file_of(module: str, names: dict[str, Path]) -> str | None:
 
 
 def test_no_class_name_twice():
-    classes = Counter(node.name for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    classes = Counter(node.name for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
     assert not [name for name, count in classes.items() if count > 1]
 
 
@@ -142,8 +147,8 @@ def test_locals_say_what_they_hold():
     """Assignments to names without content, over the syntax tree of all of src."""
     stored = Counter(
         path.relative_to(PACKAGE).as_posix()
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
+        for path in FILES
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in CONTENT_FREE
     )
     assert stored.total() < 60, stored.most_common(10)
