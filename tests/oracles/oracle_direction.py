@@ -147,7 +147,7 @@ def product(left: list, right: list) -> list:
 # guard
 
 
-def guard(projected: list, kept: list, reference: list[float]) -> float:
+def guard(projected: list, kept: list, reference: list[float], most: float = math.inf) -> float:
     total = 0.0
     for b, row in enumerate(kept):
         rows = [projected[b][m] for m, real in enumerate(row) if real]
@@ -156,5 +156,6 @@ def guard(projected: list, kept: list, reference: list[float]) -> float:
         for d, wanted in enumerate(reference):
             mean = math.fsum(r[d] for r in rows) / len(rows)
             std = math.sqrt(math.fsum((r[d] - mean) ** 2 for r in rows) / (len(rows) - 1))
-            total += max(0.0, 1 - std / wanted) / len(reference) if wanted > 0 else 0.0
+            if wanted > 0:
+                total += (max(0.0, 1 - std / wanted) + max(0.0, std / wanted / most - 1)) / len(reference)
     return total

@@ -390,7 +390,7 @@ def loss(
         ramp = ramp_value(progress, explicit["gamma_ramp"])
         weight = 0.5 * weights["alpha2_kv"] * structural + explicit["gamma_kl"] * ramp
         terms["attention"] = (*attention(compared), weight)
-    if mixture["space"] == "z" or (settings["projector"]["trainable"] and settings["projector"]["guard"] == "variance"):
+    if mixture["space"] == "z" or (settings["projector"]["trainable"] and settings["projector"]["guard"] != "none"):
         weight = mixture["z_variance"] if mixture["space"] == "z" else settings["projector"]["guard_weight"]
         terms["guard"] = (*_guard(settings, own, made, compared), weight)
     if mixture["entropy"] != "none":
@@ -523,7 +523,8 @@ def _guarded(settings: dict, own: Own, compared: slow.Comparison) -> list[tuple[
 
 
 def _guard(settings: dict, own: Own, made: Target, compared: slow.Comparison) -> tuple[Tensor, float]:
-    """relu(1 - std / reference) of each teacher alone."""
+    """relu(1 - std / reference) of each teacher alone; with guard band also relu(std / (2 reference) - 1)."""
+    band = settings["projector"]["guard"] == "band" and settings["mixture"]["space"] != "z"
     total, count = torch.zeros((), dtype=torch.float64), 0.0
     for one in [one for each in made.each for one in each]:
         for part, layer, reference in _guarded(settings, own, compared):
@@ -534,7 +535,8 @@ def _guard(settings: dict, own: Own, made: Target, compared: slow.Comparison) ->
             for d, wanted in enumerate(reference):
                 column = torch.stack([row[d] for row in rows])
                 std = torch.sqrt(((column - column.mean()) ** 2).sum() / (len(rows) - 1))
-                total = total + torch.relu(1 - std / wanted) / len(reference)
+                above = torch.relu(std / (2 * wanted) - 1) if band else 0.0
+                total = total + (torch.relu(1 - std / wanted) + above) / len(reference)
     return total, count
 
 

@@ -403,8 +403,9 @@ def loss(
         terms["kv"] = (*_kv(settings, pairs, compared.parts), weights["alpha2_kv"])
         projector = settings["projector"]
         trained = projector["direction"] == "teacher_to_student" and projector["trainable"]
-        if trained and projector["guard"] == "variance":
-            terms["guard"] = (*_guard(own, pairs), projector["guard_weight"])
+        if trained and projector["guard"] != "none":
+            most = 2.0 if projector["guard"] == "band" else math.inf
+            terms["guard"] = (*_guard(own, pairs, most), projector["guard_weight"])
         if weights["kv_loss_type"] == "structural":
             terms["attention"] = (*_attention(compared), 0.5 * weights["alpha2_kv"])
     whole = sum(weight * total / count if count else 0.0 * total for total, count, weight in terms.values())
@@ -432,7 +433,7 @@ def _kv(settings: dict, compared: Compared, parts: str) -> tuple[Tensor, float]:
     return total, count
 
 
-def _guard(own: Own, compared: Compared) -> tuple[Tensor, float]:
+def _guard(own: Own, compared: Compared, most: float) -> tuple[Tensor, float]:
     total, count = torch.zeros((), dtype=torch.float64), 0.0
     for (part, place, _), rows in compared.items():
         if len(rows) < 2:
@@ -442,7 +443,8 @@ def _guard(own: Own, compared: Compared) -> tuple[Tensor, float]:
             column = torch.stack([pair.target[d] for pair in rows])
             std = torch.sqrt(((column - column.mean()) ** 2).sum() / (len(rows) - 1))
             if wanted > 0:
-                total = total + torch.relu(1 - std / wanted) / len(own.reference[part, place])
+                apart = torch.relu(1 - std / wanted) + torch.relu(std / wanted / most - 1)
+                total = total + apart / len(own.reference[part, place])
     return total, count
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import oracle_direction as slow
 import pytest
@@ -102,7 +103,9 @@ def test_cka(unbiased: bool) -> None:
 def test_guard() -> None:
     projected, reference = draw(4, 4, 6, seed=5), torch.tensor([0.1, 1.0, 5.0, 0.0, 2.0, 1.0], dtype=torch.float64)
     kept = KEPT[:, 0]
-    close(variance_guard(projected, kept, reference), slow.guard(projected.tolist(), kept.tolist(), reference.tolist()))
+    for most in (math.inf, 2.0, 1.0):
+        wanted = slow.guard(projected.tolist(), kept.tolist(), reference.tolist(), most)
+        close(variance_guard(projected, kept, reference, most), wanted)
 
 
 @pytest.mark.parametrize("pieces", [1, 3])

@@ -61,6 +61,7 @@ CASES = {
     "structural": Case("large qwen3", "loss.kv_loss_type=structural explicit.attention_weighted=true rkv.lambda=0"),
     "examples": Case("large large:8", "rkv.shuffle=examples loss.std_scope=batch explicit.lambda_k=2"),
     "whole": Case("large gpt2", "explicit.form=aggregated explicit.aggregation=weighted explicit.beta_cos=0.5"),
+    "band": Case("large gpt2", head("projector.guard=band loss.kv_loss_type=cosine")),
     "frozen": Case("large gpt2", head("projector.trainable=false explicit.cka_weight=0.5")),
     "hybrid": Case("qwen2 qwen3", "loss.kv_loss_type=hybrid explicit.cka_weight=1 explicit.cka_layers=0,2"),
     "gpt2": Case("large neox", head("rkv.method=full explicit.lambda_v=0 mixture.layer_map=ratio"), "gpt2"),

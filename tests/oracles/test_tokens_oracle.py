@@ -76,6 +76,7 @@ CASES = {
     "down-hybrid": Case(GPT, "gpt-large", sample(DOWN, "loss.kv_loss_type=hybrid explicit.parts=v rkv.shuffle=time")),
     "down-weighted": Case(LLAMA, "large", sample(DOWN, "explicit.attention_weighted=true rkv.shuffle=examples")),
     "down-fixed": Case(LLAMA, "large", sample(DOWN, "projector.trainable=false projector.mlp_ratio=0.5")),
+    "down-band": Case(LLAMA, "large", sample(DOWN, "projector.guard=band loss.kv_loss_type=cosine")),
     "down-unguarded": Case(LLAMA, "shallow", sample(DOWN, "projector.guard=none loss.kv_loss_type=l1 rkv.lambda=1")),
     # all layers as one vector
     "concat": Case(LLAMA, "same", whole("concat", NONE, "rkv.method=uniform")),

@@ -364,3 +364,12 @@ def test_a_map_for_codi_alone_asks_for_no_choice_of_positions(tmp_path: Path) ->
     (tmp_path / "own.yaml").write_text(json.dumps(sections))
     with pytest.raises(ConfigError, match="compares head with head"):
         load_recipe(tmp_path / "own.yaml", [])
+
+
+@pytest.mark.parametrize(("varies", "words"), [(0.05, "have collapsed"), (11.5, "projector.guard=band"), (1.4, "")])
+def test_targets_that_have_collapsed_or_grown_are_warned_about(
+    varies: float, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = {"target_variation": varies, "ce": 1.0}
+    assert lines_module._warned(numbers) == numbers
+    assert (words in caplog.text) if words else not caplog.text

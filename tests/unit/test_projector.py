@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import kava
 from kava.align import Aggregator, KVDimensionProjector, StudentProjector, flatten_heads, layer_map, mix
 from kava.errors import CheckpointError, ConfigError, ModelError
-from kava.losses.guard import variance_guard
+from kava.losses.direction import direction_loss
+from kava.losses.guard import GUARDS, variance_guard
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -296,3 +297,23 @@ def test_a_trained_target_collapses_unless_it_is_guarded(guarded: bool) -> None:
         optimizer.step()
     spread = projector(teacher, teacher)[0].std(1).mean().item()
     assert spread > 0.4 if guarded else spread < 0.1
+
+
+@pytest.mark.parametrize("guard", ["variance", "band"])
+def test_targets_that_vary_too_much_come_back_under_the_band_alone(guard: str) -> None:
+    """A loss of directions leaves their length free; twice the reference is allowed."""
+    torch.manual_seed(0)
+    teacher, student = draw(8, 10, 12, seed=1), draw(8, 10, 6, seed=2)
+    projector = small(dropout=0.0)
+    kept = torch.ones(8, 10, dtype=torch.bool)
+    spread = projector(teacher, teacher)[0].std(1).mean(0).detach()
+    optimizer = torch.optim.Adam(projector.parameters(), lr=1e-2)
+    for _ in range(150):
+        target, _ = projector(teacher, teacher)
+        guarded = variance_guard(target, kept, spread / 6, GUARDS[guard])
+        loss = direction_loss(student[:, None], target[:, None], kept[:, None], "cosine", detach=False)[0] + 3 * guarded
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    grown = projector(teacher, teacher)[0].detach().std(1).mean(0) / (spread / 6)
+    assert float(grown.mean()) < 2.2 if guard == "band" else float(grown.mean()) > 4

@@ -238,8 +238,9 @@ class ProjectorConfig(RecipeSection):
         idle=(idle.NO_PROJECTION, idle.NO_ADAPTERS))
     learning_rate: float = knob(1e-3, "noted", "its own learning rate", "the guide", gt=0, le=1,
         idle=idle.STUDENT_ALONE)
-    guard: Literal["variance", "none"] = knob("variance", "ours",
-        "teacher_to_student: keeps the projected targets from shrinking to a point",
+    guard: Literal["variance", "band", "none"] = knob("variance", "ours",
+        "teacher_to_student: keeps the projected targets from shrinking to a point (variance), or also from varying more "
+        "than twice as much as the untrained student's entries (band)",
         idle=(idle.KV_OFF, idle.NO_COLLAPSE, idle.PROJECTOR_FIXED))
     guard_weight: float = knob(1.0, "ours", "weight of the guard", ge=0,
         idle=(idle.KV_OFF, idle.NO_COLLAPSE, idle.PROJECTOR_FIXED, idle.NO_GUARD))

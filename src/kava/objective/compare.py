@@ -1,5 +1,6 @@
 """Student and teacher entries side by side in one shape: by latent slot, or by text column in three forms."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from kava.align import Aggregator, KVDimensionProjector, StudentProjector, flatt
 from kava.compress import Compressor, Samples
 from kava.config import Recipe
 from kava.errors import ConfigError
+from kava.losses.guard import GUARDS
 from kava.objective.pairing import Pairing, Pairs
 from kava.objective.records import Batch, StudentView
 from kava.objective.targets import Target
@@ -57,6 +59,7 @@ class Comparison(nn.Module):
     guarded = False  # a trained projection of the target is kept from collapsing
     target_is_trained = False
     guard_weight = 0.0
+    guard_most = math.inf
     pairing: Pairing
     reference: Tensor  # [2, compared layers, d] spread of the untrained student's entries, of a trained projection
 
@@ -121,7 +124,8 @@ class ByColumn(Comparison):
         self.kinds = ("k", "v") if explicit.parts == "both" else (explicit.parts,)
         self.projector: nn.Module | None = None
         self.target_is_trained = projector.direction == TO_STUDENT and projector.trainable
-        self.guarded = self.target_is_trained and projector.guard == "variance"
+        self.guarded = self.target_is_trained and projector.guard in GUARDS
+        self.guard_most = GUARDS.get(projector.guard, math.inf)
         self.guard_weight = projector.guard_weight
 
     def projector_at(self, layer: int) -> KVDimensionProjector | None:

@@ -96,7 +96,8 @@ class Objective(nn.Module):
             if self.explicit.beta_cos > 0:
                 cosine = cosine + weight * COSINE(scaled, detach)
             if self.compare.guarded:
-                guard = guard + variance_guard(pair.target[:, 0], pair.kept[:, 0], self.compare.reference_of(pair))
+                around = self.compare.reference_of(pair), self.compare.guard_most
+                guard = guard + variance_guard(pair.target[:, 0], pair.kept[:, 0], *around)
             if step.log and self.mixture is not None:
                 count = self.distance.count(pair.kept[:, 0].sum(1), pair.kept.shape[1], pair.student.shape[-1])
                 self.mixture.metrics.layer(pair.kind, pair.layer, float(distance.detach()), count)

@@ -15,7 +15,7 @@ from kava.backbone.masks import positions
 from kava.backbone.model import Backbone
 from kava.config import Recipe
 from kava.fuse import Query, annealed, fuse, make_fusion
-from kava.losses.guard import variance_guard, variation
+from kava.losses.guard import GUARDS, variance_guard, variation
 from kava.shapes import at_least_float32
 from kava.teachers.base import Batch, TeacherKV
 from kava.teachers.codes import Coder
@@ -73,7 +73,8 @@ class Mixture(nn.Module):
         self.maps = [self._layer_map(number) for number in range(len(self.names))]
         self.codes = recipe.mixture.space == "z"
         self.trained = recipe.projector.trainable
-        self.guarded = self.codes or (self.trained and recipe.projector.guard == "variance")
+        self.guarded = self.codes or (self.trained and recipe.projector.guard in GUARDS)
+        self.guard_most = GUARDS["variance" if self.codes else recipe.projector.guard] if self.guarded else 0.0
         self.guard_weight = recipe.mixture.z_variance if self.codes else recipe.projector.guard_weight
         made, self.which = self._make_aligners()
         self.adapters = nn.ModuleList(made)
@@ -197,13 +198,14 @@ class Mixture(nn.Module):
             fused.append(whole[..., 0] if flat else whole)
         return fused
 
-    # -- what keeps trained targets from shrinking to a point ----------------------------------------------------
+    # -- what keeps trained targets from shrinking to a point, or growing ----------------------------------------------------
 
     def _guard(self, plain: list[tuple[Layers, Layers]], present: list[Tensor]) -> Tensor:
         total = plain[0][1][0].new_zeros((), dtype=torch.float32)
         for kv, mask in zip(plain, present, strict=True):
             for part, layer in self.compared if self.guarded else ():
-                total = total + variance_guard(flatten_heads(kv[part][layer]), mask, self.reference[part, layer])
+                around = self.reference[part, layer], self.guard_most
+                total = total + variance_guard(flatten_heads(kv[part][layer]), mask, *around)
         return total
 
     def variation(self, blend: Blend) -> tuple[float, int]:

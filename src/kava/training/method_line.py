@@ -42,7 +42,7 @@ from kava.training.trainer import Validation
 log = logging.getLogger("kava.train")
 CALIBRATION = 64  # examples from which the guard learns how much a student's entries vary
 GAP = 200  # training examples that are measured beside the held-out ones
-COLLAPSED = 0.1  # of the variation that the untrained student's entries had
+COLLAPSED, GROWN = 0.1, 4.0  # times the variation that the untrained student's entries had
 FINAL = "final_model"
 Stop = Callable[[], bool]
 Numbers = dict[str, float] | None  # None: cut short, or nothing to measure on
@@ -160,7 +160,13 @@ def _mixture_measure(
 
 
 def _warned(numbers: Numbers) -> Numbers:
-    """The same, with a warning where targets have collapsed."""
+    """The same, with a warning where targets have collapsed or grown."""
+    if numbers is not None and numbers.get("target_variation", 1.0) > GROWN:
+        log.warning(
+            "the projected targets have grown: they vary %.1f times as much as the untrained student's entries did; set "
+            "projector.guard=band",
+            numbers["target_variation"],
+        )
     if numbers is not None and numbers.get("target_variation", 1.0) < COLLAPSED:
         log.warning(
             "the projected targets have collapsed: they vary %.3f times as much as the untrained student's entries "

@@ -19,7 +19,7 @@ TERMS = {
     "kv": "student's KV to the targets (kv)",
     "attention": "attention of answer to steps (attention)",
     "cka": "1 - CKA of the keys (cka)",
-    "guard": "variation that projected targets lack (guard)",
+    "guard": "variation that projected targets lack, or have too much of (guard)",
     "entropy": "push on the weights of the teachers (entropy)",
 }
 VALIDATION = {"eval_accuracy": "accuracy on the validation problems, %"}
