@@ -1,16 +1,18 @@
 """Makes a checkpoint that ships with the package: a tiny GPT-2 that solves a built-in task in words.
 
-    python scripts/make_embedded.py OUTPUT_FOLDER [--config embedded] [--steps 600]
+    python scripts/make_embedded.py OUTPUT_FOLDER [--config embedded] [--steps 600] [--run FOLDER]
 
 It writes a byte-level tokenizer learnt on the built-in sets, trains a random model on explicit chains of thought (the
 teacher's cross-entropy alone), saves both as an ordinary transformers folder, and says of how many test problems the
 whole chain of thought is right. No test problem is trained on. `--config` names the recipe that starts from the
-checkpoint; what its model and its training need is in MADE.
+checkpoint; what its model and its training need is in MADE. With `--run` the run is kept, and the same command goes on
+with it after a stop.
 """
 
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +48,9 @@ LARGER = {"n_embd": 128, "n_inner": 512, "n_layer": 3, "n_head": 4, "n_positions
 SMALL_CHECK = "evaluation.validation_size=200"
 MADE = {
     "embedded": Made({"n_embd": 96, "n_inner": 256, "n_layer": 2, "n_head": 4, "n_positions": 256}, 600),
-    "long_chains": Made(LARGER, 3000, ("dataset.generator.min_steps=1", SMALL_CHECK)),
-    "reachability": Made(LARGER, 3000, ("dataset.generator.min_steps=1", SMALL_CHECK)),
-    "multiplication": Made(LARGER, 3000, (SMALL_CHECK,)),
+    "long_chains": Made(LARGER, 2000, ("dataset.generator.min_steps=1", SMALL_CHECK)),
+    "reachability": Made(LARGER, 2000, ("dataset.generator.min_steps=1", SMALL_CHECK)),
+    "multiplication": Made(LARGER, 2000, (SMALL_CHECK,)),
 }
 
 
@@ -82,7 +84,7 @@ def explicit_recipe(name: str, start: Path, made: Made, steps: int) -> Recipe:
     words = [
         f"model.name={start}", "loss.student_ce=0", "loss.alpha2_kv=0", "dataset.drop_last_step=false",
         f"training.max_steps={steps}", "training.learning_rate=2e-3", "logging.report_to=[]", "logging.eval_steps=1000",
-        "dataset.keep_tokens=false", *made.settings,
+        "logging.save_steps=250", *made.settings,
     ]  # fmt: skip
     return load_recipe(name, words)
 
@@ -112,13 +114,16 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--config", choices=MADE, default="embedded")
     parser.add_argument("--steps", type=int, help="updates, in place of those in MADE")
+    parser.add_argument("--run", type=Path, help="folder of the run, kept; default: a temporary one")
     options = parser.parse_args()
     made = MADE[options.config]
     with tempfile.TemporaryDirectory() as temporary:
-        start, run = Path(temporary) / "random", Path(temporary) / "run"
+        folder = options.run or Path(temporary)
+        start, run = folder / "random", folder / "run"
         make_random(start, made.shape)
         recipe = explicit_recipe(options.config, start, made, options.steps or made.steps)
-        train(recipe, run)
+        if code := train(recipe, run, resume="auto").exit_code:
+            sys.exit(code)
         model, tokenizer, _ = load_student(run / "best_checkpoint")
         counts = right_chains(Student.from_pretrained(run / "best_checkpoint"), recipe)
         shutil.rmtree(options.output, ignore_errors=True)

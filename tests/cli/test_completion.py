@@ -34,7 +34,7 @@ def test_verbs_and_flags_of_kava() -> None:
 def test_flags_of_a_verb() -> None:
     assert {"--config", "--output_dir", "--resume", "--quiet", "--help"} <= values("train --")
     assert "--teacher_models" in values("distill --teach")
-    assert values("data ") == {"check", "list"}
+    assert values("data ") == {"check", "list", "redraw"}
     assert {"decode", "train"} <= values("bench ")
     assert "--repeats" in values("bench train --")
 

@@ -1,10 +1,12 @@
-"""kava data: look at a data set before training on it."""
+"""kava data: look at data sets before training on them, and make rows of other ones."""
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from kava.cli.common import OVERRIDES, parse_recipe_args, show_result
+from kava.cli.common import OVERRIDES, Overwrite, parse_recipe_args, show_result
 from kava.cli.student import Quiet, TrustRemoteCode
 from kava.config import DatasetConfig, list_recipes
 from kava.data.generator import BUILT_IN
@@ -12,7 +14,9 @@ from kava.data.load import SPLITS, load_examples, warn_shared
 from kava.data.places import open_set
 from kava.data.sources import SOURCES
 from kava.data.tasks import TASKS
-from kava.errors import DataError
+from kava.errors import ConfigError, DataError
+from kava.files import make_folder, write_text
+from kava.outputs import Output, check_outputs, rows_have
 from kava.progress import loading_libraries
 from kava.text_table import table
 
@@ -22,7 +26,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.callback()
 def data() -> None:
-    """Look at a data set: counts, lengths, hashes, and where it comes from."""
+    """Data sets: what there is, counts, lengths and hashes of one, new rows from annotated ones."""
 
 
 @app.command("list")
@@ -101,6 +105,46 @@ def check(
         about = None
     text = "\n".join([f"{name} ({dataset.cot_type})", "", _table(cards), *(["", about.strip()] if about else [])])
     show_result({"name": name, "cot_type": dataset.cot_type, "splits": cards, "card": about}, text, quiet)
+    return 0
+
+
+@app.command("redraw")
+def redraw_rows(
+    name: Annotated[str, typer.Argument(metavar="NAME_OR_PATH", help="annotated rows: gsm8k, a file or folder")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="a .jsonl file, e.g. datasets/gsm8k-redrawn/train.jsonl")
+    ],
+    copies: Annotated[int, typer.Option(min=1, help="new rows of each row, at most")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="other seeds draw other numbers")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make rows like GSM8k-AUG's from annotated ones: other numbers in the question, every equation recomputed.
+
+    Reads the training rows. A row is left out, and counted, where it is not known what a number stands for, and where no
+    draw is plausible: positive, whole where it was whole, of the same size.
+    """
+    from kava.data.redraw import redraw
+
+    if output.suffix != ".jsonl":
+        raise ConfigError(f"OUTPUT {output} is no .jsonl file", "name one, such as datasets/gsm8k-redrawn/train.jsonl")
+    check_outputs([Output("OUTPUT", output, rows_have("id", "question", "steps", "answer"))], [Path(name)], overwrite)
+    dataset = DatasetConfig().model_copy(update={"name": name, "cot_type": "equation", "val_size": 0})
+    if name in BUILT_IN:
+        raise DataError(f"data set {name} is generated: it has rows of any number already", "set dataset.generator")
+    examples = list(load_examples(dataset, "train"))
+    made = redraw(examples, copies, seed, not quiet)
+    if not made.rows:
+        reasons = "; ".join(f"{count} x {why}" for why, count in made.refused.most_common(3))
+        raise DataError(
+            f"data set {name}: none of {len(examples)} rows can be drawn again ({reasons})", "it needs <<a+b=c>>"
+        )
+    make_folder(output.parent)
+    write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rows))
+    reasons = "\n".join(f"  {count:>6,}  {why}" for why, count in made.refused.most_common())
+    text = f"{len(made.rows):,} rows of {len(examples):,}; left out:\n{reasons}\nwrote {output}"
+    summary = {"output": str(output), "rows": len(made.rows), "of": len(examples), "left_out": dict(made.refused)}
+    show_result(summary, text, quiet)
     return 0
 
 
