@@ -17,7 +17,7 @@ def analyze(
         Path, typer.Option(help="the folder of a suite, or one above it; E1_baseline/ may be a run or hold seeds")
     ] = Path("outputs"),
     experiments: Annotated[
-        list[str] | None, typer.Option(help="folder names; default: those of e1-e5, phases, stages that exist")
+        list[str] | None, typer.Option(help="folder names; default: those of e1-e5, methods, phases, stages that exist")
     ] = None,
     dataset: Annotated[
         str | None,

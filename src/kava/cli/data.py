@@ -91,7 +91,7 @@ def check(
         model = recipe.model.model_copy(update={"name": tokenizer} if tokenizer is not None else {})
         source = locate(model.name, model.gguf_file) if tokenizer is None else locate_tokenizer(tokenizer)
         reader = load_tokenizer(source, model)
-        encoder = Encoder(reader, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+        encoder = Encoder.of(reader, dataset)
     cards: dict[str, dict[str, Any]] = {}
     for part, examples in parts.items():
         encoded = [] if encoder is None else encoder.encode_all(examples, progress=not quiet)

@@ -37,7 +37,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("smoke", "Measure", "self-test: try every component once"),
     Verb("env", "Measure", "check this machine: device, paths, packages; recommend settings"),
     Verb("seeds", "Reproduce and compare", "train, evaluate and aggregate a recipe over several seeds"),
-    Verb("suite", "Reproduce and compare", "run an experiment with all its controls: e1-e5, ablations"),
+    Verb("suite", "Reproduce and compare", "run an experiment with all its controls: e1-e5, methods, ablations"),
     Verb("aggregate", "Reproduce and compare", "mean and spread over seeds, as JSON and YAML"),
     Verb("format", "Reproduce and compare", "aggregated results as LaTeX tables and CSV, next to the paper's numbers"),
     Verb("analyze", "Reproduce and compare", "which claims a suite's results support, with statistical tests"),

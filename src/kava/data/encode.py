@@ -11,16 +11,19 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from kava.characters import Offsets, token_ids, token_spans
 from kava.data.chat_prompt import chat_prompt
 from kava.data.example import Example
-from kava.data.spans import RESULT_OF, overlaps, result_spans
+from kava.data.spans import RESULT_OF, WHOLE_STEP, overlaps, result_spans
 from kava.errors import DataError
 from kava.progress import track
+
+if TYPE_CHECKING:
+    from kava.config import DatasetConfig
 
 CUE = "The answer is:"
 QUESTION_END = "\n"
@@ -128,23 +131,40 @@ class EncodedSet(Sequence[Encoded]):
 class Encoder:
     """`Encoder(tokenizer)(example) -> Encoded`; `encode_all(examples)` does the same in batches."""
 
-    def __init__(self, tokenizer: Any, drop_last_step: bool = True, cot_type: str = "equation", prompt: str = "plain"):
+    def __init__(
+        self,
+        tokenizer: Any,
+        drop_last_step: bool = True,
+        cot_type: str = "equation",
+        prompt: str = "plain",
+        step_text: str = "whole",
+    ):
         if cot_type not in RESULT_OF:
             raise DataError(f"unknown cot_type {cot_type!r}", f"use one of: {', '.join(RESULT_OF)}")
         self.tokenizer = tokenizer
         self.drop_last_step = drop_last_step
         self.cot_type = cot_type
+        self.results_alone = step_text == "results"
         self.eos = _eos(tokenizer)
         self.bos = _bos_prefix(tokenizer)
         self.chat = chat_prompt(tokenizer) if prompt == "chat" else None
         self.cue: list[int] = self._ids([CUE])[0]
 
+    @classmethod
+    def of(cls, tokenizer: Any, dataset: "DatasetConfig") -> "Encoder":
+        return cls(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt, dataset.step_text)
+
     def __call__(self, example: Example) -> Encoded:
         return self.encode_batch([example])[0]
 
     def steps(self, example: Example) -> tuple[str, ...]:
-        """The steps that become the CoT: all of them, or all but the last one (the paper's choice, known)."""
-        return example.steps[:-1] if self.drop_last_step else example.steps
+        """The steps that become the CoT: all of them, or all but the last one (the paper's choice, known); each as it is
+        written, or its result alone. A step without a result is left out of a CoT of results."""
+        steps = example.steps[:-1] if self.drop_last_step else example.steps
+        if not self.results_alone:
+            return steps
+        places = [(step, RESULT_OF[self.cot_type](step)) for step in steps]
+        return tuple(step[slice(*place)] for step, place in places if place is not None)
 
     def encode_batch(self, examples: Sequence[Example]) -> list[Encoded]:
         if not examples:
@@ -176,7 +196,8 @@ class Encoder:
             )
         if len(question) == len(self.bos):
             raise DataError(f"example {example.id}: the question {example.question!r} has no tokens")
-        result = overlaps(offsets, result_spans(steps, self.cot_type))
+        kind = WHOLE_STEP if self.results_alone else self.cot_type
+        result = overlaps(offsets, result_spans(steps, kind))
         return Encoded(example.id, question, list(cot), result, self.cue, answer, self.eos)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

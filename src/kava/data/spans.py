@@ -30,6 +30,7 @@ def sentence_result(step: str) -> Span | None:
     return numbers[-1].span() if numbers else None
 
 
+WHOLE_STEP = "whole_step"  # of steps that are results alone
 RESULT_OF = {"equation": equation_result, "natural_language": sentence_result}
 
 
@@ -37,7 +38,7 @@ def result_spans(steps: Sequence[str], cot_type: str) -> list[Span]:
     """The spans of all steps' results as positions in " ".join(steps)."""
     spans, start = [], 0
     for step in steps:
-        span = RESULT_OF[cot_type](step)
+        span = (0, len(step)) if cot_type == WHOLE_STEP else RESULT_OF[cot_type](step)
         if span is not None:
             spans.append((start + span[0], start + span[1]))
         start += len(step) + 1

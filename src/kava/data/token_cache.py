@@ -56,6 +56,7 @@ class TokenCache:
             FORMAT, content_hash(examples), encoder.drop_last_step, encoder.cot_type, encoder.bos, encoder.cue, encoder.eos,
             tokenizer.backend_tokenizer.to_str(), None if encoder.chat is None else tokenizer.chat_template,
         ]  # fmt: skip
+        facts += ["results"] if encoder.results_alone else []  # sets of whole steps have no such entry
         key = hashlib.sha256(json.dumps(facts).encode("utf-8")).hexdigest()
         return cls(cache_root() / key[:32], key)
 

@@ -82,9 +82,8 @@ def held_out_losses(student: Student, asked: EvalSet, batch_size: int, progress:
     """
     model, recipe = student.model.eval(), student.recipe
     kind = cot_type_of(asked.name, recipe.dataset.cot_type)
-    encoded = Encoder(student.tokenizer, recipe.dataset.drop_last_step, kind, recipe.dataset.prompt).encode_batch(
-        asked.examples
-    )
+    dataset = recipe.changed("dataset", cot_type=kind).dataset
+    encoded = Encoder.of(student.tokenizer, dataset).encode_batch(asked.examples)
     encoded, every = [row for row in encoded if _fits(row, model)], len(encoded)
     if not encoded:
         problem = f"none of {every} items fits into the model's {model.max_positions} positions"

@@ -39,7 +39,7 @@ def selection_document(
     """
     model, recipe = student.model, student.recipe
     keep, tokenizer = model.latent.num_tokens, student.tokenizer
-    encoder = Encoder(tokenizer, recipe.dataset.drop_last_step, recipe.dataset.cot_type, recipe.dataset.prompt)
+    encoder = Encoder.of(tokenizer, recipe.dataset)
     chosen = choose(encoder.encode_batch(examples), keep, count)
     question = {example.id: example.question for example in examples}
 

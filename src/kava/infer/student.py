@@ -61,8 +61,7 @@ class Student:
         self.model, self.tokenizer, self.recipe, self.folder = model, tokenizer, recipe, folder
         self.exact_adapters = exact_adapters
         self._folded: tuple[list[tuple[int, int]], LatentModel] | None = None
-        dataset = recipe.dataset
-        self._encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+        self._encoder = Encoder.of(tokenizer, recipe.dataset)
 
     @classmethod
     def from_pretrained(

@@ -56,7 +56,7 @@ def measure_layer_map(
     mixture = MixtureConfig(teachers=specs, iou_threshold=threshold)
     recipe = Recipe.model_construct(model=student, dataset=dataset, mixture=mixture)
     tokenizer = load_tokenizer(locate(student.name, student.gguf_file), student)
-    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+    encoder = Encoder.of(tokenizer, dataset)
     examples = list(load_examples(dataset, "train"))[:num_samples]
     rows = encode_split(examples, encoder, max_length, progress=progress).encoded
     models = load_teacher_set(recipe, tokenizer, pick_device(device))

@@ -17,14 +17,15 @@ from kava.config.text import write_file
 from kava.config.trust import requests
 from kava.errors import ConfigError, RunError
 from kava.lab.run_local import Job
-from kava.lab.suites import ablations, e1_e5, phases
+from kava.lab.suites import ablations, e1_e5, methods, phases
 from kava.lab.suites.member import Suite, SuiteMember
 from kava.outputs import Output, check_folder, check_outputs
 from kava.registry import nearest
 from kava.run_files import read_meta
 
 SEEDS = (42, 123, 456)
-SUITES = {suite.name: suite for suite in (e1_e5.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)}
+ALL_SUITES = (e1_e5.SUITE, methods.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)
+SUITES = {suite.name: suite for suite in ALL_SUITES}
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,7 @@ class _Lens:
     def __init__(self, student: Student, top: int, limit: int):
         self.student, self.top, self.limit = student, top, limit
         self.model, self.tokenizer, self.recipe = student.answering(), student.tokenizer, student.recipe
-        dataset = self.recipe.dataset
-        self.encoder = Encoder(self.tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+        self.encoder = Encoder.of(self.tokenizer, self.recipe.dataset)
         self.lead, self.cue = student.lead("latent"), cue_of(self.recipe, "latent")
 
     def batch(self, examples: Sequence[Example], replaced: Mapping[str, Tensor]) -> list[QuestionLens]:

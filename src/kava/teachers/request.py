@@ -126,7 +126,7 @@ def read_source(
     Lengths are those of the student's tokens; the examples are returned in the tokens of `tokenization`, if given.
     """
     dataset = recipe.dataset
-    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+    encoder = Encoder.of(tokenizer, dataset)
     used = encoder if tokenization is None else tokenization.encoder
     whole, hashes = EncodedSet(used.cue, used.eos), {}
     counts: dict[str, int] = {}
@@ -151,6 +151,7 @@ def read_source(
     keys = ("name", "config", "cot_type", "drop_last_step", "max_length", "subset_size")
     facts = {key: getattr(dataset, key) for key in keys}
     facts |= {"prompt": dataset.prompt} if dataset.prompt != "plain" else {}  # stores of plain text have no such entry
+    facts |= {"step_text": dataset.step_text} if dataset.step_text != "whole" else {}
     return ExtractionData(whole, facts | {"examples": counts, "sha256": hashes})
 
 

@@ -102,8 +102,7 @@ class _Loader:
         return teacher, replace(tokenization, max_positions=shortest)
 
     def encoder(self, tokenizer: Any) -> Encoder:
-        dataset = self.recipe.dataset
-        return Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+        return Encoder.of(tokenizer, self.recipe.dataset)
 
     def tokenization(self, spec: TeacherSpec, model: ModelConfig) -> TeacherTokenization:
         if model not in self._encoders:

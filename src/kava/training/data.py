@@ -57,7 +57,7 @@ class MemoryData:
 def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) -> Data:
     """Reads, encodes and checks the recipe's data set, or the rows in `memory`."""
     dataset, memory = recipe.dataset, memory or MemoryData()
-    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+    encoder = Encoder.of(tokenizer, dataset)
     if memory.validation is not None:  # then no training example is held out
         dataset = recipe.changed("dataset", val_size=0).dataset
     opened = memory.opened() or (

@@ -98,8 +98,7 @@ def explicit_line(
 ) -> Line:
     """Separate teachers; the best checkpoint is the one with the lowest held-out cross-entropy."""
     model.to(device)
-    dataset = recipe.dataset
-    encoder = Encoder(tokenizer, dataset.drop_last_step, dataset.cot_type, dataset.prompt)
+    dataset, encoder = recipe.dataset, Encoder.of(tokenizer, recipe.dataset)
     tokenized = encode_batches(track(data.validation, "tokenizing", unit="validation examples"), encoder, 1000)
     check_positions(model, data.train, who="student")
     encoded = fitting(list(tokenized), dataset.max_length, "dataset.max_length")

@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kava.errors import ConfigError, DataError, RunError
-from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, SINGLE, TEACHERS
+from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, METHODS, SINGLE, TEACHERS, WRITTEN
 from kava.lab.analysis.load_study import load_study
 from kava.lab.analysis.runs import Run, refuse_incomparable
 from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, plain, whole_first
 from kava.registry import nearest
 
-EXPLICIT = "full_cot"  # writes its chain of thought
 OF_CLAIMS = [name for claim in CLAIMS for name in claim.members]
-KNOWN = tuple(dict.fromkeys(["E0_ce_only", E1, E2, E3, E4, E5, *OF_CLAIMS, EXPLICIT, *TEACHERS]))
+KNOWN = tuple(dict.fromkeys(["E0_ce_only", E1, E2, E3, E4, E5, *OF_CLAIMS, *WRITTEN, *METHODS, *TEACHERS]))
 ONE_CONFIG = "compare runs of one recipe with equal data and updates; --experiments names them"
 
 
@@ -69,7 +68,7 @@ def _names(names: list[str], experiments: Sequence[str]) -> list[str]:
             raise ConfigError(f"no experiment {name!r} below the folder", nearest(name, names))
     known = sorted((name for name in names if _known(name) in KNOWN), key=lambda name: KNOWN.index(_known(name)))
     if not wanted and not known:
-        others = f"no experiment of a suite with claims (e1-e5, phases, stages), only {', '.join(names[:8])}"
+        others = f"no experiment of a suite with claims (e1-e5, methods, phases, stages), only {', '.join(names[:8])}"
         raise RunError(others, "name what to compare with --experiments")
     return wanted or known
 
@@ -96,7 +95,7 @@ def _runs(name: str, runs: Iterable[Run]) -> list[Run]:
 
 def _member(name: str, runs: Sequence[Run], suite: Mapping[str, Any]) -> StudyMember:
     entry = suite.get("members", {}).get(name, {})
-    explicit = name == EXPLICIT or any(run.explicit for run in runs)
+    explicit = name in WRITTEN or any(run.explicit for run in runs)
     mode = entry.get("mode") or ("cot" if explicit else "latent")
     return StudyMember(name, entry.get("title", ""), mode, "", tuple(run for run in runs if run.status in COUNTED))
 

@@ -15,7 +15,7 @@ correction: reached (all of them lie above it), excluded (one lies below it), op
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -106,6 +106,20 @@ CLAIMS = (
     Claim(CONTROL, "The control: E5, R-KV shuffled in time, is worse than E4.", _pairs(E5, "below", E4)),
     *(Claim(name, sentence, _pairs(first, "above", *others), "ours") for name, sentence, first, *others in OURS),
 )
+WRITTEN = ("full_cot", "short_cot")  # whose answers come after a chain of thought in text
+SHARED = ("no_cot", "pause", "full_cot")  # names of members that e1-e5 and methods have
+METHODS = (*SHARED, "short_cot", "codi", "pccot", "kava", "kava_steps")
+OF_METHODS = (
+    ("kv_rkv", "KaVa's KV term helps: kava is better than pccot, which lacks it alone.", "kava>pccot"),
+    ("kv_steps", "The KV term on the steps' results helps: kava_steps is better than pccot.", "kava_steps>pccot"),
+    ("targets", "The steps' results teach more than R-KV's choice: kava_steps is better than kava.", "kava_steps>kava"),
+    ("one_by_one", "One latent after the other is better than Jacobi rounds: codi is better than pccot.", "codi>pccot"),
+    ("distilled", "Distilled latents are better than pause tokens: codi and pccot are better than pause.",
+     "codi>pause", "pccot>pause"),
+    ("against_text", "Latents are better than the steps' results in text: kava and kava_steps are better than short_cot.",
+     "kava>short_cot", "kava_steps>short_cot"),
+    ("needs_thoughts", "The task needs thoughts: full_cot is better than no_cot.", "full_cot>no_cot"),
+)  # fmt: skip
 SFT, SINGLE, FIXED, SIMILARITY, LEARNABLE, Z = "sft", "single_", "fixed", "similarity", "learnable", "z"
 WITH_EXPECTED = ("several", "router")  # the claims for which the guide expects effects of a certain size
 LONG = "fixed_3"  # fixed weights for as many updates as the last of three stages has in all
@@ -113,9 +127,18 @@ TEACHERS = (SFT, SINGLE, FIXED, "fixed_2", LONG, SIMILARITY, LEARNABLE, Z)  # SI
 
 
 def claims_of(names: Collection[str]) -> tuple[Claim, ...]:
-    """The claims about these members: of E1 to E5, and of several teachers where some members are about teachers."""
+    """The claims about these members: of E1 to E5, of methods and of several teachers where some members are about them."""
     teachers_alone = bool(names) and all(name in TEACHERS or name.startswith(SINGLE) for name in names)
-    return (*(() if teachers_alone else CLAIMS), *_about_teachers(names))
+    methods = bool((set(METHODS) - set(SHARED)) & set(names))
+    methods_alone = methods and set(names) <= set(METHODS)
+    guide = () if teachers_alone or methods_alone else CLAIMS
+    return (*guide, *(_about_methods() if methods else ()), *_about_teachers(names))
+
+
+def _about_methods() -> Iterator[Claim]:
+    for name, sentence, *pairs in OF_METHODS:
+        sides = [pair.split(">") for pair in pairs]
+        yield Claim(name, sentence, tuple(MemberComparison(first, "above", second) for first, second in sides), "ours")
 
 
 def _about_teachers(names: Collection[str]) -> tuple[Claim, ...]:

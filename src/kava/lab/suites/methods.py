@@ -1,0 +1,51 @@
+"""Methods of latent reasoning side by side: one data set, order, start and number of updates for all.
+
+Each member is what its method's official code does, as settings of the recipe (docs/paper-map.md, section 13). What is no
+part of a method, such as M, the projection, the scope of standard deviations and the learning rate, is the recipe's for all.
+The CODI term has one weight in every member that has it, so that kava differs from pccot by the KV term alone.
+"""
+
+from kava.config import Recipe
+from kava.lab.suites.member import Suite, SuiteMember
+
+NO_KV, NO_CODI, NO_TEACHER = "loss.alpha2_kv=0", "loss.alpha1_codi=0", "loss.teacher_ce=0"
+ANSWER_ALONE = (NO_KV, NO_CODI, NO_TEACHER)  # trained on question and answer, as Coconut's baselines of these names
+TEXT_ALONE = ("loss.student_ce=0", NO_KV, NO_CODI)
+JACOBI, SEQUENTIAL = "latent.method=jacobi", "latent.method=sequential"
+NEEDS = "latents that learn from their own weights: a recipe such as embedded or llama1b_aug"
+
+
+def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
+    """The methods on this recipe; a weight that the recipe has switched off is 1, the default of the official codes."""
+    if recipe.explicit.enabled or recipe.mixture.on or not recipe.latent.feeds_back:
+        return ()
+    codi, kv = f"loss.alpha1_codi={recipe.loss.alpha1_codi or 1:g}", f"loss.alpha2_kv={recipe.loss.alpha2_kv or 1:g}"
+    return (
+        SuiteMember("no_cot", "no thoughts: M = 0, question and answer alone", ("latent.num_tokens=0", *ANSWER_ALONE)),
+        SuiteMember(
+            "pause", "pause tokens: T = 0, question and answer alone",
+            (JACOBI, "latent.num_iterations=0", *ANSWER_ALONE),
+        ),
+        SuiteMember(
+            "short_cot", "writes each step's result and nothing else", (*TEXT_ALONE, "dataset.step_text=results"), "cot"
+        ),
+        SuiteMember(
+            "full_cot", "writes the whole chain of thought",
+            (*TEXT_ALONE, "dataset.drop_last_step=false", "dataset.step_text=whole"), "cot",
+        ),
+        SuiteMember("codi", "CODI: one latent after the other, its hidden-state term", (SEQUENTIAL, codi, NO_KV)),
+        SuiteMember("pccot", "PCCoT: T Jacobi rounds, CODI's term", (JACOBI, codi, NO_KV)),
+        SuiteMember("kava", "KaVa: PCCoT and the KV term on R-KV's choice", (JACOBI, codi, kv, "rkv.method=rkv")),
+        SuiteMember(
+            "kava_steps", "KaVa on the tokens of each step's result (ours)", (JACOBI, codi, kv, "rkv.method=steps")
+        ),
+    )  # fmt: skip
+
+
+SUITE = Suite(
+    "methods",
+    "CODI, PCCoT, KaVa, pause tokens, no, short and whole chain of thought on one recipe",
+    lambda recipe: "methods",
+    members,
+    NEEDS,
+)

@@ -1,0 +1,140 @@
+"""The suite `methods`: what each member sets, what all share, and the claims about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_analyze import analyze, tree, words
+
+import zoo_tokenizers as tokenizers
+from kava.cli.main import main
+from kava.config import Recipe, differing, load_recipe
+from kava.data.encode import Encoder
+from kava.data.example import Example
+from kava.lab.analysis.claims import CLAIMS, METHODS, claims_of
+from kava.lab.plan import SUITES, RunSet, plan_suite
+
+OWN = {
+    "no_cot": {"latent.num_tokens": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "loss.teacher_ce": 0},
+    "pause": {"latent.num_iterations": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "loss.teacher_ce": 0},
+    "short_cot": {"loss.student_ce": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "dataset.step_text": "results"},
+    "full_cot": {"loss.student_ce": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "dataset.drop_last_step": False},
+    "codi": {"latent.method": "sequential", "loss.alpha2_kv": 0},
+    "pccot": {"loss.alpha2_kv": 0},
+    "kava": {},
+    "kava_steps": {"rkv.method": "steps"},
+}
+
+
+def recipes(config: str) -> dict[str, Recipe]:
+    return {one.name: load_recipe(config, one.settings) for one in SUITES["methods"].members(load_recipe(config))}
+
+
+def value(recipe: Recipe, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(recipe, section), name)
+
+
+def test_a_method_sets_what_it_is_and_nothing_else() -> None:
+    base, found = load_recipe("llama1b_aug"), recipes("llama1b_aug")
+    assert set(found) == set(METHODS) == set(OWN)
+    for name, recipe in found.items():
+        assert {line.split()[0] for line in differing(base, recipe)} == set(OWN[name]), name
+        assert {key: value(recipe, key) for key in OWN[name]} == OWN[name]
+        assert (recipe.training, recipe.system, recipe.model) == (base.training, base.system, base.model)
+
+
+def test_the_term_of_codi_has_one_weight_where_a_recipe_has_none() -> None:
+    found = recipes("embedded")
+    assert load_recipe("embedded").loss.alpha1_codi == 0
+    assert {found[name].loss.alpha1_codi for name in ("codi", "pccot", "kava", "kava_steps")} == {1}
+    assert {found[name].loss.alpha2_kv for name in ("kava", "kava_steps")} == {5}
+
+
+@pytest.mark.parametrize("config", ["explicit_embedded", "multi_teacher_embedded"])
+def test_recipes_with_separate_teachers_have_no_methods(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["suite", "methods", "--config", config, "--list"]) == 2
+    assert "suite methods has no members for recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["codi", "pause", "no_cot", "full_cot"])
+def test_a_setting_that_a_method_does_not_have_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (member,) = [one for one in SUITES["methods"].members(load_recipe("debug")) if one.name == name]
+    words_of = ["train", "--config", "debug", "--output_dir", str(tmp_path / "x"), *member.settings, "rkv.lambda=0.5"]
+    assert main(words_of) == 2
+    assert "rkv.lambda has no effect" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_all_start_alike_and_read_the_same_rows_in_the_same_order(tmp_path: Path) -> None:
+    runs = RunSet(load_recipe("debug"), "debug", (), (1,))
+    plan = plan_suite(SUITES["methods"], runs, [], tmp_path)
+    assert plan.root == tmp_path / "methods"
+    assert not plan.refused
+    for job in plan.jobs:
+        assert job.updates == 4
+        assert job.train[5:7] == ("--seed", "1")
+
+
+# ---- a chain of thought of results
+
+
+def test_a_chain_of_results_has_the_results_that_steps_keeps() -> None:
+    example = Example("x", "Why?", ("<<3*8=24>>", "no result", "<<24*3=72>>", "<<72+1=73>>"), "73")
+    tokenizer = tokenizers.byte_level()
+    whole, short = Encoder(tokenizer)(example), Encoder(tokenizer, step_text="results")(example)
+    kept = [token for token, flag in zip(whole.cot, whole.result, strict=True) if flag]
+    assert tokenizer.decode(short.cot) == "24 72"
+    assert tokenizer.decode(kept) == "2472"
+    assert [token for token, flag in zip(short.cot, short.result, strict=True) if flag] == kept
+    sentences = Example("x", "Why?", ("She has 3 cats.", "Then 9."), "9")
+    nl = Encoder(tokenizer, False, "natural_language", step_text="results")(sentences)
+    assert tokenizer.decode(nl.cot) == "3 9"
+
+
+# ---- claims
+
+
+def test_claims_about_methods_take_the_place_of_the_guides() -> None:
+    names = {claim.name for claim in claims_of(METHODS)}
+    assert names.isdisjoint(claim.name for claim in CLAIMS)
+    assert all(set(claim.members) <= set(METHODS) for claim in claims_of(METHODS))
+    assert claims_of(("pause", "no_cot", "full_cot")) == CLAIMS
+    both = [claim.name for claim in claims_of(("E1_baseline", "E4_rkv", "kava", "pccot"))]
+    assert len(set(both)) == len(both) == len(CLAIMS) + len(names)
+
+
+def test_a_folder_of_methods_is_analysed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tree(tmp_path / "methods", {"pccot": 0.3, "kava": 0.31, "kava_steps": 0.7, "codi": 0.3})
+    tree(base, {"full_cot": 0.9, "short_cot": 0.8}, mode="cot")
+    document = analyze(capsys, "--output_base", base)
+    found = words(document)
+    assert found["kv_steps"] == found["targets"] == "supported"
+    assert found["kv_rkv"] != "supported"
+    assert found["against_text"] != "supported"
+    assert "distilled" not in found  # nothing has been run for it
+    modes = {row["name"]: row["mode"] for row in document["experiments"]}
+    assert modes == {"pccot": "latent", "kava": "latent", "kava_steps": "latent", "codi": "latent"} | dict.fromkeys(
+        ("full_cot", "short_cot"), "cot"
+    )
+
+
+@pytest.mark.long
+def test_a_debug_run_of_methods_is_trained_analysed_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["suite", "methods", "--config", "debug", "--seeds", "1", "--output_dir", str(tmp_path), "--quiet"]
+    assert main(base) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["member"] for row in rows if row["accuracy"] is not None} == set(METHODS)
+    root = tmp_path / "methods"
+    document = analyze(capsys, "--output_base", root)
+    assert document["budget"]["updates"] == 4
+    assert {row["status"] for row in document["experiments"]} == {"finished"}
+    assert main(["report", str(root), "--output", str(tmp_path / "report.html"), "--quiet"]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in METHODS)
