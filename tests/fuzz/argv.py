@@ -37,6 +37,8 @@ USAGES = {
     "rescore": Usage((PREDICTIONS,), ("results",)),
     "selection": Usage((*STUDENT, "--examples", "1"), ("latent_student", "base")),
     "lens": Usage(("latent_student", "--questions", "1+1?"), ("latent_student", "base")),
+    "serve": Usage(("latent_student", "--port", "0", "--device", "cpu"), ("latent_student", "base")),
+    "bench serve": Usage(("--checkpoint", "latent_student"), ("latent_student", "base"), cheap=False),
     "bench decode": Usage(("--checkpoint", "latent_student"), ("latent_student", "base"), cheap=False),
     "smoke": Usage((), cheap=False),
     "env": Usage((), cheap=False),

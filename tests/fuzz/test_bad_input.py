@@ -4,6 +4,10 @@ The cases are drawn at random, the same ones every time. Hypothesis shortens one
 then printed can be run by hand in a folder with the files that stand beside it.
 """
 
+import importlib.util
+import socket
+from functools import partial
+
 import argv
 import config_words
 import damaged_files
@@ -44,6 +48,15 @@ LONG = {
     "aggregated": 400,
     "job records": 400,
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kava serve ends where it would begin to listen, and no name of a host is looked up."""
+    numeric = partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST)
+    monkeypatch.setattr(socket, "getaddrinfo", numeric)
+    if importlib.util.find_spec("fastapi") and importlib.util.find_spec("uvicorn"):
+        monkeypatch.setattr("kava.serve.server.serve", lambda *_: None)
 
 
 def all_well_behaved(cases: st.SearchStrategy[Case], number: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+from functools import partial
 
 import pytest
 import torch
@@ -17,11 +19,13 @@ from starlette.testclient import TestClient
 
 from kava.config import load_recipe
 from kava.data.generator import Generator
+from kava.errors import ConfigError
 from kava.infer.sampling import Sampling
 from kava.serve.app import create_app
 from kava.serve.facts import facts_of
 from kava.serve.limits import ServeLimits
 from kava.serve.log import JsonLines
+from kava.serve.server import Address, open_socket
 from kava.serve.service import Service
 
 PLAIN = "/v1/completions"
@@ -300,3 +304,10 @@ def test_what_v1_models_says_of_a_student(name, mode, latents):
     trained = {row.question for row in Generator(settings.name, settings.generator, settings.seed).split("train")}
     assert len(facts["examples"]) == 3
     assert not trained & set(facts["examples"])
+
+
+@pytest.mark.parametrize("host", ["a" * 300, "\udcff", "", "1.2.3.x"])
+def test_what_is_no_address_is_refused(host: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "getaddrinfo", partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST))
+    with pytest.raises(ConfigError, match="give an address of this machine"):
+        open_socket(Address(host, 0), None)

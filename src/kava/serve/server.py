@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kava.console import tell
-from kava.errors import ConfigError
+from kava.errors import ConfigError, first_line
 from kava.serve.app import create_app
 from kava.serve.guard import Guard
 from kava.serve.log import log, log_to_stderr
@@ -102,8 +102,9 @@ def open_socket(address: Address, api_key: str | None) -> socket.socket:
     """A socket bound to the address, which does not listen yet. Beyond this machine only with a key."""
     try:
         family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise ConfigError(f"--host {address.host}: {error.strerror}", "give an address of this machine") from error
+    except (OSError, UnicodeError) as error:  # the second: no name of a host can be so
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(f"--host {address.host[:100]}: {why}", "give an address of this machine") from error
     if api_key is None and not (str(place[0]).startswith("127.") or place[0] == "::1"):
         message = f"--host {address.host} can be reached from other machines, and there is no key"
         raise ConfigError(message, "give --api_key_file FILE, or leave --host out")
