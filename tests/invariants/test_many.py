@@ -478,7 +478,7 @@ def test_teachers_begin_with_the_students_mean_and_spread() -> None:
     """Dimension by dimension, of keys before their rotation and of values; and the guard knows what a sample varies."""
     kind, texts = objective(TWO, *FULL), batch(TWO, EIGHT, gaps=0.0)
     kind.train()
-    calibrate(kind, [take(texts, range(5)), take(texts, range(5, 8))], True)
+    calibrate(kind, [take(texts, range(5)), take(texts, range(5, 8))], "moments")
     assert kind.training
     kind.eval()
     student, _ = kind.view(texts)

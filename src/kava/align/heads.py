@@ -106,6 +106,19 @@ class HeadDimAdapter(nn.Module):
             mixed = torch.einsum("st,btnd->bsnd", self.shares.to(sized.dtype), sized)
             return mixed * self.gain[:, None] + self.shift[:, None]
 
+    def mixed(self, entries: Tensor) -> Tensor:
+        """M x: [B, H_t, N, D_t] -> [B, H_s, N, D_t]."""
+        return torch.einsum("st,btnd->bsnd", self.shares.to(entries.dtype), entries)
+
+    @torch.no_grad()
+    def set_map(self, weight: Tensor, shift: Tensor) -> None:
+        """Makes the output W (M x) + shift; weight [D_s, D_t] for all heads, shift [H_s, D_s]."""
+        self.size.weight.copy_(weight)
+        if self.size.bias is not None:
+            self.size.bias.zero_()
+        self.gain.fill_(1.0)
+        self.shift.copy_(shift)
+
     @torch.no_grad()
     def set_shares(self, shares: Tensor) -> None:
         """Sets M to the shares [H_s, H_t] of `match_heads`."""

@@ -104,10 +104,14 @@ class KVDimensionProjector(nn.Module):
                     )
         self.train(was)
 
+    def last(self, part: str) -> nn.Linear:
+        """The last map of the branch "k" or "v" of the only teacher."""
+        return self._branches(None)[part.upper()][-1]  # type: ignore[index,return-value]
+
     @torch.no_grad()
     def rescale(self, part: str, gain: Tensor, shift: Tensor) -> None:
         """Changes the output y of the branch "k" or "v" of the only teacher to gain * y + shift, per dimension."""
-        last: nn.Linear = self._branches(None)[part.upper()][-1]  # type: ignore[index,assignment]
+        last = self.last(part)
         last.weight.mul_(gain.to(last.weight)[:, None])
         last.bias.mul_(gain.to(last.bias)).add_(shift.to(last.bias))
 
@@ -187,6 +191,10 @@ class StudentProjector(nn.Module):
         self.student_dim, self.teacher_dim = student_dim, teacher_dim
         initialise(self, init_method)
         self.requires_grad_(trainable)
+
+    def last(self, part: str, index: int) -> nn.Linear:
+        """Map number `index` of "k" or "v"."""
+        return getattr(self, part.upper())[index]  # type: ignore[no-any-return]
 
     def forward(self, keys: Tensor, values: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
         """Keys and values through map number `index`."""

@@ -98,6 +98,10 @@ Method = variant(METHODS, METHOD_ALIASES)
 FusionName = variant(("fixed", "similarity", "learnable"))
 RouterName = variant(ROUTERS)
 Shuffle = Annotated[Literal["none", "time", "examples"], _spelling({True: "time", False: "none"})]
+MatchStart = Annotated[
+    Literal["none", "moments", "least_squares"],
+    _spelling({True: "moments", "true": "moments", False: "none", "false": "none"}),
+]
 Precision = Annotated[Literal["no", "bf16", "fp16"], _spelling({False: "no"})]
 Optimizer = Annotated[str, _spelling({"adamw": "adamw_torch"})]
 Scheduler = Literal[

@@ -94,6 +94,11 @@ NO_DIRECTION = when("projector.direction", "nothing is projected", "none")
 NO_ADAPTERS = every("nothing is projected", NO_DIRECTION, ONE_TEACHER)
 NO_MLP = unless("projector.direction", "only teacher_to_student has an MLP", "teacher_to_student")
 NO_COLLAPSE = every("nothing is trained on the teacher's side, so nothing could collapse", NO_MLP, ONE_TEACHER)
+NO_START = Idle(
+    lambda r: NO_COLLAPSE.when(r) and (r.projector.match_start != "least_squares" or r.projector.direction == "none"),
+    "only what is projected has a start, and a projected student only one of least squares",
+    *NO_COLLAPSE.causes, "projector.match_start",
+)  # fmt: skip
 PROJECTOR_FIXED = when("projector.trainable", "the projector is fixed", False)
 NO_GUARD = when("projector.guard", "there is no guard", "none")
 

@@ -11,6 +11,7 @@ from kava.config.fields import (
     Flag,
     FusionName,
     GgufFile,
+    MatchStart,
     Names,
     Ramp,
     RecipeSection,
@@ -231,9 +232,10 @@ class ProjectorConfig(RecipeSection):
         idle=(idle.KV_OFF, idle.NO_MLP))
     init: Literal["xavier", "kaiming", "normal"] = knob("xavier", "noted", "start of its linear layers", "the guide",
         idle=(idle.KV_OFF, idle.NO_DIRECTION))
-    match_start: Flag = knob(True, "ours",
-        "teacher_to_student: begin with the mean and spread of the student's own entries",
-        idle=(idle.KV_OFF, idle.NO_COLLAPSE))
+    match_start: MatchStart = knob("moments", "ours",
+        "where projectors and adapters begin: with the mean and spread of the student's own entries (teacher_to_student and "
+        "mixtures), with the map that predicts one side from the other best (least_squares), or none of these",
+        idle=(idle.KV_OFF, idle.NO_START))
     trainable: Flag = knob(True, "noted", "false: a fixed random projection", "the guide",
         idle=(idle.NO_PROJECTION, idle.NO_ADAPTERS))
     learning_rate: float = knob(1e-3, "noted", "its own learning rate", "the guide", gt=0, le=1,

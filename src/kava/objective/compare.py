@@ -133,6 +133,13 @@ class ByColumn(Comparison):
         module = self.projector[layer] if isinstance(self.projector, nn.ModuleList) else self.projector
         return module if isinstance(module, KVDimensionProjector) else None
 
+    def last_map(self, kind: str, layer: int) -> nn.Linear | None:
+        """The last linear map between the two sides of a compared layer's keys or values, on whichever side it is."""
+        if isinstance(self.projector, StudentProjector):
+            return self.projector.last(kind, layer)
+        projector = self.projector_at(layer)
+        return None if projector is None else projector.last(kind)
+
     def _connect(self, student: int, teacher: int, layers: int | None, unequal: str) -> None:
         """Adds the projector between these widths, for each of `layers` or (None) one vector, and what it needs.
 
