@@ -25,7 +25,7 @@ KEYS = {
     "Home": (36, ""),
     "ArrowRight": (39, ""),
 }
-WAIT = 30.0  # seconds for anything that a page does
+WAIT = 60.0  # seconds for anything that a page does
 MIDDLE = """(() => {
   const node = document.querySelector(%s);
   node.scrollIntoView({ block: "center" });
@@ -74,9 +74,13 @@ class Page:
 
     def wait(self, condition: str) -> None:
         """Until a JavaScript expression is true."""
+        self.until(lambda: self.value(f"Boolean({condition})"), condition)
+
+    def until(self, true: Callable[[], bool], what: str = "a condition") -> None:
+        """Until `true()`, while the page goes on."""
         end = time.monotonic() + WAIT
-        while not self.value(f"Boolean({condition})"):
-            assert time.monotonic() < end, f"not within {WAIT:g} seconds: {condition}; log: {self.log}"
+        while not true():
+            assert time.monotonic() < end, f"not within {WAIT:g} seconds: {what}; log: {self.log}"
             self.value("new Promise((done) => setTimeout(done, 20))")
 
     def text(self, selector: str) -> str:

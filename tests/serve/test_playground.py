@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from kava.infer.checks import arithmetic
 from kava.infer.student import Answer, Student
 from kava.serve.app import create_app
+from kava.serve.engine import Engine
 from kava.serve.playground import playground
 from kava.serve.server import Address, open_socket
 from kava.serve.service import Service
@@ -149,26 +150,40 @@ def test_a_question_from_the_keyboard_to_the_lens(student, chromium, tmp_path, w
         assert all(address.startswith(url) for address in page.urls if not address.startswith("data:"))
 
 
+@contextmanager
+def held(engine: Engine, monkeypatch) -> Iterator[threading.Event]:
+    """The engine takes no step until the event is set."""
+    gate, step = threading.Event(), engine.step
+    monkeypatch.setattr(engine, "step", lambda: gate.wait() and step())
+    try:
+        yield gate
+    finally:
+        gate.set()
+
+
 @pytest.mark.long
 @in_a_browser
-def test_escape_stops_both_and_an_example_asks_again(student, chromium, monkeypatch):
-    service, gate = Service(student, "tiny"), threading.Event()
-    step = service.engine.step
-    monkeypatch.setattr(service.engine, "step", lambda: gate.wait() and step())
-    with serving(service) as url:
+def test_who_asks_twice_or_presses_escape_stops_what_was_asked(student, chromium, monkeypatch):
+    service, busy = Service(student, "tiny"), "document.querySelectorAll('.answer[aria-busy=true]').length"
+    left = 'kava_requests_total{path="/v1/chat/completions",status="499"} '
+    with serving(service) as url, held(service.engine, monkeypatch) as gate:
         page = ready(chromium, url)
         page.wait("document.activeElement.id === 'question'")
         page.write(QUESTION)
         page.press("Enter")
-        page.wait("document.querySelectorAll('.answer[aria-busy=true]').length === 2")
+        page.until(lambda: len(service._open) == 2)
+        page.press("Enter")  # asks anew; the end of the first attempt is no end of the second
+        page.until(lambda: f"{left}2" in service.metrics.text())
+        assert page.value(busy) == 2
+        assert page.text("#in-latents .problem") == ""
         page.press("Escape")
         wait_for_answers(page)
         assert [page.text(f"#{side} .problem") for side in ("in-latents", "in-words")] == ["Stopped."] * 2
+        page.until(lambda: f"{left}4" in service.metrics.text())
         gate.set()
         page.click("#examples button")
         page.wait("document.getElementById('status').textContent.startsWith('Latents took')")
         assert page.value("document.getElementById('question').value") == service.facts["examples"][0]
-        assert 'status="499"' in service.metrics.text()
 
 
 @pytest.mark.long

@@ -50,7 +50,7 @@ def serve(
     trust_remote_code: TrustRemoteCode = False,
     exact_adapters: ExactAdapters = False,
 ) -> int:
-    """Serve a student over HTTP: /v1/chat/completions, /v1/completions, /v1/models, /health, /ready, /metrics.
+    """Serve a student over HTTP: a playground at /, OpenAI's API under /v1, /lens, /health, /ready and /metrics.
 
     Questions that arrive together are answered together. SIGTERM and Ctrl-C let accepted requests finish. The log is
     JSON lines on stderr, without questions and answers.

@@ -34,9 +34,9 @@
     for (;;) {
       const { done, value } = await reader.read();
       if (done) throw new Error("The answer broke off.");
-      const lines = (text + value).split("\n\n");
-      text = lines.pop();
-      for (const line of lines) {
+      const whole = (text + value).split("\n\n");
+      text = whole.pop();
+      for (const line of whole) {
         if (line === "data: [DONE]") return;
         const event = JSON.parse(line.slice("data: ".length));
         if (event.error) throw new Error(event.error.message);
@@ -102,6 +102,7 @@
       for await (const { choices, usage } of events(response)) side.add(choices[0]?.delta.content ?? "", usage);
       side.end("");
     } catch (error) {
+      if (running?.signal !== signal) return; // the side belongs to a later question
       side.end(error.name === "AbortError" ? "Stopped." : error.message);
     }
   }
