@@ -25,6 +25,7 @@ from kava.config import (
     save_recipe,
 )
 from kava.config.keys import flatten
+from kava.config.text import parse_text
 from kava.errors import ConfigError
 
 SIX = {  # lr, a1, a2, KV loss, layer-wise std, lambda, projection, weight decay, epochs, accumulation
@@ -413,3 +414,16 @@ def test_an_error_of_a_section_names_the_section_and_not_a_key_that_there_is_not
     with pytest.raises(ConfigError, match=r"training\.hf\.use_liger_kernel has no effect: the loss has its own head"):
         load_recipe("debug", ["training.hf.use_liger_kernel=true"])
     assert load_recipe("debug", ["training.hf.use_liger_kernel=false"]).training.hf == {"use_liger_kernel": False}
+
+
+def test_what_is_read_twice_is_two_things() -> None:
+    """A short text is read once and copied: what one caller changes, no other sees; a mistake is named each time."""
+    text = "a: &x [1, 2]\nb: *x\n"
+    first = parse_text(text, "first")
+    assert first["a"] is first["b"]
+    first["a"].append(3)
+    first["c"] = 4
+    assert parse_text(text, "second") == {"a": [1, 2], "b": [1, 2]}
+    for label in ("first", "second"):
+        with pytest.raises(ConfigError, match=rf"^{label}: line 2: key 'a' appears twice"):
+            parse_text("a: 1\na: 2\n", label)

@@ -3,9 +3,11 @@
 PyYAML alone reads `1e-3` as a string, `no` as false, `010` as eight, and silently keeps the last of two equal keys.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ _PLAIN = (
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+REMEMBERED = 1 << 14  # characters of a YAML text that is read once a process: a recipe takes PyYAML ten milliseconds
 DEEPEST = 100  # levels of lists and mappings; pydantic writes 255
 RECIPES = "kava config --list shows recipes"
 
@@ -88,13 +91,22 @@ def _check_depth(data: Any) -> None:
     raise RecursionError
 
 
+def _read(text: str, as_json: bool = False) -> Any:
+    data = json.loads(text, object_pairs_hook=_unique) if as_json else yaml.load(text, Loader=_YamlLoader)
+    _check_depth(data)
+    return data
+
+
+_read_once = lru_cache(maxsize=256)(_read)
+
+
 def parse_text(text: str, label: str, as_json: bool = False) -> Any:
     """The data in YAML (or JSON) `text`; `label` names it in errors."""
     try:
-        data = json.loads(text, object_pairs_hook=_unique) if as_json else yaml.load(text, Loader=_YamlLoader)
+        known = not as_json and len(text) <= REMEMBERED
+        data = copy.deepcopy(_read_once(text)) if known else _read(text, as_json)
         if "\\ud" in text.lower() and any(_SURROGATE.search(part) for part in _texts(data)):
             raise ValueError("half a character (a lone surrogate), which nothing can write")
-        _check_depth(data)
         return data
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
