@@ -22,6 +22,7 @@ OWN = {
     "short_cot": {"loss.student_ce": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "dataset.step_text": "results"},
     "full_cot": {"loss.student_ce": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "dataset.drop_last_step": False},
     "codi": {"latent.method": "sequential", "loss.alpha2_kv": 0},
+    "sim_cot": {"latent.method": "sequential", "loss.alpha2_kv": 0, "loss.step_decoder": 1},
     "pccot": {"loss.alpha2_kv": 0},
     "kava": {},
     "kava_steps": {"rkv.method": "steps"},

@@ -32,6 +32,7 @@ from kava.objective.dim_scale import DimScale
 from kava.training import folder as folder_module
 from kava.training import method_line as lines_module
 from kava.training.aux_state import FILE as AUX
+from kava.training.aux_state import TRAINING_ONLY
 from kava.training.callbacks import cut_after
 from kava.training.checkpoint import find
 from kava.training.folder import TrainResult, update
@@ -243,6 +244,29 @@ def test_a_continued_run_has_the_moments_of_its_checkpoint(
     assert new.keys() == moments.keys()
     assert not torch.equal(new["kv_scale.mean"], moments["kv_scale.mean"])
     assert load_student(whole / "best_checkpoint")[2] == recipe
+
+
+def test_a_decoder_of_steps_is_continued_and_is_no_part_of_a_finished_student(base: Path, tmp_path: Path) -> None:
+    """loss.step_decoder: bit for bit from its checkpoint, and in no file of best_checkpoint; a new stage has a new one."""
+    own = ("loss.step_decoder=0.5", "loss.step_decoder_layers=1", "training.max_steps=4", "logging.eval_steps=2")
+    recipe, whole, cut = recipe_for(base, *own), tmp_path / "whole", tmp_path / "cut"
+    train(recipe, whole, quiet=True)
+    assert all(line["step_decoder"] > 0 for line in journal(whole) if "loss" in line)
+    decoder = load_file(whole / "checkpoint-step4" / AUX)
+    assert all(name.startswith(TRAINING_ONLY) for name in decoder)
+    before = load_file(whole / "checkpoint-step2" / AUX)
+    assert all(not torch.equal(weight, before[name]) for name, weight in decoder.items() if "layers.0.mlp" in name)
+    assert not any("layers.1." in name for name in decoder)
+    best = whole / "best_checkpoint"
+    assert not any("decoder" in name for file in best.glob("*.safetensors") for name in load_file(file))
+    assert not (best / AUX).exists()
+    shutil.rmtree(half_done(whole, cut) / "checkpoint-step4")
+    train(recipe, cut, resume="auto", quiet=True)
+    for name in (WEIGHTS, AUX):
+        assert (cut / "checkpoint-step4" / name).read_bytes() == (whole / "checkpoint-step4" / name).read_bytes()
+    for begun in (best, whole / "checkpoint-step4"):
+        next_stage = recipe.changed("training", start_from=str(begun), max_steps=1)
+        train(next_stage, tmp_path / begun.name, quiet=True)
 
 
 later = pytest.mark.long

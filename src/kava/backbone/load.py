@@ -91,6 +91,28 @@ def load_plain(model: ModelConfig, dtype: torch.dtype) -> Any:
     return _fetch(AutoModelForCausalLM, locate(model.name, model.gguf_file), model, "weights", dtype=dtype).eval()
 
 
+def step_decoder(recipe: Recipe) -> Backbone:
+    """The decoder of loss.step_decoder, trained in full: the base model, or its first layers."""
+    lm = _read_lm(recipe.model, dtype=_dtype(recipe.model.dtype))
+    family, count = family_of(lm.config, recipe.model.name), recipe.loss.step_decoder_layers
+    decoder = getattr(lm, family.decoder)
+    name = "h" if hasattr(decoder, "h") else "layers"
+    layers = getattr(decoder, name)
+    if count is not None and count > len(layers):
+        raise ConfigError(
+            f"loss.step_decoder_layers = {count}, but {recipe.model.name} has {len(layers)} layers",
+            f"set at most {len(layers)}, or null for all",
+        )
+    if count is not None:
+        setattr(decoder, name, layers[:count])
+        lm.config.num_hidden_layers = count
+        if getattr(lm.config, "layer_types", None):
+            lm.config.layer_types = lm.config.layer_types[:count]
+    if next(lm.parameters()).dtype.itemsize < 4:
+        lm = lm.float()
+    return _read_by_attention(lm, family).requires_grad_(True)
+
+
 def without_weights(model: ModelConfig, any_family: bool = False) -> Backbone:
     """A model with sizes but no weights. `any_family`: also for families read through their cache, by their config."""
     config = load_config(model)

@@ -43,6 +43,7 @@ KV_OFF = when("loss.alpha2_kv", "the key/value term is off", 0)
 CODI_OFF = when("loss.alpha1_codi", "the CODI term is off", 0)
 CKA_OFF = when("explicit.cka_weight", "the CKA term is off", 0)
 GAMMA_OFF = when("explicit.gamma_kl", "that term is off", 0)
+NO_DECODER = when("loss.step_decoder", "there is no decoder of steps", 0)
 CE_OFF = when("loss.student_ce", "that term is off", 0)
 NO_TEACHER_TERM = every("no term needs a teacher", KV_OFF, CODI_OFF, CKA_OFF)
 

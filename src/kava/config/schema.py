@@ -176,6 +176,12 @@ class LossConfig(RecipeSection):
     student_ce: float = knob(1.0, "known", "weight of the student's cross-entropy", "parents' code", ge=0)
     teacher_ce: float = knob(1.0, "known", "weight of the teacher's cross-entropy", "parents' code", ge=0,
         idle=idle.EXPLICIT)
+    step_decoder: float = knob(0.0, "noted",
+        "weight of a decoder's cross-entropy, in training only: it must write step t from latent t; 0 = none", "SIM-CoT",
+        ge=0, idle=(idle.EXPLICIT, idle.NO_LATENTS, idle.PAUSE_TOKENS))
+    step_decoder_layers: int | None = knob(None, "open",
+        "layers of the decoder, which begins as the base model's first so many; null = all of them",
+        "the decoder's size is not said in any source read", ge=1, idle=idle.NO_DECODER)
 
     @property
     def scale_of_kv(self) -> Literal["layer", "dim", "none"]:
@@ -339,6 +345,11 @@ class Recipe(RecipeSection):
             )
         if self.mixture.on:
             yield from self._mixture_contradictions()
+        if loss.step_decoder > 0 and (self.mixture.on or not self.latent.feeds_back):
+            yield (
+                f"loss.step_decoder = {loss.step_decoder:g} decodes latents that are fed back and learn from their own "
+                "weights; set loss.step_decoder=0"
+            )
         if self.rkv.shuffle == "examples" and training.batch_size == 1:
             yield "rkv.shuffle = examples takes the targets of a batch partner, but training.batch_size = 1; set it to 2 or more"
         if not self.explicit.enabled and loss.student_ce == loss.teacher_ce == loss.alpha1_codi == loss.alpha2_kv == 0:

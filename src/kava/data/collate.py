@@ -18,14 +18,15 @@ class Collator:
     cot [B, N] long, cot_mask [B, N], cot_result [B, N] bool      N = 0 if no example has a CoT
     tail [B, A] = cue + answer + eos, tail_mask [B, A], tail_answer [B, A] bool = the answer tokens only
     cue_last [B] long = column of the last cue token in tail      (the position of the CODI term)
+    cot_step [B, N] long = number of the token's step, 0 for padding (only with `steps`)
     example_id [B] long = stable 63-bit hash of Encoded.id        (seeds the draws of random compressors)
     """
 
-    def __init__(self, pad_token_id: int, padding_side: str = "right"):
+    def __init__(self, pad_token_id: int, padding_side: str = "right", steps: bool = False):
         if padding_side not in ("left", "right"):
             raise DataError(f"padding_side is {padding_side!r}", 'use "left" or "right"')
         self.pad_token_id = int(pad_token_id)
-        self.padding_side = padding_side
+        self.padding_side, self.steps = padding_side, steps
 
     def __call__(self, examples: Sequence[Encoded]) -> "dict[str, Tensor]":
         import torch
@@ -41,6 +42,9 @@ class Collator:
             batch[name], batch[f"{name}_mask"] = self.pad(rows)
         batch["cot_result"], _ = self.pad([e.result for e in examples], fill=False)
         batch["tail_answer"], _ = self.pad(answers, fill=False)
+        if self.steps:
+            begins, real = self.pad([e.begins for e in examples], fill=False)
+            batch["cot_step"] = begins.cumsum(1) * real
         start = batch["tail_mask"].int().argmax(1)  # the first real column of each tail
         batch["cue_last"] = start + torch.tensor([len(e.cue) - 1 for e in examples])
         batch["example_id"] = torch.tensor([stable_hash(e.id) for e in examples], dtype=torch.long)

@@ -66,6 +66,8 @@ def take(batch: "Batch", rows: Sequence[int]) -> "Batch":
             for name in (part, f"{part}_mask", *others):
                 chosen[prefix + name] = chosen[prefix + name][:, span]
         chosen[f"{prefix}cue_last"] = chosen[f"{prefix}cue_last"] - spans[f"{prefix}tail"].start
+    if "cot_step" in batch:
+        chosen["cot_step"] = chosen["cot_step"][:, spans["cot"]]
     for name in [name for name in batch if name.endswith(".iou")]:
         own = spans[name.removesuffix("iou") + "cot"]
         chosen[name] = chosen[name][:, spans["cot"], own]

@@ -9,7 +9,7 @@ PCCoT's format (known); the separators, a newline after the question and one spa
 import logging
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,7 +18,7 @@ import numpy as np
 from kava.characters import Offsets, token_ids, token_spans
 from kava.data.chat_prompt import chat_prompt
 from kava.data.example import Example
-from kava.data.spans import RESULT_OF, WHOLE_STEP, overlaps, result_spans
+from kava.data.spans import RESULT_OF, WHOLE_STEP, firsts, overlaps, result_spans
 from kava.errors import DataError
 from kava.progress import track
 
@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example as ids. `answer`: no eos, no leading space. `result[j]`: cot token j carries a step's result."""
+    """One example as ids. `answer`: no eos, no leading space. `result[j]`: cot token j carries a step's result; `begins[j]`:
+    it is the first of a step (empty: not known). Tokens of two steps begin the later one."""
 
     id: str
     question: list[int]
@@ -43,6 +44,7 @@ class Encoded:
     cue: list[int]
     answer: list[int]
     eos: int
+    begins: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Tokens of the teacher's sequence: question, cot, cue, answer, eos."""
@@ -59,7 +61,7 @@ class EncodedSet(Sequence[Encoded]):
         self.ids: list[str] = []
         self._tokens = {name: array("i") for name in self.SEGMENTS}
         self._ends = {name: array("q", [0]) for name in self.SEGMENTS}
-        self._result = bytearray()
+        self._result, self._begins = bytearray(), bytearray()
 
     def append(self, encoded: Encoded) -> None:
         self.ids.append(encoded.id)
@@ -67,6 +69,7 @@ class EncodedSet(Sequence[Encoded]):
             self._tokens[name].extend(getattr(encoded, name))
             self._ends[name].append(len(self._tokens[name]))
         self._result.extend(encoded.result)
+        self._begins.extend(encoded.begins or [False] * len(encoded.cot))
 
     def extend(self, other: "EncodedSet", max_length: int | None = None) -> None:
         """Adds the rows of `other`, those of at most `max_length` tokens."""
@@ -81,12 +84,14 @@ class EncodedSet(Sequence[Encoded]):
             self._ends[name].frombytes(ends.tobytes())
             self._tokens[name].extend(other._tokens[name])
         self._result.extend(other._result)
+        self._begins.extend(other._begins)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The buffers, all but the ids of the examples; `of_arrays` makes the set again."""
         tokens = {name: np.asarray(self._tokens[name], dtype=np.int32) for name in self.SEGMENTS}
         ends = {f"{name}_ends": np.asarray(self._ends[name]) for name in self.SEGMENTS}
-        return {**tokens, **ends, "result": np.frombuffer(bytes(self._result), dtype=np.uint8)}
+        flags = {"result": self._result, "begins": self._begins}
+        return {**tokens, **ends, **{name: np.frombuffer(bytes(f), dtype=np.uint8) for name, f in flags.items()}}
 
     @classmethod
     def of_arrays(cls, ids: list[str], arrays: Mapping[str, np.ndarray], cue: list[int], eos: int) -> "EncodedSet":
@@ -94,7 +99,7 @@ class EncodedSet(Sequence[Encoded]):
         encoded.ids = ids
         encoded._tokens = {name: array("i", arrays[name].tobytes()) for name in cls.SEGMENTS}
         encoded._ends = {name: array("q", arrays[f"{name}_ends"].tobytes()) for name in cls.SEGMENTS}
-        encoded._result = bytearray(arrays["result"].tobytes())
+        encoded._result, encoded._begins = (bytearray(arrays[name].tobytes()) for name in ("result", "begins"))
         return encoded
 
     def row_lengths(self) -> np.ndarray:
@@ -125,6 +130,7 @@ class EncodedSet(Sequence[Encoded]):
             cue=self.cue,
             answer=self._tokens["answer"][cut["answer"]].tolist(),
             eos=self.eos,
+            begins=[bool(flag) for flag in self._begins[cut["cot"]]],
         )
 
 
@@ -198,7 +204,8 @@ class Encoder:
             raise DataError(f"example {example.id}: the question {example.question!r} has no tokens")
         kind = WHOLE_STEP if self.results_alone else self.cot_type
         result = overlaps(offsets, result_spans(steps, kind))
-        return Encoded(example.id, question, list(cot), result, self.cue, answer, self.eos)
+        begins = firsts(offsets, steps)
+        return Encoded(example.id, question, list(cot), result, self.cue, answer, self.eos, begins)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return [list(ids) for ids in token_ids(self.tokenizer, texts)]

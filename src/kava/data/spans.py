@@ -54,3 +54,15 @@ def overlaps(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
             first += 1
         flags[j] = first < len(spans) and end > start and end > spans[first][0]
     return flags
+
+
+def firsts(offsets: Sequence[Span], steps: Sequence[str]) -> list[bool]:
+    """True for each token that is the first with a character of a step of " ".join(steps)."""
+    flags, begin, rest = [], 0, list(steps)
+    for _, end in offsets:
+        new = False
+        while rest and end > begin:
+            new = True
+            begin += len(rest.pop(0)) + 1
+        flags.append(new)
+    return flags

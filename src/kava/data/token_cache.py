@@ -22,7 +22,7 @@ from kava.progress import progress
 
 log = logging.getLogger(__name__)
 ROWS = 20_000  # examples in a file; smaller sets are not kept
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_root() -> Path:

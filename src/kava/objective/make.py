@@ -1,16 +1,19 @@
 """A recipe's objective: its view of the student, its source of targets, and how the two are compared."""
 
 from kava.backbone.families import rotated_alike
-from kava.backbone.model import LatentModel
+from kava.backbone.load import step_decoder
+from kava.backbone.model import Backbone, LatentModel
 from kava.compress import Compressor, compressor_of
 from kava.config import LossConfig, Recipe
 from kava.errors import ConfigError
-from kava.objective.aux_terms import CodiTerm, cka_layers, make_aux_terms
+from kava.objective.aux_terms import AuxTerm, CodiTerm, cka_layers, make_aux_terms
 from kava.objective.compare import Aggregated, BySlot, Codes, Comparison, PerLayer
 from kava.objective.dim_scale import DimScale
 from kava.objective.distances import OfCodes, make_distance
 from kava.objective.objective import Objective
 from kava.objective.pairing import Pairing
+from kava.objective.step_decoder import NAME as STEP_DECODER
+from kava.objective.step_decoder import StepDecoderTerm
 from kava.objective.student import LatentSlots, TextColumns
 from kava.objective.targets import MixtureOfTeachers, OwnTeacher, SeparateTeacher, TargetSource
 from kava.teachers.base import Teacher
@@ -40,7 +43,8 @@ def make_objective(recipe: Recipe, model: LatentModel, teacher: Teacher | Teache
         )
     compressor = compressor_of(rkv, shuffle=rkv.shuffle)
     packed, seed = recipe.training.packed, recipe.system.seed
-    return latent_objective(model, recipe.loss, compressor, packed, rkv.rotary, seed, source)
+    decoder = step_decoder(recipe) if recipe.loss.step_decoder > 0 else None
+    return latent_objective(model, recipe.loss, compressor, packed, rkv.rotary, seed, source, decoder)
 
 
 def latent_objective(
@@ -51,13 +55,17 @@ def latent_objective(
     rotary: str = "after",
     seed: int = 0,
     source: TargetSource | None = None,
+    decoder: Backbone | None = None,
 ) -> Objective:
-    """Latent slots; with source None they learn from what the same weights compute for the chain of thought."""
+    """Latent slots; with source None they learn from what the same weights compute for the chain of thought. `decoder`: writes
+    the steps from them (loss.step_decoder)."""
     view = LatentSlots(model, loss, packed, rotary, own_teacher=source is None)
     source = OwnTeacher(model, rotary) if source is None else source
     shape = model.kv_shape
     compare = BySlot(compressor, shape, model.latent.num_tokens) if view.outputs.kv else None
-    terms = {"codi": CodiTerm(loss, shape, shape)} if view.outputs.codi else {}
+    terms: dict[str, AuxTerm] = {"codi": CodiTerm(loss, shape, shape)} if view.outputs.codi else {}
+    if decoder is not None:
+        terms[STEP_DECODER] = StepDecoderTerm(loss.step_decoder, decoder, model.latent.num_tokens)
     wanted = source if compare is not None or terms else None
     scale = _kv_scale(loss, compare)
     objective = Objective(view, loss, wanted, compare, make_distance(loss), terms, seed=seed, kv_scale=scale)

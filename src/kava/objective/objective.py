@@ -182,8 +182,10 @@ class Objective(nn.Module):
         return self.source.target_is_trained or self.compare.target_is_trained
 
     def aux_state(self) -> dict[str, Tensor]:
-        """What is trained or measured beside the student, by name."""
-        return {name: value for name, value in self.state_dict(keep_vars=True).items() if not name.startswith("model.")}
+        """What is trained or measured beside the student, by name; a tied weight once."""
+        state = self.state_dict(keep_vars=True)
+        beside = {id(value): name for name, value in reversed(state.items()) if not name.startswith("model.")}
+        return {name: state[name] for name in reversed(beside.values())}
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {plain_name(name): weight for name, weight in self.named_parameters() if weight.requires_grad}

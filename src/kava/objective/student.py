@@ -43,7 +43,7 @@ class LatentSlots(View):
         kv, codi = loss.alpha2_kv > 0, loss.alpha1_codi > 0
         self.outputs = PassOutputs(
             teacher=loss.teacher_ce > 0 or codi or (kv and own_teacher),
-            student=loss.student_ce > 0 or kv or codi,
+            student=loss.student_ce > 0 or kv or codi or loss.step_decoder > 0,
             kv=kv,
             codi=codi,
         )

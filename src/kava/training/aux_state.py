@@ -14,6 +14,7 @@ from kava.files import usual_mode
 from kava.objective.objective import Objective
 
 FILE = "projector.safetensors"
+TRAINING_ONLY = "aux_terms.step_decoder."  # beginning of names that a checkpoint has and a finished student has not
 FORMER = (  # beginnings of names in files of earlier versions, and the names of today
     ("foreign.mixture.", "source.mixture."),
     ("mixture.", "source.mixture."),

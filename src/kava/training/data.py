@@ -78,7 +78,7 @@ def load_data(recipe: Recipe, tokenizer: Any, memory: MemoryData | None = None) 
     keep = recipe.explicit.target_len if recipe.explicit.enabled else recipe.latent.num_tokens
     counts = card(split.encoded, examples, keep) | {"skipped": split.skipped} | memory.card(validation)
     any_result, any_cot = counts["share_no_result"] not in (None, 1), bool(split.encoded.lengths("cot").any())
-    _check_kv_term(recipe, any_result, any_cot)
+    _check_terms(recipe, any_result, any_cot)
     return Data(split.encoded, validation, counts, examples if recipe.mixture.on else ())
 
 
@@ -110,12 +110,18 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
             f"the training stream has {len(first)} rows, fewer than system.num_workers, {recipe.system.num_workers}"
         )
         raise ConfigError(problem, "lower system.num_workers, or set dataset.streaming=false")
-    _check_kv_term(recipe, any(any(row.result) for row in first), any(row.cot for row in first))
+    _check_terms(recipe, any(any(row.result) for row in first), any(row.cot for row in first))
     return EncodedStream(examples, encoder, recipe.dataset.max_length)
 
 
-def _check_kv_term(recipe: Recipe, any_result: bool, any_cot: bool) -> None:
-    """Raises where no example has what the key/value term compares: step results, or text before the answer."""
+def _check_terms(recipe: Recipe, any_result: bool, any_cot: bool) -> None:
+    """Raises where no example has what a term needs: step results, steps, or text before the answer."""
+    last = recipe.dataset.drop_last_step
+    if recipe.loss.step_decoder > 0 and not any_cot:
+        raise DataError(
+            f"loss.step_decoder is {recipe.loss.step_decoder:g}, but no example of {recipe.dataset.name!r} has a step to write",
+            f"use a data set with steps, or set loss.step_decoder=0{' or dataset.drop_last_step=false' * last}",
+        )
     if recipe.loss.alpha2_kv <= 0:
         return
     if recipe.rkv.method == "steps" and not any_result:

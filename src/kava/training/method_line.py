@@ -64,7 +64,7 @@ def latent_line(
     recipe: Recipe, model: LatentModel, tokenizer: Any, data: Data, device: torch.device, stop: Stop
 ) -> Line:
     """Latents; the best checkpoint is the one whose generated answers are right most often."""
-    collate: Collate = Collator(tokenizer.pad_token_id)
+    collate: Collate = Collator(tokenizer.pad_token_id, steps=recipe.loss.step_decoder > 0)
     callbacks: tuple[Any, ...] = ()
     if recipe.mixture.on:
         model.to(device)
@@ -190,7 +190,7 @@ def _start_from(recipe: Recipe, objective: Objective) -> None:
         )
     load_weights(objective.model, folder)
     if before or not now:
-        aux_state.load(objective, folder, fresh=("source.mixture.fusion.", "kv_scale."))
+        aux_state.load(objective, folder, fresh=("source.mixture.fusion.", "kv_scale.", aux_state.TRAINING_ONLY))
     else:
         log.info("%s had no teachers: the adapters start anew", folder)
     log.info("starting from %s", folder)

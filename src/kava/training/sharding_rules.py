@@ -51,6 +51,10 @@ def _live_models(recipe: Recipe) -> Iterator[ModelConfig]:
 def _refuse(recipe: Recipe, sharding: str, processes: int) -> None:
     system, where = recipe.system, f"system.sharding={sharding}"
     quantised = [spec.label for spec in recipe.mixture.teachers if spec.quantization != "none"]
+    if recipe.loss.step_decoder > 0:
+        raise ConfigError(
+            f"{where}: the decoder of steps is not sharded", "set system.sharding=none, or loss.step_decoder=0"
+        )
     if not recipe.mixture.on and recipe.explicit.enabled and recipe.teacher.quantization != "none":
         quantised = [recipe.teacher.name or recipe.model.name]
     if system.cpu_offload and quantised:

@@ -242,7 +242,8 @@ class KavaTrainer(ShardingTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """What is trained beside the student has a learning rate of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        own = {id(weight) for weight in self.objective.aux_state().values()}
+        beside = self.objective.aux_state()
+        own = {id(weight) for name, weight in beside.items() if not name.startswith(aux_state.TRAINING_ONLY)}
         if own and len(optimizer.param_groups) < 3:  # it may be called twice
             for group in list(optimizer.param_groups):
                 apart = [weight for weight in group["params"] if id(weight) in own]
@@ -275,6 +276,8 @@ class KavaTrainer(ShardingTrainer):
     def save_best(self, **facts: Any) -> None:
         """best_checkpoint/; all processes call it."""
         saved = self.gathered()
+        aux = self.objective.aux_state() if saved.aux is None else saved.aux
+        saved = saved._replace(aux={n: value for n, value in aux.items() if not n.startswith(aux_state.TRAINING_ONLY)})
         if self.args.should_save:
             with progress("saving the best student"), new_folder(Path(self.args.output_dir) / BEST) as partial:
                 self._write(partial, saved, **facts)

@@ -34,6 +34,10 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
             (*TEXT_ALONE, "dataset.drop_last_step=false", "dataset.step_text=whole"), "cot",
         ),
         SuiteMember("codi", "CODI: one latent after the other, its hidden-state term", (SEQUENTIAL, codi, NO_KV)),
+        SuiteMember(
+            "sim_cot", "SIM-CoT: CODI, and a decoder in training that must write step t from latent t",
+            (SEQUENTIAL, codi, NO_KV, "loss.step_decoder=1"),
+        ),
         SuiteMember("pccot", "PCCoT: T Jacobi rounds, CODI's term", (JACOBI, codi, NO_KV)),
         SuiteMember("kava", "KaVa: PCCoT and the KV term on R-KV's choice", (JACOBI, codi, kv, "rkv.method=rkv")),
         SuiteMember(
@@ -44,7 +48,7 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
 
 SUITE = Suite(
     "methods",
-    "CODI, PCCoT, KaVa, pause tokens, no, short and whole chain of thought on one recipe",
+    "CODI, SIM-CoT, PCCoT, KaVa, pause tokens, no, short and whole chain of thought on one recipe",
     lambda recipe: "methods",
     members,
     NEEDS,
