@@ -1,4 +1,4 @@
-"""Two processes on this machine that meet over gloo: by hand for a script, or under torchrun for the command line."""
+"""Two processes on this machine that meet over gloo: forked, by hand for a script, or under torchrun for the command line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+
+from accelerate.state import AcceleratorState, GradientState
 
 TESTS = Path(__file__).parent
 
@@ -16,12 +20,37 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def by_hand(script: str, *words: str, count: int = 2) -> list[int]:
-    """Exit codes of so many processes of a script, started with what torchrun would tell them."""
+def meeting(count: int) -> dict[str, str]:
+    """What torchrun would tell every process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {**environment(), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def forked(work: Callable[[int], object], count: int = 2) -> list[int]:
+    """Exit codes of so many copies of this process, which has imported everything, that call `work` with their rank."""
+    told, ranks = meeting(count), []
+    for rank in range(count):
+        ranks.append(os.fork())
+        if ranks[-1] == 0:
+            code = 1
+            try:
+                os.environ.update(told | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+                AcceleratorState._reset_state(reset_partial_state=True)  # this process has trained alone
+                GradientState._reset_state()
+                work(rank)
+                code = 0
+            except BaseException:  # noqa: BLE001  (what the interpreter would print)
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
+
+
+def by_hand(script: str, *words: str, count: int = 2) -> list[int]:
+    """Exit codes of so many processes of a script, started with what torchrun would tell them."""
+    common = environment() | meeting(count)
     ranks = [
         subprocess.Popen(
             [sys.executable, script, *words], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}

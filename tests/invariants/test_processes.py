@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -307,8 +305,13 @@ def test_two_processes_have_the_losses_gradients_and_weights_of_one(tmp_path: Pa
 
     The two compute their batches in pieces, and not as many each.
     """
+
+    def compute(rank: int) -> None:
+        for sharding in WRAPPERS:
+            torch.save(three_updates(tmp_path / str(rank), 2, sharding), tmp_path / f"rank{rank}-{sharding}.pt")
+
     wanted = three_updates(tmp_path / "one", 4)
-    assert processes.by_hand(__file__, str(tmp_path)) == [0, 0]
+    assert processes.forked(compute) == [0, 0]
     for rank in range(2):
         for sharding, wrapper in WRAPPERS.items():
             found = torch.load(tmp_path / f"rank{rank}-{sharding}.pt", weights_only=False)
@@ -544,9 +547,3 @@ def test_a_stream_is_shared_out_too(tmp_path: Path) -> None:
 def test_a_refusal_is_said_once_and_ends_all(tmp_path: Path, runs: Any) -> None:
     said = processes.finish(start("latent", runs("latent", 2)), None)
     assert said.count("already holds a run") == 1
-
-
-if __name__ == "__main__":
-    place, mine = Path(sys.argv[1]), os.environ["RANK"]
-    for kind_of_shards in WRAPPERS:
-        torch.save(three_updates(place / mine, 2, kind_of_shards), place / f"rank{mine}-{kind_of_shards}.pt")
