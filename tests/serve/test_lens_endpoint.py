@@ -14,6 +14,9 @@ from served import QUESTIONS, lively_student
 from starlette.testclient import TestClient
 
 from kava import lens
+from kava.backbone.fold import has_adapters
+from kava.backbone.lora import add_lora
+from kava.config import LoraConfig
 from kava.infer.student import Student
 from kava.serve.app import create_app
 from kava.serve.limits import ServeLimits
@@ -112,6 +115,46 @@ def test_who_leaves_before_it_begins_costs_nothing(student, monkeypatch):
     assert service._lenses == 0
 
 
+@pytest.mark.parametrize("adapters", [False, True])
+def test_looks_and_answers_do_not_change_each_other(tmp_path, adapters):
+    student = lively_student(tmp_path / "run")
+    if adapters:  # the engine answers with a folded copy of the model
+        _adapt(student)
+        assert has_adapters(student.model)
+    service = Service(student, "tiny", ServeLimits(max_batch=3, max_new_tokens=12))
+    wanted = [student.answer([question], max_new_tokens=12)[0].text for question in QUESTIONS]
+    looks = [{"question": QUESTION, "num_iterations": t, "num_tokens": m} for t, m in ((1, 2), (4, 3), (2, 1))]
+
+    async def work(app):
+        chats = [call(app, json.dumps(_chat(question, 12)).encode(), stays) for question in QUESTIONS]
+        lenses = [call(app, json.dumps(one).encode(), stays, "/lens") for one in looks]
+        return await asyncio.gather(*(one for pair in zip(chats, lenses, strict=False) for one in pair), *chats[3:])
+
+    bodies = [json.loads(sent[1]["body"]) for sent in run_app(service, work)]
+    texts = {body["choices"][0]["message"]["content"] for body in bodies if "choices" in body}
+    assert texts == set(wanted)
+    reports = [body for body in bodies if "kava_lens" in body]
+    assert [(len(report["attention"][0]), report["questions"][0]["forward_passes"]) for report in reports] == [
+        (m, _passes(student, t, m)) for t, m in ((1, 2), (4, 3), (2, 1))
+    ]
+
+
+def _adapt(student):
+    model = student.model
+    settings = LoraConfig(r=2, alpha=4, dropout=0.0)
+    model.backbone = add_lora(model.causal_lm, model.family, model.special, settings)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in model.trained().values():
+            weight.add_(0.2 * torch.randn_like(weight))
+    model.double()
+
+
+def _passes(student, t, m):
+    student.model.latent = student.recipe.changed("latent", num_iterations=t, num_tokens=m).latent
+    return student.answer([QUESTION])[0].forward_passes
+
+
 def test_no_memory_is_said(student, monkeypatch):
     monkeypatch.setattr("kava.serve.service.look_between_steps", lambda *_: _raise(torch.OutOfMemoryError("no memory")))
     sent = run_app(Service(student, "tiny", LIMITS), lambda app: call(app, _body(), stays, "/lens"))
@@ -133,5 +176,5 @@ async def _leaves_soon():
     return {"type": "http.disconnect"}
 
 
-def _chat():
-    return {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 5}
+def _chat(question=QUESTION, limit=5):
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": limit}
