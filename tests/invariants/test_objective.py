@@ -30,9 +30,11 @@ from kava.backbone.kv import keywords_arrive
 from kava.backbone.model import LatentModel
 from kava.backbone.recompute import recompute_layers
 from kava.compress import COMPRESSORS, make_compressor
+from kava.compress.rkv import RKV
 from kava.data.cut import cut
 from kava.errors import ModelError
 from kava.losses import add
+from kava.objective.calibration import measure_scale
 from kava.objective.compare import Sides
 from kava.objective.records import PassOutputs, Step, StudentView
 from kava.objective.unpacked import unpacked
@@ -175,6 +177,19 @@ def test_loss_settings_hold_for_both_forms_and_sides(scope: str, kind: str, laye
     wanted = measure(objective(model, **settings), zoo.batch(UNEVEN))
     found = measure(objective(model, packed=False, **settings), zoo.batch(UNEVEN, "left"))
     assert_same(found, wanted, 1e-9)
+
+
+def test_the_scale_of_dimensions_and_centred_keys_hold_for_both_forms_any_side_and_any_batch() -> None:
+    model, batch = model_of("qwen2"), zoo.batch(UNEVEN)
+    kinds = [objective(model, packed, RKV(centred=True), kv_scale="dim") for packed in (True, False)]
+    for kind in kinds:
+        measure_scale(kind, [zoo.batch(UNEVEN, seed=3), zoo.batch(UNEVEN, "left", seed=6)])
+    torch.testing.assert_close(kinds[0].kv_scale.state_dict(), kinds[1].kv_scale.state_dict())
+    kinds[1].kv_scale = kinds[0].kv_scale
+    wanted = measure(kinds[0], batch)
+    assert_same(measure(kinds[1], zoo.batch(UNEVEN, "left")), wanted, 1e-9)
+    for kind in kinds:
+        assert_same(measure_sums(kind, [take(batch, rows) for rows in ([3, 1], [2], [0])]), wanted, 1e-9)
 
 
 @pytest.mark.parametrize("off", ["student_ce", "teacher_ce", "alpha1_codi", "alpha2_kv"])
