@@ -216,6 +216,8 @@ def _hub_errors(repo: str) -> Iterator[None]:
     except (OSError, ValueError, network) as error:
         if isinstance(error, FileNotFoundError):
             raise
+        if status := getattr(getattr(error, "response", None), "status_code", None):  # older versions, of a wrong token
+            raise _refused(repo, status, first_line(error), constants.ENDPOINT) from error
         raise RunError(f"{repo} cannot be uploaded to {constants.ENDPOINT}: {first_line(error)}", AGAIN) from error
 
 
