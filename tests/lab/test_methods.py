@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from test_analyze import analyze, tree, words
+from test_analyze import analyze, refused, run, tree, words
 
+import zoo
 import zoo_tokenizers as tokenizers
+from compare import UNEVEN, objective
 from kava.cli.main import main
 from kava.config import Recipe, differing, load_recipe
 from kava.data.encode import Encoder
 from kava.data.example import Example
 from kava.lab.analysis.claims import CLAIMS, METHODS, claims_of
 from kava.lab.plan import SUITES, RunSet, plan_suite
+from kava.lab.suites.passes import passes_per_update
 
 OWN = {
     "no_cot": {"latent.num_tokens": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "loss.teacher_ce": 0},
@@ -122,6 +125,63 @@ def test_a_folder_of_methods_is_analysed(tmp_path: Path, capsys: pytest.CaptureF
     assert modes == {"pccot": "latent", "kava": "latent", "kava_steps": "latent", "codi": "latent"} | dict.fromkeys(
         ("full_cot", "short_cot"), "cot"
     )
+
+
+# ---- equal forward passes, and budgets that are not equal
+
+
+def test_members_of_equal_passes_cost_what_the_recipe_costs() -> None:
+    """embedded: M 3, T 2, 800 updates of 3 passes each."""
+    base = load_recipe("embedded")
+    updates = {
+        one.name: load_recipe("embedded", one.settings).training.max_steps
+        for one in SUITES["methods-passes"].members(base)
+    }
+    assert updates == {
+        "no_cot": 2400, "pause": 2400, "short_cot": 2400, "full_cot": 2400, "codi": 600, "sim_cot": 480, "pccot": 800,
+        "kava": 800, "kava_steps": 800,
+    }  # fmt: skip
+    for name, recipe in recipes("embedded").items():
+        cost = passes_per_update(recipe.to_dict())
+        assert cost is not None
+        assert updates[name] * cost == 2400
+    assert passes_per_update({}) is None
+    assert SUITES["methods-passes"].members(load_recipe("llama1b_aug")) == ()  # it counts epochs
+
+
+@pytest.mark.parametrize("method", ["jacobi", "sequential"])
+@pytest.mark.parametrize("latents", [(0, 3), (4, 0), (4, 1), (4, 3)], ids="M{0[0]}-T{0[1]}".format)
+def test_passes_of_an_update_are_those_that_are_run(method: str, latents: tuple[int, int]) -> None:
+    model = zoo.latent_model("llama-gqa", num_tokens=latents[0], num_iterations=latents[1], method=method)
+    kind, calls = objective(model, alpha2_kv=float(latents[0] > 0)), []
+    model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    kind(zoo.batch(UNEVEN))
+    recipe = {"loss": kind.loss.model_dump(), "latent": model.latent.model_dump()}
+    assert passes_per_update(recipe) == len(calls)
+
+
+def test_unequal_budgets_are_refused_unless_asked_and_then_labelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = {"loss": {"student_ce": 1}, "latent": {"num_tokens": 3, "num_iterations": 2, "method": "jacobi"}}
+    base = tree(tmp_path / "methods_passes", {"pccot": 0.3, "kava": 0.6}, recipe=whole)
+    one_by_one = whole | {"latent": whole["latent"] | {"method": "sequential"}}
+    tree(base, {"codi": 0.3}, recipe=one_by_one, meta={"steps": 600})
+    error = refused(capsys, "--output_base", base)
+    assert "unequal budget" in error
+    assert "has updates 600" in error
+    assert "--unequal_budget" in error
+    assert not (base / "EXPERIMENT_REPORT.txt").exists()
+    document = analyze(capsys, "--output_base", base, "--unequal_budget")
+    assert {name: tuple(facts.values()) for name, facts in document["unequal"].items()} == {
+        "codi": (600, 64, 2400), "pccot": (800, 64, 2400), "kava": (800, 64, 2400)
+    }  # fmt: skip
+    assert document["budget"]["updates"] is None
+    report = (base / "EXPERIMENT_REPORT.txt").read_text()
+    assert "AN UNEQUAL BUDGET" in report.split("VERDICTS")[0]
+    assert "codi 600 (2400)" in " ".join(report.split())
+    run(base / "kava" / "seed_42", 0.6, 42, recipe=whole, meta={"steps": 400})
+    assert "unequal budget" in refused(capsys, "--output_base", base, "--unequal_budget", "--overwrite")
 
 
 @pytest.mark.long

@@ -27,6 +27,10 @@ def analyze(
     margin: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="smallest relevant effect, as a fraction of accuracy")
     ] = 0.02,
+    unequal_budget: Annotated[
+        bool,
+        typer.Option("--unequal_budget", help="compare runs of unlike updates and batches, and say so in the report"),
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the analysis, as JSON")] = False,
 ) -> int:
@@ -34,6 +38,7 @@ def analyze(
 
     Writes EXPERIMENT_REPORT.txt into the folder, and EXPERIMENT_REPORT.json, which kava report reads. Runs are
     paired by seed, answers by item; missing seeds are listed and not imputed; runs with other data, updates or items are refused.
+    With --unequal_budget those with other updates are compared, and the report begins with what each had.
     """
     if importlib.util.find_spec("scipy") is None:
         raise RunError("kava analyze needs the package scipy", "pip install 'kava[stats]'")
@@ -50,7 +55,7 @@ def analyze(
     if save_json is not None:
         outputs.append(Output("--save_json", save_json, has_keys("output_base", "claims", "experiments")))
     check_outputs(outputs, files_of_runs([output_base]), overwrite)
-    document = analyse(output_base, experiments or [], dataset, margin)
+    document = analyse(output_base, experiments or [], dataset, margin, unequal_budget)
     text = render(document)
     write_text(output_base / REPORT, text)
     for path in (output_base / DOCUMENT, save_json):

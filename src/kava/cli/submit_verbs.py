@@ -186,9 +186,8 @@ def suite(request: SubmitRequest) -> list[Submission]:
     words = ["kava", "suite", plan.suite.name, "--config", runs.config, "--seeds", *map(str, runs.seeds)]
     words += ["--members", *possible, "--output_dir", str(flags["output_dir"]), "--datasets", *runs.sets]
     commands = [[*words, "--skip_train", "--skip_eval", *runs.quick, *runs.settings]]
-    commands += (
-        [["kava", "analyze", "--output_base", str(plan.root)]] if plan.suite.name in ("e1-e5", "methods") else []
-    )
+    if plan.suite.name in ("e1-e5", "methods", "methods-passes"):
+        commands.append(["kava", "analyze", "--output_base", str(plan.root), *(plan.suite.analyze or ())])
     analyze = request.defaults.reading("analyze", [job["label"] for job in jobs], *commands)
     title = f"{plan.suite.name}-{PurePath(runs.config).stem}"
     submission = request.defaults.submission("suite", plan.root.as_posix(), title, *jobs, analyze)

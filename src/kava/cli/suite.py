@@ -19,7 +19,9 @@ CONTEXT = OVERRIDES
 
 def suite(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="SUITE", help="e1-e5, methods, ablations, phases, stages")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="SUITE", help="e1-e5, methods, methods-passes, ablations, phases, stages")
+    ] = "",
     config: Annotated[str, typer.Option(help="the recipe that every member starts from")] = "embedded",
     seeds: Annotated[list[int] | None, typer.Option(help="default: 42 123 456")] = None,
     members: Annotated[list[str] | None, typer.Option(help="only these; default: all (see --list)")] = None,
@@ -39,7 +41,8 @@ def suite(
 
     e1-e5: no KV term, full KV, right-crop, R-KV, R-KV shuffled in time; and the controls random, uniform, targets of
     another question, pause tokens, no thoughts, explicit chain of thought. methods: CODI, SIM-CoT, PCCoT, KaVa,
-    pause tokens, no, short and whole chain of thought. ablations: one thing at a time. phases: several
+    pause tokens, no, short and whole chain of thought; methods-passes: the same with as many forward passes in training
+    in place of as many updates. ablations: one thing at a time. phases: several
     teachers with every fusion, against each teacher alone and none. stages: one fusion after the other, each from the
     checkpoint of the one before.
 

@@ -24,7 +24,7 @@ from kava.registry import nearest
 from kava.run_files import read_meta
 
 SEEDS = (42, 123, 456)
-ALL_SUITES = (e1_e5.SUITE, methods.SUITE, ablations.SUITE, phases.PHASES, phases.STAGES)
+ALL_SUITES = (e1_e5.SUITE, methods.SUITE, methods.EQUAL_PASSES, ablations.SUITE, phases.PHASES, phases.STAGES)
 SUITES = {suite.name: suite for suite in ALL_SUITES}
 
 
@@ -208,10 +208,12 @@ def plan_suite(
             except ConfigError as error:
                 refused[label] = error
     jobs = [job.without(train=runs.skip_train, evaluate=runs.skip_eval) for job in jobs]
-    return SuitePlan(suite, runs, root, members, tuple(jobs), refused, tuple(_without_effect(runs, shared, members)))
+    return SuitePlan(
+        suite, runs, root, members, tuple(jobs), refused, tuple(_without_effect(suite, runs, shared, members))
+    )
 
 
-def _without_effect(runs: RunSet, shared: str, members: Sequence[SuiteMember]) -> Iterator[str]:
+def _without_effect(suite: Suite, runs: RunSet, shared: str, members: Sequence[SuiteMember]) -> Iterator[str]:
     """A line about each setting of all members that some of them set themselves, or ignore."""
     recipes: dict[str, Recipe] = {}
     for member in members if runs.settings else ():
@@ -220,6 +222,8 @@ def _without_effect(runs: RunSet, shared: str, members: Sequence[SuiteMember]) -
         except ConfigError:
             continue  # a member that this recipe cannot have; `refused` says why
     for key, wanted in parse_overrides(runs.settings).items():
+        if key in suite.derived:
+            continue
         own = {member.name: parse_overrides(member.settings).get(key, wanted) for member in members}
         idle = [name for name, recipe in recipes.items() if own[name] != wanted or without_effect(recipe, {key: 1})]
         if idle:

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kava.lab.analysis.claim_data import unequal_words
 from kava.lab.analysis.claims import CONTROL, WITH_EXPECTED
 from kava.lab.analysis.validations import MEANING, NUMBERS, TO_TEACHER, WEIGHT_OF, teachers_in
 from kava.text_table import number, percent, table
@@ -73,6 +74,8 @@ def _header(document: Document) -> str:
         lines.insert(
             2, "A REHEARSAL, on a part of the set: every number and verdict below only shows that everything runs."
         )
+    if document["unequal"]:
+        lines.insert(2, _wrapped(unequal_words(document["unequal"]), "", "  "))
     if left_out := ", ".join(document["left_out"]):
         lines.append(f"left out  {left_out} (no experiment of the suite, or not in --experiments)")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kava.lab.analysis.claim_data import BUDGET, ClaimData, claim_data
+from kava.lab.analysis.claim_data import BUDGET, WORK, ClaimData, claim_data, work_of
 from kava.lab.analysis.claims import (
     ALPHA,
     MARGIN,
@@ -34,15 +34,20 @@ Log = Sequence[Mapping[str, Any]]
 
 
 def analyse(
-    base: Path, experiments: Sequence[str] = (), dataset: str | None = None, margin: float = MARGIN
+    base: Path,
+    experiments: Sequence[str] = (),
+    dataset: str | None = None,
+    margin: float = MARGIN,
+    unequal: bool = False,
 ) -> dict[str, Any]:
     """The whole analysis, ready for JSON: accuracies and differences are fractions, unknown values null."""
-    data = claim_data(base, experiments, dataset)
+    data = claim_data(base, experiments, dataset, unequal)
     members = data.study.members
     evidence = {member.label: _evidence(member, data) for member in members}
     known = claims_of([member.label for member in members])
     claims = [claim for claim in known if claim.source == "guide" or _answerable(claim, members)]
     verdicts = judge(claims, evidence, margin)
+    differs = [name for name, fact in WORK.items() if len({fact(run) for run in data.study.runs} - {None}) > 1]
     results = [result for member in members for result in data.study.results(member).values()]
     return {
         "output_base": str(base),
@@ -56,7 +61,8 @@ def analyse(
         "alpha": ALPHA,
         "corrected_over": num_tested(verdicts),
         "resamples": RESAMPLES,
-        "budget": {name: _first(map(fact, data.study.runs)) for name, fact in BUDGET.items()},
+        "budget": {name: _first(map(fact, data.study.runs)) for name, fact in BUDGET.items()} | dict.fromkeys(differs),
+        "unequal": {member.label: work_of(member) for member in members if member.runs} if differs else {},
         "experiments": [_experiment(member, data) for member in members],
         "claims": [_claim(verdict, evidence) for verdict in verdicts],
         "left_out": data.left_out,

@@ -13,11 +13,13 @@ from kava.lab.analysis.claims import CLAIMS, E1, E2, E3, E4, E5, METHODS, SINGLE
 from kava.lab.analysis.load_study import load_study
 from kava.lab.analysis.runs import Run, refuse_incomparable
 from kava.lab.analysis.study import COUNTED, Study, StudyMember, label_of, plain, whole_first
+from kava.lab.suites.passes import passes_per_update
 from kava.registry import nearest
 
 OF_CLAIMS = [name for claim in CLAIMS for name in claim.members]
 KNOWN = tuple(dict.fromkeys(["E0_ce_only", E1, E2, E3, E4, E5, *OF_CLAIMS, *WRITTEN, *METHODS, *TEACHERS]))
 ONE_CONFIG = "compare runs of one recipe with equal data and updates; --experiments names them"
+ASKED = f"{ONE_CONFIG}; or compare them all the same, so labelled, with --unequal_budget"
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ class ClaimData:
     correct: Mapping[str, dict[int, NDArray[np.bool_]]]
 
 
-def claim_data(base: Path, experiments: Sequence[str] = (), dataset: str | None = None) -> ClaimData:
-    """The runs below `base` of the experiments (default: those of suites with claims), checked and paired by seed."""
+def claim_data(
+    base: Path, experiments: Sequence[str] = (), dataset: str | None = None, unequal: bool = False
+) -> ClaimData:
+    """The runs below `base` of the experiments (default: those of suites with claims), checked and paired by seed.
+
+    `unequal`: members may differ in updates and examples per update, each alike over its seeds.
+    """
     whole = load_study([base], strict=False)
     inside = base.resolve()
     suites = [suite for folder, suite in whole.suites.items() if inside in (folder, folder.parent)]
@@ -47,7 +54,10 @@ def claim_data(base: Path, experiments: Sequence[str] = (), dataset: str | None 
     names = _names(list(dict.fromkeys([*planned, *(run.member for run in whole.runs)])), experiments)
     runs = {name: _runs(name, whole.runs) for name in names}
     members = [_member(name, runs[name], planned.get(name, {})) for name in names]
-    _refuse_unequal([run for member in members for run in member.runs], BUDGET, "unequal budget")
+    runs_of_all = [run for member in members for run in member.runs]
+    _refuse_unequal(runs_of_all, ALIKE, "unequal budget")
+    for part in [member.runs for member in members] if unequal else [runs_of_all]:
+        _refuse_unequal(part, WORK, "unequal budget", None if unequal else ASKED)
     for member in members:
         _refuse_unequal(member.runs, {"settings": _settings}, f"different settings in {member.label}")
     set_name = _set(members, [name for suite in suites for name in suite.get("sets", [])], dataset)
@@ -110,15 +120,39 @@ def _settings(run: Run) -> dict[str, Any] | None:
     return {key: value for key, value in run.trained_settings.items() if not key.startswith("dataset.")} or None
 
 
-BUDGET: dict[str, Callable[[Run], Any]] = {
+ALIKE: dict[str, Callable[[Run], Any]] = {
     "config": _config,
     "training data (sha256)": lambda run: run.meta.get("data", {}).get("sha256"),
+}
+WORK: dict[str, Callable[[Run], Any]] = {
     "updates": lambda run: run.meta.get("steps"),
     "effective batch size": lambda run: run.meta.get("effective_batch_size"),
 }
+BUDGET = ALIKE | WORK
 
 
-def _refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any]], what: str) -> None:
+def work_of(member: StudyMember) -> dict[str, int | None]:
+    """Updates, examples of an update, and forward passes of the training of one of the member's runs."""
+    if not member.runs:
+        return {}
+    run = member.runs[0]
+    facts = {name: fact(run) for name, fact in WORK.items()}
+    passes, updates = passes_per_update(run.recipe), facts["updates"]
+    return facts | {"training passes": None if passes is None or updates is None else updates * passes}
+
+
+def unequal_words(work: Mapping[str, Mapping[str, int | None]]) -> str:
+    """The label of an analysis of unequal budgets: what each experiment had."""
+    each = [f"{name} {facts['updates']} ({facts['training passes'] or '?'})" for name, facts in work.items()]
+    return (
+        "AN UNEQUAL BUDGET, as asked for: no difference below is that of a method alone. Updates, and in brackets forward "
+        f"passes of training: {', '.join(each)}."
+    )
+
+
+def _refuse_unequal(
+    runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any]], what: str, hint: str | None = None
+) -> None:
     """Refuse runs that are known to differ in one of the facts."""
     for name, fact in facts.items():
         known = [(run, fact(run)) for run in runs if fact(run) is not None]
@@ -131,7 +165,9 @@ def _refuse_unequal(runs: Iterable[Run], facts: Mapping[str, Callable[[Run], Any
                     {key: setting for key, setting in these.items() if others.get(key) != setting}
                     for these, others in ((expected, value), (value, expected))
                 )
-            raise DataError(f"{what}: {first.folder} has {name} {expected}, {run.folder} has {value}", ONE_CONFIG)
+            raise DataError(
+                f"{what}: {first.folder} has {name} {expected}, {run.folder} has {value}", hint or ONE_CONFIG
+            )
 
 
 def _set(members: Sequence[StudyMember], planned: Sequence[str], dataset: str | None) -> str | None:

@@ -95,4 +95,5 @@ SUITE = Suite(
     lambda recipe: "explicit_ablations" if recipe.explicit.enabled else "ablations",
     members,
     by_layer=phases.by_layer,
+    analyze=None,
 )

@@ -29,6 +29,8 @@ class Suite:
     of_recipe: Callable[[Recipe], Sequence[SuiteMember]]
     needs: str = ""
     by_layer: Callable[[Recipe, int], Sequence[SuiteMember]] | None = None
+    derived: tuple[str, ...] = ()  # settings from which each member makes its own
+    analyze: tuple[str, ...] | None = ()  # flags of `kava analyze` after it; None: it has no claims
 
     def members(self, recipe: Recipe) -> tuple[SuiteMember, ...]:
         """The members that the recipe has; on the explicit line all write their steps."""

@@ -5,8 +5,9 @@ part of a method, such as M, the projection, the scope of standard deviations an
 The CODI term has one weight in every member that has it, so that kava differs from pccot by the KV term alone.
 """
 
-from kava.config import Recipe
+from kava.config import Recipe, parse_overrides
 from kava.lab.suites.member import Suite, SuiteMember
+from kava.lab.suites.passes import passes_per_update
 
 NO_KV, NO_CODI, NO_TEACHER = "loss.alpha2_kv=0", "loss.alpha1_codi=0", "loss.teacher_ce=0"
 ANSWER_ALONE = (NO_KV, NO_CODI, NO_TEACHER)  # trained on question and answer, as Coconut's baselines of these names
@@ -46,10 +47,35 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
     )  # fmt: skip
 
 
+def with_equal_passes(recipe: Recipe) -> tuple[SuiteMember, ...]:
+    """The same members, each for as many updates as cost the forward passes that the recipe's updates cost."""
+    updates, passes = recipe.training.max_steps, passes_per_update(recipe.to_dict())
+    if updates is None or passes is None:
+        return ()
+    equal: list[SuiteMember] = []
+    for member in members(recipe):
+        data = recipe.to_dict()
+        for key, value in parse_overrides(member.settings).items():
+            section, _, name = key.partition(".")
+            data[section][name] = value
+        own = max(1, round(updates * passes / (passes_per_update(data) or passes)))
+        equal.append(member._replace(settings=(*member.settings, f"training.max_steps={own}")))
+    return tuple(equal)
+
+
 SUITE = Suite(
     "methods",
     "CODI, SIM-CoT, PCCoT, KaVa, pause tokens, no, short and whole chain of thought on one recipe",
     lambda recipe: "methods",
     members,
     NEEDS,
+)
+EQUAL_PASSES = Suite(
+    "methods-passes",
+    "the same with as many forward passes in training, and so unlike numbers of updates",
+    lambda recipe: "methods_passes",
+    with_equal_passes,
+    f"{NEEDS}; and training.max_steps, from which each member's number of updates follows",
+    derived=("training.max_steps",),
+    analyze=("--unequal_budget",),
 )

@@ -84,7 +84,7 @@ def result_text(plan: SuitePlan, rows: Sequence[Mapping[str, Any]]) -> str:
     columns = tuple(HELD_OUT.values()) if several else ()
     header = ("member", "seed", "status", *columns, "set", "accuracy", "correct", "passes")
     commands = [f"kava report {plan.root} --output report.html"]
-    if plan.suite.name != "ablations":
-        commands.insert(0, f"kava analyze --output_base {plan.root}")
+    if plan.suite.analyze is not None:
+        commands.insert(0, " ".join([f"kava analyze --output_base {plan.root}", *plan.suite.analyze]))
     rehearsal = "a rehearsal, no result\n" if plan.runs.quick_test else ""
     return f"{rehearsal}{table(lines, header)}\n\nnext: " + "\n      ".join(commands)

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from kava.errors import DataError
+from kava.lab.analysis.claim_data import unequal_words
 from kava.lab.analysis.runs import read_mapping
 from kava.lab.analysis.study import Study
 from kava.lab.page.blocks import Block, Details, Missing, PageSection, Paragraph, Row, Subheading, Table
@@ -50,6 +51,8 @@ def _parts(study: Study, data: Document) -> list[Block]:
             f"interval excludes an effect of {100 * data['margin']:g} points. Inconclusive: everything else."
         )
     ]
+    if work := data.get("unequal"):
+        parts.insert(0, Paragraph(unequal_words(work)))
     for of_guide, title in ((True, "Claims of the guide"), (False, "Claims of ours")):
         of_source = [claim for claim in data["claims"] if (claim["source"] == "guide") == of_guide]
         rows = [(claim["sentence"], _word(claim["word"]), _why(claim)) for claim in of_source]
