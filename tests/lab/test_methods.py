@@ -17,6 +17,7 @@ from kava.data.encode import Encoder
 from kava.data.example import Example
 from kava.lab.analysis.claims import CLAIMS, METHODS, claims_of
 from kava.lab.plan import SUITES, RunSet, plan_suite
+from kava.lab.suites.methods import stages
 from kava.lab.suites.passes import passes_per_update
 
 OWN = {
@@ -26,6 +27,16 @@ OWN = {
     "full_cot": {"loss.student_ce": 0, "loss.alpha2_kv": 0, "loss.alpha1_codi": 0, "dataset.drop_last_step": False},
     "codi": {"latent.method": "sequential", "loss.alpha2_kv": 0},
     "sim_cot": {"latent.method": "sequential", "loss.alpha2_kv": 0, "loss.step_decoder": 1},
+    "coconut": {
+        "latent.method": "sequential",
+        "loss.alpha2_kv": 0,
+        "loss.alpha1_codi": 0,
+        "loss.teacher_ce": 0,
+        "latent.stage_share": 0.12,
+        "latent.stage_latents": 8,
+        "loss.use_projection": False,
+        "dataset.drop_last_step": False,
+    },
     "pccot": {"loss.alpha2_kv": 0},
     "kava": {},
     "kava_steps": {"rkv.method": "steps"},
@@ -84,6 +95,11 @@ def test_all_start_alike_and_read_the_same_rows_in_the_same_order(tmp_path: Path
         assert job.train[5:7] == ("--seed", "1")
 
 
+@pytest.mark.parametrize(("latents", "share"), [(24, 8), (3, 1), (4, 2), (5, 5)])
+def test_coconuts_stages_fit_any_number_of_latents(latents: int, share: int) -> None:
+    assert stages(latents)[0] == f"latent.stage_latents={share}"
+
+
 # ---- a chain of thought of results
 
 
@@ -138,13 +154,14 @@ def test_members_of_equal_passes_cost_what_the_recipe_costs() -> None:
         for one in SUITES["methods-passes"].members(base)
     }
     assert updates == {
-        "no_cot": 2400, "pause": 2400, "short_cot": 2400, "full_cot": 2400, "codi": 600, "sim_cot": 480, "pccot": 800,
+        "no_cot": 2400, "pause": 2400, "short_cot": 2400, "full_cot": 2400, "codi": 600, "sim_cot": 480,
+        "coconut": round(2400 / 3.28), "pccot": 800,
         "kava": 800, "kava_steps": 800,
     }  # fmt: skip
     for name, recipe in recipes("embedded").items():
         cost = passes_per_update(recipe.to_dict())
         assert cost is not None
-        assert updates[name] * cost == 2400
+        assert updates[name] * cost == pytest.approx(2400, abs=cost / 2)
     assert passes_per_update({}) is None
     assert SUITES["methods-passes"].members(load_recipe("llama1b_aug")) == ()  # it counts epochs
 

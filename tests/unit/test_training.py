@@ -269,6 +269,20 @@ def test_a_decoder_of_steps_is_continued_and_is_no_part_of_a_finished_student(ba
         train(next_stage, tmp_path / begun.name, quiet=True)
 
 
+def test_a_curriculum_of_stages_is_continued_and_may_reset_the_optimizer(base: Path, tmp_path: Path) -> None:
+    """Stages 0, 0, 1, 2 of four updates; with latent.stage_reset the last update is the first of its moments."""
+    own = ("loss.alpha1_codi=0", "loss.alpha2_kv=0", "loss.teacher_ce=0", "latent.method=sequential")
+    own += ("latent.stage_latents=3", "latent.stage_share=0.3", "latent.stage_reset=true")
+    recipe, whole, cut = recipe_for(base, *own, "training.max_steps=4"), tmp_path / "whole", tmp_path / "cut"
+    train(recipe, whole, quiet=True)
+    assert [line["stage"] for line in journal(whole) if "ce_student" in line] == [0, 0, 1, 2]
+    state = torch.load(whole / "checkpoint-step4" / "optimizer.pt", weights_only=True)["state"]
+    assert {float(moments["step"]) for moments in state.values()} == {1.0}
+    shutil.rmtree(half_done(whole, cut) / "checkpoint-step4")
+    train(recipe, cut, resume="auto", quiet=True)
+    assert (cut / "checkpoint-step4" / WEIGHTS).read_bytes() == (whole / "checkpoint-step4" / WEIGHTS).read_bytes()
+
+
 later = pytest.mark.long
 
 

@@ -40,7 +40,7 @@ def suite(
     """Run every member of an experiment on the same data, in the same order, for the same updates, with the same seeds.
 
     e1-e5: no KV term, full KV, right-crop, R-KV, R-KV shuffled in time; and the controls random, uniform, targets of
-    another question, pause tokens, no thoughts, explicit chain of thought. methods: CODI, SIM-CoT, PCCoT, KaVa,
+    another question, pause tokens, no thoughts, explicit chain of thought. methods: CODI, SIM-CoT, Coconut, PCCoT, KaVa,
     pause tokens, no, short and whole chain of thought; methods-passes: the same with as many forward passes in training
     in place of as many updates. ablations: one thing at a time. phases: several
     teachers with every fusion, against each teacher alone and none. stages: one fusion after the other, each from the

@@ -70,6 +70,7 @@ NO_NUMBERS = Idle(
 
 # latents and compressors
 NO_LATENTS = when("latent.num_tokens", "there are no latents", 0)
+NO_STAGES = when("latent.stage_share", "there are no stages", 0)
 SEQUENTIAL = when("latent.method", "sequential decoding makes one latent after the other", "sequential")
 PAUSE_TOKENS = every(
     "pause tokens are not projected", when("latent.num_iterations", "", 0), when("latent.method", "", "jacobi")

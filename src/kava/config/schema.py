@@ -149,6 +149,20 @@ class LatentConfig(RecipeSection):
     method: Literal["jacobi", "sequential"] = knob("jacobi", "known", "how latents are made", "PCCoT's official code",
         idle=idle.NO_LATENTS)
 
+    stage_share: float = knob(0.0, "known",
+        "Coconut's curriculum: the share of the updates of each stage, at which one more step is replaced by latents; the "
+        "last stage has the rest; 0 = no stages", "Coconut's official code: 3 of 25 epochs", ge=0, lt=1,
+        idle=idle.NO_LATENTS)
+    stage_latents: int = knob(2, "known", "c, the latents that replace a step", "Coconut's official code", ge=1,
+        idle=idle.NO_STAGES)
+    stage_reset: Flag = knob(False, "known", "forget the optimizer's moments when a stage begins",
+        "an option of Coconut's official code", idle=idle.NO_STAGES)
+
+    @property
+    def last_stage(self) -> int:
+        """The stage at which no step is left: after those of 0, c, 2c .. M latents."""
+        return self.num_tokens // self.stage_latents + 1
+
     @property
     def feeds_back(self) -> bool:
         """False for pause tokens (T = 0) and for no latents at all (M = 0): then nothing is fed back."""
@@ -317,6 +331,11 @@ class Recipe(RecipeSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
+    @property
+    def reads_steps(self) -> bool:
+        """Whether training needs to know which step a token belongs to."""
+        return self.loss.step_decoder > 0 or self.latent.stage_share > 0
+
     def changed(self, section: str, **values: Any) -> "Recipe":
         """The recipe with these values in one section, which are not checked again."""
         return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
@@ -345,6 +364,8 @@ class Recipe(RecipeSection):
             )
         if self.mixture.on:
             yield from self._mixture_contradictions()
+        if self.latent.stage_share > 0 and not self.explicit.enabled:
+            yield from self._stage_contradictions()
         if loss.step_decoder > 0 and (self.mixture.on or not self.latent.feeds_back):
             yield (
                 f"loss.step_decoder = {loss.step_decoder:g} decodes latents that are fed back and learn from their own "
@@ -358,6 +379,28 @@ class Recipe(RecipeSection):
             yield (
                 f"system.gradient_accumulation_steps = {twin}, but training.gradient_accumulation_steps = "
                 f"{training.gradient_accumulation_steps}; set one of them"
+            )
+
+    def _stage_contradictions(self) -> Iterator[str]:
+        latent, loss = self.latent, self.loss
+        off = ("teacher_ce", "alpha1_codi", "alpha2_kv", "step_decoder")
+        wrong = [f"loss.{name}=0" for name in off if getattr(loss, name) > 0]
+        if wrong := wrong + ["latent.method=sequential"] * (latent.method != "sequential"):
+            yield (
+                f"latent.stage_share = {latent.stage_share:g} learns what is left of the text behind latents that are made "
+                f"one by one, and nothing else; set {', '.join(wrong)}"
+            )
+        if latent.num_tokens % latent.stage_latents:
+            yield (
+                f"latent.num_tokens = {latent.num_tokens} is no multiple of latent.stage_latents = {latent.stage_latents}; "
+                "set one of them otherwise"
+            )
+        begins = latent.last_stage * latent.stage_share
+        if begins >= 1:
+            yield (
+                f"the stages are longer than the run: after {latent.last_stage} of latent.stage_share = "
+                f"{latent.stage_share:g} of the updates each, the last one would begin at {begins:g} of the run; set "
+                f"latent.stage_share below {1 / latent.last_stage:.3g}, or latent.stage_latents higher"
             )
 
     def _mixture_contradictions(self) -> Iterator[str]:

@@ -12,6 +12,7 @@ from kava.objective.dim_scale import DimScale
 from kava.objective.distances import OfCodes, make_distance
 from kava.objective.objective import Objective
 from kava.objective.pairing import Pairing
+from kava.objective.stages import StagedSlots
 from kava.objective.step_decoder import NAME as STEP_DECODER
 from kava.objective.step_decoder import StepDecoderTerm
 from kava.objective.student import LatentSlots, TextColumns
@@ -59,7 +60,8 @@ def latent_objective(
 ) -> Objective:
     """Latent slots; with source None they learn from what the same weights compute for the chain of thought. `decoder`: writes
     the steps from them (loss.step_decoder)."""
-    view = LatentSlots(model, loss, packed, rotary, own_teacher=source is None)
+    slots = StagedSlots if model.latent.stage_share > 0 else LatentSlots
+    view = slots(model, loss, packed, rotary, own_teacher=source is None)
     source = OwnTeacher(model, rotary) if source is None else source
     shape = model.kv_shape
     compare = BySlot(compressor, shape, model.latent.num_tokens) if view.outputs.kv else None

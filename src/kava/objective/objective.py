@@ -53,6 +53,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, step: Step = NO_STEP, counts: dict[str, float] | None = None) -> Result:
         """The terms of a micro-batch, and figures for the log. `counts`: what `counts(batch, step)` gave, if it was called."""
+        counts = self.counts(batch, step) if counts is None else counts
+        batch = self.view.at(batch, step)
         student, own_teacher = views = self.view(batch)
         terms: list[tuple[str, Tensor, float]] = []
         kv_parts: dict[Place, Tensor] = {}
@@ -70,7 +72,6 @@ class Objective(nn.Module):
                 sides = Sides(batch, student, target, self.samples(batch, step), self._weighted(step))
                 terms += self._kv_terms(self.compare(sides), step, kv_parts)
             terms += self.source.terms(target, step)
-        counts = self.counts(batch, step) if counts is None else counts
         health = self.view.health(student, self._pair_counts(batch, step)) if student is not None and step.log else {}
         health |= kv_shares(kv_parts)
         return Result([Term(name, total, counts[name], weight) for name, total, weight in terms], health)
@@ -112,6 +113,7 @@ class Objective(nn.Module):
 
     def counts(self, batch: Batch, step: Step = NO_STEP) -> dict[str, float]:
         """What each term's sum is divided by, from the batch alone."""
+        batch = self.view.at(batch, step)
         counts = self.view.counts(batch)
         if self.source is None:
             return counts

@@ -11,7 +11,7 @@ from kava.backbone.teacher_forced import teacher_forced_pass
 from kava.config import LossConfig
 from kava.latents import residual
 from kava.objective.packed import packed
-from kava.objective.records import Batch, Figure, PassOutputs, StudentView, Views
+from kava.objective.records import Batch, Figure, PassOutputs, Step, StudentView, Views
 from kava.objective.unpacked import text_targets, unpacked
 
 
@@ -22,6 +22,10 @@ class View:
 
     def __call__(self, batch: Batch) -> Views:
         raise NotImplementedError
+
+    def at(self, batch: Batch, step: Step) -> Batch:
+        """The batch as it is read at this moment of the run."""
+        return batch
 
     def counts(self, batch: Batch) -> dict[str, float]:
         """How many targets each cross-entropy has, from the batch alone."""

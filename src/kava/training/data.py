@@ -117,10 +117,13 @@ def _stream(recipe: Recipe, examples: Any, encoder: Encoder) -> Any:
 def _check_terms(recipe: Recipe, any_result: bool, any_cot: bool) -> None:
     """Raises where no example has what a term needs: step results, steps, or text before the answer."""
     last = recipe.dataset.drop_last_step
-    if recipe.loss.step_decoder > 0 and not any_cot:
+    if recipe.reads_steps and not any_cot:
+        key, wanted = (
+            ("loss.step_decoder", "to write") if recipe.loss.step_decoder > 0 else ("latent.stage_share", "to replace")
+        )
         raise DataError(
-            f"loss.step_decoder is {recipe.loss.step_decoder:g}, but no example of {recipe.dataset.name!r} has a step to write",
-            f"use a data set with steps, or set loss.step_decoder=0{' or dataset.drop_last_step=false' * last}",
+            f"{key} is above 0, but no example of {recipe.dataset.name!r} has a step {wanted}",
+            f"use a data set with steps, or set {key}=0{' or dataset.drop_last_step=false' * last}",
         )
     if recipe.loss.alpha2_kv <= 0:
         return
@@ -137,13 +140,17 @@ def _check_terms(recipe: Recipe, any_result: bool, any_cot: bool) -> None:
         )
 
 
-def check_positions(model: Backbone, train: Any, num_latents: int = 0, who: str = "model") -> None:
-    """Raises where an example is longer than the model's learned positions, before the run reaches it."""
+def check_positions(
+    model: Backbone, train: Any, num_latents: int = 0, who: str = "model", stages: bool = False
+) -> None:
+    """Raises where an example is longer than the model's learned positions, before the run reaches it. `stages`: latents may
+    stand before text of the chain of thought."""
     if (most := model.max_positions) is None:
         return
     if hasattr(train, "lengths"):
         answer = train.lengths("answer") + len(train.cue) + 1
-        longest = (train.lengths("question") + answer + train.lengths("cot").clip(min=num_latents + 2)).tolist()
+        cot, thoughts = train.lengths("cot"), num_latents + 2
+        longest = (train.lengths("question") + answer + (cot + thoughts if stages else cot.clip(min=thoughts))).tolist()
     else:  # nothing is known of a stream
         longest = []
     if beyond := [i for i, length in enumerate(longest) if length > most]:

@@ -64,7 +64,7 @@ def latent_line(
     recipe: Recipe, model: LatentModel, tokenizer: Any, data: Data, device: torch.device, stop: Stop
 ) -> Line:
     """Latents; the best checkpoint is the one whose generated answers are right most often."""
-    collate: Collate = Collator(tokenizer.pad_token_id, steps=recipe.loss.step_decoder > 0)
+    collate: Collate = Collator(tokenizer.pad_token_id, steps=recipe.reads_steps)
     callbacks: tuple[Any, ...] = ()
     if recipe.mixture.on:
         model.to(device)

@@ -139,7 +139,7 @@ class _Run:
         set_seed(recipe.system.seed)
         model, tokenizer = build_model(recipe)
         data = load_data(recipe, tokenizer, self.memory)
-        check_positions(model, data.train, model.latent.num_tokens)
+        check_positions(model, data.train, model.latent.num_tokens, stages=recipe.latent.stage_share > 0)
         check_budget(recipe, data.train)
         if recipe.rkv.full_slots:  # as many latents as the longest chain of thought has tokens
             recipe = recipe.changed("latent", num_tokens=int(data.train.lengths("cot").max()))

@@ -20,6 +20,7 @@ from kava.files import make_folder, new_folder, remove, replace_folder
 from kava.losses import add
 from kava.objective.objective import Objective
 from kava.objective.records import Figure, Result, Step
+from kava.objective.stages import stage_at
 from kava.progress import progress
 from kava.training import aux_state, workers
 from kava.training.checkpoint import find, rotate
@@ -110,6 +111,8 @@ class KavaTrainer(ShardingTrainer):
         update, every = self.state.global_step, self.args.logging_steps
         progress = update / max(1, self.state.max_steps)
         self.step = Step(update, self.epoch, progress, log=update % every == every - 1)
+        if self.recipe.latent.stage_share > 0:
+            self._begin_stage(update)
         self._before = self._sums.copy(), self._counts.copy()
         if self._idle and (update + 1) % self._updates == 0:
             batches[-1][IDLE] = torch.ones(len(batches[-1]["example_id"]))
@@ -125,6 +128,14 @@ class KavaTrainer(ShardingTrainer):
                 self._tokens += sum(int(batch[name].sum()) for name in ("question_mask", "cot_mask", "tail_mask"))
         self._of_all(counts)
         return batches, {name: count or 1.0 for name, count in counts.items()}  # over nothing: 0, but with a gradient
+
+    def _begin_stage(self, update: int) -> None:
+        """Notes the stage of the curriculum for the log; at the beginning of one the optimizer may start anew."""
+        latent, most = self.recipe.latent, max(1, self.state.max_steps)
+        before, stage = (stage_at(latent, max(0, number) / most) for number in (update - 1, update))
+        self.health["stage"] = stage
+        if latent.stage_reset and stage != before:
+            self.optimizer.state.clear()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -138,7 +138,7 @@ def work_of(member: StudyMember) -> dict[str, int | None]:
     run = member.runs[0]
     facts = {name: fact(run) for name, fact in WORK.items()}
     passes, updates = passes_per_update(run.recipe), facts["updates"]
-    return facts | {"training passes": None if passes is None or updates is None else updates * passes}
+    return facts | {"training passes": None if passes is None or updates is None else round(updates * passes)}
 
 
 def unequal_words(work: Mapping[str, Mapping[str, int | None]]) -> str:

@@ -108,12 +108,13 @@ CLAIMS = (
 )
 WRITTEN = ("full_cot", "short_cot")  # whose answers come after a chain of thought in text
 SHARED = ("no_cot", "pause", "full_cot")  # names of members that e1-e5 and methods have
-METHODS = (*SHARED, "short_cot", "codi", "sim_cot", "pccot", "kava", "kava_steps")
+METHODS = (*SHARED, "short_cot", "codi", "sim_cot", "coconut", "pccot", "kava", "kava_steps")
 OF_METHODS = (
     ("kv_rkv", "KaVa's KV term helps: kava is better than pccot, which lacks it alone.", "kava>pccot"),
     ("kv_steps", "The KV term on the steps' results helps: kava_steps is better than pccot.", "kava_steps>pccot"),
     ("targets", "The steps' results teach more than R-KV's choice: kava_steps is better than kava.", "kava_steps>kava"),
     ("one_by_one", "One latent after the other is better than Jacobi rounds: codi is better than pccot.", "codi>pccot"),
+    ("teacher", "A teacher is better than a curriculum: codi is better than coconut.", "codi>coconut"),
     ("decoder", "Writing the steps from the latents teaches them: sim_cot is better than codi.", "sim_cot>codi"),
     ("distilled", "Distilled latents are better than pause tokens: codi and pccot are better than pause.",
      "codi>pause", "pccot>pause"),

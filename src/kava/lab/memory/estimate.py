@@ -57,9 +57,10 @@ class MemoryEstimate:
 
 def estimate(recipe: Recipe, rows: Sequence[Encoded], processes: int = 1) -> MemoryEstimate:
     """The peak of an update on a batch of these rows, the optimizer's state being there."""
-    if recipe.loss.step_decoder > 0:
+    if recipe.reads_steps:
         raise ConfigError(
-            "the memory of a decoder of steps is not estimated", "set loss.step_decoder=0 for that of everything else"
+            "the memory of a decoder of steps and of a curriculum of stages is not estimated",
+            "set loss.step_decoder=0 and latent.stage_share=0 for that of everything else",
         )
     with sizes_only():
         model, _ = build_model(recipe)

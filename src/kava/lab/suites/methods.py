@@ -39,12 +39,24 @@ def members(recipe: Recipe) -> tuple[SuiteMember, ...]:
             "sim_cot", "SIM-CoT: CODI, and a decoder in training that must write step t from latent t",
             (SEQUENTIAL, codi, NO_KV, "loss.step_decoder=1"),
         ),
+        SuiteMember(
+            "coconut", "Coconut: steps give way to latents, stage by stage; no teacher, no projection",
+            (*ANSWER_ALONE, SEQUENTIAL, *stages(recipe.latent.num_tokens), "loss.use_projection=false",
+             "dataset.drop_last_step=false"),
+        ),
         SuiteMember("pccot", "PCCoT: T Jacobi rounds, CODI's term", (JACOBI, codi, NO_KV)),
         SuiteMember("kava", "KaVa: PCCoT and the KV term on R-KV's choice", (JACOBI, codi, kv, "rkv.method=rkv")),
         SuiteMember(
             "kava_steps", "KaVa on the tokens of each step's result (ours)", (JACOBI, codi, kv, "rkv.method=steps")
         ),
     )  # fmt: skip
+
+
+def stages(latents: int) -> tuple[str, str]:
+    """Coconut's schedule (max_latent_stage 3, 3 of 25 epochs for each stage), with the M of the recipe: c = M / 3, or with
+    fewer stages where M is no multiple of 3."""
+    most = next(number for number in (3, 2, 1) if latents % number == 0)
+    return f"latent.stage_latents={latents // most}", "latent.stage_share=0.12"
 
 
 def with_equal_passes(recipe: Recipe) -> tuple[SuiteMember, ...]:
@@ -65,7 +77,7 @@ def with_equal_passes(recipe: Recipe) -> tuple[SuiteMember, ...]:
 
 SUITE = Suite(
     "methods",
-    "CODI, SIM-CoT, PCCoT, KaVa, pause tokens, no, short and whole chain of thought on one recipe",
+    "CODI, SIM-CoT, Coconut, PCCoT, KaVa, pause tokens, no, short and whole chain of thought on one recipe",
     lambda recipe: "methods",
     members,
     NEEDS,
