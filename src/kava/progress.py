@@ -10,6 +10,7 @@ On stderr, of the first process only. A terminal or a notebook has one line that
 after two seconds and then every half minute. Of nested meters the innermost is shown. `silent()` shows none.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from logging import Handler, LogRecord
-from typing import Any, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from kava import console
 
@@ -224,9 +225,24 @@ def silent(quiet: bool = True) -> Iterator[None]:
         screen.visible = before
 
 
-def loading_libraries() -> Any:
-    """Around the first import of torch and transformers, which takes seconds."""
-    return progress("loading PyTorch and transformers", at_once="torch" not in sys.modules)
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Around the first import of torch and transformers, which takes seconds.
+
+    Nothing looks for garbage meanwhile, or later among what was loaded: a million objects that stay. Looking through them
+    again and again is a quarter of the time, and every training asks for full collections.
+    """
+    first = "torch" not in sys.modules
+    with progress("loading PyTorch and transformers", at_once=first):
+        waits = first and gc.isenabled()
+        if waits:
+            gc.disable()
+        try:
+            yield
+        finally:
+            if waits:
+                gc.freeze()
+                gc.enable()
 
 
 class LogLines(Handler):

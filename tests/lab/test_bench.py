@@ -309,9 +309,9 @@ def test_real_lengths_are_computed_in_pieces_beside_a_plain_model(
 ) -> None:
     monkeypatch.setattr(memory, "AUTO", {"cpu": 300})
     words = [word for word in TOY if not word.startswith(("--question", "--cot", "--batch_size"))]
-    assert main(["bench", "train", *words, "--batch_size=9", "--lengths", lengths, "--quiet"]) == 0
+    assert main(["bench", "train", *words, "--batch_size=5", "--lengths", lengths, "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
-    rows = json.loads(FILE.read_text())[lengths][:9]
+    rows = json.loads(FILE.read_text())[lengths][:5]
     latents, rounds, cue = 4, 2, CUE
     tokens = sum(q + c + a + cue + 1 + (1 + latents) + (latents + 1 + a + cue + 1) for q, c, a in rows)
     assert result["real_tokens"] == tokens + (rounds - 1) * latents * len(rows)

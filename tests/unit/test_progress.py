@@ -1,15 +1,18 @@
 """Progress with a clock and a stream of the test's own: what is written, when, and that it fits the terminal."""
 
+import gc
 import io
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 
 from kava import console, progress
-from kava.progress import Meter, Screen, clock_time
+from kava.progress import Meter, Screen, clock_time, loading_libraries
 
 
 class Stream(io.StringIO):
@@ -200,6 +203,28 @@ def test_a_fork_inherits_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         if child == 0:
             os._exit(0 if progress.screen.lock.acquire(timeout=5) else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("loaded", "collecting"), [(False, True), (False, False), (True, True)])
+def test_no_garbage_is_looked_for_while_libraries_are_loaded(
+    loaded: bool, collecting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only at their first import, also where it fails; who had switched it off finds it so."""
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    modules = {"torch": sys} if loaded else {}
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(**vars(sys) | {"modules": modules}))
+    (gc.enable if collecting else gc.disable)()
+    try:
+        for error in (None, ImportError):
+            with suppress(ImportError), loading_libraries():
+                assert gc.isenabled() == (loaded and collecting)
+                if error:
+                    raise error
+            assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
+    assert frozen == ([] if loaded or not collecting else [False, False])
 
 
 def test_time_left() -> None:

@@ -39,7 +39,7 @@ from kava.training.folder import TrainResult, update
 from kava.training.processes import check_variables
 from kava.training.run import train
 from kava.training.trainer import KavaTrainer
-from kava.training.workers import fetching, more_than_cores
+from kava.training.workers import ended_afterwards, fetching, more_than_cores
 from struck import Command
 
 TIMES = ("tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -687,7 +687,7 @@ class BadRow(torch.utils.data.Dataset[int]):
 
 
 def test_a_bad_row_that_a_worker_meets_is_the_error_that_it_raised() -> None:
-    with pytest.raises(DataError) as caught, fetching():
+    with ended_afterwards(), pytest.raises(DataError) as caught, fetching():
         next(iter(torch.utils.data.DataLoader(BadRow(), num_workers=1)))
     assert caught.value.message == "rows.jsonl, line 7: field 'question' is empty"
     assert caught.value.hint == "mend the row"
