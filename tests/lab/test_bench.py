@@ -303,7 +303,7 @@ def test_result_is_one_json_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "PCCoT's order of passes" in text
 
 
-@pytest.mark.parametrize("lengths", ["gsm8k", "gsm8k-nl"])
+@pytest.mark.parametrize("lengths", ["gsm8k", pytest.param("gsm8k-nl", marks=pytest.mark.long)])
 def test_real_lengths_are_computed_in_pieces_beside_a_plain_model(
     lengths: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from kava.cli.main import main
 from kava.lab.bench import host_reads as reading
 from kava.lab.bench.gpu import items as kit_items
-from kava.lab.bench.gpu import kit, precision, rates, report, worker
+from kava.lab.bench.gpu import kit, precision, rates, report, train_step, worker
 from kava.lab.bench.gpu.items import ITEMS, KitFailure, KitFinding, KitItem
 from kava.lab.selfcheck.context import Skipped
 from kava.objective.objective import Objective
@@ -332,5 +332,7 @@ def test_a_smaller_batch_is_taken_where_the_first_does_not_fit(tmp_path: Path, m
         return right(self, batch, *rest)
 
     monkeypatch.setattr(Objective, "forward", small_card)
+    for name, number in {"gflop": 1.0, "peak_memory": 1, "host_reads": 0, "product_rate": 1.0}.items():
+        monkeypatch.setattr(train_step, name, lambda *_, number=number: number)  # measured in all items above
     setup = kit_items.KitSetup(CPU, torch.bfloat16, True, tmp_path)
     assert ITEMS["train-llama-1b"].run(setup).figures["batch_size"] == 1
