@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import groupby
+from typing import Any
 
 # before anything imports torch or transformers
 for _name, _value in {
@@ -47,10 +48,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for unit in units[first::step] for item in unit]
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays to the end: left out of every later garbage collection, of which trainings ask for many."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What the tests import stays to the end: no garbage is looked for meanwhile, and none of it later, although every
+    training asks for a full collection."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 _connect = socket.socket.connect
