@@ -31,7 +31,8 @@ from kava.progress import progress
 
 # Tokenizers of one vocabulary may still split these texts otherwise.
 PROBES = ("3+4=7; 12 - 5 is 7.", " Zwei  Worte\n", "\u4e2d\u6587 \U0001f600")
-SHIPPED = {"kava:embedded": Path(__file__).parent.parent / "assets" / "embedded"}
+ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = {f"kava:{name}": ASSETS / name for name in ("embedded", "long_chains")}
 # The tokenizer and family of the shipped checkpoint, smaller and untrained: a student for the explicit line.
 BLANK = {"kava:blank": ("kava:embedded", {"n_embd": 64, "n_inner": 192, "n_head": 4, "n_layer": 2})}
 _SIZES_ONLY: ContextVar[bool] = ContextVar("sizes only", default=False)
