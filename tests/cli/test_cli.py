@@ -211,10 +211,11 @@ def test_list_and_filters(kava):
         "3b",
         "7b",
         "embedded",
+        "long_chains",
         "blank",
     }
     assert "training.weight_decay" in kava("config", "--list", "--verbose")[1]
-    assert "known: 0.5b, 1b, 3b, 7b, blank, embedded" in kava("config", "--filter_size", "8b")[2]
+    assert "known: 0.5b, 1b, 3b, 7b, blank, embedded, long_chains" in kava("config", "--filter_size", "8b")[2]
 
 
 def test_get_shows_every_value_with_its_tag(kava):

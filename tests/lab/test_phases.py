@@ -324,7 +324,7 @@ def test_one_teacher_that_is_better_alone_refutes_the_claim(tmp_path: Path, caps
 
 def test_a_folder_without_experiments_says_which_suites_have_claims(tmp_path: Path, capsys) -> None:
     run(tmp_path / "mine" / "seed_42")
-    assert "no experiment of a suite with claims (e1-e5, phases, stages), only mine" in refused(
+    assert "no experiment of a suite with claims (e1-e5, methods, phases, stages), only mine" in refused(
         capsys, "--output_base", tmp_path
     )
 

@@ -98,7 +98,7 @@ def test_compressed_and_narrow(tmp_path: Path) -> None:
     words = ["--output_dir", str(folder), "--kv_method", "r-kv", "--target_len", "3", "--dtype", "bfloat16"]
     assert main([*RECIPE, *words, "--splits", "train", "--quiet"]) == 0
     manifest = read_manifest(folder)
-    assert (manifest.method, manifest.settings, manifest.target_len) == ("rkv", {"lambda_": 0.1}, 3)
+    assert (manifest.method, manifest.settings, manifest.target_len) == ("rkv", {"lambda_": 0.1, "centred": False}, 3)
     assert (manifest.dtype, manifest.num_examples) == ("bfloat16", 23)
     assert manifest.with_importance  # what rkv chooses from is asked for in training too
     StoredTeacher(folder).check_recipe(load_recipe("explicit_embedded", ["explicit.target_len=3"]))
