@@ -24,6 +24,7 @@ from kava.infer.generate import generate
 from kava.infer.student import Student, pick_device
 from kava.lab.bench.reference import ModelSizes, library_generate, library_twin
 from kava.lab.bench.timing import Times, hardware, ratio, take_turns
+from kava.progress import progress as progress_of
 
 NO_TOKEN = -1  # no text ends before its limit: both sides make the same calls
 SHORT = 8  # tokens of the shorter text
@@ -75,7 +76,8 @@ def bench(
     model = subject.model
     check_positions(subject, tokens, further)
     runs = runs_of(subject, batch_sizes, tokens, further)
-    lines = differences(runs)
+    with progress_of("tokens compared", show=progress):
+        lines = differences(runs)
     result: dict[str, Any] = {
         "hardware": hardware(model.device),
         "family": model.family.name,

@@ -26,6 +26,7 @@ from kava.infer.generate import generate
 from kava.infer.student import pick_device
 from kava.lab.bench.reference import library_generate, library_twin
 from kava.lab.bench.timing import hardware, ratio, take_turns
+from kava.progress import progress as progress_of
 
 PROMPTS = (
     "Natalia sold 48 clips in April, and then she sold half as many clips in May. How many clips did she sell in all?",
@@ -57,7 +58,8 @@ def bench(
     model, tokenizer = open_model(name, dtype, device)
     encoder = Encoder(tokenizer)
     ids = encode(encoder, prompts, limit, model.max_positions)
-    decodings = decode_all(model, encoder.eos, ids, limit)
+    with progress_of("tokens compared", show=progress):
+        decodings = decode_all(model, encoder.eos, ids, limit)
     lines = differences(decodings, tokenizer)
     result: dict[str, Any] = {
         "model": name,

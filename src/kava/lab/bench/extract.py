@@ -25,6 +25,7 @@ from kava.errors import ConfigError
 from kava.infer.student import pick_device
 from kava.lab.bench.reference import ModelSizes, library_twin
 from kava.lab.bench.timing import hardware, ratios, take_turns
+from kava.progress import progress as progress_of
 from kava.teachers.base import Batch, TeacherKV, TeacherWants
 from kava.teachers.extract import extract, shard_bytes, stored_columns
 from kava.teachers.live import LiveTeacher
@@ -77,7 +78,8 @@ def bench(sizes: ExtractBenchSizes, repeats: int, device: str, folder: Path | No
             "ours": partial(_ours, model, batches),
             "extract": partial(_extract, teacher, target, examples, manifest, store, size),
         }
-        differences = _differences(ways, teacher, store, batches, TOLERANCE[sizes.dtype])
+        with progress_of("stored and live numbers compared", show=progress):
+            differences = _differences(ways, teacher, store, batches, TOLERANCE[sizes.dtype])
         result: dict[str, Any] = {
             "hardware": hardware(target),
             "sizes": asdict(sizes),

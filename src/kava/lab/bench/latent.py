@@ -16,6 +16,7 @@ from kava.infer.checks import untrained
 from kava.infer.sampling import Sampling
 from kava.infer.student import Answer, Student
 from kava.lab.bench.timing import MEMORY, NO_MEMORY, hardware, peak_memory, ratio, take_turns
+from kava.progress import track
 
 MODES = ("latent", "direct", "cot")
 NUMBERS = ("accuracy", "correct", "no_answer", "truncated", "avg_forward_passes", "avg_executed_calls",
@@ -47,7 +48,7 @@ def bench(
         for mode in MODES
         for size in dict.fromkeys((1, *sizes))
     }
-    answers = {case: run() for case, run in runs.items()}
+    answers = {case: run() for case, run in track(runs.items(), "answers compared", unit="ways", show=progress)}
     lines = differences(answers, questions)
     result: dict[str, Any] = {
         "config": recipe.about.name,

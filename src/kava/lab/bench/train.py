@@ -27,6 +27,7 @@ from kava.losses import Term, add
 from kava.objective.make import latent_objective
 from kava.objective.objective import Objective
 from kava.objective.records import Batch, Step
+from kava.progress import track
 from kava.training.memory import auto_budget
 
 ANSWER = 3  # tokens of the answer
@@ -91,7 +92,8 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
         del orders["unpacked"]
     pieces = cut(batch, auto_budget(target)) if real else [batch]
     parts = {name: padded_parts(batch, len(pieces)) if name == "pccot" else pieces for name in orders}
-    terms = {name: _values(objective, parts[name]) for name, (_, _, objective) in orders.items()}
+    compared = track(orders.items(), "losses compared", unit="orders", show=progress)
+    terms = {name: _values(objective, parts[name]) for name, (_, _, objective) in compared}
     differences = unequal(terms)
     result = {"hardware": hardware(target), "sizes": asdict(sizes), "repeats": repeats, "terms": terms}
     result |= {"equal": not differences, "differences": differences}
@@ -104,7 +106,8 @@ def bench(sizes: TrainBenchSizes, repeats: int, device: str, progress: bool) -> 
     if real:
         result |= {"real_tokens": real_tokens(model, batch), "padding": _padding(batch, pieces)}
     ways["library"] = Way("a plain model on as many tokens", 1, len(pieces), library_step(model, batch, len(pieces)))
-    work = {name: gflop(way.step) for name, way in ways.items()}  # also warms up
+    counted = track(ways.items(), "operations counted", unit="orders", show=progress)
+    work = {name: gflop(way.step) for name, way in counted}  # also warms up
     times = take_turns({name: way.step for name, way in ways.items()}, repeats, target, 0, progress)
     result["orders"] = {
         name: {
