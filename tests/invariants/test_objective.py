@@ -229,13 +229,13 @@ def test_the_shares_of_keys_values_and_layers_are_those_of_the_kv_term() -> None
         pieces = [kind(take(batch, rows)) for rows in ([0, 2], [1], [3])]
         assert not any("share_k" in name for name in kind(batch, Step(log=False)).health)
     total = sum(wanted.values())
-    found = {name: figure for name, figure in whole.health.items() if name.startswith("kv_share_")}
-    assert found.keys() == {"kv_share_k", "kv_share_v", *wanted}
+    shares = {name: figure for name, figure in whole.health.items() if name.startswith("kv_share_")}
+    assert shares.keys() == {"kv_share_k", "kv_share_v", *wanted}
     for name, value in wanted.items():
-        assert float(found[name]) == pytest.approx(value / total, rel=1e-9)
-    assert float(found["kv_share_k"]) + float(found["kv_share_v"]) == pytest.approx(1, abs=1e-9)
-    assert float(found["kv_share_k"]) > 0.9  # keys of this size are the loss, as they are in pretrained models
-    for name, figure in found.items():
+        assert float(shares[name]) == pytest.approx(value / total, rel=1e-9)
+    assert float(shares["kv_share_k"]) + float(shares["kv_share_v"]) == pytest.approx(1, abs=1e-9)
+    assert float(shares["kv_share_k"]) > 0.9  # keys of this size are the loss, as they are in pretrained models
+    for name, figure in shares.items():
         assert float(sum((p.health[name] for p in pieces[1:]), pieces[0].health[name])) == pytest.approx(float(figure))
 
 

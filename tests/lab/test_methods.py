@@ -53,19 +53,19 @@ def value(recipe: Recipe, key: str) -> object:
 
 
 def test_a_method_sets_what_it_is_and_nothing_else() -> None:
-    base, found = load_recipe("llama1b_aug"), recipes("llama1b_aug")
-    assert set(found) == set(METHODS) == set(OWN)
-    for name, recipe in found.items():
+    base, members = load_recipe("llama1b_aug"), recipes("llama1b_aug")
+    assert set(members) == set(METHODS) == set(OWN)
+    for name, recipe in members.items():
         assert {line.split()[0] for line in differing(base, recipe)} == set(OWN[name]), name
         assert {key: value(recipe, key) for key in OWN[name]} == OWN[name]
         assert (recipe.training, recipe.system, recipe.model) == (base.training, base.system, base.model)
 
 
 def test_the_term_of_codi_has_one_weight_where_a_recipe_has_none() -> None:
-    found = recipes("embedded")
+    members = recipes("embedded")
     assert load_recipe("embedded").loss.alpha1_codi == 0
-    assert {found[name].loss.alpha1_codi for name in ("codi", "pccot", "kava", "kava_steps")} == {1}
-    assert {found[name].loss.alpha2_kv for name in ("kava", "kava_steps")} == {5}
+    assert {members[name].loss.alpha1_codi for name in ("codi", "pccot", "kava", "kava_steps")} == {1}
+    assert {members[name].loss.alpha2_kv for name in ("kava", "kava_steps")} == {5}
 
 
 @pytest.mark.parametrize("config", ["explicit_embedded", "multi_teacher_embedded"])
@@ -132,11 +132,11 @@ def test_a_folder_of_methods_is_analysed(tmp_path: Path, capsys: pytest.CaptureF
     base = tree(tmp_path / "methods", {"pccot": 0.3, "kava": 0.31, "kava_steps": 0.7, "codi": 0.3})
     tree(base, {"full_cot": 0.9, "short_cot": 0.8}, mode="cot")
     document = analyze(capsys, "--output_base", base)
-    found = words(document)
-    assert found["kv_steps"] == found["targets"] == "supported"
-    assert found["kv_rkv"] != "supported"
-    assert found["against_text"] != "supported"
-    assert "distilled" not in found  # nothing has been run for it
+    verdicts = words(document)
+    assert verdicts["kv_steps"] == verdicts["targets"] == "supported"
+    assert verdicts["kv_rkv"] != "supported"
+    assert verdicts["against_text"] != "supported"
+    assert "distilled" not in verdicts  # nothing has been run for it
     modes = {row["name"]: row["mode"] for row in document["experiments"]}
     assert modes == {"pccot": "latent", "kava": "latent", "kava_steps": "latent", "codi": "latent"} | dict.fromkeys(
         ("full_cot", "short_cot"), "cot"

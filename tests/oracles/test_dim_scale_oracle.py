@@ -123,9 +123,9 @@ def disturb(kind: Objective) -> None:
 def measured(kind: Objective, batch: dict[str, Tensor]) -> float:
     """The KV term after a calibration."""
     measure_scale(kind, batches())
-    found = float(kv_of(kind, batch).detach())
+    distance = float(kv_of(kind, batch).detach())
     vars(kind.compare).pop("forward", None)  # of a disturbed one
-    return found
+    return distance
 
 
 @pytest.mark.parametrize(

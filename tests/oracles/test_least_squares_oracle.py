@@ -73,7 +73,7 @@ def test_what_is_linear_is_found_and_what_is_constant_is_harmless() -> None:
 @pytest.mark.parametrize("shape", ["up", "down", "whole-up", "whole-down"])
 def test_a_projector_begins_with_the_best_map(shape: str) -> None:
     """A teacher with the student's weights, behind a random map: on new text it is nearer than from any other start."""
-    found, rows = {}, encoded(EIGHT, seed=100)
+    unexplained, rows = {}, encoded(EIGHT, seed=100)
     settings = (
         *explicit.SHAPES[shape][1],
         "rkv.shuffle=examples",
@@ -86,11 +86,11 @@ def test_a_projector_begins_with_the_best_map(shape: str) -> None:
         kind.eval()
         numbers = held_out(kind, rows, Collator(7), len(rows))
         assert numbers is not None
-        found[start] = numbers["kv_unexplained_by_dim"]
+        unexplained[start] = numbers["kv_unexplained_by_dim"]
         if "down" in shape:
             assert bool((kind.compare.reference > 0).all())
             assert start == "none" or numbers["target_variation"] == pytest.approx(1, abs=0.2)
-    assert found["least_squares"] < 0.5 * min(found["none"], found["moments"])
+    assert unexplained["least_squares"] < 0.5 * min(unexplained["none"], unexplained["moments"])
 
 
 def test_adapters_of_a_mixture_begin_with_the_best_map() -> None:

@@ -84,9 +84,9 @@ def test_the_decoders_term_is_a_plain_loop_over_steps(family: str, method: str) 
         (term,) = [term for term in kind(batch_of(side)).terms if term.name == NAME]
         assert (term.count, term.weight) == (count, 0.5)
         assert float(term.total) == pytest.approx(float(total), abs=1e-9)
-        found = gradients(term.value(), kind)
+        grads = gradients(term.value(), kind)
         for name, grad in wanted.items():
-            torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-9, msg=name)
+            torch.testing.assert_close(grads[name], grad, rtol=1e-9, atol=1e-9, msg=name)
     reached = [name for name, grad in wanted.items() if bool(grad.any())]
     assert {"model.project.layers.0.weight", f"aux_terms.{NAME}.decoder.backbone.lm_head.weight"} & set(reached)
     assert any(name.startswith("model.backbone.") for name in reached)
@@ -100,8 +100,8 @@ def test_rows_alone_add_up_and_no_steps_at_all_cost_nothing() -> None:
         assert sum(term.count for term in terms[1:]) == terms[0].count
     (nothing,) = [term for term in parts[2] if term.name == NAME]
     assert (float(nothing.total), nothing.count) == (0, 0)
-    found = torch.autograd.grad(nothing.total, list(kind.aux_terms[NAME].decoder.parameters()))  # in every process
-    assert not any(bool(grad.any()) for grad in found)
+    grads = torch.autograd.grad(nothing.total, list(kind.aux_terms[NAME].decoder.parameters()))  # in every process
+    assert not any(bool(grad.any()) for grad in grads)
 
 
 def test_the_decoder_changes_no_other_term() -> None:

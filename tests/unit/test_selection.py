@@ -195,7 +195,7 @@ def batch_of(student, examples):
 
 def unexplained_by_dim(student, asked):
     """(latent - entry)^2 over (entry - mean)^2 of every dimension, the entries of all items side by side."""
-    found = {}
+    by_compressor = {}
     for name in COMPRESSORS:
         loss = LossConfig(alpha1_codi=0)
         objective = latent_objective(student.model, loss, make_compressor(name))
@@ -208,14 +208,14 @@ def unexplained_by_dim(student, asked):
                 for pair in objective.compare(Sides(batch, views[0], target, objective.samples(batch))):
                     for head in range(pair.kept.shape[1]):
                         kept = pair.kept[0, head]
-                        one = pair.student[0, head][kept].double(), pair.target[0, head][kept].double()
-                        sides.setdefault((pair.kind, pair.layer, head), []).append(one)
+                        entries = pair.student[0, head][kept].double(), pair.target[0, head][kept].double()
+                        sides.setdefault((pair.kind, pair.layer, head), []).append(entries)
         shares = []
         for parts in sides.values():
             own, other = (torch.cat(part) for part in zip(*parts, strict=True))
             shares.append(((own - other).square().sum(0) / (other - other.mean(0)).square().sum(0)).mean())
-        found[f"kv_by_dim_{name}"] = float(torch.stack(shares).mean())
-    return found
+        by_compressor[f"kv_by_dim_{name}"] = float(torch.stack(shares).mean())
+    return by_compressor
 
 
 def test_losses_are_the_trainings_own(student):

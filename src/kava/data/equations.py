@@ -26,8 +26,8 @@ class Equation:
     @classmethod
     def read(cls, step: str) -> "Equation":
         """The equation of a step, with or without <<>>; NoRedrawError where it is none, rounded or wrong."""
-        found = ANNOTATION.fullmatch(step.strip())
-        left, equals, right = (found[0][2:-2] if found else step).partition("=")
+        annotation = ANNOTATION.fullmatch(step.strip())
+        left, equals, right = (annotation[0][2:-2] if annotation else step).partition("=")
         arithmetic = re.search(r"[\d)] *[-+*/]", left) and not re.search(r"[^-\d.+*/() ]", left)
         if not equals or not arithmetic or not _OPERAND.fullmatch(right.strip()):
             raise NoRedrawError("an equation is no arithmetic")

@@ -88,8 +88,8 @@ def push(
     facts = student_facts(folder)
     how = (repo, private, revision, overwrite, dry_run, progress)
     if not merged:
-        given = {"base": base is not None, "dtype": dtype is not None, "trust_remote_code": trust_remote_code}
-        if idle := [name for name, is_given in given.items() if is_given]:
+        of_merged = {"base": base is not None, "dtype": dtype is not None, "trust_remote_code": trust_remote_code}
+        if idle := [name for name, is_set in of_merged.items() if is_set]:
             problem = f"{' and '.join(idle)} cannot be heeded: the student is uploaded as it is"
             raise ConfigError(problem, "leave out, or add --merged (in Python merged=True)")
         return send(Upload(student_upload(folder, facts.card), model_card(facts, Form(repo), licence)), *how)

@@ -141,6 +141,11 @@ class Panels:
     right: float = 0.06
     margin: float = 0.0  # left of all columns
 
+    @classmethod
+    def of_layers(cls, members: int, columns: int, layers: int) -> "Panels":
+        """A row of `columns` panels for each member, as high as so many layers need."""
+        return cls(members * columns, columns, height=min(2.2 if members < 3 else 1.1, max(0.7, 0.1 * layers)))
+
     @property
     def width(self) -> float:
         return (WIDTH - self.margin - self.right) / self.columns - self.left

@@ -47,7 +47,7 @@ def _plot(means: Mapping[str, Parts]) -> Plot:
     """A row of panels per member (keys, values; or codes), compared layers over updates."""
     columns = max(map(len, means.values()))
     layers = max(len(rows) for parts in means.values() for _, rows in parts.values())
-    panels = Panels(len(means) * columns, columns, height=min(2.2 if len(means) < 3 else 1.1, max(0.7, 0.1 * layers)))
+    panels = Panels.of_layers(len(means), columns, layers)
 
     def draw(figure: Any) -> None:
         axes = panels.axes(figure)
